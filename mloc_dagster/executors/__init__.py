@@ -1,0 +1,1 @@
+"""Task executors: what turns the rows of one shard into results. Knows no Dagster."""

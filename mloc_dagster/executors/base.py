@@ -1,0 +1,86 @@
+"""The door for executor authors: implement `TaskExecutor`, register it as an entry point.
+
+An executor turns input rows into output rows. It does not know Dagster, the store, retries or
+other shards: rows come in through `ShardInput`, go out through `ShardContext.emit`. Register a
+class under the entry-point group `mloc_dagster.task_types` with the task type as its name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+from mloc_dagster.results.rows import InputRow, OutputRow
+
+
+@dataclass(frozen=True, slots=True)
+class ModelKey:
+    """Identifies a loaded model: equal keys may share one copy in memory.
+
+    Attributes:
+        engine: `transformers`, `vllm`, …
+        identity: Everything that changes what is loaded, in a canonical form.
+    """
+
+    engine: str
+    identity: str
+
+
+@dataclass(frozen=True, slots=True)
+class ShardInput:
+    """The part of a shard that is still to be computed.
+
+    Attributes:
+        task_id: The task.
+        index: The shard's place among the task's shards.
+        attempt: 1 for the first try.
+        rows: Missing rows only, in index order; a stream, to be read once.
+        count: How many rows `rows` will give.
+    """
+
+    task_id: str
+    index: int
+    attempt: int
+    rows: Iterable[InputRow]
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class ShardContext:
+    """What an executor may do to the outside.
+
+    Attributes:
+        emit: Hand over a finished row. Any order; each index exactly once.
+        cancelled: Look at this between engine steps; when true, raise `TaskCancelled`.
+        log: One line for the task's own log file.
+    """
+
+    emit: Callable[[OutputRow], None]
+    cancelled: Callable[[], bool]
+    log: Callable[[str], None]
+
+
+class TaskExecutor[SpecT, ModelT](Protocol):
+    """Computes shards of one task type.
+
+    Raise `TransientError` for what another attempt may cure and `TerminalError` for what it
+    will not; any other exception counts as transient. A row that cannot be computed is emitted
+    with `error`, not raised.
+    """
+
+    def model_key(self, spec: SpecT) -> ModelKey | None:
+        """Returns what identifies the model, or None when there is nothing to keep warm."""
+        ...
+
+    def load(self, spec: SpecT) -> ModelT:
+        """Loads the model; called by the model cache only."""
+        ...
+
+    def unload(self, model: ModelT) -> None:
+        """Frees the model: after this its memory is really available."""
+        ...
+
+    def run(self, shard: ShardInput, spec: SpecT, model: ModelT, context: ShardContext) -> None:
+        """Computes every row of `shard`, emitting each as it finishes."""
+        ...

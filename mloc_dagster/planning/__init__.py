@@ -1,0 +1,1 @@
+"""Rows → shards. Pure: numbers in, numbers out."""

@@ -1,0 +1,1 @@
+"""What a task leaves behind: rows, responses, exports, manifest, delivery."""

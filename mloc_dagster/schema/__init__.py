@@ -1,0 +1,1 @@
+"""The YAML as types. Imports nothing of mloc but errors."""

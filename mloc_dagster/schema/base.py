@@ -1,0 +1,72 @@
+"""What every block of a template is built from."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+_MEMORY = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?\s*$")
+_POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
+
+MAX_NAME_LENGTH = 100
+
+
+class Block(BaseModel):
+    """A block of YAML: frozen, no unknown keys, each field described by its docstring."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        use_attribute_docstrings=True,
+        protected_namespaces=(),
+        allow_inf_nan=False,
+    )
+
+
+def parse_memory(value: object) -> object:
+    """Turns `"64Gi"`, `"64GiB"` or `"500MB"` into bytes; numbers pass through.
+
+    Raises:
+        ValueError: If a string is not a quantity.
+    """
+    if not isinstance(value, str):
+        return value
+    match = _MEMORY.match(value)
+    if match is None:
+        raise ValueError("expected a quantity of memory such as '32Gi', '32GiB' or '500MB'")
+    number, unit, binary = match.groups()
+    return int(float(number) * (1024 if binary else 1000) ** _POWERS[unit])
+
+
+def parse_cpu(value: object) -> object:
+    """Turns `"8"` or `"500m"` into cores; numbers pass through.
+
+    Raises:
+        ValueError: If a string is not a number of cores.
+    """
+    if not isinstance(value, str):
+        return value
+    text = value.strip()
+    try:
+        return float(text[:-1]) / 1000 if text.endswith("m") else float(text)
+    except ValueError:
+        raise ValueError("expected a number of cores such as '8' or '500m'") from None
+
+
+Memory = Annotated[
+    int,
+    BeforeValidator(parse_memory, json_schema_input_type=int | str),
+    Field(ge=1, description="Bytes, or a string such as '32Gi'."),
+]
+Cores = Annotated[
+    float,
+    BeforeValidator(parse_cpu, json_schema_input_type=float | str),
+    Field(gt=0, description="Cores, or a string such as '8' or '500m'."),
+]
+Name = Annotated[
+    str, Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$", max_length=MAX_NAME_LENGTH)
+]
+
+TaskType = Literal["echo", "inference", "sft", "lora_sft", "dpo", "ppo", "rag", "agent"]

@@ -1,0 +1,173 @@
+"""Where a task's rows come from."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from mloc_dagster.schema.base import Block
+
+
+class ChatMessage(Block):
+    """One message of a chat row."""
+
+    role: Literal["system", "user", "assistant", "tool"]
+    content: str
+
+
+class ListData(Block):
+    """Rows written into the template."""
+
+    type: Literal["list"]
+    items: tuple[str | tuple[ChatMessage, ...], ...] = Field(min_length=1)
+    """Prompts: each a string, or a list of chat messages."""
+
+    shuffle: bool = False
+    """Shuffle the items."""
+
+    seed: int = 42
+    """Seed of the shuffle."""
+
+
+class DatasetData(Block):
+    """Rows of a dataset: on the Hugging Face hub, or files on any fsspec URL."""
+
+    type: Literal["dataset"]
+    url: str = Field(min_length=1)
+    """A hub id (`openai/gsm8k`), or a path or URL of jsonl, json, csv, parquet or txt files."""
+
+    name: str | None = None
+    """The hub dataset's configuration, such as `main`."""
+
+    revision: str | None = None
+    """Branch, tag or commit of a hub dataset."""
+
+    split: str = "train"
+    """Which rows: `train`, `train[:200]`, `train[10%:20%]`, `[-50:]`, `train[:5]+test[:5]`."""
+
+    column: str | None = None
+    """The column with the prompt; may be left out when there is only one."""
+
+    shuffle: bool = False
+    """Shuffle the rows after slicing."""
+
+    seed: int = 42
+    """Seed of the shuffle."""
+
+    buffer_size: int | None = Field(default=None, ge=1)
+    """Shuffle within a moving window of so many rows; without it the whole input is shuffled."""
+
+
+class TemplateColumn(Block):
+    """A value out of an upstream result: `expr`, or `node` and `path`."""
+
+    label: str
+    """Heading, and the name by which an inline `text` refers to it."""
+
+    expr: str | None = None
+    """`node.result.items[0].output`; `items[*].output` gives one row per item."""
+
+    node: str | None = None
+    path: str | None = None
+
+    @model_validator(mode="after")
+    def _one_form(self) -> TemplateColumn:
+        if (self.expr is None) == (self.node is None or self.path is None):
+            raise ValueError("give either expr, or node and path")
+        return self
+
+    @property
+    def reference(self) -> str:
+        """The column as one expression: `node.path`."""
+        return self.expr if self.expr is not None else f"{self.node}.{self.path}"
+
+
+class TemplateOptions(Block):
+    """What stands around the columns of a named graph template."""
+
+    intro: tuple[str, ...] = ()
+    """Paragraphs before the columns."""
+
+    closing: tuple[str, ...] = ()
+    """Paragraphs after the columns."""
+
+
+class GraphTemplate(Block):
+    """A prompt built from upstream results."""
+
+    name: Literal["two_column_briefing"] | None = None
+    """A template that ships with mloc."""
+
+    text: str | None = None
+    """An inline template; `{label}` stands for the column of that label."""
+
+    columns: tuple[TemplateColumn, ...] = Field(min_length=1)
+    options: TemplateOptions = TemplateOptions()
+
+    @model_validator(mode="after")
+    def _one_form(self) -> GraphTemplate:
+        if (self.name is None) == (self.text is None):
+            raise ValueError("give either name or text")
+        return self
+
+
+class GraphTemplateData(Block):
+    """Rows rendered from the results of upstream nodes."""
+
+    type: Literal["graph_template"]
+    template: GraphTemplate
+
+
+class UpstreamData(Block):
+    """One row for each row of an upstream node. A later stage without `data` of its own gets this."""
+
+    type: Literal["upstream"]
+    node: str
+    """The stage or node whose rows to take."""
+
+    text: str = "{prompt}\n\n{output}"
+    """The new prompt; `{prompt}` and `{output}` are the upstream row's."""
+
+
+InferenceData = Annotated[
+    ListData | DatasetData | GraphTemplateData | UpstreamData, Field(discriminator="type")
+]
+
+
+class Preference(Block):
+    """One comparison for preference training."""
+
+    prompt: str
+    chosen: str
+    rejected: str
+
+
+class TrainingData(Block):
+    """Rows to train on: a dataset, inline preferences or inline prompts."""
+
+    dataset_name: str | None = None
+    """A hub id, or a path or URL of jsonl, json, csv or parquet files."""
+
+    config_name: str | None = None
+    split: str = "train"
+    prompt_column: str | None = None
+    response_column: str | None = None
+    text_column: str | None = None
+    messages_column: str | None = None
+    chosen_column: str | None = None
+    rejected_column: str | None = None
+    separator: str = "\n\n"
+    """Stands between prompt and response."""
+
+    max_samples: int | None = Field(default=None, ge=1)
+    shuffle: bool = False
+    seed: int = 42
+    preferences: tuple[Preference, ...] = ()
+    prompts: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _has_rows(self) -> TrainingData:
+        if not (self.dataset_name or self.preferences or self.prompts):
+            raise ValueError("give one of dataset_name, preferences or prompts")
+        return self

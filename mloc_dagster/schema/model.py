@@ -1,0 +1,72 @@
+"""Which model, and how its engine loads it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+from pydantic import Field, JsonValue
+
+from mloc_dagster.schema.base import Block
+
+
+class ModelSource(Block):
+    """Where the weights come from."""
+
+    type: Literal["huggingface", "local", "builtin"] = "huggingface"
+    """`huggingface` (a hub id), `local` (a folder) or `builtin` (ships with mloc)."""
+
+    identifier: str = Field(min_length=1)
+    """Hub id, path, or the name of a builtin model such as `tiny-chat`."""
+
+    revision: str | None = None
+    """Branch, tag or commit on the hub."""
+
+    trust_remote_code: bool = False
+    """Runs code that comes with the weights; the operator must allow it too."""
+
+
+class TransformersOptions(Block):
+    """How transformers loads and batches. Names are those of `from_pretrained`."""
+
+    device_map: str | None = None
+    """`auto`, `cpu`, `cuda:0`, …; by default a GPU when there is one."""
+
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    attn_implementation: Literal["eager", "sdpa", "flash_attention_2"] | None = None
+    low_cpu_mem_usage: bool | None = None
+    trust_remote_code: bool = False
+    max_batch_size: int = Field(default=64, ge=1)
+    """Rows that are generated together at most."""
+
+    max_batch_tokens: int = Field(default=16384, ge=1)
+    """Prompt and new tokens of one batch at most, padding included."""
+
+
+class Adapter(Block):
+    """A LoRA adapter on top of the model."""
+
+    type: Literal["lora"] = "lora"
+    path: str | None = None
+    """A folder with the adapter."""
+
+    url: str | None = None
+    """An archive with the adapter, or a reference to an earlier stage's result."""
+
+    apply: Literal["merge", "request"] = "merge"
+    """`merge` into the weights, or send with each `request` (vLLM)."""
+
+
+class Model(Block):
+    """The model of a task and the options of its engine."""
+
+    source: ModelSource
+    engine: Literal["vllm", "transformers"] | None = None
+    """Which engine; by default vLLM where it can run, else transformers."""
+
+    vllm: Mapping[str, JsonValue] = Field(default_factory=dict)
+    """vLLM's engine arguments, verbatim."""
+
+    transformers: TransformersOptions = TransformersOptions()
+    adapters: tuple[Adapter, ...] = ()
+    """Applied in this order."""

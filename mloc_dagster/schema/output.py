@@ -1,0 +1,68 @@
+"""What is kept, and where it is sent."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Literal
+
+from pydantic import Field, SecretStr, field_validator
+
+from mloc_dagster.schema.base import Block
+
+OutputFormat = Literal["json", "parquet", "jsonl", "csv"]
+
+
+class LocalDestination(Block):
+    """Keeps the results on the store."""
+
+    type: Literal["local"] = "local"
+    path: str | None = None
+    """A second copy of the artifacts, relative to the results root; the latest run wins."""
+
+
+class HttpDestination(Block):
+    """Posts the result, then uploads the artifacts."""
+
+    type: Literal["http"]
+    url: str = Field(pattern=r"^https?://[^\s/]+")
+    """The result goes to this URL, each artifact to `<url>/<task_id>/files`."""
+
+    method: Literal["POST", "PUT"] = "POST"
+    headers: Mapping[str, SecretStr] = Field(default_factory=dict)
+    """Sent with each request; take secrets from the environment: `Bearer ${MY_TOKEN}`."""
+
+    timeout_s: float = Field(default=30.0, gt=0, le=600, alias="timeoutSec")
+    """Seconds one request may take."""
+
+    max_attempts: int = Field(default=4, ge=1, le=10)
+    """Tries per request, with growing pauses."""
+
+
+Destination = Annotated[LocalDestination | HttpDestination, Field(discriminator="type")]
+
+
+class Output(Block):
+    """The results that a task must leave, and their destination."""
+
+    destination: Destination = LocalDestination()
+    artifacts: tuple[str, ...] = ("responses.json",)
+    """Files and folders of the task's results that the manifest requires."""
+
+    formats: tuple[OutputFormat, ...] = ("json", "parquet")
+    """Files to write: `responses.json`, `responses.parquet`, …"""
+
+    @field_validator("artifacts")
+    @classmethod
+    def _stay_inside(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for name in value:
+            parts = name.replace("\\", "/").split("/")
+            if name.startswith(("/", "\\")) or ".." in parts or "\0" in name or not name.strip("/"):
+                raise ValueError(f"{name!r} leaves the task's folder")
+        return value
+
+
+class Checks(Block):
+    """Limits of the asset checks that block what comes after."""
+
+    max_empty_fraction: float = Field(default=0.5, ge=0, le=1)
+    """Share of rows whose output may be empty."""

@@ -1,0 +1,91 @@
+"""Where a task may run, and how often it is tried."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from mloc_dagster.schema.base import Block, Cores, Memory
+
+
+class Gpu(Block):
+    """GPUs that each shard needs."""
+
+    count: int = Field(default=0, ge=0)
+    """How many; 0 asks for none."""
+
+    type: str = "any"
+    """`any`, or a device name such as `nvidia-h100`."""
+
+    memory: Memory | None = None
+    """Device memory that each GPU must have."""
+
+
+class Hardware(Block):
+    """What one shard needs of its worker."""
+
+    cpu: Cores | None = None
+    memory: Memory | None = None
+    gpu: Gpu = Gpu()
+
+
+class Resources(Block):
+    """What a task asks of the machines it runs on."""
+
+    replicas: int = Field(default=1, ge=1)
+    """Copies of the model that may work side by side."""
+
+    hardware: Hardware = Hardware()
+
+
+class Parallel(Block):
+    """How a task is cut into shards."""
+
+    enabled: bool = True
+    """`false` runs the whole task as one shard."""
+
+    max_shards: int = Field(default=8, ge=1, le=1024)
+    """At most this many shards; fewer rows give fewer shards."""
+
+    strategy: Literal["rows"] = "rows"
+    """`rows`: contiguous ranges of rows, sizes differing by at most one."""
+
+    @property
+    def shards(self) -> int:
+        """The upper bound that holds: 1 when sharding is off."""
+        return self.max_shards if self.enabled else 1
+
+
+class Retries(Block):
+    """Automatic retries of a shard: linear backoff, `delay_s × attempt`, capped."""
+
+    max: int = Field(default=3, ge=0, le=3)
+    """Retries after the first attempt."""
+
+    delay_s: float = Field(default=5.0, ge=0)
+    """Seconds before the first retry; the n-th waits n times as long."""
+
+    max_delay_s: float = Field(default=120.0, ge=0, le=120)
+    """No wait is longer than this."""
+
+    def wait_s(self, attempt: int) -> float:
+        """Seconds to wait after failed attempt number `attempt` (from 1)."""
+        return min(self.delay_s * attempt, self.max_delay_s)
+
+
+class Slo(Block):
+    """Within which time a task should be done."""
+
+    seconds: float = Field(gt=0)
+    """Seconds from submission to the last result."""
+
+
+class Schedule(Block):
+    """Runs the template at set times, as a Dagster schedule."""
+
+    cron: str
+    """Five cron fields, such as `0 6 * * 1-5`."""
+
+    timezone: str = "UTC"
+    """An IANA name such as `Europe/Berlin`."""
