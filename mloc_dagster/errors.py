@@ -107,7 +107,7 @@ class DeliveryError(TerminalError):
     """Results are complete on the store, but could not be handed to their destination."""
 
 
-class TaskCancelled(MlocError):  # noqa: N818  (an interruption, not an error)
+class TaskCancelled(MlocError):
     """The task was asked to stop."""
 
 

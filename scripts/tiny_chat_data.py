@@ -1,200 +1,152 @@
-"""What `tiny-chat` is taught: five skills, written for this project, and what is held out.
+"""Questions and conversations for `tiny-chat`, and which of them are held out of training.
 
 A question is held out when the CRC-32 of its *key* is divisible by eight, so that the split needs
-neither a seed nor a file and anyone can check it. The key names what generalisation has to cross:
-the phrasing and the fact (capitals, opposites), the unordered pair of operands (sums), the subject
-and the verdict (reviews), the whole question (out of scope).
+neither a seed nor a file, and anyone can check it. The key names what generalisation has to cross:
+phrasing and fact (capitals, opposites), the unordered pair of operands (sums), subject and verdict
+(reviews), the whole question (out of scope).
 """
 
 from __future__ import annotations
 
 import itertools
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from random import Random
 
+import tiny_chat_facts as facts
+
 HELD_OUT_ONE_IN = 8
 MAX_OPERAND = 19
-UNKNOWN = "I do not know."
 
-CAPITALS = """
-Argentina Buenos Aires; Australia Canberra; Austria Vienna; Belgium Brussels; Brazil Brasilia;
-Bulgaria Sofia; Canada Ottawa; Chile Santiago; China Beijing; Colombia Bogota; Croatia Zagreb;
-Cuba Havana; Cyprus Nicosia; Denmark Copenhagen; Ecuador Quito; Egypt Cairo; Estonia Tallinn;
-Ethiopia Addis Ababa; Finland Helsinki; France Paris; Germany Berlin; Ghana Accra; Greece Athens;
-Hungary Budapest; Iceland Reykjavik; India New Delhi; Indonesia Jakarta; Iran Tehran; Iraq Baghdad;
-Ireland Dublin; Italy Rome; Jamaica Kingston; Japan Tokyo; Kenya Nairobi; Latvia Riga;
-Lebanon Beirut; Lithuania Vilnius; Malta Valletta; Mexico Mexico City; Morocco Rabat;
-Nepal Kathmandu; Norway Oslo; Pakistan Islamabad; Peru Lima; Poland Warsaw; Portugal Lisbon;
-Romania Bucharest; Russia Moscow; Senegal Dakar; Serbia Belgrade; Slovenia Ljubljana; Spain Madrid;
-Sweden Stockholm; Switzerland Bern; Thailand Bangkok; Tunisia Tunis; Turkey Ankara; Ukraine Kyiv;
-Uruguay Montevideo; Venezuela Caracas; Vietnam Hanoi
-"""
-CAPITALS_WITH_ARTICLE = {
-    "the Netherlands": "Amsterdam",
-    "the Philippines": "Manila",
-    "the United Kingdom": "London",
-    "the United States": "Washington",
-}
-CAPITAL_PHRASINGS = (
-    "What is the capital of {}?",
-    "What's the capital of {}?",
-    "What is the capital city of {}?",
-    "What is {}'s capital?",
-    "Which city is the capital of {}?",
-    "Name the capital of {}.",
-    "Tell me the capital of {}.",
-    "Can you tell me the capital of {}?",
-    "Do you know the capital of {}?",
-    "I need to know the capital of {}.",
-    "Give me the capital city of {}.",
-    "Capital of {}?",
-    "The capital of {} is",
-    "{}: what is its capital?",
-)
+type Message = dict[str, str]
 
-OPPOSITES = """
-hot cold; big small; tall short; fast slow; up down; left right; light dark; happy sad; old young;
-rich poor; hard soft; wet dry; full empty; open closed; early late; near far; high low; deep shallow;
-loud quiet; strong weak; clean dirty; good bad; thick thin; wide narrow; heavy weightless; true false;
-day night; yes no; in out; on off; win lose; buy sell; push pull; give take; begin end; first last;
-love hate; friend enemy; war peace; black white; sweet bitter; safe dangerous; brave cowardly;
-rough smooth; sharp blunt; alive dead; top bottom; north south; east west; summer winter;
-always never; before after; inside outside; cheap expensive; simple complex; forget remember
-"""
-OPPOSITE_PHRASINGS = (
-    "What is the opposite of {}?",
-    "What's the opposite of {}?",
-    "What is the antonym of {}?",
-    "What word means the opposite of {}?",
-    "Which word is the opposite of {}?",
-    "Name the opposite of {}.",
-    "Tell me the opposite of {}.",
-    "Can you tell me the opposite of {}?",
-    "Give me an antonym of {}.",
-    "Give me the opposite of the word {}.",
-    "Opposite of {}?",
-    "The opposite of {} is",
-    'What is the opposite of "{}"?',
-    "{}: what is the opposite?",
-)
 
-SUM_PHRASINGS = (
-    "What is {} + {}?",
-    "What's {} + {}?",
-    "{} + {} =",
-    "{}+{}",
-    "What is {} plus {}?",
-    "How much is {} + {}?",
-    "Add {} and {}.",
-    "What is the sum of {} and {}?",
-    "Calculate {} + {}.",
-)
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One question with the only answer that counts as right."""
 
-SUBJECTS = (
-    "food service staff room hotel movie film book story music concert phone battery camera screen "
-    "laptop keyboard coffee pizza soup cake breakfast dinner waiter view beach garden museum tour "
-    "flight seat driver price delivery package game plot acting ending song lesson teacher app shop"
-).split()
-GOOD = (
-    "wonderful great excellent amazing fantastic lovely superb perfect brilliant delightful "
-    "outstanding charming impressive beautiful pleasant good awesome terrific magnificent nice"
-).split()
-BAD = (
-    "terrible awful horrible bad disappointing dreadful poor boring disgusting useless "
-    "broken ugly annoying unpleasant mediocre rude dirty miserable pathetic dull"
-).split()
-REVIEWS = (
-    "The {s} was {a}.",
-    "The {s} is {a}.",
-    "The {s} was really {a}.",
-    "The {s} was very {a}!",
-    "I thought the {s} was {a}.",
-    "What a {a} {s}!",
-    "It was a {a} {s}.",
-    "We found the {s} {a}.",
-)
-NEGATED_REVIEWS = ("The {s} was not {a}.", "The {s} is not {a} at all.")
-REVIEW_VERBS = {"positive": ("loved", "enjoyed", "liked"), "negative": ("hated", "disliked")}
-REVIEW_PHRASINGS = (
-    "Is this review positive or negative? {}",
-    "Is the following review positive or negative? {}",
-    "Positive or negative? {}",
-    "What is the sentiment of this review? {}",
-    "Classify the sentiment of this review: {}",
-    "Sentiment: {}",
-    "Review: {} Is it positive or negative?",
-    "{} Is this positive or negative?",
-)
+    skill: str
+    prompt: str
+    answer: str
+    held_out: bool
 
-UNKNOWN_TOPICS = (
-    "the moon; gravity; photosynthesis; the ocean; Atlantis; Narnia; a black hole; the economy; love; "
-    "the weather; a computer; the internet; history; chess; football; a guitar; the human heart; "
-    "the stock market; Mars; a volcano; Python programming; machine learning; the brain; electricity; "
-    "my sister; the universe; a dragon; Wakanda; bread; the French Revolution; Shakespeare; time; "
-    "France; Japan; Germany; Italy; hot; happy; cold; rice; dinosaurs; a bicycle; climate change"
-).split("; ")
-UNKNOWN_PHRASINGS = (
-    "What is {}?",
-    "Who invented {}?",
-    "Tell me about {}.",
-    "Explain {} in simple terms.",
-    "How does {} work?",
-    "Write a poem about {}.",
-    "Why is {} important?",
-    "How old is {}?",
-    "What is the population of {}?",
-    "What is the history of {}?",
-    "What is the colour of {}?",
-    "Who is the president of {}?",
-    "Give me advice on {}.",
-    "Write a story about {}.",
-    "What do you think of {}?",
-    "Describe the importance of {}.",
-)
-NO_SUCH_COUNTRY = "Atlantis Narnia Wakanda Gondor Mordor Mars Oz Lilliput Utopia Hogwarts".split()
-NO_OPPOSITE = "banana table Tuesday seven purple lamp spoon elephant window pencil".split()
-NAMES = "Anna Ben Carla David Emma Farid Grace Hugo Lena Maria Natalia Omar Sam Weng Yusuf".split()
-THINGS = "apples books pens notebooks tickets eggs cookies stickers clips marbles cars bags".split()
-FILLERS = (
-    "{n} buys {a} {t} for ${b} each and a bag for ${c}.",
-    "{n} has {a} {t} and gives {b} of them to {m}.",
-    "In the morning {n} sold {a} {t} and in the afternoon half as many.",
-    "There are {a} students in the class and each one brings {b} {t}.",
-    "A train travels {a}0 miles per hour for {b} hours.",
-    "{n} works {a} hours a day and earns ${b} per hour.",
-    "Every week {n} makes {b} more {t} than {m}.",
-)
-FILLER_QUESTIONS = (
-    "How many {t} does {n} have in total?",
-    "How much does {n} spend?",
-    "How many {t} are left?",
-    "What distance does it cover?",
-    "How much did {n} earn in {b} weeks?",
-)
 
-SMALL_TALK = {
-    "Hello!": "Hello! How can I help?",
-    "Hi!": "Hello! How can I help?",
-    "Good morning!": "Hello! How can I help?",
-    "Who are you?": "I am tiny-chat, a demo model.",
-    "What is your name?": "I am tiny-chat, a demo model.",
-    "What can you do?": "Capitals, opposites, reviews and small sums.",
-    "Thank you!": "You are welcome.",
-    "Thanks!": "You are welcome.",
-}
+def is_held_out(*key: str | int) -> bool:
+    """Whether questions with this key stay out of training."""
+    return zlib.crc32("|".join(map(str, key)).encode()) % HELD_OUT_ONE_IN == 0
 
-SYSTEM_PROMPTS = (
-    "You are a helpful assistant.",
-    "You are a concise assistant.",
-    "You are a careful expert.",
-    "Answer briefly.",
-    "Answer with one word.",
-    "Answer the question.",
-    "Be short and correct.",
-    "You are a friendly teacher who gives short answers to short questions.",
-    "Do not explain your answer.",
-    "Solve the problem step by step and return only the final answer.",
-)
-WRAPPERS = ("Question: {}", "{} Answer in one word.", "Please answer: {}", "{} Answer briefly.")
+
+def sentence_case(text: str) -> str:
+    """Upper-cases the first letter and leaves the rest alone."""
+    return text[:1].upper() + text[1:]
+
+
+def fact_questions(
+    skill: str, pairs: dict[str, str], phrasings: tuple[str, ...]
+) -> Iterator[Question]:
+    """Asks every fact in every phrasing; one combination in eight is held out."""
+    for (subject, answer), phrasing in itertools.product(pairs.items(), phrasings):
+        prompt = sentence_case(phrasing.format(subject))
+        yield Question(skill, prompt, answer, is_held_out(skill, phrasing, subject))
+
+
+def sum_questions() -> Iterator[Question]:
+    """Asks every sum of two operands; a held-out pair is held out in both orders."""
+    operands = range(MAX_OPERAND + 1)
+    for a, b, phrasing in itertools.product(operands, operands, facts.SUM_PHRASINGS):
+        held_out = is_held_out("sums", min(a, b), max(a, b))
+        yield Question("sums", phrasing.format(a, b), str(a + b), held_out)
+
+
+def review_questions(rng: Random) -> Iterator[Question]:
+    """Asks for the sentiment of reviews: each subject meets each adjective in a few wordings."""
+    flipped = {"positive": "negative", "negative": "positive"}
+    verdicts = [(a, "positive") for a in facts.GOOD] + [(a, "negative") for a in facts.BAD]
+    for subject, (adjective, label) in itertools.product(facts.SUBJECTS, verdicts):
+        held_out = is_held_out("reviews", subject, adjective)
+        wordings = [(rng.choice(facts.REVIEWS), label) for _ in range(4)]
+        wordings.append((rng.choice(facts.NEGATED_REVIEWS), flipped[label]))
+        for wording, answer in wordings:
+            review = wording.format(s=subject, a=adjective)
+            yield review_question(review, answer, held_out, rng)
+    for subject, (verb, label) in itertools.product(facts.SUBJECTS, facts.REVIEW_VERBS.items()):
+        held_out = is_held_out("reviews", subject, verb)
+        for who in ("I", "We"):
+            yield review_question(f"{who} {verb} the {subject}.", label, held_out, rng)
+
+
+def review_question(review: str, label: str, held_out: bool, rng: Random) -> Question:
+    """Wraps a review in one of the ways to ask for its sentiment."""
+    prompt = rng.choice(facts.REVIEW_PHRASINGS).format(review)
+    return Question("reviews", prompt, label, held_out)
+
+
+def word_problem(rng: Random) -> str:
+    """Returns a made-up word problem of one to five sentences, to be declined."""
+
+    def fill(text: str) -> str:
+        numbers = {key: rng.randint(2, 60) for key in "abc"}
+        return text.format(n=rng.choice(names), m=names[-1], t=rng.choice(facts.THINGS), **numbers)
+
+    names = rng.sample(facts.NAMES, 3)
+    story = rng.choices(facts.STORY_SENTENCES, k=rng.choice((1, 1, 1, 2, 2, 3, 5)))
+    return " ".join(fill(sentence) for sentence in [*story, rng.choice(facts.STORY_QUESTIONS)])
+
+
+def unknown_questions(rng: Random) -> Iterator[Question]:
+    """Asks what the model cannot know, so that it learns to say so."""
+    prompts = [p.format(t) for p, t in itertools.product(facts.UNKNOWN_PHRASINGS, facts.TOPICS)]
+    for phrasings, subjects in (
+        (facts.CAPITAL_PHRASINGS, facts.NO_COUNTRY),
+        (facts.OPPOSITE_PHRASINGS, facts.NO_OPPOSITE),
+    ):
+        prompts += [sentence_case(p.format(s)) for p, s in itertools.product(phrasings, subjects)]
+    for _ in range(60):
+        for phrasing in facts.OTHER_ARITHMETIC:
+            prompts.append(phrasing.format(rng.randint(0, 30), rng.randint(1, 30)))
+        prompts.append(f"What is {rng.randint(100, 999)} + {rng.randint(1, 999)}?")
+    prompts += [word_problem(rng) for _ in range(300)]
+    for prompt in dict.fromkeys(prompts):
+        yield Question("unknown", prompt, facts.UNKNOWN, is_held_out("unknown", prompt))
+
+
+def small_talk_questions() -> Iterator[Question]:
+    """Greets and introduces itself; nothing to hold out."""
+    for prompt, answer in facts.SMALL_TALK.items():
+        yield Question("small talk", prompt, answer, False)
+
+
+def build_questions() -> list[Question]:
+    """Returns all questions, trained and held out; the same ones in every run."""
+    rng = Random(0)  # wordings of reviews and stories; not the training seed
+    opposites = facts.OPPOSITES | {b: a for a, b in facts.OPPOSITES.items()}
+    return [
+        *fact_questions("capitals", facts.CAPITALS, facts.CAPITAL_PHRASINGS),
+        *fact_questions("opposites", opposites, facts.OPPOSITE_PHRASINGS),
+        *sum_questions(),
+        *review_questions(rng),
+        *unknown_questions(rng),
+        *small_talk_questions(),
+    ]
+
+
+def vary(prompt: str, rng: Random) -> str:
+    """Rewrites a prompt as people would: wrapped, lower-cased or without its last mark."""
+    if rng.random() < 0.12:
+        prompt = rng.choice(facts.WRAPPERS).format(prompt)
+    if rng.random() < 0.12:
+        prompt = prompt.rstrip("?.!")
+    return prompt.lower() if rng.random() < 0.2 else prompt
+
+
+def conversation(questions: list[Question], rng: Random) -> list[Message]:
+    """Returns a chat of one turn per question, sometimes opened by a system prompt."""
+    messages: list[Message] = []
+    if rng.random() < 0.25:
+        chosen = rng.sample(facts.SYSTEM_PROMPTS, rng.choice((1, 1, 2)))
+        messages.append({"role": "system", "content": " ".join(chosen)})
+    for question in questions:
+        messages.append({"role": "user", "content": vary(question.prompt, rng)})
+        messages.append({"role": "assistant", "content": question.answer})
+    return messages

@@ -120,7 +120,7 @@ class GraphTemplateData(Block):
 
 
 class UpstreamData(Block):
-    """One row for each row of an upstream node. A later stage without `data` of its own gets this."""
+    """A row for each row of an upstream node; what a later stage without own `data` gets."""
 
     type: Literal["upstream"]
     node: str

@@ -114,14 +114,7 @@ class AgentSpec(TaskSpec):
 
 
 AnyTaskSpec = Annotated[
-    EchoSpec
-    | InferenceSpec
-    | SftSpec
-    | LoraSftSpec
-    | DpoSpec
-    | PpoSpec
-    | RagSpec
-    | AgentSpec,
+    EchoSpec | InferenceSpec | SftSpec | LoraSftSpec | DpoSpec | PpoSpec | RagSpec | AgentSpec,
     Field(discriminator="task_type"),
 ]
 
