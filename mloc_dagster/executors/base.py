@@ -35,6 +35,7 @@ class ShardInput:
         task_id: The task.
         index: The shard's place among the task's shards.
         attempt: 1 for the first try.
+        seed: The plan's seed, for what is random when the spec gives no seed of its own.
         rows: Missing rows only, in index order; a stream, to be read once.
         count: How many rows `rows` will give.
     """
@@ -42,6 +43,7 @@ class ShardInput:
     task_id: str
     index: int
     attempt: int
+    seed: int
     rows: Iterable[InputRow]
     count: int
 

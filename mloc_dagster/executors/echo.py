@@ -1,0 +1,100 @@
+"""The echo task type repeats its input: the fake that users, tests and benchmarks share."""
+
+from __future__ import annotations
+
+import time
+from itertools import cycle, islice
+from random import Random
+
+from mloc_dagster.errors import TaskCancelled, TransientError
+from mloc_dagster.executors.base import ModelKey, ShardContext, ShardInput
+from mloc_dagster.executors.prompts import last_user_text
+from mloc_dagster.results.rows import InputRow, OutputRow
+from mloc_dagster.schema.inference import Echo
+from mloc_dagster.schema.task import EchoSpec
+
+ENGINE = "echo"
+ROWS_PER_LOOK = 256  # asking whether to stop may cost far more than echoing a row
+SECONDS_PER_LOOK = 0.1
+
+
+class EchoExecutor:
+    """Answers each row with its own text, programmed by the template's `echo` block.
+
+    Tokens are words. A chat is answered with the last thing its user said. Whether an attempt
+    fails depends on the seed, the shard and the attempt alone, so a failing run fails again.
+    """
+
+    def model_key(self, spec: EchoSpec) -> ModelKey | None:
+        """Returns None: there is no model."""
+        return None
+
+    def load(self, spec: EchoSpec) -> None:
+        """Loads nothing."""
+
+    def unload(self, model: None) -> None:
+        """Frees nothing."""
+
+    def run(self, shard: ShardInput, spec: EchoSpec, model: None, context: ShardContext) -> None:
+        """Echoes every row; half-way through it may fail, if the template says so.
+
+        Raises:
+            TransientError: For an attempt that `fail_rate` picked.
+            TaskCancelled: If the task was asked to stop.
+        """
+        echo = spec.echo
+        fail_at = shard.count // 2 if _attempt_fails(echo, shard) else -1
+        poison = frozenset(echo.poison)
+        for done, row in enumerate(shard.rows):
+            if done == fail_at:
+                raise TransientError(
+                    f"echo failed on purpose in shard {shard.index}, attempt {shard.attempt} "
+                    f"(fail_rate {echo.fail_rate})"
+                )
+            if echo.delay_s:
+                _wait(echo.delay_s, context)
+            elif done % ROWS_PER_LOOK == 0 and context.cancelled():
+                raise TaskCancelled(f"stopped after {done} rows")
+            context.emit(_poisoned(row) if row.index in poison else _echo(row, echo))
+
+
+def _attempt_fails(echo: Echo, shard: ShardInput) -> bool:
+    return Random(f"{echo.seed}:{shard.index}:{shard.attempt}").random() < echo.fail_rate  # noqa: S311 - repeatable on purpose
+
+
+def _echo(row: InputRow, echo: Echo) -> OutputRow:
+    text = row.prompt if isinstance(row.prompt, str) else last_user_text(row.prompt)
+    words = text.split()
+    count = len(words)
+    if echo.output_tokens is not None:
+        text = " ".join(islice(cycle(words or ["echo"]), echo.output_tokens))
+    return OutputRow(
+        index=row.index,
+        prompt=row.prompt,
+        output=text,
+        prompt_tokens=count,
+        completion_tokens=count if echo.output_tokens is None else echo.output_tokens,
+        latency_s=echo.delay_s,
+        engine=ENGINE,
+    )
+
+
+def _poisoned(row: InputRow) -> OutputRow:
+    return OutputRow(
+        index=row.index,
+        prompt=row.prompt,
+        finish_reason="error",
+        error="poisoned row: the template lists it under echo.poison",
+        engine=ENGINE,
+    )
+
+
+def _wait(seconds: float, context: ShardContext) -> None:
+    until = time.monotonic() + seconds
+    while True:
+        if context.cancelled():
+            raise TaskCancelled("stopped while a row was waiting")
+        remaining = until - time.monotonic()
+        if remaining <= 0:
+            return
+        time.sleep(min(remaining, SECONDS_PER_LOOK))

@@ -1,0 +1,110 @@
+"""The gate that rows pass on their way from a task executor to the store."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container
+
+import msgspec
+
+from mloc_dagster.errors import TerminalError
+from mloc_dagster.planning.shards import Shard
+from mloc_dagster.results.rows import OutputRow
+
+LOGGED_ERRORS = 20  # the rows carry all of them
+NAMED_ROWS = 10
+
+
+class RowGate:
+    """Holds an executor to the protocol: each row of the shard exactly once; stamps and counts.
+
+    Args:
+        shard: The shard that is being computed.
+        finished: Indexes that earlier attempts computed; their rows must not come again.
+        task_type: Names the executor in errors.
+        worker: Stamped on each row.
+        attempt: Stamped on each row.
+        log: Takes a line for the first errors.
+    """
+
+    def __init__(
+        self,
+        shard: Shard,
+        finished: Container[int],
+        *,
+        task_type: str,
+        worker: str,
+        attempt: int,
+        log: Callable[[str], None],
+    ) -> None:
+        self._shard = shard
+        self._there = bytearray(index in finished for index in range(shard.start, shard.stop))
+        self._task_type = task_type
+        self._worker = worker
+        self._attempt = attempt
+        self._log = log
+        self.computed = self.errors = self.prompt_tokens = self.completion_tokens = 0
+        self.engine = ""
+
+    def emit_to(
+        self, write: Callable[[OutputRow], None], on_rows: Callable[[OutputRow], None] | None
+    ) -> Callable[[OutputRow], None]:
+        """Returns the `emit` of a `ShardContext`.
+
+        Args:
+            write: Takes the stamped row to the store.
+            on_rows: Hears of it afterwards.
+        """
+        there, start, size = self._there, self._shard.start, self._shard.rows
+        stamp, worker, attempt = msgspec.structs.replace, self._worker, self._attempt
+
+        def emit(row: OutputRow) -> None:
+            place = row.index - start
+            if not 0 <= place < size or there[place]:
+                raise TerminalError(self._refusal(row.index))
+            row = stamp(row, worker=worker, attempt=attempt)
+            write(row)
+            there[place] = 1
+            self._count(row)
+            if on_rows is not None:
+                on_rows(row)
+
+        return emit
+
+    def check_complete(self) -> None:
+        """Checks that every row of the shard is there.
+
+        Raises:
+            TerminalError: If the executor ended too early; names the first rows that lack.
+        """
+        if 0 not in self._there:
+            return
+        lacking = [
+            self._shard.start + place for place, there in enumerate(self._there) if not there
+        ]
+        named = ", ".join(map(str, lacking[:NAMED_ROWS]))
+        more = f" and {len(lacking) - NAMED_ROWS} more" if len(lacking) > NAMED_ROWS else ""
+        raise TerminalError(
+            f"the task executor {self._task_type!r} ended without row {named}{more} "
+            f"of shard {self._shard.index}"
+        )
+
+    def _count(self, row: OutputRow) -> None:
+        self.computed += 1
+        self.prompt_tokens += row.prompt_tokens
+        self.completion_tokens += row.completion_tokens
+        self.engine = row.engine
+        if row.error is not None:
+            self.errors += 1
+            if self.errors <= LOGGED_ERRORS:
+                self._log(f"row {row.index} ended with an error: {row.error}")
+
+    def _refusal(self, index: int) -> str:
+        shard = self._shard
+        what = (
+            "a second time"
+            if shard.start <= index < shard.stop
+            else f"whose rows are {shard.start} to {shard.stop - 1}"
+        )
+        return (
+            f"the task executor {self._task_type!r} gave row {index} to shard {shard.index}, {what}"
+        )

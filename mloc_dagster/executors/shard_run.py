@@ -1,0 +1,176 @@
+"""Running one shard, whatever its task type and wherever it runs."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict
+
+from mloc_dagster.data.spool import read_input
+from mloc_dagster.errors import MlocError, TaskCancelled, TransientError
+from mloc_dagster.executors.base import ShardContext, ShardInput
+from mloc_dagster.executors.model_cache import ModelCache
+from mloc_dagster.executors.registry import task_executor
+from mloc_dagster.executors.row_gate import RowGate
+from mloc_dagster.executors.shard_log import ShardLog
+from mloc_dagster.planning.plan import Plan
+from mloc_dagster.planning.shards import Shard
+from mloc_dagster.results.rows import OutputRow
+from mloc_dagster.results.shard_files import ShardWriter, finished_rows
+from mloc_dagster.results.store import Folder
+from mloc_dagster.schema.task import RowSpec
+from mloc_dagster.settings import settings
+
+
+class ShardReport(BaseModel):
+    """What one attempt at a shard did.
+
+    Attributes:
+        shard: The shard's place among the task's shards.
+        attempt: From 1.
+        rows_computed: Rows this attempt wrote, errors included.
+        rows_resumed: Rows that earlier attempts had finished.
+        errors: Rows this attempt wrote with an error.
+        prompt_tokens: Tokens read for the computed rows.
+        completion_tokens: Tokens written for them.
+        seconds: Wall time of the attempt, loading included.
+        load_seconds: The part of it spent waiting for the model.
+        worker: Who did it: `host:pid`.
+        engine: What computed the rows; empty when none was missing.
+        started_at: When the attempt began.
+        finished_at: When its last row was on the store.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    shard: int
+    attempt: int
+    rows_computed: int
+    rows_resumed: int
+    errors: int
+    prompt_tokens: int
+    completion_tokens: int
+    seconds: float
+    load_seconds: float
+    worker: str
+    engine: str
+    started_at: AwareDatetime
+    finished_at: AwareDatetime
+
+
+def worker_name() -> str:
+    """Returns who this process is: `host:pid`."""
+    return f"{socket.gethostname()}:{os.getpid()}"
+
+
+def run_shard(
+    folder: Folder,
+    task_id: str,
+    spec: RowSpec,
+    plan: Plan,
+    shard: Shard,
+    *,
+    attempt: int,
+    cache: ModelCache,
+    cancelled: Callable[[], bool],
+    on_rows: Callable[[OutputRow], None] | None = None,
+    retry_errors: bool = False,
+) -> ShardReport:
+    """Computes the rows of a shard that no earlier attempt has finished.
+
+    Rows reach the store as they finish, and stay there whatever happens next.
+
+    Args:
+        folder: The task's folder, holding the spooled input.
+        task_id: The task.
+        spec: What to compute.
+        plan: The task's plan.
+        shard: Which of the plan's shards.
+        attempt: 1 for the first try; stamped on each row.
+        cache: Lends the model.
+        cancelled: Asked between steps; true ends the attempt.
+        on_rows: Called with each finished row, in the order of finishing.
+        retry_errors: Whether rows that ended with an error are computed again.
+
+    Raises:
+        TransientError: If another attempt may help; any foreign exception arrives as this.
+        TerminalError: If it cannot, or the executor broke the protocol.
+        TaskCancelled: If `cancelled` said so.
+    """
+    started_at, started = datetime.now(UTC), time.monotonic()
+    log = ShardLog(folder, shard)
+    worker = worker_name()
+    finished = finished_rows(folder, shard, retry_errors=retry_errors)
+    missing = shard.rows - finished.count
+    gate = RowGate(
+        shard, finished, task_type=spec.task_type, worker=worker, attempt=attempt, log=log.line
+    )
+
+    def compute() -> float:
+        if cancelled():
+            raise TaskCancelled("stopped before the first row")
+        executor = task_executor(spec.task_type)
+        rows = read_input(folder, plan, shard.start, shard.stop, skip=finished)
+        asked = time.monotonic()
+        with cache.lease(executor, spec) as model:
+            load_seconds = time.monotonic() - asked
+            with _open_writer(folder, shard, attempt) as writer:
+                context = ShardContext(gate.emit_to(writer.write, on_rows), cancelled, log.line)
+                shard_input = ShardInput(task_id, shard.index, attempt, plan.seed, rows, missing)
+                executor.run(shard_input, spec, model, context)
+        gate.check_complete()
+        return load_seconds
+
+    log.line(
+        f"{worker} starts attempt {attempt} at shard {shard.index + 1} of {shard.total}: "
+        f"rows {shard.start} to {shard.stop - 1}, of which {finished.count} are there"
+    )
+    try:
+        load_seconds = compute() if missing else 0.0
+        log.line(
+            f"done: {gate.computed} rows, {gate.errors} errors, {gate.completion_tokens} tokens, "
+            f"{time.monotonic() - started:.2f} s of which {load_seconds:.2f} s for the model"
+        )
+    except TaskCancelled as stop:
+        log.line(f"cancelled: {stop}; {gate.computed} rows more than before are kept")
+        raise
+    except MlocError as error:
+        log.line(f"failed: {type(error).__name__}: {error}")
+        raise
+    except Exception as error:
+        log.line(f"failed: {type(error).__name__}: {error}")
+        raise TransientError(
+            f"shard {shard.index} of task {task_id} failed: {type(error).__name__}: {error}"
+        ) from error
+    finally:
+        log.save()
+    return ShardReport(
+        shard=shard.index,
+        attempt=attempt,
+        rows_computed=gate.computed,
+        rows_resumed=finished.count,
+        errors=gate.errors,
+        prompt_tokens=gate.prompt_tokens,
+        completion_tokens=gate.completion_tokens,
+        seconds=time.monotonic() - started,
+        load_seconds=load_seconds,
+        worker=worker,
+        engine=gate.engine,
+        started_at=started_at,
+        finished_at=datetime.now(UTC),
+    )
+
+
+def _open_writer(folder: Folder, shard: Shard, attempt: int) -> ShardWriter:
+    known = settings()
+    return ShardWriter(
+        folder,
+        shard,
+        attempt,
+        flush_rows=known.flush_rows,
+        flush_interval_s=known.flush_interval_s,
+    )
