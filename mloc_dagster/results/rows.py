@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import msgspec
+from typing import Any
 
-Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
+import msgspec
 
 
 class Message(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -16,7 +16,7 @@ class Message(msgspec.Struct, frozen=True, omit_defaults=True):
     """
 
     role: str
-    content: str | list[dict[str, Json]]
+    content: str | list[dict[str, Any]]  # msgspec decodes no recursive type for JSON
 
 
 Prompt = str | list[Message]
