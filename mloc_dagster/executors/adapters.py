@@ -1,0 +1,114 @@
+"""LoRA adapters: found as a folder or an archive, and merged into the weights."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import tarfile
+import tempfile
+import zipfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from mloc_dagster.errors import InputError, MissingExtraError, TransientError
+from mloc_dagster.schema.model import Adapter
+
+ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
+DOWNLOAD_TIMEOUT_S = 60.0
+SUPPORTED = (
+    "give `path` (a folder, or an archive on disk) or `url` (http or https, or any fsspec URL, "
+    f"of an archive: {', '.join(ARCHIVES)})"
+)
+
+
+def merge_adapters(model: Any, adapters: Sequence[Adapter]) -> Any:
+    """Returns the model with all adapters merged into its weights, in order.
+
+    Raises:
+        InputError: If an adapter cannot be found, is not an adapter, or wants another engine.
+        TransientError: If it cannot be downloaded now.
+    """
+    if not adapters:
+        return model
+    if not importlib.util.find_spec("peft"):
+        raise MissingExtraError("a LoRA adapter", "hf")
+    from peft import PeftModel
+
+    for adapter in adapters:
+        if adapter.apply != "merge":
+            raise InputError(
+                "model.adapters: apply: request needs the vLLM engine; here only apply: merge works"
+            )
+        with _adapter_folder(adapter) as folder:
+            model = PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
+    return model
+
+
+@contextmanager
+def _adapter_folder(adapter: Adapter) -> Iterator[Path]:
+    place = adapter.path or adapter.url
+    if place is None:
+        raise InputError(f"model.adapters: an adapter without a place: {SUPPORTED}")
+    local = Path(place.removeprefix("file://")).expanduser()
+    if local.is_dir():
+        yield _find_config(local, place)
+        return
+    if not urlsplit(place).path.endswith(ARCHIVES):
+        raise InputError(f"model.adapters: {place!r} is no folder and no archive: {SUPPORTED}")
+    with tempfile.TemporaryDirectory(prefix="mloc-adapter-") as scratch:
+        archive = Path(scratch) / Path(urlsplit(place).path).name
+        _fetch(place, local, archive)
+        unpacked = Path(scratch) / "unpacked"
+        _unpack(archive, unpacked, place)
+        yield _find_config(unpacked, place)
+
+
+def _fetch(place: str, local: Path, target: Path) -> None:
+    if "://" not in place:
+        if not local.is_file():
+            raise InputError(f"model.adapters: {place!r} does not exist: {SUPPORTED}")
+        shutil.copyfile(local, target)
+    elif place.startswith(("http://", "https://")):
+        _download(place, target)
+    else:
+        import fsspec
+
+        with fsspec.open(place, "rb") as remote, target.open("wb") as file:
+            shutil.copyfileobj(remote, file)  # type: ignore[arg-type]
+
+
+def _download(url: str, target: Path) -> None:
+    import httpx
+
+    try:
+        with httpx.stream(
+            "GET", url, follow_redirects=True, timeout=DOWNLOAD_TIMEOUT_S
+        ) as response:
+            if response.is_client_error:
+                raise InputError(f"model.adapters: {url} answered {response.status_code}")
+            response.raise_for_status()
+            with target.open("wb") as file:
+                for block in response.iter_bytes():
+                    file.write(block)
+    except httpx.HTTPError as error:
+        raise TransientError(f"the adapter at {url} could not be downloaded: {error}") from error
+
+
+def _unpack(archive: Path, target: Path, place: str) -> None:
+    try:
+        if archive.suffix == ".zip":
+            shutil.unpack_archive(archive, target)
+        else:
+            shutil.unpack_archive(archive, target, filter="data")
+    except (shutil.ReadError, zipfile.BadZipFile, tarfile.TarError, EOFError) as error:
+        raise InputError(f"model.adapters: {place!r} is not a sound archive: {error}") from error
+
+
+def _find_config(folder: Path, place: str) -> Path:
+    found = sorted(folder.rglob("adapter_config.json"), key=lambda path: len(path.parts))
+    if not found:
+        raise InputError(f"model.adapters: {place!r} holds no adapter_config.json")
+    return found[0].parent

@@ -1,0 +1,225 @@
+"""Loading a model for the transformers engine: from the hub, a folder, or what ships with mloc."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mloc_dagster.errors import MissingExtraError, MlocError, TerminalError, TransientError
+from mloc_dagster.executors.adapters import merge_adapters
+from mloc_dagster.schema.model import Model, ModelSource
+from mloc_dagster.settings import settings
+
+WHOLE_HASH_BYTES = 1 << 30  # about a second of hashing
+SAMPLE_BYTES = 1 << 20
+# What huggingface_hub and httpx raise when the answer may be another one tomorrow.
+TRANSIENT_CAUSES = frozenset(
+    {"ConnectError", "ConnectTimeout", "ReadTimeout", "ConnectionError", "Timeout", "ReadError"}
+)
+TERMINAL_CAUSES = frozenset(
+    {"RepositoryNotFoundError", "RevisionNotFoundError", "GatedRepoError", "HFValidationError"}
+)
+
+
+@dataclass(slots=True)
+class LoadedModel:
+    """A model in memory, with what generation has to know about it.
+
+    Attributes:
+        name: The identifier, as the template names it.
+        revision: The hub's commit, or `sha256:…` over the weights' files.
+        engine: `transformers` with its version.
+        model: The causal language model; None once unloaded.
+        tokenizer: Its tokenizer.
+        eos_token_ids: Tokens that end an answer.
+        pad_token_id: Fills the left of shorter prompts.
+        max_positions: Most tokens of prompt and answer together; None without a limit.
+    """
+
+    name: str
+    revision: str
+    engine: str
+    model: Any
+    tokenizer: Any
+    eos_token_ids: frozenset[int]
+    pad_token_id: int
+    max_positions: int | None
+
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether prompts are sent as chat messages."""
+        return bool(self.tokenizer.chat_template)
+
+    def free(self) -> None:
+        """Lets go of the weights and returns their memory to the device."""
+        import gc
+
+        import torch
+
+        self.model = self.tokenizer = None
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def load_model(block: Model, enforce_cpu: bool) -> LoadedModel:
+    """Loads the model, tokenizer and adapters of a template's `model` block.
+
+    Builtin and local models are read without touching the network.
+
+    Raises:
+        MissingExtraError: If torch or transformers is not installed.
+        TerminalError: If there is no such model, or it may not be loaded.
+        TransientError: If the hub cannot be reached.
+    """
+    if not (importlib.util.find_spec("torch") and importlib.util.find_spec("transformers")):
+        raise MissingExtraError("inference with transformers", "hf")
+    import transformers
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    source, options = block.source, block.transformers
+    place = _resolve(source)
+    common: dict[str, Any] = {
+        "trust_remote_code": _trusts_remote_code(block),
+        "local_files_only": source.type != "huggingface",
+    }
+    if source.revision is not None and source.type == "huggingface":
+        common["revision"] = source.revision
+    how = {
+        "dtype": options.dtype,
+        "attn_implementation": options.attn_implementation,
+        "low_cpu_mem_usage": options.low_cpu_mem_usage,
+        "device_map": "cpu" if enforce_cpu else options.device_map,
+    }
+    with _clear_errors(source):
+        tokenizer = AutoTokenizer.from_pretrained(place, **common)
+        model = AutoModelForCausalLM.from_pretrained(
+            place, **common, **{name: value for name, value in how.items() if value is not None}
+        )
+    if how["device_map"] is None:
+        model.to(_default_device())
+    model = merge_adapters(model, block.adapters).eval()
+    eos_token_ids = _take_eos_token_ids(model, tokenizer)
+    return LoadedModel(
+        name=source.identifier,
+        revision=_revision(model, place),
+        engine=f"transformers {transformers.__version__}",
+        model=model,
+        tokenizer=tokenizer,
+        eos_token_ids=eos_token_ids,
+        pad_token_id=_pad_token_id(tokenizer, eos_token_ids),
+        max_positions=getattr(model.config.get_text_config(), "max_position_embeddings", None),
+    )
+
+
+def _resolve(source: ModelSource) -> str:
+    if source.type == "builtin":
+        from mloc_dagster.models import builtin_model_path
+
+        return str(builtin_model_path(source.identifier))
+    if source.type == "local":
+        folder = Path(source.identifier).expanduser()
+        if not (folder / "config.json").is_file():
+            missing = "has no config.json" if folder.is_dir() else "does not exist"
+            raise TerminalError(f"the model folder {source.identifier!r} {missing}")
+        return str(folder)
+    return source.identifier
+
+
+def _trusts_remote_code(block: Model) -> bool:
+    asked = block.source.trust_remote_code or block.transformers.trust_remote_code
+    if asked and not settings().trust_remote_code:
+        raise TerminalError(
+            f"the template asks to run code that comes with {block.source.identifier!r} "
+            "(trust_remote_code), which this worker does not allow: if you trust that code, set "
+            "MLOC_TRUST_REMOTE_CODE=true where the worker starts"
+        )
+    return asked
+
+
+def _default_device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@contextmanager
+def _clear_errors(source: ModelSource) -> Iterator[None]:
+    """Tells what a retry may cure from what it will not; transformers wraps all in `OSError`."""
+    try:
+        yield
+    except MlocError:
+        raise
+    except (OSError, ValueError, ImportError) as error:
+        causes = {type(cause).__name__ for cause in _chain(error)}
+        what = f"{source.type} model {source.identifier!r}"
+        if source.revision:
+            what += f" at revision {source.revision!r}"
+        if causes & TRANSIENT_CAUSES and not causes & TERMINAL_CAUSES:
+            raise TransientError(f"the hub could not be reached for the {what}: {error}") from error
+        if "trust_remote_code" in str(error):
+            raise TerminalError(
+                f"the {what} needs code that comes with its weights: set trust_remote_code: true "
+                "in model.source, and MLOC_TRUST_REMOTE_CODE=true where the worker starts"
+            ) from error
+        raise TerminalError(f"the {what} cannot be loaded: {error}") from error
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    seen: BaseException | None = error
+    while seen is not None:
+        yield seen
+        seen = seen.__cause__ or seen.__context__
+
+
+def _take_eos_token_ids(model: Any, tokenizer: Any) -> frozenset[int]:
+    """Returns what ends an answer, and clears the defaults that the weights came with.
+
+    `generate` fills every field left unset from `model.generation_config`; here the template
+    alone says how to sample.
+    """
+    from transformers import GenerationConfig
+
+    given = model.generation_config.eos_token_id if model.generation_config else None
+    ids = set(given) if isinstance(given, list | tuple) else {given}
+    ids.add(tokenizer.eos_token_id)
+    model.generation_config = GenerationConfig()
+    return frozenset(token for token in ids if token is not None)
+
+
+def _pad_token_id(tokenizer: Any, eos_token_ids: frozenset[int]) -> int:
+    if tokenizer.pad_token_id is not None:
+        return tokenizer.pad_token_id
+    return min(eos_token_ids, default=0)
+
+
+def _revision(model: Any, place: str) -> str:
+    commit = getattr(model.config, "_commit_hash", None)
+    if commit:
+        return commit
+    folder = Path(place)
+    return weights_hash(folder) if folder.is_dir() else ""
+
+
+def weights_hash(folder: Path) -> str:
+    """Returns `sha256:…` over a folder's weights; of large ones over sizes, heads and tails."""
+    files = sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")])
+    whole = sum(file.stat().st_size for file in files) <= WHOLE_HASH_BYTES
+    digest = hashlib.sha256()
+    for file in files:
+        size = file.stat().st_size
+        digest.update(f"{file.name}:{size}\n".encode())
+        with file.open("rb") as stream:
+            if whole:
+                while block := stream.read(SAMPLE_BYTES):
+                    digest.update(block)
+            else:
+                digest.update(stream.read(SAMPLE_BYTES))
+                stream.seek(max(0, size - SAMPLE_BYTES))
+                digest.update(stream.read(SAMPLE_BYTES))
+    return f"sha256:{digest.hexdigest()}"
