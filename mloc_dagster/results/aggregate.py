@@ -1,0 +1,169 @@
+"""From shards to `responses.json` and `summary.json`, in one pass and constant memory."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import IO
+
+import msgspec
+from pydantic import JsonValue, ValidationError
+
+from mloc_dagster.errors import IncompleteResultsError
+from mloc_dagster.planning.plan import Plan
+from mloc_dagster.results.budget import allowed_errors
+from mloc_dagster.results.part_files import Part, list_parts, read_rows
+from mloc_dagster.results.rows import OutputRow
+from mloc_dagster.results.store import Folder
+from mloc_dagster.results.summary import SUMMARY_NAME, PreviewRow, TaskSummary, Usage
+from mloc_dagster.results.tally import Tally
+
+__all__ = ["PreviewRow", "TaskSummary", "Usage", "aggregate", "allowed_errors", "read_summary"]
+
+RESPONSES_NAME = "responses.json"
+
+
+class _Item(msgspec.Struct, omit_defaults=True):
+    index: int
+    output: str
+    finish_reason: str
+    error: str | None = None
+    outputs: list[str] | None = None
+
+
+def aggregate(
+    folder: Folder,
+    plan: Plan,
+    *,
+    model: str,
+    worker_id: str,
+    started_at: datetime,
+    revision: str | None = None,
+    error_budget: float = 0.0,
+    metadata: Mapping[str, JsonValue] | None = None,
+    now: datetime | None = None,
+) -> TaskSummary:
+    """Checks that every planned row is there, and writes `responses.json` and `summary.json`.
+
+    Doing it again without any change to the shards or arguments changes nothing, times included.
+
+    Args:
+        folder: The task's folder.
+        plan: What must be there.
+        model: What answered, for people and programs; `echo` for the echo task.
+        worker_id: Who aggregates: `host:pid`.
+        started_at: When the task began.
+        revision: The model's revision.
+        error_budget: The share of rows that may have an error with the result still `ok`.
+        metadata: Copied to `responses.json`.
+        now: When the rows were there; the present by default.
+
+    Raises:
+        IncompleteResultsError: If shards or rows do not equal the plan; names what is missing.
+    """
+    metadata = metadata or {}
+    parts = list_parts(folder)
+    _check_shards(parts, plan)
+    fingerprint = _fingerprint(parts, plan, model, revision, error_budget, metadata)
+    earlier = _read_earlier(folder)
+    if earlier is not None and earlier.fingerprint == fingerprint:
+        return earlier
+    finished_at = now or datetime.now(UTC)
+    tally = Tally(plan)
+    head = {
+        "task_id": plan.task_id,
+        "worker_id": worker_id,
+        "metadata": metadata,
+        "received_at": finished_at,
+    }
+    budget = allowed_errors(plan.rows, error_budget)
+    seconds = max((finished_at - started_at).total_seconds(), 1e-9)
+    with folder.create(RESPONSES_NAME) as file:
+        file.write(msgspec.json.encode(head)[:-1] + b',"result":{"items":[')
+        _write_items(file, tally.watch(read_rows(folder)))
+        usage = Usage(
+            prompt_tokens=tally.prompt_tokens,
+            completion_tokens=tally.completion_tokens,
+            total_tokens=tally.prompt_tokens + tally.completion_tokens,
+            latency_sec=round(seconds, 6),
+            num_requests=tally.rows,
+        )
+        tail = {"ok": tally.errors <= budget, "model": model, "usage": usage.model_dump()}
+        file.write(b"\n]," + msgspec.json.encode(tail)[1:] + b"}\n")
+    summary = TaskSummary(
+        task_id=plan.task_id,
+        ok=tally.errors <= budget,
+        model=model,
+        revision=revision,
+        source=plan.source,
+        data_version=plan.data_version,
+        shards=len(plan.shards),
+        rows=tally.rows,
+        errors=tally.errors,
+        allowed_errors=budget,
+        empty_outputs=tally.empty_outputs,
+        finish_reasons=dict(sorted(tally.finish_reasons.items())),
+        usage=usage,
+        rows_per_s=round(tally.rows / seconds, 6),
+        tokens_per_s=round(tally.completion_tokens / seconds, 6),
+        latency=tally.latency.result(),
+        preview=tuple(tally.preview),
+        first_errors=tuple(tally.first_errors),
+        engines=tuple(sorted(tally.engines - {""})),
+        workers=tuple(sorted(tally.workers - {""})),
+        started_at=started_at,
+        finished_at=finished_at,
+        fingerprint=fingerprint,
+    )
+    folder.write_bytes(SUMMARY_NAME, summary.model_dump_json(indent=2).encode() + b"\n")
+    return summary
+
+
+def read_summary(folder: Folder) -> TaskSummary:
+    """Reads `summary.json`.
+
+    Raises:
+        IncompleteResultsError: If the task has none yet.
+    """
+    try:
+        return TaskSummary.model_validate_json(folder.read_bytes(SUMMARY_NAME))
+    except FileNotFoundError:
+        raise IncompleteResultsError(
+            f"{folder.url} has no {SUMMARY_NAME}: its shards were not aggregated yet"
+        ) from None
+
+
+def _write_items(file: IO[bytes], rows: Iterable[OutputRow]) -> None:
+    encode = msgspec.json.Encoder().encode
+    separator = b"\n"
+    for row in rows:
+        item = _Item(row.index, row.output, row.finish_reason, row.error, row.outputs)
+        file.write(separator + encode(item))
+        separator = b",\n"
+
+
+def _check_shards(parts: Sequence[Part], plan: Plan) -> None:
+    written = {part.shard for part in parts}
+    foreign = sorted(written - {shard.index for shard in plan.shards})
+    if foreign:
+        raise IncompleteResultsError(
+            f"task {plan.task_id} is planned with {len(plan.shards)} shards, but has rows of shard "
+            f"{foreign[0]:04d}: its folder holds the shards of another plan"
+        )
+
+
+def _fingerprint(parts: Sequence[Part], plan: Plan, *arguments: object) -> str:
+    # Part files never change and their names are unique: same names, same rows.
+    names = [part.name for part in parts]
+    described = [plan.model_dump(mode="json"), names, *arguments]
+    return hashlib.sha256(msgspec.json.encode(described)).hexdigest()
+
+
+def _read_earlier(folder: Folder) -> TaskSummary | None:
+    if not folder.exists(RESPONSES_NAME):
+        return None
+    try:
+        return TaskSummary.model_validate_json(folder.read_bytes(SUMMARY_NAME))
+    except (FileNotFoundError, ValidationError):  # of an older version: written anew
+        return None

@@ -1,0 +1,137 @@
+"""Counting a task's rows in one pass: what is missing, and what the summary says."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+
+from mloc_dagster.errors import IncompleteResultsError
+from mloc_dagster.planning.plan import Plan
+from mloc_dagster.results.latency import LatencyCounter
+from mloc_dagster.results.rows import OutputRow, Prompt
+from mloc_dagster.results.summary import PreviewRow
+
+_PREVIEW_ROWS = 5
+_PREVIEW_CHARACTERS = 300
+_NAMED_SHARDS = 5
+_NAMED_INDEXES = 3
+_MAX_WORKERS = 1000
+
+
+class Tally:
+    """Counts rows as they pass by, in order of index.
+
+    Args:
+        plan: What should be there.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self._missing: dict[int, _Missing] = {}
+        self.rows = 0
+        self.errors = 0
+        self.empty_outputs = 0
+        self.prompt_tokens = 0
+        self.completion_tokens = 0
+        self.finish_reasons: Counter[str] = Counter()
+        self.engines: set[str] = set()
+        self.workers: set[str] = set()
+        self.latency = LatencyCounter()
+        self.preview: list[PreviewRow] = []
+        self.first_errors: list[PreviewRow] = []
+
+    def watch(self, rows: Iterator[OutputRow]) -> Iterator[OutputRow]:
+        """Passes rows on and counts them.
+
+        Raises:
+            IncompleteResultsError: At the end, if rows are missing or there are too many.
+        """
+        expected = 0
+        for row in rows:
+            if row.index != expected:
+                self._miss(expected, min(row.index, self._plan.rows))
+            expected = row.index + 1
+            self._count(row)
+            yield row
+        self._miss(expected, self._plan.rows)
+        self._check(expected)
+
+    def _count(self, row: OutputRow) -> None:
+        self.rows += 1
+        self.prompt_tokens += row.prompt_tokens
+        self.completion_tokens += row.completion_tokens
+        self.finish_reasons[row.finish_reason] += 1
+        self.latency.add(row.latency_s)
+        self.engines.add(row.engine)
+        if len(self.workers) < _MAX_WORKERS:
+            self.workers.add(row.worker)
+        if self.rows <= _PREVIEW_ROWS:
+            self.preview.append(shorten(row))
+        if row.error is not None:
+            self.errors += 1
+            if len(self.first_errors) < _PREVIEW_ROWS:
+                self.first_errors.append(shorten(row))
+        elif not row.output:
+            self.empty_outputs += 1
+
+    def _miss(self, start: int, stop: int) -> None:
+        for shard in self._plan.shards:
+            first, last = max(start, shard.start), min(stop, shard.stop)
+            if first < last:
+                missing = self._missing.setdefault(shard.index, _Missing())
+                missing.rows += last - first
+                room = _NAMED_INDEXES - len(missing.indexes)
+                missing.indexes += range(first, min(last, first + room))
+
+    def _check(self, stop: int) -> None:
+        plan = self._plan
+        if self._missing:
+            total = sum(missing.rows for missing in self._missing.values())
+            named = sorted(self._missing.items())
+            listed = "; ".join(
+                f"shard {index:04d} lacks {missing}" for index, missing in named[:_NAMED_SHARDS]
+            )
+            more = f"; and {len(named) - _NAMED_SHARDS} more" if len(named) > _NAMED_SHARDS else ""
+            raise IncompleteResultsError(
+                f"task {plan.task_id} has {plan.rows - total} of {plan.rows} rows: {listed}{more}; "
+                "resuming the task computes them"
+            )
+        if stop > plan.rows:
+            raise IncompleteResultsError(
+                f"task {plan.task_id} has rows up to index {stop - 1}, but its plan has "
+                f"{plan.rows} rows: its folder holds the shards of another input"
+            )
+
+
+class _Missing:
+    def __init__(self) -> None:
+        self.rows = 0
+        self.indexes: list[int] = []
+
+    def __str__(self) -> str:
+        named = ", ".join(map(str, self.indexes))
+        return f"{self.rows} ({named}{', …' if self.rows > len(self.indexes) else ''})"
+
+
+def shorten(row: OutputRow) -> PreviewRow:
+    """Returns a row for people."""
+    return PreviewRow(
+        index=row.index,
+        prompt=_short(_prompt_text(row.prompt)),
+        output=_short(row.output),
+        finish_reason=row.finish_reason,
+        error=None if row.error is None else _short(row.error),
+    )
+
+
+def _prompt_text(prompt: Prompt) -> str:
+    if isinstance(prompt, str):
+        return prompt
+    content = prompt[-1].content if prompt else ""
+    if isinstance(content, str):
+        return content
+    return " ".join(str(part.get("text", part.get("type", ""))) for part in content)
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _PREVIEW_CHARACTERS else text[: _PREVIEW_CHARACTERS - 1] + "…"
