@@ -1,0 +1,1 @@
+"""Row sources: lists, datasets, graph templates, upstream results; and the spool."""

@@ -1,0 +1,125 @@
+"""Rows of a `dataset` block: files or the hub, then slices, then the shuffle."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Protocol
+
+from mloc_dagster.data.files import FileTable
+from mloc_dagster.data.locate import looks_like_files
+from mloc_dagster.data.shuffle import shuffle_all, shuffle_window
+from mloc_dagster.data.split import SplitPart, parse_split
+from mloc_dagster.errors import DataError, nearest_hint
+from mloc_dagster.results.rows import Prompt
+from mloc_dagster.schema.data import DatasetData
+
+_HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
+
+
+class Table(Protocol):
+    """Named splits of rows, one column of which holds prompts."""
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Names of the splits."""
+        ...
+
+    def count(self, split: str) -> int:
+        """Returns how many rows the split has."""
+        ...
+
+    def prompts(self, split: str, column: str | None) -> Iterator[Prompt]:
+        """Yields every row of the split, in order."""
+        ...
+
+
+def dataset_rows(data: DatasetData) -> Iterator[Prompt]:
+    """Streams the rows that a `dataset` block means.
+
+    What can be checked without reading rows is checked before this returns.
+
+    Raises:
+        DataError: If the dataset, the split or the column does not exist.
+    """
+    parts = parse_split(data.split)
+    rows = sliced(open_table(data), parts, data.column, data.url)
+    if not data.shuffle:
+        return rows
+    if data.buffer_size is not None:
+        return shuffle_window(rows, data.seed, data.buffer_size)
+    return shuffle_all(rows, data.seed)
+
+
+def describe_dataset(data: DatasetData) -> str:
+    """Returns the rows' origin in words: `questions.jsonl train[:20]`."""
+    words = [data.url, *([data.name] if data.name else []), data.split]
+    if data.revision:
+        words.append(f"at {data.revision}")
+    if data.column:
+        words.append(f"(column {data.column})")
+    if data.shuffle:
+        within = f" within {data.buffer_size}" if data.buffer_size is not None else ""
+        words.append(f"shuffled{within}, seed {data.seed}")
+    return " ".join(words)
+
+
+def open_table(data: DatasetData) -> Table:
+    """Opens files or a hub dataset, whichever the URL means.
+
+    Raises:
+        DataError: If it is neither.
+    """
+    if looks_like_files(data.url):
+        for field in ("name", "revision"):
+            if getattr(data, field) is not None:
+                raise DataError(
+                    f"data.{field} selects within a hub dataset, but data.url {data.url!r} is a "
+                    f"file; remove it (or set it to null)"
+                )
+        return FileTable(data.url)
+    if _HUB_ID.fullmatch(data.url) is None:
+        raise DataError(
+            f"data.url {data.url!r} is neither a file or folder that exists (looked in "
+            f"{Path.cwd()}) nor a hub id of the form owner/name"
+        )
+    from mloc_dagster.data.hub import HubTable
+
+    whole_shuffle = data.shuffle and data.buffer_size is None
+    return HubTable(data.url, data.name, data.revision, streaming=not whole_shuffle)
+
+
+def sliced(
+    table: Table, parts: tuple[SplitPart, ...], column: str | None, where: str
+) -> Iterator[Prompt]:
+    """Returns the rows of one slice after the other.
+
+    Raises:
+        DataError: If a split does not exist.
+    """
+    named = [(_known_split(part.split, table.splits, where), part) for part in parts]
+
+    def rows() -> Iterator[Prompt]:
+        for split, part in named:
+            if part.needs_total:
+                wanted = part.resolve(table.count(split))
+                start, stop = wanted.start, wanted.stop
+            else:
+                start, stop = part.start or 0, part.stop
+            if stop is None or start < stop:
+                yield from islice(table.prompts(split, column), start, stop)
+
+    return rows()
+
+
+def _known_split(wanted: str | None, splits: tuple[str, ...], where: str) -> str:
+    if wanted is None:
+        return "train" if "train" in splits or not splits else splits[0]
+    if wanted in splits:
+        return wanted
+    listed = ", ".join(splits)
+    raise DataError(
+        f"{where} has no split {wanted!r}{nearest_hint(wanted, splits)}; splits: {listed}"
+    )

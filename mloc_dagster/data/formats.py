@@ -1,0 +1,205 @@
+"""Reading one data file as a stream of cells: jsonl, csv, parquet and plain text.
+
+Each format is a `Format`: the columns, the cells of one column with the place where each was
+found, and a count of rows that decodes as little as it can. Memory is bounded by one row (or one
+record batch) except where a docstring says otherwise.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Generator, Iterator
+from typing import BinaryIO, Protocol, cast
+
+import msgspec
+
+_MAX_CSV_CELL_BYTES = 1 << 28
+_BATCH_ROWS = 1024
+
+Place = int | str
+"""A line's number; `row 12` where there are no lines."""
+
+Cell = tuple[Place, object]
+"""Where it was found, and the value."""
+
+
+class RowError(Exception):
+    """A file, or a row of it, that cannot be read.
+
+    Args:
+        place: The line or row; "" for the file as a whole.
+        message: What is wrong.
+    """
+
+    def __init__(self, place: Place, message: str) -> None:
+        self.place = place
+        super().__init__(message)
+
+
+class Format(Protocol):
+    """One way to read rows out of an open binary file."""
+
+    def columns(self, file: BinaryIO) -> list[str]:
+        """Returns the column names; empty when the file has no rows."""
+        ...
+
+    def cells(self, file: BinaryIO, column: str) -> Generator[Cell]:
+        """Yields one cell a row.
+
+        Raises:
+            RowError: If a row cannot be read.
+        """
+        ...
+
+    def count(self, file: BinaryIO) -> int:
+        """Returns how many rows there are."""
+        ...
+
+
+class JsonLines:
+    """One JSON object a line. Blank lines are not rows."""
+
+    def columns(self, file: BinaryIO) -> list[str]:
+        """Returns the keys of the first row."""
+        for number, line in enumerate(file, start=1):
+            if line := _without_mark(line, number).strip():
+                return list(_json_object(line, number))
+        return []
+
+    def cells(self, file: BinaryIO, column: str) -> Generator[Cell]:
+        """Yields `column` of each line; other columns are checked for syntax, not decoded."""
+        decode_row = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+        decode_cell = msgspec.json.Decoder().decode
+        for number, line in enumerate(file, start=1):
+            if number == 1:
+                line = _without_mark(line, number)
+            try:
+                cell = decode_cell(decode_row(line)[column])
+            except (msgspec.DecodeError, UnicodeDecodeError, KeyError):
+                if line.isspace() or not line:
+                    continue
+                cell = json_cell(_json_object(line, number), column, number)
+            yield number, cell
+
+    def count(self, file: BinaryIO) -> int:
+        """Counts lines that are not blank."""
+        return sum(1 for line in file if not line.isspace())
+
+
+def json_cell(row: dict[str, object], column: str, place: Place) -> object:
+    """Returns one column of a JSON object."""
+    if column not in row:
+        raise RowError(place, f"no column {column!r}; this row has: {', '.join(row)}")
+    return row[column]
+
+
+def _without_mark(line: bytes, number: int) -> bytes:
+    return line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
+
+
+def _json_object(line: bytes, number: int) -> dict[str, object]:
+    try:
+        # Unlike msgspec, the standard library reads NaN, which data frames write for "missing".
+        row = json.loads(line.decode())
+    except UnicodeDecodeError as error:
+        raise RowError(number, f"not UTF-8 ({error.reason})") from None
+    except json.JSONDecodeError as error:
+        raise RowError(number, f"broken JSON: {error.msg}") from None
+    if not isinstance(row, dict):
+        raise RowError(number, f"expected a JSON object, got {type(row).__name__}")
+    return cast("dict[str, object]", row)
+
+
+class Csv:
+    """A header line, then one record a row; quoted cells may span lines.
+
+    Args:
+        delimiter: What stands between cells.
+    """
+
+    def __init__(self, delimiter: str = ",") -> None:
+        self._delimiter = delimiter
+
+    def columns(self, file: BinaryIO) -> list[str]:
+        """Returns the header."""
+        return next(self._records(file), (0, []))[1]
+
+    def cells(self, file: BinaryIO, column: str) -> Generator[Cell]:
+        """Yields `column` of each record."""
+        records = self._records(file)
+        _, header = next(records)
+        place = header.index(column)
+        for line, record in records:
+            if len(record) != len(header):
+                raise RowError(line, f"{len(record)} cells where the header has {len(header)}")
+            yield line, record[place]
+
+    def count(self, file: BinaryIO) -> int:
+        """Counts records."""
+        return max(sum(1 for _ in self._records(file)) - 1, 0)
+
+    def _records(self, file: BinaryIO) -> Iterator[tuple[int, list[str]]]:
+        # The limit is the process's own: 128 KiB by default, which a long document exceeds.
+        csv.field_size_limit(max(csv.field_size_limit(), _MAX_CSV_CELL_BYTES))
+        text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
+        reader = csv.reader(text, delimiter=self._delimiter, strict=True)
+        try:
+            yield from ((reader.line_num, record) for record in reader if record)
+        except csv.Error as error:
+            raise RowError(reader.line_num, f"broken CSV: {error}") from None
+        except UnicodeDecodeError as error:
+            raise RowError(reader.line_num + 1, f"not UTF-8 ({error.reason})") from None
+        finally:
+            text.detach()
+
+
+class Text:
+    """One row a line, in the one column `text`. Empty lines are rows too."""
+
+    def columns(self, file: BinaryIO) -> list[str]:
+        """Returns the one column."""
+        return ["text"]
+
+    def cells(self, file: BinaryIO, column: str) -> Generator[Cell]:
+        """Yields each line without its end."""
+        for number, line in enumerate(file, start=1):
+            try:
+                text = _without_mark(line, number).decode()
+            except UnicodeDecodeError as error:
+                raise RowError(number, f"not UTF-8 ({error.reason})") from None
+            yield number, text.removesuffix("\n").removesuffix("\r")
+
+    def count(self, file: BinaryIO) -> int:
+        """Counts lines."""
+        return sum(1 for _ in file)
+
+
+class Parquet:
+    """Apache Parquet, by record batches of the one column that is needed."""
+
+    def columns(self, file: BinaryIO) -> list[str]:
+        """Returns the schema's top-level names."""
+        return list(self._open(file).schema_arrow.names)
+
+    def cells(self, file: BinaryIO, column: str) -> Generator[Cell]:
+        """Yields `column` of each row."""
+        number = 1
+        for batch in self._open(file).iter_batches(batch_size=_BATCH_ROWS, columns=[column]):
+            for cell in batch.column(0).to_pylist():
+                yield f"row {number}", cell
+                number += 1
+
+    def count(self, file: BinaryIO) -> int:
+        """Reads the footer."""
+        return int(self._open(file).metadata.num_rows)
+
+    def _open(self, file: BinaryIO):
+        from pyarrow import ArrowException
+        from pyarrow.parquet import ParquetFile
+
+        try:
+            return ParquetFile(file)
+        except ArrowException as error:
+            raise RowError("", f"not a Parquet file: {error}") from None

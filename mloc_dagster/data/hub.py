@@ -1,0 +1,127 @@
+"""Datasets of the Hugging Face hub, through the `datasets` library."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from mloc_dagster.data.cells import choose_column, to_prompt
+from mloc_dagster.errors import DataError, MissingExtraError, TransientError, nearest_hint
+from mloc_dagster.results.rows import Prompt
+
+
+class HubTable:
+    """Rows of a hub dataset.
+
+    Args:
+        url: The hub id; `datasets` also takes a local folder.
+        name: The configuration, where there are several.
+        revision: Branch, tag or commit.
+        streaming: Read rows off the network as they are needed; otherwise the dataset is
+            downloaded into `datasets`' cache and read from there. Offline (`HF_HUB_OFFLINE`)
+            it is always read from the cache.
+
+    Raises:
+        DataError: If the dataset or the configuration does not exist.
+        MissingExtraError: If `datasets` is not installed.
+        TransientError: If the hub cannot be reached.
+    """
+
+    def __init__(
+        self, url: str, name: str | None = None, revision: str | None = None, *, streaming: bool
+    ) -> None:
+        try:
+            import datasets
+            from datasets.config import HF_HUB_OFFLINE
+        except ImportError as error:
+            raise MissingExtraError(f"the hub dataset {url!r}", "hf") from error
+        self._url = url
+        streaming = streaming and not HF_HUB_OFFLINE
+        with _in_context(url):
+            try:
+                loaded: Any = datasets.load_dataset(
+                    url, name, revision=revision, streaming=streaming
+                )
+            except ValueError as error:
+                raise _config_error(url, name, revision, error) from error
+        self._splits: dict[str, Any] = dict(loaded)
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Names of the splits."""
+        return tuple(str(name) for name in self._splits)
+
+    def count(self, split: str) -> int:
+        """Returns how many rows the split has: from the dataset's card, else by reading it."""
+        rows = self._splits[split]
+        if hasattr(rows, "num_rows"):
+            return int(rows.num_rows)
+        info = (rows.info.splits or {}).get(split)
+        # A builder that has not run writes 0 for "unknown".
+        if info is not None and info.num_examples:
+            return int(info.num_examples)
+        with _in_context(self._url):
+            return sum(1 for _ in rows)
+
+    def prompts(self, split: str, column: str | None) -> Iterator[Prompt]:
+        """Yields every row of the split, in order.
+
+        Raises:
+            DataError: If the column is missing, or a row cannot be read.
+            TransientError: If the hub cannot be reached.
+        """
+        with _in_context(self._url):
+            rows = self._splits[split]
+            columns = rows.column_names or list(next(iter(rows), {}))
+            if not columns:
+                return
+            chosen = choose_column(column, columns, f"{self._url} ({split})")
+            for number, row in enumerate(rows.select_columns([chosen])):
+                try:
+                    prompt = to_prompt(row[chosen])
+                except ValueError as error:
+                    raise DataError(
+                        f"{self._url} {split} row {number}: column {chosen!r}: {error}"
+                    ) from error
+                yield prompt
+
+
+def _config_error(url: str, name: str | None, revision: str | None, error: ValueError) -> DataError:
+    """Explains what `datasets` says of a configuration, with the names there are."""
+    import datasets
+
+    names = datasets.get_dataset_config_names(url, revision=revision)
+    if name is None and len(names) > 1:
+        return DataError(
+            f"dataset {url!r} has several configurations; choose one with data.name: "
+            f"{', '.join(names)}"
+        )
+    if name is not None and name not in names:
+        return DataError(
+            f"dataset {url!r} has no configuration {name!r}{nearest_hint(name, names)}; "
+            f"configurations: {', '.join(names)}"
+        )
+    return DataError(f"dataset {url!r} cannot be read: {error}")
+
+
+@contextmanager
+def _in_context(url: str) -> Iterator[None]:
+    """Sorts what `datasets` raises into what the user can mend and what may pass."""
+    import httpx
+    from datasets.exceptions import DatasetNotFoundError, DatasetsError
+
+    try:
+        yield
+    except DatasetNotFoundError as error:
+        raise DataError(
+            f"{url!r} is no file or folder here, nor a dataset of the hub that may be read: {error}"
+        ) from error
+    except (ConnectionError, TimeoutError, httpx.TransportError) as error:
+        raise TransientError(
+            f"the hub cannot be reached for dataset {url!r} (which is no file or folder here): "
+            f"{error}"
+        ) from error
+    except DatasetsError as error:
+        cause = error.__cause__ or error
+        raise DataError(f"dataset {url!r} cannot be read: {cause}") from error

@@ -1,0 +1,161 @@
+"""Finding data files: one, a glob, or a folder, on any fsspec URL."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import fsspec
+from fsspec.core import url_to_fs
+
+from mloc_dagster.errors import DataError, MissingExtraError, TransientError, nearest_hint
+
+SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".txt")
+COMPRESSIONS = (".gz", ".zst")
+
+_GLOB = re.compile(r"[*?\[]")
+_WORD = re.compile(r"[^a-z]+")
+_SPLIT_WORDS = {
+    "train": "train",
+    "training": "train",
+    "test": "test",
+    "testing": "test",
+    "eval": "test",
+    "evaluation": "test",
+    "validation": "validation",
+    "valid": "validation",
+    "val": "validation",
+    "dev": "validation",
+}
+_EXTRAS = {"s3": "s3", "s3a": "s3", "hf": "hf"}
+
+
+@dataclass(frozen=True, slots=True)
+class DataFiles:
+    """The files of a dataset.
+
+    Attributes:
+        fs: The fsspec file system they lie on.
+        splits: Paths by split name, in reading order.
+        url: As the user wrote it.
+    """
+
+    fs: Any
+    splits: dict[str, tuple[str, ...]]
+    url: str
+
+
+def looks_like_files(url: str) -> bool:
+    """Whether `url` means files; otherwise it can only be a hub id."""
+    return (
+        "://" in url
+        or url.startswith((".", "/", "~"))
+        or _GLOB.search(url) is not None
+        or data_suffix(url) is not None
+        or Path(url).exists()
+    )
+
+
+def data_suffix(path: str) -> str | None:
+    """Returns the format's suffix without the compression's, or None if it isn't one of ours."""
+    name = PurePosixPath(path.lower())
+    if name.suffix in COMPRESSIONS:
+        name = name.with_suffix("")
+    return name.suffix if name.suffix in SUFFIXES else None
+
+
+def locate(url: str) -> DataFiles:
+    """Finds the files that `url` means.
+
+    One file, or a glob, is the split `train`. In a folder (searched deeply) files are divided by
+    the split that their names tell (`train.jsonl`, `data-validation.csv`, `test/0.parquet`);
+    where no name tells one, all are `train`.
+
+    Raises:
+        DataError: If nothing is there, or the format is none that mloc reads.
+        MissingExtraError: If the URL's file system is not installed.
+        TransientError: If the file system cannot be reached.
+    """
+    fs, path = _file_system(url)
+    try:
+        if _GLOB.search(path) and not fs.exists(path):
+            matches = fs.glob(path)
+            files = sorted(found for found in matches if data_suffix(found) and not fs.isdir(found))
+            splits = {"train": tuple(files)}
+        elif fs.isdir(path):
+            splits = _by_split(path, (found for found in fs.find(path) if data_suffix(found)), url)
+        elif fs.isfile(path):
+            if data_suffix(path) is None:
+                raise DataError(f"{url}: unknown format; mloc reads {_formats()}")
+            splits = {"train": (path,)}
+        else:
+            splits = {}
+        if not any(splits.values()):
+            raise DataError(_nothing(fs, path, url))
+    except PermissionError as error:
+        raise DataError(f"{url}: may not be read: {error}") from error
+    except (ConnectionError, TimeoutError) as error:
+        raise TransientError(f"{url}: cannot be reached: {error}") from error
+    return DataFiles(fs=fs, splits=splits, url=url)
+
+
+def _file_system(url: str) -> tuple[Any, str]:
+    try:
+        return url_to_fs(str(Path(url).expanduser()) if url.startswith("~") else url)
+    except ImportError as error:
+        protocol = url.partition("://")[0]
+        if protocol in _EXTRAS:
+            raise MissingExtraError(f"data.url {url}", _EXTRAS[protocol]) from error
+        raise DataError(f"{url}: {error}") from error
+    except ValueError as error:
+        protocols = fsspec.available_protocols()
+        hint = nearest_hint(url.partition("://")[0], protocols)
+        raise DataError(f"{url}: {error}{hint}") from error
+
+
+def _by_split(folder: str, found: Iterable[str], url: str) -> dict[str, tuple[str, ...]]:
+    splits: dict[str | None, list[str]] = {}
+    for path in sorted(found):
+        inside = path[len(folder) :].lstrip("/")
+        if not any(part.startswith((".", "_")) for part in inside.split("/")):
+            splits.setdefault(_split_of(inside), []).append(path)
+    nameless = splits.pop(None, [])
+    named = {name: tuple(paths) for name, paths in splits.items() if name is not None}
+    if nameless and named:
+        raise DataError(
+            f"{url}: some files are named by split ({', '.join(sorted(named))}) and "
+            f"{PurePosixPath(nameless[0]).name!r} is not; rename it or name the files by a glob"
+        )
+    return named or {"train": tuple(nameless)}
+
+
+def _split_of(inside: str) -> str | None:
+    for part in reversed(inside.lower().split("/")):
+        for word in _WORD.split(part):
+            if word in _SPLIT_WORDS:
+                return _SPLIT_WORDS[word]
+    return None
+
+
+def _nothing(fs: Any, path: str, url: str) -> str:
+    """Says what lies where the user looked."""
+    if fs.isdir(path) or _GLOB.search(path):
+        return f"{url}: no data files there; mloc reads {_formats()}"
+    folder, _, name = path.rpartition("/")
+    shown_folder = url.rpartition("/")[0] or "."
+    if not fs.isdir(folder):
+        text = f"{url}: no such file; the folder {shown_folder} does not exist either"
+    else:
+        names = [PurePosixPath(found).name for found in fs.ls(folder, detail=False)]
+        near = [found for found in names if data_suffix(found)] or names
+        text = f"{url}: no such file in {shown_folder}{nearest_hint(name, near)}"
+    if "://" not in url and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", url):
+        text += "; as a hub id it would have no file suffix"
+    return text
+
+
+def _formats() -> str:
+    return f"{', '.join(SUFFIXES)} (each also with {' or '.join(COMPRESSIONS)})"

@@ -1,0 +1,65 @@
+"""Text with `{placeholders}`: `{{` and `}}` stand for braces."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from mloc_dagster.errors import DataError, nearest_hint
+
+_TOKEN = re.compile(r"\{\{|\}\}|\{(?P<name>[^{}]*)\}|[{}]")
+
+
+@dataclass(frozen=True, slots=True)
+class PlaceholderText:
+    """A parsed text.
+
+    Attributes:
+        literals: What stands around the placeholders; one more than `names`.
+        names: The placeholders, in order.
+    """
+
+    literals: tuple[str, ...]
+    names: tuple[str, ...]
+
+    def render(self, values: Mapping[str, str]) -> str:
+        """Returns the text with each placeholder replaced; values are not parsed again."""
+        pieces = [self.literals[0]]
+        for name, literal in zip(self.names, self.literals[1:], strict=True):
+            pieces += (values[name], literal)
+        return "".join(pieces)
+
+
+def parse_placeholders(text: str, known: Iterable[str]) -> PlaceholderText:
+    """Reads a text whose placeholders must all be known.
+
+    Raises:
+        DataError: If a placeholder is unknown, or a brace has no partner.
+    """
+    known = tuple(known)
+    literals = [""]
+    names: list[str] = []
+    end = 0
+    for match in _TOKEN.finditer(text):
+        literals[-1] += text[end : match.start()]
+        end = match.end()
+        token = match[0]
+        if token in ("{{", "}}"):
+            literals[-1] += token[0]
+            continue
+        name = match["name"]
+        if name is None:
+            raise DataError(
+                f"the template text has a single {token!r} at character {match.start()}; "
+                f"write {token * 2!r} for a brace"
+            )
+        if name not in known:
+            raise DataError(
+                f"the template text has no value for {token!r}{nearest_hint(name, known)}; "
+                f"labels: {', '.join(known)}; write '{{{{' and '}}}}' for braces"
+            )
+        names.append(name)
+        literals.append("")
+    literals[-1] += text[end:]
+    return PlaceholderText(tuple(literals), tuple(names))

@@ -1,0 +1,133 @@
+"""Spooling a task's input: any source becomes files that every shard can read again.
+
+Rows are written once, in order, as `input/<first index>.jsonl` chunks of `InputRow` lines, and
+`plan.json` last: with it the input is complete, without it the spooling starts over.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from bisect import bisect_right
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+
+import msgspec
+
+from mloc_dagster.data.rows import open_rows
+from mloc_dagster.errors import DataError
+from mloc_dagster.planning.plan import Chunk, Plan
+from mloc_dagster.planning.shards import cut_shards
+from mloc_dagster.results.rows import InputRow, Prompt
+from mloc_dagster.results.store import Folder
+from mloc_dagster.schema.data import InferenceData
+
+PLAN_NAME = "plan.json"
+INPUT_NAME = "input"
+CHUNK_ROWS = 1024
+CHUNK_BYTES = 8 << 20
+"""A chunk ends with the row that reaches either bound; it is what the spool holds in memory."""
+
+
+def spool_input(
+    task_id: str,
+    data: InferenceData,
+    folder: Folder,
+    max_shards: int,
+    seed: int,
+    upstream: Mapping[str, Folder],
+) -> Plan:
+    """Writes a task's input and plan; with a plan already there, returns it unchanged.
+
+    Args:
+        task_id: The task.
+        data: Where its rows come from.
+        folder: The task's folder.
+        max_shards: Upper bound for the number of shards.
+        seed: The seed for sampling, to be kept in the plan.
+        upstream: Folders of the finished tasks before this one, by node name.
+
+    Raises:
+        DataError: If the input is missing, unreadable or empty.
+    """
+    plan = read_plan(folder)
+    if plan is not None:
+        return plan
+    source, rows = open_rows(data, upstream)
+    folder.delete(INPUT_NAME)
+    digest = hashlib.sha256()
+    chunks = tuple(_write_chunks(folder, rows, digest.update))
+    if not chunks:
+        raise DataError(f"the input is empty: {source} gave no rows")
+    count = chunks[-1].start + chunks[-1].rows
+    plan = Plan(
+        task_id=task_id,
+        source=source,
+        rows=count,
+        data_version=digest.hexdigest(),
+        seed=seed,
+        chunks=chunks,
+        shards=tuple(cut_shards(task_id, count, max_shards)),
+    )
+    folder.write_bytes(PLAN_NAME, plan.model_dump_json().encode())
+    return plan
+
+
+def read_plan(folder: Folder) -> Plan | None:
+    """Returns the task's plan, or None before it was planned."""
+    try:
+        return Plan.model_validate_json(folder.read_bytes(PLAN_NAME))
+    except FileNotFoundError:
+        return None
+
+
+def read_input(
+    folder: Folder, plan: Plan, start: int, stop: int, skip: Container[int] = ()
+) -> Iterator[InputRow]:
+    """Streams rows of the spooled input, reading only the chunks that hold them.
+
+    Args:
+        folder: The task's folder.
+        plan: The task's plan.
+        start: First index.
+        stop: Index after the last.
+        skip: Indexes to leave out: those that are done.
+    """
+    decode = msgspec.json.Decoder(InputRow).decode
+    first = max(bisect_right(plan.chunks, start, key=lambda chunk: chunk.start) - 1, 0)
+    for chunk in plan.chunks[first:]:
+        if chunk.start >= stop:
+            return
+        with folder.open(chunk.name) as lines:
+            # The name and the place of a line tell its index: others are not even decoded.
+            for index, line in enumerate(lines, start=chunk.start):
+                if index >= stop:
+                    return
+                if index >= start and index not in skip:
+                    yield decode(line)
+
+
+def _write_chunks(
+    folder: Folder, rows: Iterable[Prompt], hash_bytes: Callable[[bytes], None]
+) -> Iterator[Chunk]:
+    encode = msgspec.json.Encoder().encode
+    lines: list[bytes] = []
+    start = size = 0
+    for index, prompt in enumerate(rows):
+        try:
+            encoded = encode(prompt)
+        except UnicodeEncodeError as error:
+            raise DataError(f"input row {index} is not valid Unicode: {error}") from error
+        hash_bytes(encoded)
+        hash_bytes(b"\n")
+        lines.append(b'{"index":%d,"prompt":%b}\n' % (index, encoded))
+        size += len(encoded)
+        if len(lines) >= CHUNK_ROWS or size >= CHUNK_BYTES:
+            yield _write_chunk(folder, start, lines)
+            start, size, lines = index + 1, 0, []
+    if lines:
+        yield _write_chunk(folder, start, lines)
+
+
+def _write_chunk(folder: Folder, start: int, lines: list[bytes]) -> Chunk:
+    name = f"{INPUT_NAME}/{start:012d}.jsonl"
+    folder.write_bytes(name, b"".join(lines))
+    return Chunk(name=name, start=start, rows=len(lines))
