@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -11,7 +12,7 @@ from mloc_dagster.schema.data import InferenceData, TrainingData
 from mloc_dagster.schema.inference import Echo, Inference
 from mloc_dagster.schema.model import Model
 from mloc_dagster.schema.output import Checks, Output
-from mloc_dagster.schema.resources import Parallel, Resources, Retries, Schedule, Slo
+from mloc_dagster.schema.resources import Parallel, Resources, Retries, Slo
 from mloc_dagster.schema.retrieval import Agent, Embedding, Qdrant, Search
 from mloc_dagster.schema.training import Checkpoint, Generation, Lora, RewardModel, Training
 
@@ -25,7 +26,6 @@ class TaskSpec(Block):
     checks: Checks = Checks()
     retries: Retries = Retries()
     slo: Slo | None = None
-    schedule: Schedule | None = None
     enforce_cpu: bool = False
     """Never use a GPU, even where there is one."""
 
@@ -117,6 +117,18 @@ AnyTaskSpec = Annotated[
     EchoSpec | InferenceSpec | SftSpec | LoraSftSpec | DpoSpec | PpoSpec | RagSpec | AgentSpec,
     Field(discriminator="task_type"),
 ]
+
+SPEC_TYPES: Mapping[str, type[TaskSpec]] = {
+    "echo": EchoSpec,
+    "inference": InferenceSpec,
+    "sft": SftSpec,
+    "lora_sft": LoraSftSpec,
+    "dpo": DpoSpec,
+    "ppo": PpoSpec,
+    "rag": RagSpec,
+    "agent": AgentSpec,
+}
+"""The spec of each task type."""
 
 RowSpec = EchoSpec | InferenceSpec | RagSpec | AgentSpec
 """Tasks whose result is one output per row."""

@@ -1,0 +1,1 @@
+"""YAML → typed tasks: load, merge, normalise, check. Knows neither Dagster nor Redis."""

@@ -1,0 +1,76 @@
+"""Walking types along a path: which blocks, keys and values a template may have where."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from pydantic import BaseModel
+
+from mloc_dagster.compile.tree import Path
+from mloc_dagster.schema.base import Block
+
+Annotation = Any
+"""A type as it is written in a class body: a class, a union, `Literal[…]`, …"""
+
+
+def alternatives(annotation: Annotation) -> Iterator[Annotation]:
+    """Yields the members of a union, looking through `Annotated`; without None."""
+    origin = get_origin(annotation)
+    if origin is Annotated:
+        yield from alternatives(get_args(annotation)[0])
+    elif origin in (Union, types.UnionType):
+        for member in get_args(annotation):
+            yield from alternatives(member)
+    elif annotation is not types.NoneType:
+        yield annotation
+
+
+def fields_of(block: type[BaseModel]) -> dict[str, Annotation]:
+    """Returns the type of each key that a block takes, by the key's name in YAML."""
+    return {field.alias or name: field.annotation for name, field in block.model_fields.items()}
+
+
+def step_into(annotation: Annotation, step: str | int) -> list[Annotation]:
+    """Returns what may stand one step below a type; empty when nothing may."""
+    found: list[Annotation] = []
+    for member in alternatives(annotation):
+        origin, args = get_origin(member), get_args(member)
+        if isinstance(member, type) and issubclass(member, BaseModel):
+            if step in (fields := fields_of(member)):
+                found.append(fields[str(step)])
+        elif origin in (tuple, list, Sequence) and isinstance(step, int):
+            found.append(args[0])
+        elif origin in (dict, Mapping) and isinstance(step, str):
+            found.append(args[1])
+    return found
+
+
+def blocks_at(block: type[Block], loc: Path) -> list[type[Block]]:
+    """Returns the blocks that may stand at a pydantic location, union tags included."""
+    current: list[Annotation] = [block]
+    for step in loc:
+        found = [below for annotation in current for below in step_into(annotation, step)]
+        if not found:
+            tagged = [member for member in _blocks(current) if step in tags_of(member)]
+            found = list[Annotation](tagged)
+        # A step that is neither key nor tag is pydantic's label of a union member.
+        current = found or current
+    return _blocks(current)
+
+
+def tags_of(block: type[Block]) -> tuple[str, ...]:
+    """Returns the values of a block's `type`, when these are fixed."""
+    field = block.model_fields.get("type")
+    annotation = None if field is None else field.annotation
+    return get_args(annotation) if get_origin(annotation) is Literal else ()
+
+
+def _blocks(annotations: list[Annotation]) -> list[type[Block]]:
+    return [
+        member
+        for annotation in annotations
+        for member in alternatives(annotation)
+        if isinstance(member, type) and issubclass(member, Block)
+    ]

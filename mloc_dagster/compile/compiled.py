@@ -1,0 +1,52 @@
+"""What a template compiles to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from pydantic import JsonValue
+
+from mloc_dagster.compile.diagnostics import Diagnostic
+from mloc_dagster.compile.expressions import Reference
+from mloc_dagster.schema.resources import Schedule
+from mloc_dagster.schema.task import Metadata, Task
+
+
+@dataclass(frozen=True, slots=True)
+class CompiledTask:
+    """One task of a template.
+
+    Attributes:
+        task: The typed task; references to results stand in it unresolved (`resolve_task`).
+        mapping: Its spec, merged and in today's spelling, references unresolved.
+        references: What it reads of upstream results, in strings and in columns. Their nodes
+            are among `task.depends_on`.
+    """
+
+    task: Task
+    mapping: Mapping[str, JsonValue]
+    references: tuple[Reference, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CompiledTemplate:
+    """A template that can run.
+
+    Attributes:
+        metadata: Who and what it is.
+        kind: As written.
+        tasks: Its tasks in topological order; one when it has neither stages nor graph.
+        schedule: When it runs by itself.
+        content_hash: Hex sha256 of the document as canonical JSON.
+        document: The document as written.
+        warnings: What works today but should be written otherwise.
+    """
+
+    metadata: Metadata
+    kind: str
+    tasks: tuple[CompiledTask, ...]
+    schedule: Schedule | None
+    content_hash: str
+    document: Mapping[str, JsonValue]
+    warnings: tuple[Diagnostic, ...]

@@ -1,0 +1,224 @@
+"""Documents → typed tasks in the order in which they can run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from pydantic import JsonValue
+
+from mloc_dagster.compile.compiled import CompiledTask, CompiledTemplate
+from mloc_dagster.compile.diagnostics import Diagnostic, Findings, at_key, at_value, in_file_order
+from mloc_dagster.compile.loader import Document, load_documents
+from mloc_dagster.compile.merge import check_base_keys, merged_spec
+from mloc_dagster.compile.nodes import NodeDraft, ancestors_of, read_nodes
+from mloc_dagster.compile.reference_check import ReferenceCheck
+from mloc_dagster.compile.spelling import find, merge_value, normalise
+from mloc_dagster.compile.tree import Position, Tree, tree_of
+from mloc_dagster.compile.typed import validate
+from mloc_dagster.errors import TemplateError, nearest_hint
+from mloc_dagster.schema.legacy import SLO_ANNOTATION
+from mloc_dagster.schema.resources import Schedule
+from mloc_dagster.schema.task import SPEC_TYPES, Task, TaskSpec
+from mloc_dagster.schema.template import KIND_TASK_TYPES, Template
+
+__all__ = [
+    "CompiledTask",
+    "CompiledTemplate",
+    "compile_document",
+    "compile_file",
+    "compile_files",
+    "compile_mapping",
+]
+
+
+def compile_document(document: Document) -> CompiledTemplate:
+    """Compiles one document.
+
+    Raises:
+        TemplateError: If it is wrong; carries every finding.
+    """
+    return _Compiler(document).compile()
+
+
+def compile_mapping(mapping: Mapping[str, JsonValue], name: str = "template") -> CompiledTemplate:
+    """Compiles a document that comes from elsewhere than a file.
+
+    Raises:
+        TemplateError: If it is wrong; carries every finding, without lines.
+    """
+    return compile_document(Document(name, tree_of(dict(mapping), Position(name))))
+
+
+def compile_file(path: Path) -> list[CompiledTemplate]:
+    """Compiles every document of a file.
+
+    Raises:
+        TemplateError: If any of it is wrong; carries every finding of the file.
+    """
+    templates, diagnostics = compile_files([path])
+    errors = [finding for finding in diagnostics if finding.severity == "error"]
+    if errors:
+        raise TemplateError(errors)
+    return templates
+
+
+def compile_files(paths: Iterable[Path]) -> tuple[list[CompiledTemplate], list[Diagnostic]]:
+    """Compiles every document of every file.
+
+    Returns:
+        The templates without errors, and every error and warning of all files.
+    """
+    templates: list[CompiledTemplate] = []
+    diagnostics: list[Diagnostic] = []
+    for path in paths:
+        compiled, found = _compile_one_file(path)
+        templates += compiled
+        diagnostics += in_file_order(found)
+    return templates, diagnostics
+
+
+def _compile_one_file(path: Path) -> tuple[list[CompiledTemplate], list[Diagnostic]]:
+    templates: list[CompiledTemplate] = []
+    diagnostics: list[Diagnostic] = []
+    try:
+        documents = load_documents(path)
+    except TemplateError as error:
+        return [], [item for item in error.diagnostics if isinstance(item, Diagnostic)]
+    names: dict[str, int] = {}
+    for document in documents:
+        name = find(document.root, ("metadata", "name"))
+        if name is not None and name.text is not None:
+            if name.text in names:
+                message = f"{name.text!r} is taken by the document in line {names[name.text]}"
+                diagnostics.append(at_value(name, message))
+            names.setdefault(name.text, document.root.at.line)
+        try:
+            template = compile_document(document)
+        except TemplateError as error:
+            diagnostics += [item for item in error.diagnostics if isinstance(item, Diagnostic)]
+        else:
+            templates.append(template)
+            diagnostics += template.warnings
+    return templates, diagnostics
+
+
+class _Compiler:
+    def __init__(self, document: Document) -> None:
+        self._document = document
+        self._findings = Findings()
+
+    def compile(self) -> CompiledTemplate:
+        root = self._document.root
+        template = validate(Template, root, self._findings)
+        spec = root.fields.get("spec")
+        if spec is None or not isinstance(spec.content, dict):
+            self._findings.raise_errors()
+            raise AssertionError("a template without spec was accepted")
+        base = self._slo_annotation(normalise(spec, self._findings))
+        schedule = self._schedule(base)
+        tasks = self._tasks(base)
+        self._findings.raise_errors()
+        if template is None:
+            raise AssertionError("an invalid template was accepted")
+        return CompiledTemplate(
+            metadata=template.metadata,
+            kind=template.kind,
+            tasks=tuple(tasks),
+            schedule=schedule,
+            content_hash=_hash(self._document.mapping),
+            document=self._document.mapping,
+            warnings=self._findings.warnings,
+        )
+
+    def _slo_annotation(self, spec: Tree) -> Tree:
+        annotation = find(self._document.root, SLO_ANNOTATION)
+        if annotation is None:
+            return spec
+        return merge_value(spec, ("slo", "seconds"), annotation, self._findings)
+
+    def _schedule(self, spec: Tree) -> Schedule | None:
+        schedule = spec.fields.get("schedule")
+        return None if schedule is None else validate(Schedule, schedule, self._findings)
+
+    def _tasks(self, base: Tree) -> list[CompiledTask]:
+        nodes = read_nodes(base, self._findings)
+        if nodes is None:
+            return self._single(base)
+        types: dict[str, str] = {}
+        for node in nodes:
+            task_type = self._task_type(node.spec, base)
+            if task_type is not None:
+                types[node.name] = task_type
+        if len(types) == len(nodes) > 0:
+            check_base_keys(base, types.values(), self._findings)
+        ancestors = ancestors_of(nodes)
+        tasks: list[CompiledTask] = []
+        for node in nodes:
+            if node.name in types and ancestors[node.name] <= types.keys():
+                spec = merged_spec(base, node, types[node.name], types)
+                before = {name: types[name] for name in sorted(ancestors[node.name])}
+                tasks += self._task(node, spec, before, frozenset(types))
+        return tasks
+
+    def _single(self, base: Tree) -> list[CompiledTask]:
+        depends_on = base.fields.get("dependsOn")
+        if depends_on is not None:
+            message = "'dependsOn' needs other tasks: write them as spec.stages or spec.graph.nodes"
+            self._findings.add(at_key(depends_on, message))
+        task_type = self._task_type(base, base)
+        if task_type is None:
+            return []
+        name = find(self._document.root, ("metadata", "name"))
+        node = NodeDraft((name and name.text) or "task", (), base, is_stage=False)
+        fields = {
+            key: child for key, child in base.fields.items() if key not in ("schedule", "dependsOn")
+        }
+        fields.setdefault("taskType", tree_of(task_type, base.at, (*base.path, "taskType")))
+        return self._task(node, base.with_fields(fields), {}, frozenset())
+
+    def _task_type(self, spec: Tree, base: Tree) -> str | None:
+        given = spec.fields.get("taskType") or base.fields.get("taskType")
+        if given is not None:
+            if given.text in SPEC_TYPES:
+                return given.text
+            hint = nearest_hint(str(given.content), SPEC_TYPES)
+            self._findings.add(at_value(given, f"unknown task type {given.content!r}{hint}"))
+            return None
+        kind = self._document.root.fields.get("kind")
+        name = kind.text if kind is not None else None
+        derived = KIND_TASK_TYPES.get(name or "")
+        if derived is None and (name is None or name in KIND_TASK_TYPES):
+            listed = ", ".join(repr(each) for each in SPEC_TYPES)
+            self._findings.add(at_key(base, f"'taskType' is required: one of {listed}"))
+        return derived
+
+    def _task(
+        self, node: NodeDraft, spec: Tree, ancestors: Mapping[str, str], names: frozenset[str]
+    ) -> list[CompiledTask]:
+        check = ReferenceCheck(ancestors, names, self._findings)
+        example = check.example(spec)
+        check.data(spec)
+        block = SPEC_TYPES[spec.fields["taskType"].text or ""]
+        typed = validate(block, example, self._findings)
+        if typed is None:
+            return []
+        depends_on = tuple(dict.fromkeys((*node.depends_on, *check.reads)))
+        # The name is metadata's or a node's, and was checked there.
+        task = Task.model_construct(
+            name=node.name, depends_on=depends_on, spec=_unresolved(block, spec, example) or typed
+        )
+        mapping = {key: child.plain() for key, child in spec.fields.items()}
+        return [CompiledTask(task, mapping, tuple(dict.fromkeys(check.found)))]
+
+
+def _unresolved(block: type[TaskSpec], spec: Tree, example: Tree) -> TaskSpec | None:
+    """Returns the spec with references as written, where its fields can hold them."""
+    return validate(block, spec, Findings()) if spec != example else None
+
+
+def _hash(mapping: Mapping[str, JsonValue]) -> str:
+    text = json.dumps(mapping, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
