@@ -35,6 +35,11 @@ def task_executor(task_type: str) -> TaskExecutor[Any, Any]:
     return _create(found[0])
 
 
+def task_types() -> frozenset[str]:
+    """Returns the task types that somebody registered, without importing any of them."""
+    return frozenset(entry_points(group=GROUP).names)
+
+
 def _create(entry: EntryPoint) -> TaskExecutor[Any, Any]:
     try:
         return entry.load()()

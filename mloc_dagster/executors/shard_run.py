@@ -30,6 +30,7 @@ class ShardReport(BaseModel):
     """What one attempt at a shard did.
 
     Attributes:
+        task_id: The task.
         shard: The shard's place among the task's shards.
         attempt: From 1.
         rows_computed: Rows this attempt wrote, errors included.
@@ -47,6 +48,7 @@ class ShardReport(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    task_id: str
     shard: int
     attempt: int
     rows_computed: int
@@ -149,6 +151,7 @@ def run_shard(
     finally:
         log.save()
     return ShardReport(
+        task_id=task_id,
         shard=shard.index,
         attempt=attempt,
         rows_computed=gate.computed,

@@ -1,0 +1,1 @@
+"""Templates as Dagster assets, checks, jobs and schedules."""

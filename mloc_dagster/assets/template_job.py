@@ -1,0 +1,59 @@
+"""A template as Dagster sees it: assets, checks, a job, perhaps a schedule."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import dagster as dg
+
+from mloc_dagster.assets.names import job_name
+from mloc_dagster.assets.task_assets import task_assets
+from mloc_dagster.compile.compiler import CompiledTemplate
+
+if TYPE_CHECKING:
+    # Dagster exports what makes it, and not its name.
+    from dagster._core.definitions.unresolved_asset_job_definition import (
+        UnresolvedAssetJobDefinition,
+    )
+
+IN_PROCESS: dict[str, object] = {"execution": {"config": {"in_process": {}}}}
+
+
+@dataclass(frozen=True, slots=True)
+class TemplateDefinitions:
+    """Everything Dagster needs of one template."""
+
+    assets: list[dg.AssetsDefinition]
+    checks: list[dg.AssetChecksDefinition]
+    job: "UnresolvedAssetJobDefinition"
+    schedules: list[dg.ScheduleDefinition]
+
+
+def template_definitions(compiled: CompiledTemplate) -> TemplateDefinitions:
+    """Builds the Dagster definitions of a compiled template."""
+    built = [each for node in compiled.tasks for each in task_assets(compiled, node)]
+    assets = [each for each in built if not isinstance(each, dg.AssetChecksDefinition)]
+    job = dg.define_asset_job(
+        job_name(compiled),
+        selection=dg.AssetSelection.assets(*assets),
+        description=compiled.metadata.description
+        or str(compiled.metadata.annotations.get("description", "")),
+        tags={"mloc/template": compiled.metadata.name[:63]},
+        config=IN_PROCESS,
+    )
+    checks = [each for each in built if isinstance(each, dg.AssetChecksDefinition)]
+    return TemplateDefinitions(assets, checks, job, _schedules(compiled, job))
+
+
+def _schedules(
+    compiled: CompiledTemplate, job: "UnresolvedAssetJobDefinition"
+) -> list[dg.ScheduleDefinition]:
+    if compiled.schedule is None:
+        return []
+    return [
+        dg.ScheduleDefinition(
+            name=f"{job_name(compiled)}_schedule",
+            job=job,
+            cron_schedule=compiled.schedule.cron,
+            execution_timezone=compiled.schedule.timezone,
+        )
+    ]

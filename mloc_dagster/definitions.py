@@ -1,0 +1,72 @@
+"""The only `dg.Definitions`: every runnable template of the library as job, assets and checks."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import dagster as dg
+from dagster import ExecutorDefinition, Field, multi_or_in_process_executor
+
+from mloc_dagster.assets.names import job_name
+from mloc_dagster.assets.template_job import template_definitions
+from mloc_dagster.compile.compiler import CompiledTemplate, compile_files
+from mloc_dagster.executors.registry import task_types
+from mloc_dagster.library import library_files
+from mloc_dagster.ops.io import reference_io_manager
+
+_log = logging.getLogger("dagster.mloc")
+
+# Dagster's default executor, but in one process unless a launch says otherwise: a process per
+# step would load the model anew for every shard.
+default_executor = ExecutorDefinition(
+    name="in_process_or_multiprocess",
+    description="in_process unless the launch config chooses multiprocess",
+    config_schema=Field(
+        multi_or_in_process_executor.config_schema.config_type, default_value={"in_process": {}}
+    ),
+    requirements=multi_or_in_process_executor.get_requirements,
+    executor_creation_fn=multi_or_in_process_executor.executor_creation_fn,
+)
+
+
+def build_definitions(templates: Sequence[CompiledTemplate]) -> dg.Definitions:
+    """Builds the definitions of compiled templates; names must differ from one another."""
+    built = [template_definitions(each) for each in templates]
+    return dg.Definitions(
+        assets=[asset for each in built for asset in each.assets],
+        asset_checks=[check for each in built for check in each.checks],
+        jobs=[each.job for each in built],
+        schedules=[schedule for each in built for schedule in each.schedules],
+        resources={"io_manager": reference_io_manager},
+        executor=default_executor,
+    )
+
+
+def runnable_library() -> list[CompiledTemplate]:
+    """Compiles the library, leaving out what cannot run here and saying so.
+
+    One broken or foreign template must not take the others down: Dagster loads a code location
+    as a whole or not at all.
+    """
+    templates, findings = compile_files(list(library_files().values()))
+    for finding in findings:
+        if finding.severity == "error":
+            _log.warning("left out: %s", finding)
+    known = task_types()
+    runnable: dict[str, CompiledTemplate] = {}
+    for each in templates:
+        missing = {node.task.spec.task_type for node in each.tasks} - known
+        if missing:
+            _log.info("left out: %s needs %s", each.metadata.name, ", ".join(sorted(missing)))
+        elif job_name(each) in runnable:
+            _log.warning("left out: a second template named %s", each.metadata.name)
+        else:
+            runnable[job_name(each)] = each
+    return list(runnable.values())
+
+
+@dg.definitions
+def defs() -> dg.Definitions:
+    """Builds the code location when Dagster loads it; importing this module does nothing."""
+    return build_definitions(runnable_library())

@@ -1,0 +1,75 @@
+"""Opening a task from its folder: any process that knows the task id can go on with it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+
+from mloc_dagster.compile.compiler import compile_mapping
+from mloc_dagster.compile.references import resolve_task
+from mloc_dagster.data.upstream import lookup_reference
+from mloc_dagster.planning.plan import Plan
+from mloc_dagster.results.record import TaskRecord, read_record
+from mloc_dagster.results.store import Folder, open_store
+from mloc_dagster.schema.task import InferenceSpec, RowSpec, Task
+
+
+@dataclass(frozen=True, slots=True)
+class OpenTask:
+    """A task whose submission is durable.
+
+    Attributes:
+        folder: Where everything of the task lies.
+        record: The submission.
+        task: The typed task, with every reference to upstream results resolved.
+        upstream: The folders of the tasks it reads, by node name.
+    """
+
+    folder: Folder
+    record: TaskRecord
+    task: Task
+    upstream: Mapping[str, Folder]
+
+    @property
+    def spec(self) -> RowSpec:
+        """The spec of a task that works row by row."""
+        return self.task.spec  # type: ignore[return-value]
+
+    @property
+    def model_name(self) -> str:
+        """What answers: the model's identifier, or the task type where there is no model."""
+        spec = self.task.spec
+        return spec.model.source.identifier if isinstance(spec, InferenceSpec) else spec.task_type
+
+    @property
+    def model_revision(self) -> str | None:
+        """The revision that the template names, if it names one."""
+        spec = self.task.spec
+        return spec.model.source.revision if isinstance(spec, InferenceSpec) else None
+
+    def plan(self) -> Plan:
+        """Reads the plan; there is one as soon as the input was spooled."""
+        return Plan.model_validate_json(self.folder.read_bytes("plan.json"))
+
+
+def open_task(task_id: str) -> OpenTask:
+    """Opens the task from its record.
+
+    Raises:
+        InputError: If there is no such task on the store.
+        DataError: If a reference to an upstream result cannot be resolved.
+    """
+    return _open_task(open_store().url, task_id)
+
+
+@lru_cache(maxsize=64)
+def _open_task(results_url: str, task_id: str) -> OpenTask:
+    store = open_store(results_url)
+    folder = store.task(task_id)
+    record = read_record(folder)
+    upstream = {node: store.task(each) for node, each in record.upstream.items()}
+    compiled = compile_mapping(record.template)
+    node = next(each for each in compiled.tasks if each.task.name == record.node)
+    task = resolve_task(node, lambda reference: lookup_reference(reference, upstream))
+    return OpenTask(folder, record, task, upstream)

@@ -1,0 +1,112 @@
+"""Starting a task: its submission made durable, its input spooled, its shards cut."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping
+from datetime import UTC, datetime
+
+from pydantic import JsonValue
+
+from mloc_dagster import __version__
+from mloc_dagster.compile.compiler import CompiledTask, CompiledTemplate, compile_mapping
+from mloc_dagster.data.spool import spool_input
+from mloc_dagster.errors import InputError
+from mloc_dagster.executors.open_task import OpenTask, open_task
+from mloc_dagster.executors.registry import task_executor
+from mloc_dagster.planning.plan import Plan
+from mloc_dagster.results.record import TaskRecord, write_record
+from mloc_dagster.results.store import open_store
+from mloc_dagster.schema.data import InferenceData
+from mloc_dagster.schema.task import EchoSpec, InferenceSpec, RowSpec
+
+
+def task_id_for(workflow_id: str, compiled: CompiledTemplate, node: str) -> str:
+    """Returns the id of a node's task: the workflow's own when the template is one task."""
+    return workflow_id if len(compiled.tasks) == 1 else f"{workflow_id}-{node}"
+
+
+def start_task(
+    document: Mapping[str, JsonValue],
+    node: str,
+    *,
+    workflow_id: str,
+    run_id: str,
+    upstream: Mapping[str, str],
+) -> tuple[OpenTask, Plan]:
+    """Writes `task.json`, then the input and `plan.json`; what is already there is kept.
+
+    Args:
+        document: The effective template: overrides applied, references unresolved.
+        node: Which of its tasks.
+        workflow_id: The id that all tasks of this submission share.
+        run_id: The Dagster run.
+        upstream: Task ids of the nodes that this one depends on, by node name.
+
+    Raises:
+        UnknownNameError: If nobody registered an executor for the task type.
+        DataError: If the input is missing, unreadable or empty.
+    """
+    compiled = compile_mapping(document)
+    chosen = next(each for each in compiled.tasks if each.task.name == node)
+    task_executor(chosen.task.spec.task_type)
+    task_id = task_id_for(workflow_id, compiled, node)
+    folder = open_store().task(task_id)
+    if not folder.exists("task.json"):
+        write_record(
+            folder, _record(task_id, compiled, chosen, workflow_id, run_id, dict(upstream))
+        )
+    opened = open_task(task_id)
+    spec = opened.spec
+    plan = spool_input(
+        task_id,
+        input_of(spec),
+        folder,
+        spec.parallel.shards,
+        seed_of(spec),
+        opened.upstream,
+    )
+    return opened, plan
+
+
+def input_of(spec: RowSpec) -> InferenceData:
+    """Returns the data block of a task that works row by row."""
+    if spec.data is None:
+        raise InputError(f"a task of type {spec.task_type!r} needs data")
+    return spec.data
+
+
+def seed_of(spec: RowSpec) -> int:
+    """Returns the template's seed, or draws one that the plan then keeps."""
+    given = spec.inference.seed if isinstance(spec, InferenceSpec) else None
+    return secrets.randbits(31) if given is None else given
+
+
+def error_budget_of(spec: RowSpec) -> float:
+    """Returns the share of rows that may end with an error; 0 where the task type has none."""
+    if isinstance(spec, InferenceSpec):
+        return spec.inference.error_budget
+    return spec.echo.error_budget if isinstance(spec, EchoSpec) else 0.0
+
+
+def _record(
+    task_id: str,
+    compiled: CompiledTemplate,
+    chosen: CompiledTask,
+    workflow_id: str,
+    run_id: str,
+    upstream: dict[str, str],
+) -> TaskRecord:
+    return TaskRecord(
+        task_id=task_id,
+        workflow_id=workflow_id,
+        run_id=run_id,
+        template=dict(compiled.document),
+        template_name=compiled.metadata.name,
+        node=chosen.task.name,
+        task_type=chosen.task.spec.task_type,
+        spec=chosen.task.spec.model_dump(mode="json", by_alias=True),
+        upstream=upstream,
+        submitted_at=datetime.now(UTC),
+        mloc_version=__version__,
+    )

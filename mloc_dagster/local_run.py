@@ -1,0 +1,133 @@
+"""Running a template here and now: its Dagster job, in this process."""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass
+
+import dagster as dg
+from dagster import DagsterEventType
+
+from mloc_dagster.assets.names import job_name
+from mloc_dagster.compile.compiler import CompiledTemplate
+from mloc_dagster.definitions import build_definitions
+from mloc_dagster.executors.registry import task_executor
+from mloc_dagster.executors.task_start import task_id_for
+from mloc_dagster.ops.plan import WORKFLOW_TAG
+from mloc_dagster.ops.shard import RETRY_ERRORS_TAG
+from mloc_dagster.results.aggregate import TaskSummary
+from mloc_dagster.results.store import open_store
+
+
+@dataclass(frozen=True, slots=True)
+class TaskOutcome:
+    """What became of one task.
+
+    Attributes:
+        task_id: The task.
+        node: Its stage or node.
+        folder: Address of its results.
+        summary: Its figures; None when it was not aggregated.
+    """
+
+    task_id: str
+    node: str
+    folder: str
+    summary: TaskSummary | None
+
+
+@dataclass(frozen=True, slots=True)
+class RunOutcome:
+    """What became of a run.
+
+    Attributes:
+        run_id: The Dagster run.
+        workflow_id: The id that its tasks share; `mloc run --resume` takes it.
+        succeeded: Whether every step did.
+        tasks: The tasks that were started, in order.
+        failures: One message per failed step or check, the first cause first.
+    """
+
+    run_id: str
+    workflow_id: str
+    succeeded: bool
+    tasks: tuple[TaskOutcome, ...]
+    failures: tuple[str, ...]
+
+
+def check_runnable(compiled: CompiledTemplate) -> None:
+    """Makes sure that every task of the template has an executor here.
+
+    Raises:
+        UnknownNameError: If one has none.
+    """
+    for node in compiled.tasks:
+        task_executor(node.task.spec.task_type)
+
+
+def run_template(
+    compiled: CompiledTemplate,
+    instance: dg.DagsterInstance,
+    *,
+    workflow_id: str | None = None,
+    retry_errors: bool = False,
+) -> RunOutcome:
+    """Runs a template's job in this process and waits for it.
+
+    Args:
+        compiled: The template.
+        instance: Records the run; the Dagster UI shows it.
+        workflow_id: Goes on with the tasks of this workflow; a new one by default.
+        retry_errors: Whether rows that ended with an error are computed again.
+    """
+    run_id = str(uuid.uuid4())
+    workflow = workflow_id or run_id
+    job = build_definitions([compiled]).resolve_job_def(job_name(compiled))
+    result = job.execute_in_process(
+        instance=instance,
+        run_id=run_id,
+        raise_on_error=False,
+        run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
+        tags={WORKFLOW_TAG: workflow, RETRY_ERRORS_TAG: str(retry_errors).lower()},
+    )
+    return RunOutcome(
+        run_id=run_id,
+        workflow_id=workflow,
+        succeeded=result.success,
+        tasks=outcomes(compiled, workflow),
+        failures=_failures(result.all_events),
+    )
+
+
+def outcomes(compiled: CompiledTemplate, workflow_id: str) -> tuple[TaskOutcome, ...]:
+    """Reads from the store what became of each task that was started."""
+    store = open_store()
+    found: list[TaskOutcome] = []
+    for node in compiled.tasks:
+        folder = store.task(task_id_for(workflow_id, compiled, node.task.name))
+        if not folder.exists("task.json"):
+            continue
+        summary = None
+        if folder.exists("summary.json"):
+            summary = TaskSummary.model_validate_json(folder.read_bytes("summary.json"))
+        task_id = task_id_for(workflow_id, compiled, node.task.name)
+        found.append(TaskOutcome(task_id, node.task.name, folder.url, summary))
+    return tuple(found)
+
+
+def _failures(events: list[dg.DagsterEvent]) -> tuple[str, ...]:
+    messages: list[str] = []
+    for event in events:
+        if event.event_type == DagsterEventType.ASSET_CHECK_EVALUATION:
+            check = event.asset_check_evaluation_data
+            if not check.passed:
+                values = ", ".join(f"{key}: {each.value}" for key, each in check.metadata.items())
+                messages.append(f"check {check.check_name} failed ({values})")
+        elif event.event_type == DagsterEventType.STEP_FAILURE:
+            data = event.step_failure_data
+            given = data.user_failure_data
+            if given is not None and given.description:
+                messages.append(given.description)
+            elif data.error is not None and "AssetCheckFailed" not in str(data.error.cls_name):
+                messages.append(data.error.message.strip())
+    return tuple(messages)

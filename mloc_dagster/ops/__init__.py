@@ -1,0 +1,1 @@
+"""Thin Dagster ops over plain functions."""

@@ -1,0 +1,63 @@
+"""Exporting and publishing a task's responses."""
+
+import dagster as dg
+
+from mloc_dagster.errors import MlocError
+from mloc_dagster.events.bus import publish
+from mloc_dagster.events.model import Progress, TaskEvent, TaskEventType
+from mloc_dagster.executors.open_task import OpenTask, open_task
+from mloc_dagster.ops.failures import as_dagster
+from mloc_dagster.ops.references import TaskRef
+from mloc_dagster.results.delivery import deliver
+from mloc_dagster.results.export import export as export_rows
+from mloc_dagster.results.manifest import Manifest, write_manifest
+
+
+def export(context: dg.AssetExecutionContext, responses: TaskRef) -> dg.Output[TaskRef]:
+    """Writes the formats asked for, then the manifest, then delivers; and says that it is done."""
+    opened = open_task(responses.task_id)
+    try:
+        manifest = _write(opened)
+        delivered = deliver(
+            opened.folder,
+            responses.task_id,
+            opened.spec.output.destination,
+            opened.spec.output.artifacts,
+        )
+    except MlocError as error:
+        raise as_dagster(error) from error
+    publish(
+        TaskEvent(
+            type=TaskEventType.TASK_SUCCEEDED,
+            task_id=responses.task_id,
+            run_id=context.run_id,
+            node=responses.node,
+            payload=Progress(rows=responses.rows),
+        )
+    )
+    return dg.Output(
+        responses,
+        metadata={
+            "path": dg.MetadataValue.path(opened.folder.url),
+            "files": dg.MetadataValue.md(_table(manifest)),
+            "delivered_to": delivered.destination,
+            "dagster/row_count": responses.rows,
+        },
+    )
+
+
+def _write(opened: OpenTask) -> Manifest:
+    export_rows(
+        opened.folder,
+        opened.plan(),
+        opened.spec.output.formats,
+        model=opened.model_name,
+        revision=opened.model_revision,
+    )
+    return write_manifest(opened.folder, opened.spec.output.artifacts)
+
+
+def _table(manifest: Manifest) -> str:
+    lines = ["| file | bytes | sha256 |", "|---|---|---|"]
+    lines += [f"| {each.path} | {each.size} | {each.sha256 or ''} |" for each in manifest.entries]
+    return "\n".join(lines)

@@ -1,0 +1,61 @@
+"""What an asset's page shows of a task's result."""
+
+from __future__ import annotations
+
+import base64
+import io
+from itertools import pairwise
+
+import dagster as dg
+
+from mloc_dagster.results.aggregate import TaskSummary
+
+
+def responses_metadata(summary: TaskSummary, path: str) -> dict[str, dg.MetadataValue]:
+    """Returns rows, errors, tokens, speed, a preview and the latency histogram."""
+    usage = summary.usage
+    return {
+        "dagster/row_count": dg.MetadataValue.int(summary.rows),
+        "errors": dg.MetadataValue.int(summary.errors),
+        "empty_outputs": dg.MetadataValue.int(summary.empty_outputs),
+        "model": dg.MetadataValue.text(summary.model),
+        "prompt_tokens": dg.MetadataValue.int(usage.prompt_tokens),
+        "completion_tokens": dg.MetadataValue.int(usage.completion_tokens),
+        "tokens_per_s": dg.MetadataValue.float(round(summary.tokens_per_s, 1)),
+        "task_id": dg.MetadataValue.text(summary.task_id),
+        "path": dg.MetadataValue.path(path),
+        "preview": dg.MetadataValue.md(_preview(summary)),
+        "latency": dg.MetadataValue.md(latency_image(summary)),
+    }
+
+
+def _preview(summary: TaskSummary) -> str:
+    lines = ["| index | prompt | output |", "|---|---|---|"]
+    for row in summary.preview:
+        prompt, output = _cell(row.prompt), _cell(row.error or row.output)
+        lines.append(f"| {row.index} | {prompt} | {output} |")
+    return "\n".join(lines)
+
+
+def _cell(text: str) -> str:
+    return text.replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ")
+
+
+def latency_image(summary: TaskSummary) -> str:
+    """Returns the rows' latencies as a Markdown image, with the picture in the text itself."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 2.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    edges = summary.latency.edges_s
+    widths = [right - left for left, right in pairwise(edges)]
+    axes.bar(edges[:-1], summary.latency.counts, width=widths, align="edge")
+    axes.set_xscale("log")
+    axes.set_xlabel("seconds per row")
+    axes.set_ylabel("rows")
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=90)
+    encoded = base64.b64encode(picture.getvalue()).decode()
+    return f"![latency of the rows](data:image/png;base64,{encoded})"

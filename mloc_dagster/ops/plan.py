@@ -1,0 +1,78 @@
+"""The op that starts a task and hands out its shards."""
+
+import json
+from collections.abc import Iterator
+
+import dagster as dg
+
+from mloc_dagster.compile.overrides import merge_overrides
+from mloc_dagster.errors import MlocError
+from mloc_dagster.events.bus import publish
+from mloc_dagster.events.model import Progress, TaskEvent, TaskEventType
+from mloc_dagster.executors.task_start import start_task
+from mloc_dagster.ops.failures import as_dagster
+from mloc_dagster.ops.references import TaskRef
+from mloc_dagster.planning.shards import Shard
+
+WORKFLOW_TAG = "mloc/workflow_id"
+
+
+class PlanConfig(dg.Config):
+    """What the graph's config mapping hands to the op; people see `TaskOverrides` instead."""
+
+    template: str
+    node: str
+    overrides: str = "{}"
+
+
+@dg.op(
+    name="plan",
+    ins={"upstream": dg.In(list[TaskRef], description="The tasks that this one reads.")},
+    out=dg.DynamicOut(Shard, description="A range of rows."),
+    description="Makes the task durable, spools its input once and cuts it into shards.",
+)
+def plan(
+    context: dg.OpExecutionContext, config: PlanConfig, upstream: list[TaskRef]
+) -> Iterator[dg.DynamicOutput[Shard]]:
+    """Yields one shard per dynamic output; see `executors.task_start`."""
+    document = merge_overrides(
+        json.loads(config.template), config.node, json.loads(config.overrides)
+    )
+    try:
+        opened, task_plan = start_task(
+            document,
+            config.node,
+            workflow_id=workflow_id(context.run),
+            run_id=context.run_id,
+            upstream={each.node: each.task_id for each in upstream},
+        )
+    except MlocError as error:
+        raise as_dagster(error) from error
+    context.log.info(
+        f"{task_plan.rows} rows from {task_plan.source} in {len(task_plan.shards)} shards;"
+        f" results in {opened.folder.url}"
+    )
+    publish(
+        TaskEvent(
+            type=TaskEventType.TASK_STARTED,
+            task_id=task_plan.task_id,
+            run_id=context.run_id,
+            node=config.node,
+            payload=Progress(rows=task_plan.rows),
+        )
+    )
+    for shard in task_plan.shards:
+        yield dg.DynamicOutput(shard, mapping_key=shard.key)
+
+
+def workflow_id(run: dg.DagsterRun) -> str:
+    """Returns the id that the tasks of a run share.
+
+    A retry from failure goes on with the tasks of the run that it retries; a resumed task names
+    its own; everything else starts anew.
+    """
+    if WORKFLOW_TAG in run.tags:
+        return run.tags[WORKFLOW_TAG]
+    if run.tags.get("dagster/is_resume_retry") == "true" and run.root_run_id is not None:
+        return run.root_run_id
+    return run.run_id

