@@ -2,29 +2,13 @@
 
 from __future__ import annotations
 
-import types
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from collections.abc import Mapping, Sequence
+from typing import Literal, get_args, get_origin
 
 from pydantic import BaseModel
 
 from mloc_dagster.compile.tree import Path
-from mloc_dagster.schema.base import Block
-
-Annotation = Any
-"""A type as it is written in a class body: a class, a union, `Literal[…]`, …"""
-
-
-def alternatives(annotation: Annotation) -> Iterator[Annotation]:
-    """Yields the members of a union, looking through `Annotated`; without None."""
-    origin = get_origin(annotation)
-    if origin is Annotated:
-        yield from alternatives(get_args(annotation)[0])
-    elif origin in (Union, types.UnionType):
-        for member in get_args(annotation):
-            yield from alternatives(member)
-    elif annotation is not types.NoneType:
-        yield annotation
+from mloc_dagster.schema.base import Annotation, Block, alternatives
 
 
 def fields_of(block: type[BaseModel]) -> dict[str, Annotation]:

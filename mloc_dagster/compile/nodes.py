@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mloc_dagster.compile.diagnostics import Findings, at_key, at_value
 from mloc_dagster.compile.spelling import find, normalise
@@ -107,17 +107,19 @@ def _refuse_structure(spec: Tree, findings: Findings) -> None:
 
 def _ordered(drafts: list[tuple[NodeDraft, Tree]], findings: Findings) -> list[NodeDraft]:
     names = [draft.name for draft, _ in drafts]
-    sound = True
     for draft, entry in drafts:
         for index, name in enumerate(draft.depends_on):
             if name not in names:
                 place = find(entry, ("dependsOn", index)) or entry
                 hint = nearest_hint(name, [other for other in names if other != draft.name])
                 findings.add(at_value(place, f"no node is called {name!r}{hint}"))
-                sound = False
-    if not sound:
-        return []
-    waiting = {draft.name: draft for draft, _ in drafts}
+    # What waits for an unknown node is still read, so that its own errors show as well.
+    waiting = {
+        draft.name: replace(
+            draft, depends_on=tuple(name for name in draft.depends_on if name in names)
+        )
+        for draft, _ in drafts
+    }
     ordered: list[NodeDraft] = []
     while waiting:
         ready = next(

@@ -150,7 +150,8 @@ def _resolve(root: Tree, path: Path) -> Path:
             step = _index(tree, step, where)
             tree = tree.items[step]
         elif isinstance(step, int) or step.startswith("["):
-            raise InputError(f"{where!r} is not a list, {step!r} picks nothing in it")
+            picked = f"[{step}]" if isinstance(step, int) else step
+            raise InputError(f"{where!r} is not a list, {picked} picks nothing in it")
         elif tree is not None and not isinstance(tree.content, dict | None):
             raise InputError(f"{where!r} is a single value; it has no key {step!r}")
         else:
@@ -171,7 +172,7 @@ def _index(tree: Tree, step: str | int, where: str) -> int:
     if name in names:
         return names.index(name)
     hint = nearest_hint(name, [each for each in names if each])
-    raise InputError(f"{where!r} has no item {name!r}{hint}; write {where}[0] or {where}[name]")
+    raise InputError(f"{where!r} has no item {name!r}{hint}")
 
 
 def _put_value(root: Tree, path: Path, value: JsonValue) -> Tree:

@@ -8,7 +8,7 @@ from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, JsonValue
 
-from mloc_dagster.compile.annotations import alternatives, fields_of, step_into
+from mloc_dagster.compile.annotations import fields_of, step_into
 from mloc_dagster.compile.diagnostics import Findings, at_value
 from mloc_dagster.compile.expressions import (
     Reference,
@@ -19,6 +19,7 @@ from mloc_dagster.compile.expressions import (
 from mloc_dagster.compile.spelling import find
 from mloc_dagster.compile.tree import Tree, tree_of
 from mloc_dagster.errors import InputError, nearest_hint
+from mloc_dagster.schema.base import alternatives
 from mloc_dagster.schema.result import RESULT_TYPES, ROW_TASK_TYPES
 
 _SCALARS: Mapping[type, JsonValue] = {bool: True, int: 1, float: 1.0, str: "text"}

@@ -11,7 +11,7 @@ from pydantic_core import ErrorDetails
 from mloc_dagster.compile.annotations import blocks_at, fields_of, tags_of
 from mloc_dagster.compile.diagnostics import Diagnostic, Findings, at_key, at_position, at_value
 from mloc_dagster.compile.tree import Path, Position, Tree, tree_of
-from mloc_dagster.compile.wording import expectation, shown
+from mloc_dagster.compile.wording import expectation, mismatch, shown
 from mloc_dagster.errors import TemplateError, nearest_hint
 from mloc_dagster.schema.base import Block
 from mloc_dagster.schema.task import SPEC_TYPES, Task
@@ -94,7 +94,7 @@ def _diagnose_union(group: list[_Located], block: type[Block]) -> Iterable[Diagn
         return [_diagnose(item, block) for item in group]
     expected = " or ".join(dict.fromkeys(expectation(item.detail) for item in group))
     tree = group[0].tree
-    return [at_value(tree, f"expected {expected}, got {shown(tree)}")]
+    return [at_value(tree, mismatch(expected, tree))]
 
 
 def _diagnose(located: _Located, block: type[Block]) -> Diagnostic:
@@ -117,7 +117,7 @@ def _diagnose(located: _Located, block: type[Block]) -> Diagnostic:
         known = [str(name) for name in expected_literals(detail)]
         hint = nearest_hint(str(value), known)
         return at_value(tree, f"unknown value {shown(tree)}{hint}")
-    return at_value(tree, f"expected {expectation(detail)}, got {shown(tree)}")
+    return at_value(tree, mismatch(expectation(detail), tree))
 
 
 def expected_literals(detail: ErrorDetails) -> list[str]:

@@ -43,13 +43,21 @@ def expectation(detail: ErrorDetails) -> str:
     kind = detail["type"]
     if kind == "string_pattern_mismatch":
         pattern: str = detail.get("ctx", {}).get("pattern", "")
-        if pattern.startswith("^https?"):
+        if "https?" in pattern:
             return "an http:// or https:// URL"
         return "letters, digits, '.', '_' and '-', with a letter or digit at both ends"
     template = _EXPECTED.get(kind)
     if template is None:
         return detail["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
     return template.format(**detail.get("ctx", {}))
+
+
+def mismatch(expected: str, tree: Tree) -> str:
+    """Returns what was expected and what stands there."""
+    hint = ""
+    if expected == "text" and isinstance(tree.content, int | float) and tree.raw is not None:
+        hint = f"; write it in quotes: '{tree.raw}'"
+    return f"expected {expected}, got {shown(tree)}{hint}"
 
 
 def shown(tree: Tree) -> str:
@@ -61,7 +69,7 @@ def shown(tree: Tree) -> str:
     if isinstance(tree.content, bool):
         value = json.dumps(tree.content)
         if tree.raw is not None and tree.raw.lower() != value:
-            return f"{tree.raw}, which YAML reads as {value} (write '{tree.raw}' for text)"
+            return f"{tree.raw}, which YAML reads as {value}"
         return value
     if tree.content is None:
         return "nothing"

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal
+import types
+from collections.abc import Iterator
+from functools import cache
+from typing import Annotated, Any, Literal, Union, cast, get_args, get_origin
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+Annotation = Any
+"""A type as it is written in a class body: a class, a union, `Literal[…]`, …"""
 
 _MEMORY = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?\s*$")
 _POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
@@ -23,6 +29,40 @@ class Block(BaseModel):
         protected_namespaces=(),
         allow_inf_nan=False,
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_truth_for_numbers(cls, value: object) -> object:
+        # YAML reads `yes` and `on` as true, which pydantic would take for 1; text it refuses.
+        if not isinstance(value, dict):
+            return value
+        given = cast("dict[str, object]", value)
+        return {
+            key: str(each).lower() if isinstance(each, bool) and key in _numbers(cls) else each
+            for key, each in given.items()
+        }
+
+
+@cache
+def _numbers(block: type[Block]) -> frozenset[str]:
+    """Returns the keys that take a number and nothing else."""
+    return frozenset(
+        field.alias or name
+        for name, field in block.model_fields.items()
+        if set(alternatives(field.annotation)) <= {int, float}
+    )
+
+
+def alternatives(annotation: Annotation) -> Iterator[Annotation]:
+    """Yields the members of a union, looking through `Annotated`; without None."""
+    origin = get_origin(annotation)
+    if origin is Annotated:
+        yield from alternatives(get_args(annotation)[0])
+    elif origin in (Union, types.UnionType):
+        for member in get_args(annotation):
+            yield from alternatives(member)
+    elif annotation is not types.NoneType:
+        yield annotation
 
 
 def parse_memory(value: object) -> object:

@@ -19,13 +19,21 @@ class LocalDestination(Block):
     path: str | None = None
     """A second copy of the artifacts, relative to the results root; the latest run wins."""
 
+    @field_validator("path")
+    @classmethod
+    def _stay_below(cls, value: str | None) -> str | None:
+        if value is not None and ".." in value.replace("\\", "/").split("/"):
+            raise ValueError(f"{value!r} leaves the results root")
+        return value
+
 
 class HttpDestination(Block):
     """Posts the result, then uploads the artifacts."""
 
     type: Literal["http"]
-    url: str = Field(pattern=r"^https?://[^\s/]+")
-    """The result goes to this URL, each artifact to `<url>/<task_id>/files`."""
+    url: str = Field(pattern=r"^(https?://[^\s/]+|\$\{)")
+    """The result goes to this URL (`${MY_URL}` takes it from the environment), each artifact to
+    `<url>/<task_id>/files`."""
 
     method: Literal["POST", "PUT"] = "POST"
     headers: Mapping[str, SecretStr] = Field(default_factory=dict)

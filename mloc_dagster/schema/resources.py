@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from typing import Literal
+from zoneinfo import available_timezones
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
+from mloc_dagster.errors import nearest_hint
 from mloc_dagster.schema.base import Block, Cores, Memory
+
+_CRON_FIELDS = (
+    ("minute", 0, 59),
+    ("hour", 0, 23),
+    ("day of the month", 1, 31),
+    ("month", 1, 12),
+    ("day of the week", 0, 7),
+)
+_CRON_PART = re.compile(r"(?:\*|(?P<first>\d{1,2})(?:-(?P<last>\d{1,2}))?)(?:/(?P<step>\d{1,2}))?")
 
 
 class Gpu(Block):
@@ -89,3 +101,30 @@ class Schedule(Block):
 
     timezone: str = "UTC"
     """An IANA name such as `Europe/Berlin`."""
+
+    @field_validator("cron")
+    @classmethod
+    def _five_fields(cls, value: str) -> str:
+        fields = value.split()
+        if len(fields) != len(_CRON_FIELDS):
+            raise ValueError(f"{value!r} has {len(fields)} fields; cron has five: '0 6 * * 1-5'")
+        for text, (name, low, high) in zip(fields, _CRON_FIELDS, strict=True):
+            if not all(_is_cron_part(part, low, high) for part in text.split(",")):
+                raise ValueError(f"{text!r} is no {name} ({low} to {high}, '*', '1-5', '*/10')")
+        return value
+
+    @field_validator("timezone")
+    @classmethod
+    def _known_zone(cls, value: str) -> str:
+        zones = available_timezones()
+        if value not in zones:
+            raise ValueError(f"unknown timezone {value!r}{nearest_hint(value, zones)}")
+        return value
+
+
+def _is_cron_part(part: str, low: int, high: int) -> bool:
+    match = _CRON_PART.fullmatch(part)
+    if match is None or match["step"] == "0":
+        return False
+    numbers = [int(match[name]) for name in ("first", "last") if match[name] is not None]
+    return all(low <= number <= high for number in numbers) and numbers == sorted(numbers)
