@@ -38,6 +38,9 @@ _TYPES: dict[str, Any] = {
 }
 _NULLABLE = {"outputs", "error", "revision"}
 
+# Few different values; a dictionary of prompts or hashes would only be built to be given up.
+_REPEATED = ["task_id", "shard", "finish_reason", "error", "model", "revision", "engine", "worker"]
+
 
 class ParquetSink:
     """Writes each batch as one row group.
@@ -57,7 +60,9 @@ class ParquetSink:
             _pa.field(name, kind, nullable=name in _NULLABLE) for name, kind in _TYPES.items()
         ]
         self._schema = _pa.schema(fields, metadata=metadata)
-        self._writer = _pq.ParquetWriter(file, self._schema, compression="zstd")
+        self._writer = _pq.ParquetWriter(
+            file, self._schema, compression="zstd", use_dictionary=_REPEATED
+        )
 
     def __enter__(self) -> Self:
         return self
