@@ -1,0 +1,177 @@
+"""Every command, its arguments and its help. Nothing heavy is imported before a command runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mloc_dagster import __version__
+
+_TASKS, _TEMPLATES, _MODELS = "Run", "Templates", "Models"
+
+app = typer.Typer(
+    name="mloc",
+    help="One YAML template in, results out: LLM tasks on Dagster.",
+    epilog="Start with: mloc run demo · mloc templates list",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+_templates = typer.Typer(help="List, show and copy the templates that ship.", no_args_is_help=True)
+_models = typer.Typer(help="The models that ship.", no_args_is_help=True)
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"mloc {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Print the version.", callback=_version, is_eager=True),
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command("run", rich_help_panel=_TASKS)
+def _run(
+    template: Annotated[
+        str | None,
+        typer.Argument(help="A YAML file, or the name of a library template.", show_default=False),
+    ] = None,
+    sets: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="PATH=VALUE",
+            help="Change a value, such as spec.inference.max_tokens=64. Repeatable.",
+        ),
+    ] = None,
+    results: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="Where results go: a folder, or any fsspec URL."),
+    ] = None,
+    resume: Annotated[
+        str | None,
+        typer.Option(metavar="TASK_ID", help="Go on with a task: only missing rows are computed."),
+    ] = None,
+    retry_errors: Annotated[
+        bool,
+        typer.Option("--retry-errors", help="With --resume: also rows that ended with an error."),
+    ] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="Print only the results folder.")
+    ] = False,
+    as_json: Json = False,
+    no_progress: Annotated[bool, typer.Option("--no-progress", help="No live progress.")] = False,
+) -> None:
+    """Run a template here and now; the results folder is printed last.
+
+    Exit code: 0, 1 (a task failed), 2 (bad input), 130 (interrupted).
+    """
+    from mloc_dagster.cli.run_command import RunOptions, run
+
+    options = RunOptions(
+        template=template,
+        sets=tuple(sets or ()),
+        results=results,
+        resume=resume,
+        retry_errors=retry_errors,
+        quiet=quiet,
+        as_json=as_json,
+        progress=not (no_progress or quiet or as_json),
+    )
+    raise typer.Exit(run(options))
+
+
+@app.command("validate", rich_help_panel=_TEMPLATES)
+def _validate(
+    files: Annotated[
+        list[Path], typer.Argument(help="YAML files, or folders of them.", metavar="T.yaml…")
+    ],
+    as_json: Json = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Warnings count as errors.")] = False,
+) -> None:
+    """Check templates: every error of every file, as file:line:col: path: message.
+
+    Exit code: 0, or 2 when there is an error.
+    """
+    from mloc_dagster.cli.validate_command import validate
+
+    raise typer.Exit(validate(files, as_json=as_json, strict=strict))
+
+
+@app.command("schema", rich_help_panel=_TEMPLATES)
+def _schema() -> None:
+    """Print the JSON Schema of templates; editors complete and check with it."""
+    import json
+
+    from mloc_dagster.schema.json_schema import template_json_schema
+
+    typer.echo(json.dumps(template_json_schema(), indent=2, ensure_ascii=False))
+
+
+app.add_typer(_templates, name="templates", rich_help_panel=_TEMPLATES)
+app.add_typer(_models, name="models", rich_help_panel=_MODELS)
+
+
+@_templates.command("list")
+def _templates_list(as_json: Json = False) -> None:
+    """List the library."""
+    from mloc_dagster.cli.template_commands import list_templates
+
+    list_templates(as_json=as_json)
+
+
+@_templates.command("show")
+def _templates_show(
+    name: Annotated[str, typer.Argument(help="Such as core/echo, or echo.")],
+) -> None:
+    """Print a library template."""
+    from mloc_dagster.cli.template_commands import show_template
+
+    show_template(name)
+
+
+@_templates.command("new")
+def _templates_new(
+    name: Annotated[str, typer.Argument(help="The new template's name.")],
+    source: Annotated[
+        str, typer.Option("--from", metavar="TEMPLATE", help="The library template to copy.")
+    ] = "inference_single",
+    output: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Where to write it; NAME.yaml by default."),
+    ] = None,
+) -> None:
+    """Copy a library template under a new name; an existing file is never overwritten."""
+    from mloc_dagster.cli.template_commands import new_template
+
+    new_template(name, source, output)
+
+
+@_models.command("list")
+def _models_list(as_json: Json = False) -> None:
+    """List the models that ship."""
+    from mloc_dagster.cli.model_commands import list_models
+
+    list_models(as_json=as_json)
+
+
+@_models.command("path")
+def _models_path(
+    name: Annotated[str, typer.Argument(help="Such as tiny-chat.")],
+) -> None:
+    """Print where a model lies."""
+    from mloc_dagster.cli.model_commands import show_model_path
+
+    show_model_path(name)

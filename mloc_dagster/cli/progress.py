@@ -1,0 +1,168 @@
+"""What a person sees of a run while it runs: bars on a terminal, a few lines elsewhere."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from time import monotonic
+from typing import Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
+
+from mloc_dagster.cli.task_progress import TaskProgress
+from mloc_dagster.cli.wording import count, shorten
+from mloc_dagster.events.bus import listening
+from mloc_dagster.events.model import TaskEvent, TaskEventType
+
+LINE_INTERVAL_S = 10.0
+
+
+class View(Protocol):
+    """Shows the progress of tasks."""
+
+    def show(self, task: TaskProgress, event: TaskEvent) -> None:
+        """Takes note of a change."""
+        ...
+
+    def say(self, message: str) -> None:
+        """Prints a line that stays."""
+        ...
+
+    def close(self) -> None:
+        """Ends the display; may be called again."""
+        ...
+
+
+class Monitor:
+    """Hears the events of a run and tells its view.
+
+    Attributes:
+        tasks: What is known, by task id, in order of starting.
+        run_id: The Dagster run, once a task has started.
+    """
+
+    def __init__(self, view: View) -> None:
+        self.view = view
+        self.tasks: dict[str, TaskProgress] = {}
+        self._lock = threading.Lock()
+
+    def hear(self, event: TaskEvent) -> None:
+        """Takes one event."""
+        with self._lock:
+            task = self.tasks.setdefault(event.task_id, TaskProgress(event.node))
+            task.take(event)
+        if event.type is TaskEventType.SHARD_FAILED and event.shard is not None:
+            self.view.say(
+                f"{event.node}: attempt {event.attempt} at shard {event.shard.index + 1} of "
+                f"{event.shard.total} failed: {shorten(event.error or '', 300)}"
+            )
+        self.view.show(task, event)
+
+
+@contextmanager
+def monitoring(view: View) -> Iterator[Monitor]:
+    """Shows what happens in this process on `view` until the block ends."""
+    monitor = Monitor(view)
+    try:
+        with listening(monitor.hear):
+            yield monitor
+    finally:
+        view.close()
+
+
+def view_for(console: Console, *, wanted: bool) -> View:
+    """Returns bars for a terminal, lines for anything else, and silence when unwanted."""
+    if not wanted:
+        return SilentView()
+    return BarsView(console) if console.is_terminal else LinesView(console)
+
+
+class SilentView:
+    """Shows nothing."""
+
+    def show(self, task: TaskProgress, event: TaskEvent) -> None:
+        """Shows nothing."""
+
+    def say(self, message: str) -> None:
+        """Says nothing."""
+
+    def close(self) -> None:
+        """Has nothing to end."""
+
+
+class LinesView:
+    """A line when a task starts, one now and then, and one for each failed attempt."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._next_line_s = 0.0
+
+    def show(self, task: TaskProgress, event: TaskEvent) -> None:
+        """Prints a line if the last one is long enough ago."""
+        if event.type is TaskEventType.TASK_STARTED:
+            self._next_line_s = monotonic() + LINE_INTERVAL_S
+            self.say(f"{task.node}: {count(task.total_rows, 'row')}")
+        elif monotonic() >= self._next_line_s and event.type is TaskEventType.TASK_PROGRESS:
+            self._next_line_s = monotonic() + LINE_INTERVAL_S
+            self.say(f"{task.node}: {task.rows_done:,}/{task.total_rows:,} rows · {task.figures()}")
+
+    def say(self, message: str) -> None:
+        """Prints a line."""
+        self._console.print(message, markup=False, soft_wrap=True)
+
+    def close(self) -> None:
+        """Has nothing to end."""
+
+
+class BarsView:
+    """A bar for each task, and a pulse while Dagster and its database start."""
+
+    def __init__(self, console: Console) -> None:
+        self._progress = Progress(
+            SpinnerColumn(finished_text="[green]✓[/]"),
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=24 if console.width >= 110 else 12),
+            TextColumn("{task.fields[rows]}", markup=False, justify="right"),
+            TextColumn("{task.fields[figures]}", markup=False, style="dim"),
+            console=console,
+            refresh_per_second=8,
+        )
+        self._bars: dict[int, TaskID] = {}
+        self._starting: TaskID | None = self._progress.add_task(
+            "starting", total=None, rows="", figures=""
+        )
+        self._progress.start()
+
+    def show(self, task: TaskProgress, event: TaskEvent) -> None:
+        """Moves the task's bar."""
+        if self._starting is not None:
+            self._progress.remove_task(self._starting)
+            self._starting = None
+        bar = self._bars.get(id(task))
+        if bar is None:
+            bar = self._progress.add_task(
+                shorten(task.node, 24), total=task.total_rows or None, rows="", figures=""
+            )
+            self._bars[id(task)] = bar
+        # A bar that is full looks done; the files are still to be written.
+        done = task.rows_done if task.succeeded else min(task.rows_done, task.total_rows - 0.01)
+        self._progress.update(
+            bar,
+            total=task.total_rows or None,
+            completed=done,
+            rows=f"{task.rows_done:,}/{task.total_rows:,} rows",
+            figures=task.figures(),
+        )
+
+    def say(self, message: str) -> None:
+        """Prints a line above the bars."""
+        self._progress.console.print(message, markup=False, style="yellow", soft_wrap=True)
+
+    def close(self) -> None:
+        """Leaves the bars as they are."""
+        if self._starting is not None:
+            self._progress.remove_task(self._starting)
+            self._starting = None
+        self._progress.stop()

@@ -1,0 +1,159 @@
+"""What `mloc run` says at the end: for people, and for programs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from mloc_dagster.cli.tables import print_table
+from mloc_dagster.cli.wording import count, duration, rate, shorten
+
+if TYPE_CHECKING:
+    from mloc_dagster.local_run import RunOutcome, TaskOutcome
+
+PREVIEW_ROWS = 5
+
+Status = Literal["succeeded", "failed", "interrupted"]
+
+
+@dataclass(frozen=True, slots=True)
+class TemplateRun:
+    """One template that was run.
+
+    Attributes:
+        name: The template's name.
+        outcome: What became of it.
+        succeeded_tasks: Ids of the tasks that finished entirely.
+        interrupted: Whether a signal ended it.
+        resume: The command that goes on with it; None when nothing is left to do.
+    """
+
+    name: str
+    outcome: RunOutcome
+    succeeded_tasks: frozenset[str]
+    interrupted: bool
+    resume: str | None
+
+    def status(self, task: TaskOutcome) -> Status:
+        """Returns what became of one of its tasks."""
+        if task.task_id in self.succeeded_tasks or self.outcome.succeeded:
+            return "succeeded"
+        return "interrupted" if self.interrupted else "failed"
+
+
+def report_json(
+    runs: Sequence[TemplateRun], *, ok: bool, error: str | None = None
+) -> dict[str, object]:
+    """Returns the document that `--json` prints."""
+    first = runs[0].outcome if runs else None
+    return {
+        "ok": ok,
+        "workflow_id": first.workflow_id if first else None,
+        "run_id": first.run_id if first else None,
+        "interrupted": any(each.interrupted for each in runs),
+        "runs": [_run_json(each) for each in runs],
+        "tasks": [_task_json(run, task) for run in runs for task in run.outcome.tasks],
+        "failures": [
+            *(message for run in runs for message in run.outcome.failures),
+            *([error] if error is not None else []),
+        ],
+    }
+
+
+def _run_json(run: TemplateRun) -> dict[str, object]:
+    return {
+        "template": run.name,
+        "workflow_id": run.outcome.workflow_id,
+        "run_id": run.outcome.run_id,
+        "ok": run.outcome.succeeded,
+        "resume": run.resume,
+    }
+
+
+def _task_json(run: TemplateRun, task: TaskOutcome) -> dict[str, object]:
+    found: dict[str, object] = {
+        "task_id": task.task_id,
+        "workflow_id": run.outcome.workflow_id,
+        "template": run.name,
+        "node": task.node,
+        "status": run.status(task),
+        "folder": task.folder,
+    }
+    if task.summary is not None:
+        usage = task.summary.usage
+        found |= {
+            "rows": task.summary.rows,
+            "errors": task.summary.errors,
+            "prompt_tokens": usage.prompt_tokens,
+            "completion_tokens": usage.completion_tokens,
+            "tokens_per_s": task.summary.tokens_per_s,
+            "seconds": usage.latency_sec,
+        }
+    return found
+
+
+def print_folders(runs: Sequence[TemplateRun]) -> None:
+    """Prints where the results lie: the last thing that anyone prints."""
+    for run in runs:
+        for task in run.outcome.tasks:
+            typer.echo(task.folder)
+
+
+def print_report(run: TemplateRun, out: Console, err: Console) -> None:
+    """Prints a table of the tasks, the first answers, and failures; on stderr what went wrong."""
+    tasks = [task for task in run.outcome.tasks if task.summary is not None]
+    if tasks:
+        out.print()
+        print_table(
+            ("task", "rows", "errors", "tokens", "tokens/s", "time"),
+            [_cells(task) for task in tasks],
+            numbers=range(1, 6),
+            console=out,
+        )
+        _print_preview(tasks[-1], out)
+    if not run.interrupted:
+        for message in run.outcome.failures:
+            err.print(Text(f"{run.name}: {message}", style="red"), soft_wrap=True)
+    if run.resume is not None:
+        err.print(f"finished rows are kept; go on with: {run.resume}", markup=False, soft_wrap=True)
+
+
+def _cells(task: TaskOutcome) -> tuple[str, ...]:
+    summary = task.summary
+    if summary is None:
+        return (task.node, "", "", "", "", "")
+    return (
+        task.node,
+        f"{summary.rows:,}",
+        f"{summary.errors:,}",
+        f"{summary.usage.completion_tokens:,}",
+        rate(summary.tokens_per_s),
+        duration(summary.usage.latency_sec),
+    )
+
+
+def _print_preview(task: TaskOutcome, out: Console) -> None:
+    summary = task.summary
+    if summary is None or not summary.preview:
+        return
+    width = max(out.width - 3, 40)
+    shown = summary.preview[:PREVIEW_ROWS]
+    prompt_width = min(max(len(shorten(row.prompt, width)) for row in shown), width // 2)
+    out.print()
+    for row in shown:
+        prompt = shorten(row.prompt, prompt_width)
+        failed = row.error is not None
+        answer = shorten(row.error or row.output, width - prompt_width)
+        line = Text(f"{prompt:<{prompt_width}}", style="dim")
+        line.append(" → ")
+        line.append(answer, style="red" if failed else "bold")
+        out.print(line, soft_wrap=True)
+    hidden = summary.rows - len(shown)
+    if hidden > 0:
+        out.print(Text(f"… and {count(hidden, 'more row')}", style="dim"))
+    out.print()

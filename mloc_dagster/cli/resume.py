@@ -1,0 +1,86 @@
+"""Finding what `--resume` means."""
+
+from __future__ import annotations
+
+import os
+import socket
+from typing import TYPE_CHECKING
+
+from mloc_dagster.compile.compiler import CompiledTemplate, compile_mapping
+from mloc_dagster.errors import InputError
+from mloc_dagster.results.record import TaskRecord, read_record
+from mloc_dagster.results.store import ResultStore, open_store
+
+if TYPE_CHECKING:
+    import dagster as dg
+
+PROCESS_TAG = "mloc/process"
+
+
+def resumable(name: str) -> tuple[CompiledTemplate, str]:
+    """Returns the template and the workflow id of a task that was started before.
+
+    Args:
+        name: The id of a task, or the one that all tasks of a template share.
+
+    Raises:
+        UnknownNameError: If there is no such task on the store; names the nearest.
+    """
+    store = open_store()
+    record = _record(store, name)
+    compiled = compile_mapping(record.template, f"{record.task_id}/task.json")
+    return compiled, record.workflow_id
+
+
+def _record(store: ResultStore, name: str) -> TaskRecord:
+    folder = store.task(name)
+    if not folder.exists("task.json"):
+        for task_id in store.task_ids():
+            if task_id.startswith(f"{name}-"):
+                record = read_record(store.task(task_id))
+                if record.workflow_id == name:
+                    return record
+    return read_record(folder)
+
+
+def this_process() -> str:
+    """Returns what tells this process from all others that are or were: host, pid, start."""
+    return f"{socket.gethostname()}:{os.getpid()}:{_started(os.getpid())}"
+
+
+def close_dead_runs(instance: dg.DagsterInstance, workflow_tag: str, workflow_id: str) -> None:
+    """Marks runs of a workflow as canceled whose process was killed.
+
+    Raises:
+        InputError: If one of them is still running: two processes must not compute the same rows.
+    """
+    from dagster import DagsterRunStatus, RunsFilter
+
+    unfinished = [DagsterRunStatus.STARTING, DagsterRunStatus.STARTED, DagsterRunStatus.CANCELING]
+    runs = instance.get_runs(RunsFilter(tags={workflow_tag: workflow_id}, statuses=unfinished))
+    for run in runs:
+        process = run.tags.get(PROCESS_TAG, "")
+        if process and not _alive(process):
+            instance.report_run_canceled(run, "The process that ran it is gone.")
+        else:
+            where = f" in process {process.split(':')[1]}" if process else ""
+            raise InputError(
+                f"task {workflow_id} is running{where} (Dagster run {run.run_id}); "
+                "wait for it, or stop it first"
+            )
+
+
+def _alive(process: str) -> bool:
+    host, pid, started = process.rsplit(":", 2)
+    if host != socket.gethostname():
+        return True  # cannot be told from here
+    return _started(int(pid)) == started
+
+
+def _started(pid: int) -> str:
+    import psutil
+
+    try:
+        return str(int(psutil.Process(pid).create_time()))
+    except psutil.NoSuchProcess:
+        return ""

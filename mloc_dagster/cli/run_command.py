@@ -1,0 +1,111 @@
+"""`mloc run`."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import typer
+
+from mloc_dagster.cli.exit_codes import OK
+from mloc_dagster.cli.report import print_folders, report_json
+from mloc_dagster.cli.resume import resumable
+from mloc_dagster.cli.session import Session
+from mloc_dagster.compile.compiler import CompiledTemplate, compile_document, compile_file
+from mloc_dagster.compile.diagnostics import Diagnostic
+from mloc_dagster.compile.loader import load_documents
+from mloc_dagster.compile.overrides import apply_sets
+from mloc_dagster.errors import InputError, TemplateError
+from mloc_dagster.library import library_file
+from mloc_dagster.settings import settings
+
+
+@dataclass(frozen=True, slots=True)
+class RunOptions:
+    """The command line of `mloc run`; see its help."""
+
+    template: str | None
+    sets: tuple[str, ...]
+    results: str | None
+    resume: str | None
+    retry_errors: bool
+    quiet: bool
+    as_json: bool
+    progress: bool
+
+
+def run(options: RunOptions) -> int:
+    """Runs the templates of a file, or goes on with a task; returns the exit code."""
+    try:
+        _check(options)
+        if options.results is not None:
+            os.environ["MLOC_RESULTS_URL"] = options.results
+            settings.cache_clear()
+        session = _session(options)
+        code = session.run()
+    except InputError as error:
+        if options.as_json:
+            typer.echo(json.dumps(report_json([], ok=False, error=str(error)), ensure_ascii=False))
+        raise
+    if options.as_json:
+        typer.echo(json.dumps(report_json(session.runs, ok=code == OK), ensure_ascii=False))
+    else:
+        print_folders(session.runs)
+    return code
+
+
+def _session(options: RunOptions) -> Session:
+    if options.resume is None:
+        templates, workflow_id = _compiled(options), None
+    else:
+        compiled, workflow_id = resumable(options.resume)
+        templates = [compiled]
+    return Session(
+        templates,
+        workflow_id=workflow_id,
+        retry_errors=options.retry_errors,
+        results=options.results,
+        progress=options.progress,
+        talkative=not (options.quiet or options.as_json),
+    )
+
+
+def template_path(named: str) -> Path:
+    """Returns the file that is meant: a path, or the name of a library template.
+
+    Raises:
+        UnknownNameError: If it is neither.
+    """
+    path = Path(named)
+    if path.exists() or path.suffix in (".yaml", ".yml") or path.is_absolute():
+        return path  # the loader says what is wrong with it
+    return library_file(named)
+
+
+def _check(options: RunOptions) -> None:
+    if (options.template is None) == (options.resume is None):
+        raise InputError("give either a template or --resume TASK_ID; see mloc run --help")
+    if options.resume is not None and options.sets:
+        raise InputError("--set changes the task; a task that is resumed stays what it was")
+    if options.retry_errors and options.resume is None:
+        raise InputError("--retry-errors goes with --resume TASK_ID")
+    if options.quiet and options.as_json:
+        raise InputError("give either --quiet or --json")
+
+
+def _compiled(options: RunOptions) -> list[CompiledTemplate]:
+    path = template_path(options.template or "")
+    if not options.sets:
+        return compile_file(path)
+    templates: list[CompiledTemplate] = []
+    findings: list[Diagnostic] = []
+    for document in load_documents(path):
+        try:
+            templates.append(compile_document(apply_sets(document, options.sets)))
+        except TemplateError as error:
+            findings += [each for each in error.diagnostics if isinstance(each, Diagnostic)]
+    if findings:
+        raise TemplateError(list(dict.fromkeys(findings)))
+    return templates

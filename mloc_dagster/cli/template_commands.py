@@ -1,0 +1,127 @@
+"""`mloc templates`."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import typer
+from pydantic import TypeAdapter, ValidationError
+
+from mloc_dagster.cli.tables import print_table
+from mloc_dagster.compile.compiler import CompiledTemplate, compile_file
+from mloc_dagster.compile.loader import load_documents
+from mloc_dagster.compile.tree import Tree
+from mloc_dagster.errors import InputError, TemplateError
+from mloc_dagster.library import library_file, library_files
+from mloc_dagster.schema.base import Name
+
+_SCHEMA_LINE = "# yaml-language-server: $schema="
+
+
+def list_templates(*, as_json: bool) -> None:
+    """Prints the library: name, task types and description of each template."""
+    entries = [_entry(name, path) for name, path in library_files().items()]
+    if as_json:
+        typer.echo(json.dumps([asdict(each) for each in entries], ensure_ascii=False))
+    else:
+        rows = [(each.name, ", ".join(each.task_types), each.description) for each in entries]
+        print_table(("template", "task types", "description"), rows)
+
+
+def show_template(name: str) -> None:
+    """Prints the file of a library template as it is."""
+    typer.echo(library_file(name).read_text(encoding="utf-8"), nl=False)
+
+
+def new_template(name: str, source: str, output: Path | None) -> None:
+    """Copies a library template under a new name.
+
+    Raises:
+        InputError: If the name is no template name, or the file exists.
+    """
+    try:
+        TypeAdapter(Name).validate_python(name)
+    except ValidationError:
+        raise InputError(
+            f"{name!r} is no template name: expected A-Z a-z 0-9 . _ - with a letter or digit at "
+            "both ends"
+        ) from None
+    origin = library_file(source)
+    target = output or Path(f"{name}.yaml")
+    text = _renamed(origin, name, target)
+    try:
+        with target.open("x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError:
+        raise InputError(f"{target} exists; choose another --output") from None
+    except OSError as error:
+        raise InputError(f"cannot write {target}: {error.strerror or error}") from error
+    typer.echo(f"{target}: run it with `mloc run {target}`", err=True)
+    typer.echo(str(target))
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    name: str
+    path: str
+    task_types: list[str]
+    description: str
+    valid: bool
+
+
+def _entry(name: str, path: Path) -> _Entry:
+    try:
+        compiled = compile_file(path)
+    except TemplateError as error:
+        return _Entry(name, str(path), [], f"invalid: {error.diagnostics[0]}", valid=False)
+    types = dict.fromkeys(node.task.spec.task_type for each in compiled for node in each.tasks)
+    description = "; ".join(filter(None, map(_description, compiled)))
+    return _Entry(name, str(path), list(types), description, valid=True)
+
+
+def _description(compiled: CompiledTemplate) -> str:
+    metadata = compiled.metadata
+    return metadata.description or str(metadata.annotations.get("description", ""))
+
+
+def _renamed(origin: Path, name: str, target: Path) -> str:
+    """Returns the origin's text with new names and with paths that hold from `target`."""
+    lines = origin.read_text(encoding="utf-8").splitlines(keepends=True)
+    documents = load_documents(origin)
+    for place, document in enumerate(documents):
+        metadata = document.root.fields.get("metadata")
+        named = metadata.fields.get("name") if metadata else None
+        if named is not None:
+            _replace(lines, named, name if len(documents) == 1 else f"{name}-{place + 1}")
+        for tree in _files_named(document.root, origin.parent):
+            _replace(lines, tree, _from(target, origin.parent / str(tree.content)))
+    text = "".join(lines)
+    schema = re.search(rf"{re.escape(_SCHEMA_LINE)}(\S+)", text)
+    if schema and "://" not in schema[1]:
+        there = _from(target, origin.parent / schema[1])
+        text = text.replace(schema[0], f"{_SCHEMA_LINE}{there}", 1)
+    return re.sub(rf"\S*{re.escape(origin.name)}", str(target), text)
+
+
+def _files_named(tree: Tree, folder: Path) -> list[Tree]:
+    if isinstance(tree.content, str):
+        path = tree.content
+        named = "/" in path and not Path(path).is_absolute() and (folder / path).exists()
+        return [tree] if named else []
+    children = tree.fields.values() if isinstance(tree.content, dict) else tree.items
+    return [found for child in children for found in _files_named(child, folder)]
+
+
+def _replace(lines: list[str], tree: Tree, new: str) -> None:
+    line, start = tree.at.line - 1, tree.at.column - 1
+    old = str(tree.content)
+    head, tail = lines[line][:start], lines[line][start:]
+    lines[line] = head + tail.replace(old, new, 1)
+
+
+def _from(target: Path, path: Path) -> str:
+    return Path(os.path.relpath(path.resolve(), target.parent.resolve())).as_posix()
