@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import msgspec
 
+from mloc_dagster.data.hints import known_names
 from mloc_dagster.errors import DataError, nearest_hint
 from mloc_dagster.results.rows import Message, Prompt
 
@@ -74,8 +75,7 @@ def choose_column(wanted: str | None, columns: Sequence[str], where: str) -> str
         if wanted in columns:
             return wanted
         raise DataError(
-            f"{where} has no column {wanted!r}{nearest_hint(wanted, columns)}; "
-            f"columns: {_listed(columns)}"
+            f"{where} has no column {wanted!r}{known_names(wanted, columns, 'columns')}"
         )
     if len(columns) == 1:
         return columns[0]
@@ -84,9 +84,5 @@ def choose_column(wanted: str | None, columns: Sequence[str], where: str) -> str
         return usual[0]
     raise DataError(
         f"{where} has {len(columns)} columns; say which holds the prompts with data.column: "
-        f"{_listed(columns)}"
+        f"{', '.join(columns)}"
     )
-
-
-def _listed(columns: Sequence[str]) -> str:
-    return ", ".join(columns) if columns else "none"

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Protocol
 
 from mloc_dagster.data.files import FileTable
+from mloc_dagster.data.hints import known_names
 from mloc_dagster.data.locate import looks_like_files
 from mloc_dagster.data.shuffle import shuffle_all, shuffle_window
 from mloc_dagster.data.split import SplitPart, parse_split
-from mloc_dagster.errors import DataError, nearest_hint
+from mloc_dagster.errors import DataError
 from mloc_dagster.results.rows import Prompt
 from mloc_dagster.schema.data import DatasetData
 
@@ -119,7 +120,4 @@ def _known_split(wanted: str | None, splits: tuple[str, ...], where: str) -> str
         return "train" if "train" in splits or not splits else splits[0]
     if wanted in splits:
         return wanted
-    listed = ", ".join(splits)
-    raise DataError(
-        f"{where} has no split {wanted!r}{nearest_hint(wanted, splits)}; splits: {listed}"
-    )
+    raise DataError(f"{where} has no split {wanted!r}{known_names(wanted, splits, 'splits')}")

@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import PurePosixPath
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO, cast
 
 from mloc_dagster.data.cells import choose_column, to_prompt
 from mloc_dagster.data.formats import Csv, Format, JsonLines, Parquet, RowError, Text
@@ -88,7 +88,7 @@ class FileTable:
         with self._files.fs.open(path, "rb") as raw:
             match PurePosixPath(path.lower()).suffix:
                 case ".gz":
-                    stream = gzip.GzipFile(fileobj=raw)
+                    stream = io.BufferedReader(cast(Any, gzip.GzipFile(fileobj=raw)), _BUFFER_BYTES)
                 case ".zst":
                     from pyarrow import CompressedInputStream
 

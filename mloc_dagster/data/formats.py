@@ -10,7 +10,8 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
+from contextlib import closing
 from typing import BinaryIO, Protocol, cast
 
 import msgspec
@@ -128,19 +129,20 @@ class Csv:
 
     def cells(self, file: BinaryIO, column: str) -> Generator[Cell]:
         """Yields `column` of each record."""
-        records = self._records(file)
-        _, header = next(records)
-        place = header.index(column)
-        for line, record in records:
-            if len(record) != len(header):
-                raise RowError(line, f"{len(record)} cells where the header has {len(header)}")
-            yield line, record[place]
+        # Closed here: left to the garbage collector, it would meet a file that is closed already.
+        with closing(self._records(file)) as records:
+            _, header = next(records)
+            place = header.index(column)
+            for line, record in records:
+                if len(record) != len(header):
+                    raise RowError(line, f"{len(record)} cells where the header has {len(header)}")
+                yield line, record[place]
 
     def count(self, file: BinaryIO) -> int:
         """Counts records."""
         return max(sum(1 for _ in self._records(file)) - 1, 0)
 
-    def _records(self, file: BinaryIO) -> Iterator[tuple[int, list[str]]]:
+    def _records(self, file: BinaryIO) -> Generator[tuple[int, list[str]]]:
         # The limit is the process's own: 128 KiB by default, which a long document exceeds.
         csv.field_size_limit(max(csv.field_size_limit(), _MAX_CSV_CELL_BYTES))
         text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")

@@ -7,7 +7,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from mloc_dagster.data.cells import choose_column, to_prompt
-from mloc_dagster.errors import DataError, MissingExtraError, TransientError, nearest_hint
+from mloc_dagster.data.hints import known_names
+from mloc_dagster.errors import DataError, MissingExtraError, TransientError
 from mloc_dagster.results.rows import Prompt
 
 
@@ -99,8 +100,8 @@ def _config_error(url: str, name: str | None, revision: str | None, error: Value
         )
     if name is not None and name not in names:
         return DataError(
-            f"dataset {url!r} has no configuration {name!r}{nearest_hint(name, names)}; "
-            f"configurations: {', '.join(names)}"
+            f"dataset {url!r} has no configuration {name!r}"
+            f"{known_names(name, names, 'configurations')}"
         )
     return DataError(f"dataset {url!r} cannot be read: {error}")
 
@@ -122,6 +123,6 @@ def _in_context(url: str) -> Iterator[None]:
             f"the hub cannot be reached for dataset {url!r} (which is no file or folder here): "
             f"{error}"
         ) from error
-    except DatasetsError as error:
+    except (DatasetsError, ValueError) as error:  # pyarrow's errors are ValueErrors
         cause = error.__cause__ or error
         raise DataError(f"dataset {url!r} cannot be read: {cause}") from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Generator, Iterator
+from io import BufferedReader
 from typing import BinaryIO, cast
 
 from mloc_dagster.data.formats import Cell, JsonLines, Place, RowError, json_cell
@@ -44,8 +45,8 @@ class Json:
 
 def _is_lines(file: BinaryIO) -> bool:
     """Whether the first line is an object of its own and others follow."""
-    start = file.read(_BLOCK_BYTES)
-    file.seek(0)
+    # Peeking and not seeking: a compressed stream only goes forward.
+    start = cast(BufferedReader, file).peek(_BLOCK_BYTES)
     line, end, rest = start.removeprefix(b"\xef\xbb\xbf").lstrip().partition(b"\n")
     if not (line.startswith(b"{") and end and rest.strip()):
         return False
@@ -165,15 +166,15 @@ class _Rows:
         return near_end or error.msg.startswith("Unterminated string")
 
     def _more(self) -> bool:
-        block = self._tail + self._file.read(self._block)
+        block = self._file.read(self._block)
         if not block:
             return False
         # Doubling keeps a long value linear: each retry parses it from its start.
         self._block *= 2
-        text, self._tail = _decode_utf8(block, self._line)
+        text, self._tail = _decode_utf8(self._tail + block, self._line)
         self._text = self._text[self._at :] + text
         self._at = 0
-        return bool(text)
+        return True
 
 
 def _decode_utf8(block: bytes, line: int) -> tuple[str, bytes]:

@@ -91,6 +91,8 @@ def read_input(
         stop: Index after the last.
         skip: Indexes to leave out: those that are done.
     """
+    if start >= stop:
+        return
     decode = msgspec.json.Decoder(InputRow).decode
     first = max(bisect_right(plan.chunks, start, key=lambda chunk: chunk.start) - 1, 0)
     for chunk in plan.chunks[first:]:

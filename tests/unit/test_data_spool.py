@@ -1,0 +1,138 @@
+from __future__ import annotations
+
+import hashlib
+import json
+import tracemalloc
+from pathlib import Path
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mloc_dagster.data import spool
+from mloc_dagster.data.spool import read_input, read_plan, spool_input
+from mloc_dagster.errors import DataError
+from mloc_dagster.results.rows import InputRow
+from mloc_dagster.results.store import Folder, open_store
+from mloc_dagster.schema.data import ChatMessage, DatasetData, ListData
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Folder:
+    return open_store(str(tmp_path / "results")).task("t")
+
+
+def numbers(path: Path, rows: int) -> DatasetData:
+    path.write_text("".join(f'{{"text": "row {number}"}}\n' for number in range(rows)))
+    return DatasetData(type="dataset", url=str(path))
+
+
+@settings(deadline=None, max_examples=25)
+@given(rows=st.integers(1, 150), max_shards=st.integers(1, 64), chunk_rows=st.integers(1, 40))
+def test_every_row_reaches_exactly_one_shard(rows: int, max_shards: int, chunk_rows: int) -> None:
+    data = ListData(type="list", items=tuple(f"row {number}" for number in range(rows)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(spool, "CHUNK_ROWS", chunk_rows)
+        folder = open_store("memory://spool-property").task("t")
+        folder.delete("plan.json")
+        plan = spool_input("t", data, folder, max_shards, 1, {})
+
+    read = [
+        row for shard in plan.shards for row in read_input(folder, plan, shard.start, shard.stop)
+    ]
+    assert read == [InputRow(index=number, prompt=f"row {number}") for number in range(rows)]
+    assert plan.rows == rows
+    assert len(plan.shards) == min(rows, max_shards)
+
+
+def test_the_plan_and_the_chunks(folder: Folder, tmp_path: Path) -> None:
+    plan = spool_input("t", numbers(tmp_path / "q.jsonl", 2500), folder, 4, 9, {})
+
+    assert [chunk.name for chunk in plan.chunks] == [
+        "input/000000000000.jsonl",
+        "input/000000001024.jsonl",
+        "input/000000002048.jsonl",
+    ]
+    assert [chunk.rows for chunk in plan.chunks] == [1024, 1024, 452]
+    assert plan.source == f"{tmp_path}/q.jsonl train"
+    assert (plan.task_id, plan.seed) == ("t", 9)
+    assert read_plan(folder) == plan
+    first = folder.read_bytes("input/000000000000.jsonl").splitlines()[0]
+    assert json.loads(first) == {"index": 0, "prompt": "row 0"}
+
+
+def test_the_data_version_is_that_of_the_prompts(folder: Folder) -> None:
+    plan = spool_input("t", ListData(type="list", items=("a", "ö")), folder, 1, 1, {})
+    assert plan.data_version == hashlib.sha256('"a"\n"ö"\n'.encode()).hexdigest()
+
+
+def test_chats_come_back_as_they_were(folder: Folder) -> None:
+    data = ListData(type="list", items=((ChatMessage(role="user", content="Hi"),), "a"))
+    plan = spool_input("t", data, folder, 1, 1, {})
+    rows = list(read_input(folder, plan, 0, 2))
+    assert msgspec.to_builtins(rows[0].prompt) == [{"role": "user", "content": "Hi"}]
+    assert rows[1].prompt == "a"
+
+
+def test_a_resumed_task_keeps_its_input(folder: Folder, tmp_path: Path) -> None:
+    data = numbers(tmp_path / "q.jsonl", 10)
+    plan = spool_input("t", data, folder, 4, 1, {})
+    Path(data.url).unlink()
+
+    assert spool_input("t", data, folder, 8, 2, {}) == plan
+
+
+def test_spooling_again_after_an_interruption_starts_over(folder: Folder, tmp_path: Path) -> None:
+    folder.write_bytes("input/000000009999.jsonl", b"left over")
+    plan = spool_input("t", numbers(tmp_path / "q.jsonl", 3), folder, 1, 1, {})
+    assert folder.list("input") == [chunk.name for chunk in plan.chunks]
+
+
+def test_an_unreadable_row_leaves_no_plan(folder: Folder, tmp_path: Path) -> None:
+    data = numbers(tmp_path / "q.jsonl", 1500)
+    with Path(data.url).open("a") as file:
+        file.write("{broken\n")
+    with pytest.raises(DataError, match=r"q\.jsonl:1501: broken JSON"):
+        spool_input("t", data, folder, 1, 1, {})
+    assert read_plan(folder) is None
+
+
+@pytest.mark.parametrize("split", ["train[50:]", "train[:0]", "train"])
+def test_no_rows_is_an_error_that_says_where_from(
+    folder: Folder, tmp_path: Path, split: str
+) -> None:
+    data = numbers(tmp_path / "q.jsonl", 0 if split == "train" else 10)
+    data = data.model_copy(update={"split": split, "column": "text"})
+    with pytest.raises(DataError) as caught:
+        spool_input("t", data, folder, 4, 1, {})
+    assert str(caught.value) == (
+        f"the input is empty: {tmp_path}/q.jsonl {split} (column text) gave no rows"
+    )
+    assert not folder.exists("plan.json")
+
+
+def test_reading_skips_what_is_done_and_opens_only_what_it_needs(
+    folder: Folder, tmp_path: Path
+) -> None:
+    plan = spool_input("t", numbers(tmp_path / "q.jsonl", 3000), folder, 4, 1, {})
+    folder.delete("input/000000000000.jsonl")
+    folder.delete("input/000000002048.jsonl")
+
+    indexes = [row.index for row in read_input(folder, plan, 1024, 2048, skip={1024, 1030})]
+
+    assert indexes == [number for number in range(1025, 2048) if number != 1030]
+    assert list(read_input(folder, plan, 5, 5)) == []
+
+
+def test_large_rows_make_small_chunks(folder: Folder, tmp_path: Path) -> None:
+    path = tmp_path / "q.txt"
+    path.write_text("\n".join("x" * (1 << 20) for _ in range(40)))
+    data = DatasetData(type="dataset", url=str(path))
+    tracemalloc.start()
+    plan = spool_input("t", data, folder, 1, 1, {})
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+
+    assert [chunk.rows for chunk in plan.chunks] == [8, 8, 8, 8, 8]
+    assert peak_bytes < 30 << 20, "40 MiB of input, held a chunk at a time"
