@@ -58,7 +58,7 @@ class StopStrings:
         self._decode = decode
         self._width = width
         self._least = least
-        self._tail = max(len(text.encode()) for text in stop) + TAIL_MARGIN
+        self._tail = max((len(text.encode()) for text in stop), default=0) + TAIL_MARGIN
         self._ended: torch.Tensor | None = None
         self.ended_at: list[int | None] = []
 

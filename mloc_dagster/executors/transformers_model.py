@@ -96,6 +96,7 @@ def load_model(block: Model, enforce_cpu: bool) -> LoadedModel:
         "low_cpu_mem_usage": options.low_cpu_mem_usage,
         "device_map": "cpu" if enforce_cpu else options.device_map,
     }
+    transformers.utils.logging.disable_progress_bar()  # a worker's terminal is not its own
     with _clear_errors(source):
         tokenizer = AutoTokenizer.from_pretrained(place, **common)
         model = AutoModelForCausalLM.from_pretrained(
