@@ -47,7 +47,7 @@ class Inference(Block):
     """Share of rows that may end with an error before the task fails; any share above 0 allows
     at least one row, and never all of them."""
 
-    @field_validator("stop", mode="before")
+    @field_validator("stop", mode="before", json_schema_input_type=str | tuple[str, ...])
     @classmethod
     def _one_stop(cls, value: object) -> object:
         return (value,) if isinstance(value, str) else value
