@@ -37,11 +37,12 @@ class Files(Protocol):
         """Streams a file that appears when the block ends, and not at all when it raises."""
         ...
 
-    def list(self, key: str, *, recursive: bool) -> list[str]:
-        """Returns names below a folder, relative to it, in any order; [] without such a folder.
+    def list(self, key: str) -> Iterable[str]:
+        """Returns a folder's own files and folders, in any order; none without such a folder."""
+        ...
 
-        Files of all depths with `recursive`, else the folder's own files and folders.
-        """
+    def sizes(self, key: str) -> dict[str, int]:
+        """Returns the bytes of every file below a folder, by name relative to it."""
         ...
 
     def delete(self, key: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
@@ -47,12 +47,19 @@ class LocalFiles:
         with self._replacing(key, buffering=BUFFER_BYTES) as file:
             yield file
 
-    def list(self, key: str, *, recursive: bool) -> list[str]:
-        """Returns names below a folder, relative to it."""
+    def list(self, key: str) -> Iterable[str]:
+        """Returns a folder's own files and folders."""
         try:
-            return list(_walk(key, "", recursive=recursive))
+            return [path.name for path in Path(key).iterdir()]
         except (FileNotFoundError, NotADirectoryError):
-            return []
+            return ()
+
+    def sizes(self, key: str) -> dict[str, int]:
+        """Returns the bytes of every file below a folder."""
+        try:
+            return dict(_walk(key, ""))
+        except (FileNotFoundError, NotADirectoryError):
+            return {}
 
     def delete(self, key: str) -> None:
         """Removes a file, or a folder with all below it."""
@@ -103,11 +110,11 @@ def _sync_folder(folder: str) -> None:
         os.close(descriptor)
 
 
-def _walk(folder: str, prefix: str, *, recursive: bool) -> Iterator[str]:
+def _walk(folder: str, prefix: str) -> Iterator[tuple[str, int]]:
     with os.scandir(folder) as entries:
         for entry in entries:
-            if recursive and entry.is_dir(follow_symlinks=False):
-                with suppress(FileNotFoundError):  # removed since it was listed
-                    yield from _walk(entry.path, f"{prefix}{entry.name}/", recursive=True)
-            else:
-                yield prefix + entry.name
+            with suppress(FileNotFoundError):  # removed since it was listed
+                if entry.is_dir(follow_symlinks=False):
+                    yield from _walk(entry.path, f"{prefix}{entry.name}/")
+                else:
+                    yield prefix + entry.name, entry.stat().st_size

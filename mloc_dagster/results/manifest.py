@@ -143,8 +143,7 @@ def _survey(folder: Folder, required: Iterable[str]) -> list[ManifestEntry]:
     sizes: defaultdict[str, int] = defaultdict(int)
     entries: dict[str, ManifestEntry] = {}
     wanted = {check_name(name) for name in required}
-    for path in folder.list(recursive=True):
-        size = folder.size(path)
+    for path, size in folder.sizes().items():
         top = path.split("/", 1)[0]
         for parent in _parents(path):
             if parent in wanted or parent in _INTERNAL_FOLDERS:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from contextlib import closing, contextmanager, suppress
 from typing import IO, Any
 
@@ -82,16 +82,26 @@ class RemoteFiles:
                 raw.closed = True  # or its finaliser would complete the upload
             raise
 
-    def list(self, key: str, *, recursive: bool) -> list[str]:
-        """Returns names below a folder, relative to it."""
+    def list(self, key: str) -> Iterable[str]:
+        """Returns a folder's own files and folders."""
         try:
-            found = self._fs.find(key) if recursive else self._fs.ls(key, detail=False)
+            found = self._fs.ls(key, detail=False)
         except (FileNotFoundError, NotADirectoryError):
-            return []
+            return ()
+        return [name for path in found if (name := self._below(key, path))]
+
+    def sizes(self, key: str) -> dict[str, int]:
+        """Returns the bytes of every file below a folder."""
+        found = self._fs.find(key, detail=True)
+        sizes = {self._below(key, path): int(info["size"]) for path, info in found.items()}
+        sizes.pop("", None)
+        return sizes
+
+    def _below(self, key: str, path: str) -> str:
+        """Returns the name below a folder; nothing for its own marker object, or a file itself."""
         prefix = str(self._fs._strip_protocol(key)).rstrip("/") + "/"  # noqa: SLF001
-        # Without the folder's own marker object, and without a file that was asked for itself.
-        below = (str(path).rstrip("/") for path in found)
-        return [path.removeprefix(prefix) for path in below if path.startswith(prefix)]
+        path = path.rstrip("/")
+        return path.removeprefix(prefix) if path.startswith(prefix) else ""
 
     def delete(self, key: str) -> None:
         """Removes a file, or a folder with all below it."""

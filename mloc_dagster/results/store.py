@@ -72,14 +72,27 @@ class Folder:
             name: Where to look; this folder itself by default. A missing one holds nothing.
             recursive: Files of all depths; otherwise the files and folders right there.
         """
-        key = self._path(name) if name else self._key
-        prefix = f"{name.rstrip('/')}/" if name else ""
-        names = self._files.list(key, recursive=recursive)
-        return sorted(prefix + found for found in visible(names))
+        if recursive:
+            return builtins.list(self.sizes(name))
+        key, prefix = self._place(name)
+        return sorted(prefix + found for found in visible(self._files.list(key)))
+
+    def sizes(self, name: str = "") -> dict[str, int]:
+        """Returns the bytes of every file at any depth, from one listing; sorted by name.
+
+        Args:
+            name: Where to look, as for `list`; names are relative to this folder all the same.
+        """
+        key, prefix = self._place(name)
+        found = self._files.sizes(key)
+        return {prefix + each: found[each] for each in sorted(visible(found))}
 
     def delete(self, name: str) -> None:
         """Removes a file, or a folder with all below it; a missing one is no error."""
         self._files.delete(self._path(name))
+
+    def _place(self, name: str) -> tuple[str, str]:
+        return (self._path(name), f"{check_name(name)}/") if name else (self._key, "")
 
     def _path(self, name: str) -> str:
         return f"{self._key}/{check_name(name)}"
@@ -118,7 +131,7 @@ class ResultStore:
 
     def task_ids(self) -> Iterator[str]:
         """Yields the ids of the tasks that were submitted here, in order of name."""
-        for name in sorted(visible(self._files.list(self._root, recursive=False))):
+        for name in sorted(visible(self._files.list(self._root))):
             if _TASK_ID.fullmatch(name) and self._files.exists(f"{self._root}/{name}/task.json"):
                 yield name
 

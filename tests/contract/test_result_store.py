@@ -53,9 +53,7 @@ def s3_endpoint() -> Iterator[str]:
 
 
 @pytest.fixture(params=["local", "memory", "s3"])
-def url(
-    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> str:
+def url(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     if request.param == "local":
         return str(tmp_path / "results")
     if request.param == "memory":
@@ -191,9 +189,14 @@ def test_a_stream_appears_when_its_block_ends(folder: Folder) -> None:
 @pytest.mark.parametrize("size", [10, 20 << 20])
 def test_a_stream_that_fails_leaves_what_was_there_before(folder: Folder, size: int) -> None:
     folder.write_bytes("a", b"before")
-    with pytest.raises(KeyboardInterrupt), folder.create("a") as file:
-        file.write(b"x" * size)
-        raise KeyboardInterrupt
+
+    def write() -> None:
+        with folder.create("a") as file:
+            file.write(b"x" * size)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write()
     gc.collect()  # a forgotten upload must not complete itself
 
     assert folder.read_bytes("a") == b"before"
@@ -265,13 +268,15 @@ def test_tasks_are_the_folders_with_a_submission(store: ResultStore) -> None:
 def test_a_killed_shard_resumes_with_what_is_missing(folder: Folder) -> None:
     plan = _plan(20, 2)
     first, second = plan.shards
-    with (
-        pytest.raises(KeyboardInterrupt),
-        ShardWriter(folder, first, 1, flush_rows=4, flush_interval_s=60) as writer,
-    ):
-        for index in (0, 3, 1, 7, 5):
-            writer.write(_row(index))
-        raise KeyboardInterrupt
+
+    def write() -> None:
+        with ShardWriter(folder, first, 1, flush_rows=4, flush_interval_s=60) as writer:
+            for index in (0, 3, 1, 7, 5):
+                writer.write(_row(index))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write()
 
     finished = finished_rows(folder, first)
     assert finished.count == 5

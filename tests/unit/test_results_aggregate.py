@@ -152,7 +152,7 @@ def test_lost_responses_are_written_again(folder: Folder) -> None:
 
 def test_rows_of_another_plan_are_not_mixed_in(folder: Folder) -> None:
     _write(folder, _plan(8, 4), [OutputRow(i, "p", "x") for i in range(8)])
-    with pytest.raises(IncompleteResultsError, match="planned with 2 shards.*shard 0002"):
+    with pytest.raises(IncompleteResultsError, match=r"planned with 2 shards.*shard 0002"):
         _aggregate(folder, _plan(8, 2))
     with pytest.raises(IncompleteResultsError, match="rows up to index 7, but its plan has 6"):
         _aggregate(folder, _plan(6, 4))

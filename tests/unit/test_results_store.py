@@ -12,9 +12,7 @@ from mloc_dagster.errors import InputError, MissingExtraError
 from mloc_dagster.results.store import open_store
 
 
-def test_a_relative_place_becomes_absolute(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_relative_place_becomes_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     store = open_store("some/results/")
     monkeypatch.chdir("/")
@@ -65,7 +63,7 @@ def test_a_failed_write_leaves_no_temporary_file(
     with pytest.raises(OSError, match="No space"):
         folder.write_bytes("a", b"after")
 
-    assert os.listdir(tmp_path / "t") == ["a"]
+    assert [path.name for path in (tmp_path / "t").iterdir()] == ["a"]
     assert folder.read_bytes("a") == b"before"
 
 
