@@ -108,8 +108,8 @@ def _in_context(path: str) -> Iterator[None]:
         raise DataError(f"{place}: {error}") from error
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DataError(f"{path}: broken compression: {error}") from error
-    except (ConnectionError, TimeoutError) as error:
-        raise TransientError(f"{path}: cannot be reached: {error}") from error
+    except OSError as error:
+        raise TransientError(f"{path}: cannot be read: {error}") from error
 
 
 def _format_of(path: str) -> Format:

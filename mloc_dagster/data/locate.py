@@ -11,7 +11,13 @@ from typing import Any
 import fsspec
 from fsspec.core import url_to_fs
 
-from mloc_dagster.errors import DataError, MissingExtraError, TransientError, nearest_hint
+from mloc_dagster.errors import (
+    DataError,
+    MissingExtraError,
+    MlocError,
+    TransientError,
+    nearest_hint,
+)
 
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".txt")
 COMPRESSIONS = (".gz", ".zst")
@@ -81,25 +87,30 @@ def locate(url: str) -> DataFiles:
     """
     fs, path = _file_system(url)
     try:
-        if _GLOB.search(path) and not fs.exists(path):
-            matches = fs.glob(path)
-            files = sorted(found for found in matches if data_suffix(found) and not fs.isdir(found))
-            splits = {"train": tuple(files)}
-        elif fs.isdir(path):
-            splits = _by_split(path, (found for found in fs.find(path) if data_suffix(found)), url)
-        elif fs.isfile(path):
-            if data_suffix(path) is None:
-                raise DataError(f"{url}: unknown format; mloc reads {_formats()}")
-            splits = {"train": (path,)}
-        else:
-            splits = {}
-        if not any(splits.values()):
-            raise DataError(_nothing(fs, path, url))
-    except PermissionError as error:
-        raise DataError(f"{url}: may not be read: {error}") from error
-    except (ConnectionError, TimeoutError) as error:
+        splits = _find_splits(fs, path, url)
+    except MlocError:
+        raise
+    except Exception as error:  # each file system raises what its own library raises
+        if isinstance(error, PermissionError) or "Credentials" in type(error).__name__:
+            raise DataError(f"{url}: may not be read: {error}") from error
         raise TransientError(f"{url}: cannot be reached: {error}") from error
     return DataFiles(fs=fs, splits=splits, url=url)
+
+
+def _find_splits(fs: Any, path: str, url: str) -> dict[str, tuple[str, ...]]:
+    splits: dict[str, tuple[str, ...]] = {}
+    if _GLOB.search(path) and not fs.exists(path):
+        files = [found for found in fs.glob(path) if data_suffix(found) and not fs.isdir(found)]
+        splits = {"train": tuple(sorted(files))}
+    elif fs.isdir(path):
+        splits = _by_split(path, (found for found in fs.find(path) if data_suffix(found)), url)
+    elif fs.isfile(path):
+        if data_suffix(path) is None:
+            raise DataError(f"{url}: unknown format; mloc reads {_formats()}")
+        splits = {"train": (path,)}
+    if not any(splits.values()):
+        raise DataError(_nothing(fs, path, url))
+    return splits
 
 
 def _file_system(url: str) -> tuple[Any, str]:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from mloc_dagster.data import json_stream
 from mloc_dagster.data.files import FileTable
-from mloc_dagster.errors import DataError, MissingExtraError
+from mloc_dagster.errors import DataError, MissingExtraError, TransientError
 from mloc_dagster.results.rows import Message, Prompt
 
 ROWS: list[dict[str, object]] = [
@@ -261,6 +261,43 @@ def test_an_unknown_protocol_and_one_that_is_not_installed(
     monkeypatch.setattr("mloc_dagster.data.locate.url_to_fs", not_installed)
     with pytest.raises(MissingExtraError, match=r"mloc-dagster\[s3\]"):
         FileTable("s3://bucket/q.jsonl")
+
+
+class NoCredentialsError(Exception):
+    """As botocore raises it."""
+
+
+@pytest.mark.parametrize(
+    ("raised", "expected", "message"),
+    [
+        (PermissionError("403"), DataError, "may not be read: 403"),
+        (NoCredentialsError("none"), DataError, "may not be read: none"),
+        (ConnectionError("refused"), TransientError, "cannot be reached: refused"),
+    ],
+)
+def test_storage_that_refuses_or_does_not_answer(
+    monkeypatch: pytest.MonkeyPatch, raised: Exception, expected: type[Exception], message: str
+) -> None:
+    def refuse(*_: object, **__: object) -> bool:
+        raise raised
+
+    monkeypatch.setattr(fsspec.get_filesystem_class("memory"), "isdir", refuse)
+    with pytest.raises(expected, match=message):
+        FileTable("memory://rows/q.jsonl")
+
+
+def test_storage_that_fails_while_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_jsonl(tmp_path / "q.jsonl", ROWS)
+    table = FileTable(str(tmp_path / "q.jsonl"))
+
+    def lose(*_: object, **__: object) -> None:
+        raise TimeoutError("lost")
+
+    monkeypatch.setattr(fsspec.get_filesystem_class("file"), "open", lose)
+    with pytest.raises(TransientError, match=r"q\.jsonl: cannot be read: lost"):
+        list(table.prompts("train", "id"))
 
 
 def test_an_abandoned_read_closes_its_file(tmp_path: Path) -> None:
