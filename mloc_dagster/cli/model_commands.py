@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 
 import typer
 
@@ -12,11 +13,13 @@ from mloc_dagster.models import BUILTIN_MODELS, builtin_model_path
 
 def list_models(*, as_json: bool) -> None:
     """Prints the models that ship, and how a template names them."""
-    entries = [{"name": name, "path": str(builtin_model_path(name))} for name in BUILTIN_MODELS]
+    models = BUILTIN_MODELS.values()
     if as_json:
-        typer.echo(json.dumps(entries))
+        entries = [{**asdict(each), "path": str(builtin_model_path(each.name))} for each in models]
+        typer.echo(json.dumps(entries, ensure_ascii=False))
         return
-    print_table(("model", "lies in"), [(each["name"], each["path"]) for each in entries])
+    rows = [(each.name, f"{each.parameters:,}", each.description) for each in models]
+    print_table(("model", "parameters", "description"), rows, numbers=(1,))
     typer.echo("In a template: model.source: {type: builtin, identifier: NAME}")
 
 

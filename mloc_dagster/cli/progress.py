@@ -128,6 +128,9 @@ class BarsView:
             TextColumn("{task.fields[figures]}", markup=False, style="dim"),
             console=console,
             refresh_per_second=8,
+            # Everyone else writes into the log; rich would fetch it back.
+            redirect_stdout=False,
+            redirect_stderr=False,
         )
         self._bars: dict[int, TaskID] = {}
         self._starting: TaskID | None = self._progress.add_task(

@@ -189,7 +189,7 @@ class Session:
 
     def _stopping(self) -> None:
         if self._view is not None and self._talkative:
-            self._view.say("stopping: finished rows are kept (again to stop at once)")
+            self._view.say("stopping: finished rows are kept (Ctrl-C again stops at once)")
 
     def _stop_now(self, code: int) -> NoReturn:
         """Ends the process from the thread that heard the second signal."""

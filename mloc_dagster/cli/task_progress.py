@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from time import monotonic
 
-from mloc_dagster.cli.wording import duration, rate
+from mloc_dagster.cli.wording import count, duration, rate
 from mloc_dagster.events.model import TaskEvent, TaskEventType
 
 WINDOW_S = 20.0
@@ -124,9 +124,9 @@ class TaskProgress:
         if self.total_shards:
             parts.append(f"{self.shards_done}/{self.total_shards} shards")
         if self.errors:
-            parts.append(f"{self.errors:,} errors")
+            parts.append(count(self.errors, "error"))
         if self.failed_attempts:
-            parts.append(f"{self.failed_attempts} failed attempts")
+            parts.append(count(self.failed_attempts, "failed attempt"))
         parts += self._outlook()
         return " · ".join(parts)
 

@@ -13,7 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from mloc_dagster.cli.tables import print_table
 from mloc_dagster.compile.compiler import CompiledTemplate, compile_file
-from mloc_dagster.compile.loader import load_documents
+from mloc_dagster.compile.loader import parse_documents
 from mloc_dagster.compile.tree import Tree
 from mloc_dagster.errors import InputError, TemplateError
 from mloc_dagster.library import library_file, library_files
@@ -90,8 +90,9 @@ def _description(compiled: CompiledTemplate) -> str:
 
 def _renamed(origin: Path, name: str, target: Path) -> str:
     """Returns the origin's text with new names and with paths that hold from `target`."""
-    lines = origin.read_text(encoding="utf-8").splitlines(keepends=True)
-    documents = load_documents(origin)
+    content = origin.read_text(encoding="utf-8")
+    lines = content.splitlines(keepends=True)
+    documents = parse_documents(content, str(origin))  # paths as they are written
     for place, document in enumerate(documents):
         metadata = document.root.fields.get("metadata")
         named = metadata.fields.get("name") if metadata else None
