@@ -126,9 +126,9 @@ def test_a_forbidden_file_says_so(tmp_path: Path) -> None:
 
 
 _PIECES = (
-    ["a", "b: ", "- ", "\n", "  ", "{", "}", "[", "]", "&x ", "*x", "<<: ", "? ", ": ", "'", '"']
-    + ["!!int ", "!t ", "|\n", "---\n", "\t", "5e-7", "0x", "on", "#", "%", "spec", "..."]
-)  # fmt: skip
+    *("a", "b: ", "- ", "\n", "  ", "{", "}", "[", "]", "&x ", "*x", "<<: ", "? ", ": ", "'", '"'),
+    *("!!int ", "!t ", "|\n", "---\n", "\t", "5e-7", "0x", "on", "#", "%", "spec", "..."),
+)
 _YAMLISH = st.lists(st.sampled_from(_PIECES)).map("".join)
 
 
