@@ -12,6 +12,7 @@ from typing import Any
 
 from mloc_dagster.errors import MissingExtraError, MlocError, TerminalError, TransientError
 from mloc_dagster.executors.adapters import merge_adapters
+from mloc_dagster.models import builtin_model_path
 from mloc_dagster.schema.model import Model, ModelSource
 from mloc_dagster.settings import settings
 
@@ -120,8 +121,6 @@ def load_model(block: Model, enforce_cpu: bool) -> LoadedModel:
 
 def _resolve(source: ModelSource) -> str:
     if source.type == "builtin":
-        from mloc_dagster.models import builtin_model_path
-
         return str(builtin_model_path(source.identifier))
     if source.type == "local":
         folder = Path(source.identifier).expanduser()
