@@ -13,7 +13,10 @@ class ChatMessage(Block):
     """One message of a chat row."""
 
     role: Literal["system", "user", "assistant", "tool"]
+    """Who speaks."""
+
     content: str
+    """What is said."""
 
 
 class ListData(Block):
@@ -69,7 +72,10 @@ class TemplateColumn(Block):
     """`node.result.items[0].output`; `items[*].output` gives one row per item."""
 
     node: str | None = None
+    """The node, when `expr` is not used."""
+
     path: str | None = None
+    """The path in its result: `result.items[0].output`."""
 
     @model_validator(mode="after")
     def _one_form(self) -> TemplateColumn:
@@ -103,6 +109,8 @@ class GraphTemplate(Block):
     """An inline template; `{label}` stands for the column of that label."""
 
     columns: tuple[TemplateColumn, ...] = Field(min_length=1)
+    """What the prompt is built from."""
+
     options: TemplateOptions = TemplateOptions()
 
     @model_validator(mode="after")
@@ -139,8 +147,13 @@ class Preference(Block):
     """One comparison for preference training."""
 
     prompt: str
+    """What was asked."""
+
     chosen: str
+    """The better answer."""
+
     rejected: str
+    """The worse answer."""
 
 
 class TrainingData(Block):
@@ -150,21 +163,46 @@ class TrainingData(Block):
     """A hub id, or a path or URL of jsonl, json, csv or parquet files."""
 
     config_name: str | None = None
+    """The hub dataset's configuration."""
+
     split: str = "train"
+    """Which rows, as for `DatasetData`."""
+
     prompt_column: str | None = None
+    """The column with the prompt."""
+
     response_column: str | None = None
+    """The column with the answer."""
+
     text_column: str | None = None
+    """The column with whole texts, instead of prompt and response."""
+
     messages_column: str | None = None
+    """The column with lists of chat messages."""
+
     chosen_column: str | None = None
+    """DPO: the column with the better answer."""
+
     rejected_column: str | None = None
+    """DPO: the column with the worse answer."""
+
     separator: str = "\n\n"
     """Stands between prompt and response."""
 
     max_samples: int | None = Field(default=None, ge=1)
+    """Rows at most."""
+
     shuffle: bool = False
+    """Shuffle the rows."""
+
     seed: int = 42
+    """Seed of the shuffle."""
+
     preferences: tuple[Preference, ...] = ()
+    """DPO: comparisons written into the template."""
+
     prompts: tuple[str, ...] = ()
+    """PPO: prompts written into the template."""
 
     @model_validator(mode="after")
     def _has_rows(self) -> TrainingData:

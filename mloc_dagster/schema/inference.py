@@ -17,19 +17,29 @@ class Inference(Block):
     """0 is greedy."""
 
     top_p: float = Field(default=1.0, gt=0, le=1)
+    """Only the most likely tokens that make up this share."""
+
     top_k: int = Field(default=0, ge=-1)
     """0 or -1: all tokens."""
 
     min_p: float = Field(default=0.0, ge=0, le=1)
+    """Only tokens with this share of the likeliest one's probability."""
+
     max_tokens: int = Field(default=512, ge=1)
     """New tokens per answer at most (`max_new_tokens` means the same)."""
 
     min_tokens: int = Field(default=0, ge=0)
+    """New tokens before generation may end."""
+
     stop: tuple[str, ...] = ()
     """Generation ends before any of these; the stop string is not part of the output."""
 
     stop_token_ids: tuple[int, ...] = ()
+    """Generation ends with any of these."""
+
     ignore_eos: bool = False
+    """Go on after the end-of-text token."""
+
     seed: int | None = None
     """Same seed, same output, however the task is sharded; without it `mloc` picks one a task."""
 
@@ -37,12 +47,20 @@ class Inference(Block):
     """Answers per row."""
 
     repetition_penalty: float = Field(default=1.0, gt=0)
+    """Above 1: repeat less, counting the prompt."""
+
     presence_penalty: float = Field(default=0.0, ge=-2, le=2)
+    """Above 0: prefer tokens that the answer lacks."""
+
     frequency_penalty: float = Field(default=0.0, ge=-2, le=2)
+    """Above 0: the more often the answer has a token, the less likely."""
+
     do_sample: bool | None = None
     """`false` is greedy whatever the temperature."""
 
     skip_special_tokens: bool = True
+    """Leave special tokens out of the output."""
+
     error_budget: float = Field(default=0.01, ge=0, le=1)
     """Share of rows that may end with an error before the task fails; any share above 0 allows
     at least one row, and never all of them."""

@@ -33,9 +33,17 @@ class TransformersOptions(Block):
     """`auto`, `cpu`, `cuda:0`, …; by default a GPU when there is one."""
 
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    """Precision of the weights; `auto` takes the model's own."""
+
     attn_implementation: Literal["eager", "sdpa", "flash_attention_2"] | None = None
+    """By default the best that the machine has."""
+
     low_cpu_mem_usage: bool | None = None
+    """Load weights piece by piece."""
+
     trust_remote_code: bool = False
+    """As in `model.source`."""
+
     max_batch_size: int = Field(default=64, ge=1)
     """Rows that are generated together at most."""
 

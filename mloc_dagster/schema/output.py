@@ -36,6 +36,8 @@ class HttpDestination(Block):
     `<url>/<task_id>/files`."""
 
     method: Literal["POST", "PUT"] = "POST"
+    """How the result is sent."""
+
     headers: Mapping[str, SecretStr] = Field(default_factory=dict)
     """Sent with each request; take secrets from the environment: `Bearer ${MY_TOKEN}`."""
 

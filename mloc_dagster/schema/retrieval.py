@@ -11,22 +11,27 @@ class Qdrant(Block):
     """A Qdrant collection."""
 
     url: str
+    """Where Qdrant listens."""
+
     api_key: SecretStr | None = None
     """Take it from the environment: `${QDRANT_API_KEY}`."""
 
     collection: str
+    """The collection to search."""
 
 
 class Embedding(Block):
     """The model that embeds queries."""
 
     model: str
+    """A hub id."""
 
 
 class Search(Block):
     """How passages are searched."""
 
     top_k: int = Field(default=5, ge=1, le=1000)
+    """Passages per row."""
 
 
 class Agent(Block):

@@ -100,6 +100,8 @@ class AgentSpec(TaskSpec):
 
     task_type: Literal["agent"] = Field(alias="taskType")
     config_name: str = Field(default="default", alias="configName")
+    """Which agent."""
+
     task: str | None = None
     """The one thing to do; or give `data` with one task a row."""
 
@@ -138,13 +140,22 @@ class Metadata(Block):
     """Who and what a template is."""
 
     name: Name
+    """Names the job and its assets."""
+
     owner: str | None = None
     """A team or a person; shown as the assets' owner."""
 
     project: str | None = None
+    """What it belongs to, for people."""
+
     description: str | None = None
+    """What it does, in a sentence."""
+
     labels: dict[str, str] = Field(default_factory=dict)
+    """Keys and values to find it by."""
+
     annotations: dict[str, str | int | float] = Field(default_factory=dict)
+    """Anything else; `description` and `sloSeconds` are understood."""
 
 
 class Task(Block):

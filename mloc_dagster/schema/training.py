@@ -14,28 +14,68 @@ class Training(Block):
     """Arguments of the trainer (`transformers.TrainingArguments` and TRL's configs)."""
 
     num_train_epochs: float = Field(default=1.0, gt=0)
+    """Passes over the data."""
+
     max_steps: int = Field(default=-1, ge=-1)
+    """Optimiser steps instead of epochs; -1 counts epochs."""
+
     per_device_train_batch_size: int = Field(default=8, ge=1)
+    """Rows per device and step."""
+
     gradient_accumulation_steps: int = Field(default=1, ge=1)
+    """Batches per optimiser step."""
+
     learning_rate: float = Field(default=5e-5, gt=0)
+    """The highest learning rate."""
+
     lr_scheduler_type: str | None = None
+    """How the learning rate changes: `linear`, `cosine`, …"""
+
     warmup_steps: float | None = Field(default=None, ge=0)
+    """Steps until the learning rate is reached; below 1 a share of all."""
+
     weight_decay: float = Field(default=0.0, ge=0)
+    """AdamW's weight decay."""
+
     max_grad_norm: float = Field(default=1.0, ge=0)
+    """Gradients are clipped to this norm."""
+
     optim: str | None = None
+    """The optimiser, such as `adamw_torch`."""
+
     seed: int = 42
+    """Seed of weights, order and dropout."""
+
     max_length: int | None = Field(default=None, ge=1)
+    """Tokens per row at most; longer rows are cut."""
+
     packing: bool = False
+    """Fill each sequence with several rows."""
+
     logging_steps: int = Field(default=10, ge=1)
+    """Steps between two log lines."""
+
     save_steps: int = Field(default=500, ge=1)
+    """Steps between two checkpoints."""
+
     save_strategy: Literal["no", "steps", "epoch"] = "steps"
+    """When checkpoints are written."""
+
     save_total_limit: int | None = Field(default=None, ge=1)
+    """Checkpoints that are kept."""
+
     save_model: bool = True
     """Keep the final weights among the results."""
 
     gradient_checkpointing: bool = False
+    """Less memory for more time."""
+
     fp16: bool = False
+    """Train in half precision."""
+
     bf16: bool = False
+    """Train in bfloat16."""
+
     deepspeed: Mapping[str, JsonValue] | None = None
     """A DeepSpeed configuration, verbatim."""
 
@@ -43,6 +83,8 @@ class Training(Block):
     """DPO: how far the policy may leave the reference."""
 
     loss_type: str | None = None
+    """DPO: the loss, such as `sigmoid`."""
+
     mini_batch_size: int | None = Field(default=None, ge=1)
     """PPO: rows per optimisation step."""
 
@@ -57,42 +99,76 @@ class Lora(Block):
     """`peft.LoraConfig`."""
 
     r: int = Field(default=16, ge=1)
+    """Rank of the adapter."""
+
     lora_alpha: float = Field(default=32, gt=0)
+    """Scale of the adapter: `lora_alpha / r`."""
+
     lora_dropout: float = Field(default=0.05, ge=0, lt=1)
+    """Dropout before the adapter."""
+
     bias: Literal["none", "all", "lora_only"] = "none"
+    """Which biases are trained."""
+
     target_modules: tuple[str, ...] | str | None = None
+    """Layers that get an adapter; by default PEFT's choice for the model."""
+
     task_type: Literal["CAUSAL_LM", "SEQ_CLS"] = "CAUSAL_LM"
+    """PEFT's task type."""
+
     use_rslora: bool = False
+    """Scale by `lora_alpha / sqrt(r)`."""
 
 
 class RewardModel(Block):
     """The model that scores rollouts."""
 
     identifier: str
+    """A hub id or a path."""
+
     type: Literal["classification", "sentiment"] = "classification"
+    """What the model's score means."""
+
     revision: str | None = None
+    """Branch, tag or commit on the hub."""
 
 
 class Generation(Block):
     """How rollouts are sampled; names of `transformers.GenerationConfig`."""
 
     max_new_tokens: int = Field(default=128, ge=1)
+    """New tokens per rollout at most."""
+
     temperature: float = Field(default=0.7, gt=0)
+    """Higher is more varied."""
+
     top_p: float = Field(default=1.0, gt=0, le=1)
+    """Only the most likely tokens that make up this share."""
+
     top_k: int = Field(default=0, ge=0)
+    """Only so many of the most likely tokens; 0: all."""
+
     do_sample: bool = True
+    """`false` is greedy."""
 
 
 class CheckpointLoad(Block):
     """Weights to start from instead of the model's own."""
 
     type: Literal["local", "http", "task"] = "local"
+    """Where the weights are."""
+
     path: str | None = None
+    """A folder or an archive."""
+
     url: str | None = None
     """An archive; usually `${stage.result.final_model_archive_url}`."""
 
     task_id: str | None = None
+    """An earlier task whose weights to take."""
+
     file: str | None = None
+    """A file among that task's results."""
 
 
 class Checkpoint(Block):
