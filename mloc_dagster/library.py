@@ -42,4 +42,5 @@ def library_file(name: str) -> Path:
     for known, path in files.items():
         if name in (known, known.rpartition("/")[2]):
             return path
-    raise UnknownNameError("template", name, files)
+    known = files if "/" in name else [each.rpartition("/")[2] for each in files]
+    raise UnknownNameError("template", name, known)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import dagster as dg
 from dagster import DagsterEventType
 
+from mloc_dagster import errors
 from mloc_dagster.assets.names import job_name
 from mloc_dagster.compile.compiler import CompiledTemplate
 from mloc_dagster.definitions import build_definitions
@@ -46,6 +48,7 @@ class RunOutcome:
         succeeded: Whether every step did.
         tasks: The tasks that were started, in order.
         failures: One message per failed step or check, the first cause first.
+        bad_input: Whether the first cause is something that the user wrote or named.
     """
 
     run_id: str
@@ -53,6 +56,7 @@ class RunOutcome:
     succeeded: bool
     tasks: tuple[TaskOutcome, ...]
     failures: tuple[str, ...]
+    bad_input: bool
 
 
 def check_runnable(compiled: CompiledTemplate) -> None:
@@ -71,6 +75,8 @@ def run_template(
     *,
     workflow_id: str | None = None,
     retry_errors: bool = False,
+    run_id: str | None = None,
+    tags: Mapping[str, str] | None = None,
 ) -> RunOutcome:
     """Runs a template's job in this process and waits for it.
 
@@ -79,8 +85,10 @@ def run_template(
         instance: Records the run; the Dagster UI shows it.
         workflow_id: Goes on with the tasks of this workflow; a new one by default.
         retry_errors: Whether rows that ended with an error are computed again.
+        run_id: The Dagster run's id; a new one by default.
+        tags: More tags of the run.
     """
-    run_id = str(uuid.uuid4())
+    run_id = run_id or str(uuid.uuid4())
     workflow = workflow_id or run_id
     job = build_definitions([compiled]).resolve_job_def(job_name(compiled))
     result = job.execute_in_process(
@@ -88,7 +96,11 @@ def run_template(
         run_id=run_id,
         raise_on_error=False,
         run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
-        tags={WORKFLOW_TAG: workflow, RETRY_ERRORS_TAG: str(retry_errors).lower()},
+        tags={
+            **(tags or {}),
+            WORKFLOW_TAG: workflow,
+            RETRY_ERRORS_TAG: str(retry_errors).lower(),
+        },
     )
     return RunOutcome(
         run_id=run_id,
@@ -96,6 +108,7 @@ def run_template(
         succeeded=result.success,
         tasks=outcomes(compiled, workflow),
         failures=_failures(result.all_events),
+        bad_input=_is_bad_input(result.all_events),
     )
 
 
@@ -131,3 +144,13 @@ def _failures(events: list[dg.DagsterEvent]) -> tuple[str, ...]:
             elif data.error is not None and "AssetCheckFailed" not in str(data.error.cls_name):
                 messages.append(data.error.message.strip())
     return tuple(messages)
+
+
+def _is_bad_input(events: list[dg.DagsterEvent]) -> bool:
+    for event in events:
+        if event.event_type == DagsterEventType.STEP_FAILURE:
+            given = event.step_failure_data.user_failure_data
+            name = given.metadata.get("error_type") if given is not None else None
+            kind = getattr(errors, str(name.value), None) if name is not None else None
+            return isinstance(kind, type) and issubclass(kind, errors.InputError)
+    return False
