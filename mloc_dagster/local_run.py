@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import dagster as dg
@@ -128,7 +128,7 @@ def outcomes(compiled: CompiledTemplate, workflow_id: str) -> tuple[TaskOutcome,
     return tuple(found)
 
 
-def _failures(events: list[dg.DagsterEvent]) -> tuple[str, ...]:
+def _failures(events: Sequence[dg.DagsterEvent]) -> tuple[str, ...]:
     messages: list[str] = []
     for event in events:
         if event.event_type == DagsterEventType.ASSET_CHECK_EVALUATION:
@@ -146,7 +146,7 @@ def _failures(events: list[dg.DagsterEvent]) -> tuple[str, ...]:
     return tuple(messages)
 
 
-def _is_bad_input(events: list[dg.DagsterEvent]) -> bool:
+def _is_bad_input(events: Sequence[dg.DagsterEvent]) -> bool:
     for event in events:
         if event.event_type == DagsterEventType.STEP_FAILURE:
             given = event.step_failure_data.user_failure_data

@@ -10,6 +10,7 @@ from pathlib import Path
 import yaml
 from pydantic import JsonValue
 
+from mloc_dagster.compile.anchor import anchor_files
 from mloc_dagster.compile.builder import TreeBuilder
 from mloc_dagster.compile.diagnostics import Diagnostic, Findings, at_value
 from mloc_dagster.compile.tree import Tree
@@ -37,7 +38,7 @@ class Document:
 
 
 def load_documents(path: Path) -> list[Document]:
-    """Reads every document of a template file.
+    """Reads every document of a template file; its data files may be named relative to it.
 
     Raises:
         TemplateError: If the file cannot be read or is not a template; carries all findings.
@@ -47,7 +48,11 @@ def load_documents(path: Path) -> list[Document]:
             content = file.read(MAX_BYTES + 1)
     except OSError as error:
         raise TemplateError([_whole(str(path), _reason(path, error))]) from error
-    return parse_documents(content, str(path))
+    folder = path.parent.resolve()
+    return [
+        Document(document.name, anchor_files(document.root, folder))
+        for document in parse_documents(content, str(path))
+    ]
 
 
 def parse_documents(text: bytes | str, name: str) -> list[Document]:

