@@ -5,6 +5,11 @@ token to take. What is random is drawn from a stream of its own for each (seed, 
 the place of the token in the answer, never from torch's global generator: neither sharding nor
 batch changes an answer. Names and order of the steps are those of vLLM's sampler: min_tokens,
 penalties, temperature, min_p, top_k, top_p.
+
+What stays is rounding: the last bits of a matrix product depend on the batch. Measured in float32
+on a CPU, with a Llama of random weights, 300 long prompts, 32 new tokens and five ways to cut and
+batch them: greedy, 0 of 1,500 answers differed; at temperature 0.7, 3 of 1,500. In bfloat16 expect
+far more: `model.transformers.dtype: float32` is what makes answers repeatable across batches.
 """
 
 from __future__ import annotations

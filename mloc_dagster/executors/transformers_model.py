@@ -100,7 +100,7 @@ def load_model(block: Model, enforce_cpu: bool) -> LoadedModel:
     transformers.utils.logging.disable_progress_bar()  # a worker's terminal is not its own
     with _clear_errors(source):
         tokenizer = AutoTokenizer.from_pretrained(place, **common)
-        model = AutoModelForCausalLM.from_pretrained(
+        model: Any = AutoModelForCausalLM.from_pretrained(
             place, **common, **{name: value for name, value in how.items() if value is not None}
         )
     if how["device_map"] is None:
