@@ -67,7 +67,8 @@ class TaskExecutor[SpecT, ModelT](Protocol):
     """Computes shards of one task type.
 
     Raise `TransientError` for what another attempt may cure and `TerminalError` for what it
-    will not; any other exception counts as transient. A row that cannot be computed is emitted
+    will not; any other exception counts as transient, unless it is what bugs raise (`TypeError`,
+    `AttributeError`, …: see `shard_run`). A row that cannot be computed is emitted
     with `error`, not raised.
     """
 

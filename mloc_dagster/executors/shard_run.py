@@ -25,7 +25,6 @@ from mloc_dagster.results.store import Folder
 from mloc_dagster.schema.task import RowSpec
 from mloc_dagster.settings import settings
 
-
 # What another attempt would only run into again.
 _BUGS = (ImportError, NameError, AttributeError, TypeError, NotImplementedError, AssertionError)
 
