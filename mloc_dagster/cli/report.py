@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -117,8 +118,9 @@ def print_report(run: TemplateRun, out: Console, err: Console) -> None:
         )
         _print_preview(tasks[-1], out)
     if not run.interrupted:
-        for message in run.outcome.failures:
-            err.print(Text(f"{run.name}: {message}", style="red"), soft_wrap=True)
+        for message, times in Counter(run.outcome.failures).items():
+            often = f" ({times} times)" if times > 1 else ""
+            err.print(Text(f"{run.name}: {message}{often}", style="red"), soft_wrap=True)
     if run.resume is not None:
         err.print(f"finished rows are kept; go on with: {run.resume}", markup=False, soft_wrap=True)
 

@@ -125,4 +125,7 @@ def _replace(lines: list[str], tree: Tree, new: str) -> None:
 
 
 def _from(target: Path, path: Path) -> str:
-    return Path(os.path.relpath(path.resolve(), target.parent.resolve())).as_posix()
+    here, there = target.parent.resolve(), path.resolve()
+    if os.path.commonpath([here, there]) == here.anchor:
+        return there.as_posix()
+    return Path(os.path.relpath(there, here)).as_posix()
