@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import dagster as dg
 from dagster import DagsterEventType
+from dagster._utils.error import SerializableErrorInfo
 
 from mloc_dagster import errors
 from mloc_dagster.assets.names import job_name
@@ -142,8 +143,15 @@ def _failures(events: Sequence[dg.DagsterEvent]) -> tuple[str, ...]:
             if given is not None and given.description:
                 messages.append(given.description)
             elif data.error is not None and "AssetCheckFailed" not in str(data.error.cls_name):
-                messages.append(data.error.message.strip())
+                messages.append(_first_cause(data.error))
     return tuple(messages)
+
+
+def _first_cause(error: SerializableErrorInfo) -> str:
+    """Returns the message that was raised, below what Dagster wrapped around it."""
+    while error.cause is not None:
+        error = error.cause
+    return error.message.strip()
 
 
 def _is_bad_input(events: Sequence[dg.DagsterEvent]) -> bool:

@@ -9,7 +9,7 @@ from mloc_dagster.assets.names import op_name
 from mloc_dagster.assets.overrides import TaskOverrides, override_mapping
 from mloc_dagster.compile.compiler import CompiledTask, CompiledTemplate
 from mloc_dagster.ops.aggregate import aggregate_op
-from mloc_dagster.ops.plan import plan
+from mloc_dagster.ops.plan import plan_op
 from mloc_dagster.ops.shard import run_shard_op
 
 
@@ -18,7 +18,8 @@ def task_graph(compiled: CompiledTemplate, node: CompiledTask) -> dg.GraphDefini
     inputs = {f"in_{op_name(each)}": dg.GraphIn() for each in node.task.depends_on}
 
     def compose(**upstream: object) -> object:
-        shards = plan(list(upstream.values()))
+        plan = plan_op(len(upstream)).alias("plan")
+        shards = plan(**{f"upstream_{i}": each for i, each in enumerate(upstream.values())})
         return aggregate_op(shards.map(run_shard_op).collect())
 
     # Dagster reads a graph's inputs off the function's signature.

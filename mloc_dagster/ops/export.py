@@ -30,7 +30,7 @@ def export(context: dg.AssetExecutionContext, responses: TaskRef) -> dg.Output[T
         TaskEvent(
             type=TaskEventType.TASK_SUCCEEDED,
             task_id=responses.task_id,
-            run_id=context.run_id,
+            run_id=context.run.run_id,
             node=responses.node,
             payload=Progress(rows=responses.rows),
         )

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from functools import cache
 
 import dagster as dg
 
@@ -25,13 +26,29 @@ class PlanConfig(dg.Config):
     overrides: str = "{}"
 
 
-@dg.op(
-    name="plan",
-    ins={"upstream": dg.In(list[TaskRef], description="The tasks that this one reads.")},
-    out=dg.DynamicOut(Shard, description="A range of rows."),
-    description="Makes the task durable, spools its input once and cuts it into shards.",
-)
-def plan(
+@cache
+def plan_op(inputs: int) -> dg.OpDefinition:
+    """Returns the op that plans a task with so many upstream tasks.
+
+    One input each, and no list of inputs: Dagster knows an asset by the op's input that reads it,
+    and would take the last of a list for all of them.
+    """
+
+    @dg.op(
+        name=f"plan_{inputs}",
+        ins={f"upstream_{each}": dg.In(TaskRef) for each in range(inputs)},
+        out=dg.DynamicOut(Shard, description="A range of rows."),
+        description="Makes the task durable, spools its input once and cuts it into shards.",
+    )
+    def plan(
+        context: dg.OpExecutionContext, config: PlanConfig, **upstream: TaskRef
+    ) -> Iterator[dg.DynamicOutput[Shard]]:
+        return plan_task(context, config, list(upstream.values()))
+
+    return plan
+
+
+def plan_task(
     context: dg.OpExecutionContext, config: PlanConfig, upstream: list[TaskRef]
 ) -> Iterator[dg.DynamicOutput[Shard]]:
     """Yields one shard per dynamic output; see `executors.task_start`."""

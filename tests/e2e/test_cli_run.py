@@ -186,8 +186,9 @@ def test_results_go_where_the_option_says_and_quiet_prints_only_folders(place: P
 
 def test_a_failed_task_is_exit_code_1_and_can_be_resumed_with_its_errors(place: Place) -> None:
     path = place.write("failing.yaml", SLOW.replace("delay_s: 0.15", "poison: [1]"))
-    done = place.run("run", path, "--set", "spec.echo.error_budget=0")
+    done = place.run("run", path, "--set", "spec.echo.error_budget=0", "--quiet")
     assert done.returncode == 1
+    assert (Path(done.stdout.strip()) / "task.json").is_file()
     assert "error_budget" in done.stderr
     assert "Traceback" not in done.stderr
     assert "--retry-errors" in done.stderr.splitlines()[-1]

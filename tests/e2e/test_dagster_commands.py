@@ -1,0 +1,99 @@
+"""Dagster's own commands on the project, as a Dagster user types them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import dagster as dg
+import pytest
+
+from mloc_dagster.results.manifest import verify_manifest
+from mloc_dagster.results.shard_files import read_rows
+from mloc_dagster.results.store import open_store
+from tests.e2e.conftest import Command
+
+pytestmark = pytest.mark.e2e
+
+TEMPLATE = """
+apiVersion: mloc/v1
+kind: EchoTask
+metadata: {name: NAME, owner: someone}
+spec:
+  taskType: echo
+  parallel: {max_shards: 3}
+  data: {type: list, items: [a, b, c, d, e]}
+  output: {artifacts: [responses.json, logs]}
+"""
+
+
+@pytest.fixture
+def library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A library of one template, so that loading the code location stays quick."""
+    folder = tmp_path / "library"
+    folder.mkdir()
+    monkeypatch.setenv("MLOC_TEMPLATES_DIR", str(folder))
+    return folder
+
+
+def test_job_execute_leaves_results_and_a_run(
+    library: Path, dagster_cli: Command, instance: dg.DagsterInstance
+) -> None:
+    (library / "t.yaml").write_text(TEMPLATE.replace("NAME", "job-execute"))
+    done = dagster_cli("job", "execute", "-m", "mloc_dagster.definitions", "-j", "job_execute")
+    assert done.returncode == 0, done.stderr
+    (task_id,) = open_store().task_ids()
+    folder = open_store().task(task_id)
+    assert [row.output for row in read_rows(folder)] == ["a", "b", "c", "d", "e"]
+    assert json.loads(folder.read_bytes("responses.json"))["result"]["items"][4] == {
+        "index": 4,
+        "output": "e",
+        "finish_reason": "stop",
+    }
+    assert verify_manifest(folder) == ()
+    run = instance.get_run_by_id(task_id)
+    assert run is not None
+    assert run.status is dg.DagsterRunStatus.SUCCESS
+    assert run.job_name == "job_execute"
+
+
+def test_the_multiprocess_executor_runs_the_same_ops(
+    library: Path, dagster_cli: Command, tmp_path: Path
+) -> None:
+    (library / "t.yaml").write_text(TEMPLATE.replace("NAME", "several-processes"))
+    config = tmp_path / "config.yaml"
+    config.write_text("execution: {config: {multiprocess: {max_concurrent: 2}}}")
+    done = dagster_cli(
+        "job", "execute", "-m", "mloc_dagster.definitions", "-j", "several_processes",
+        "-c", str(config),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (task_id,) = open_store().task_ids()
+    rows = list(read_rows(open_store().task(task_id)))
+    assert [row.output for row in rows] == ["a", "b", "c", "d", "e"]
+    assert len({row.worker for row in rows}) == 3
+
+
+def test_asset_materialize_takes_the_latest_responses_for_an_export_alone(
+    library: Path, dagster_cli: Command
+) -> None:
+    (library / "t.yaml").write_text(TEMPLATE.replace("NAME", "materialize"))
+    module = ("-m", "mloc_dagster.definitions")
+    done = dagster_cli("asset", "materialize", *module, "--select", "materialize/responses")
+    assert done.returncode == 0, done.stderr
+    (task_id,) = open_store().task_ids()
+    folder = open_store().task(task_id)
+    assert not folder.exists("manifest.json")
+    done = dagster_cli("asset", "materialize", *module, "--select", "materialize/export")
+    assert done.returncode == 0, done.stderr
+    assert list(open_store().task_ids()) == [task_id]
+    assert verify_manifest(folder) == ()
+
+
+def test_an_export_without_responses_says_what_to_do(library: Path, dagster_cli: Command) -> None:
+    (library / "t.yaml").write_text(TEMPLATE.replace("NAME", "never-made"))
+    done = dagster_cli(
+        "asset", "materialize", "-m", "mloc_dagster.definitions", "--select", "never-made/export"
+    )
+    assert done.returncode != 0
+    assert "never-made/responses was never materialized" in done.stdout + done.stderr

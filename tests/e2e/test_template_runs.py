@@ -1,0 +1,281 @@
+"""Templates run as Dagster jobs on a real database, looked at as a Dagster user would."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import dagster as dg
+import pytest
+import yaml
+
+from mloc_dagster.compile.compiler import CompiledTemplate, compile_mapping
+from mloc_dagster.definitions import build_definitions, runnable_library
+from mloc_dagster.local_run import RunOutcome, run_template
+from mloc_dagster.results.manifest import verify_manifest
+from mloc_dagster.results.rows import OutputRow
+from mloc_dagster.results.shard_files import read_rows
+from mloc_dagster.results.store import open_store
+
+pytestmark = pytest.mark.e2e
+
+
+def template(name: str, spec: str) -> CompiledTemplate:
+    document = {"apiVersion": "mloc/v1", "kind": "EchoTask", "metadata": {"name": name}}
+    return compile_mapping({**document, "spec": yaml.safe_load(spec)})
+
+
+def rows_of(outcome: RunOutcome, node: str) -> list[OutputRow]:
+    (task,) = [each for each in outcome.tasks if each.node == node]
+    return list(read_rows(open_store().task(task.task_id)))
+
+
+DIAMOND = """
+taskType: echo
+parallel: {max_shards: 2}
+graph:
+  nodes:
+    - name: source
+      spec: {data: {type: list, items: [a, b, c]}}
+    - name: left
+      dependsOn: [source]
+      spec: {data: {type: upstream, node: source, text: "left {output}"}}
+    - name: right
+      dependsOn: [source]
+      spec: {data: {type: upstream, node: source, text: "right {output}"}}
+    - name: both
+      dependsOn: [left, right]
+      spec:
+        data:
+          type: graph_template
+          template:
+            text: "{l} and {r}; first of all {first}"
+            columns:
+              - {label: l, expr: "left.result.items[*].output"}
+              - {label: r, expr: "right.result.items[*].output"}
+              - {label: first, node: left, path: "result.items[0].output"}
+"""
+
+
+def test_a_diamond_hands_rows_on_and_shows_them_as_lineage(instance: dg.DagsterInstance) -> None:
+    compiled = template("diamond", DIAMOND)
+    outcome = run_template(compiled, instance)
+    assert outcome.succeeded, outcome.failures
+    assert [row.output for row in rows_of(outcome, "both")] == [
+        f"left {each} and right {each}; first of all left a" for each in "abc"
+    ]
+    graph = build_definitions([compiled]).resolve_asset_graph()
+
+    def parents(*path: str) -> set[str]:
+        key = dg.AssetKey(["diamond", *path])
+        return {each.to_user_string() for each in graph.get(key).parent_keys}
+
+    assert parents("both", "responses") == {"diamond/left/export", "diamond/right/export"}
+    assert parents("left", "responses") == {"diamond/source/export"}
+    assert parents("left", "export") == {"diamond/left/responses"}
+
+
+def test_the_asset_page_shows_what_the_task_did(instance: dg.DagsterInstance) -> None:
+    compiled = template("asset-page", "{taskType: echo, data: {type: list, items: [one, two two]}}")
+    outcome = run_template(compiled, instance)
+    event = instance.get_latest_materialization_event(dg.AssetKey(["asset-page", "responses"]))
+    assert event is not None
+    assert event.asset_materialization is not None
+    metadata = event.asset_materialization.metadata
+    assert metadata["dagster/row_count"].value == 2
+    assert metadata["errors"].value == 0
+    assert metadata["completion_tokens"].value == 3
+    assert metadata["path"].value == outcome.tasks[0].folder
+    assert "| 1 | two two | two two |" in str(metadata["preview"].value)
+    assert str(metadata["latency"].value).startswith("![latency of the rows](data:image/png;base64")
+    assert event.asset_materialization.tags is not None
+    assert event.asset_materialization.tags["dagster/data_version"]
+
+
+def test_an_asset_has_owner_kinds_tags_and_description() -> None:
+    document = {
+        "apiVersion": "mloc/v1",
+        "kind": "InferenceTask",
+        "metadata": {"name": "described", "owner": "research", "labels": {"tier": "gold"}},
+        "spec": {
+            "taskType": "inference",
+            "model": {"source": {"type": "builtin", "identifier": "tiny-chat"}},
+            "data": {"type": "list", "items": ["x"]},
+        },
+    }
+    graph = build_definitions([compile_mapping(document)]).resolve_asset_graph()
+    node = graph.get(dg.AssetKey(["described", "responses"]))
+    assert node.owners == ["team:research"]
+    assert "llm" in node.kinds
+    assert node.tags["mloc/tier"] == "gold"
+    assert "tiny-chat" in str(node.description)
+
+
+def test_the_launchpad_overrides_prompts_sharding_and_output(instance: dg.DagsterInstance) -> None:
+    compiled = template("launchpad", "{taskType: echo, data: {type: list, items: [as written]}}")
+    job = build_definitions([compiled]).resolve_job_def("launchpad")
+    overrides = {
+        "prompts": ["p1", "p2", "p3"],
+        "parallel": {"max_shards": 2},
+        "output": {"formats": ["csv"]},
+    }
+    result = job.execute_in_process(
+        instance=instance, run_config={"ops": {"launchpad__launchpad": {"config": overrides}}}
+    )
+    assert result.success
+    folder = open_store().task(result.run_id)
+    assert [row.output for row in read_rows(folder)] == ["p1", "p2", "p3"]
+    assert sorted(folder.list("shards")) == ["shards/0000", "shards/0001"]
+    assert folder.exists("responses.csv")
+    assert not folder.exists("responses.parquet")
+
+
+def test_an_unknown_override_is_refused_before_anything_runs(
+    instance: dg.DagsterInstance,
+) -> None:
+    compiled = template("mistyped", "{taskType: echo, data: {type: list, items: [x]}}")
+    job = build_definitions([compiled]).resolve_job_def("mistyped")
+    with pytest.raises(dg.DagsterInvalidConfigError, match="promts"):
+        job.execute_in_process(
+            instance=instance,
+            run_config={"ops": {"mistyped__mistyped": {"config": {"promts": ["x"]}}}},
+        )
+    assert list(open_store().task_ids()) == []
+
+
+STAGES_WITH_POISON = """
+taskType: echo
+data: {type: list, items: [a, b, c, d]}
+stages:
+  - name: first
+    spec: {echo: {poison: [1, 2], error_budget: 0.25}}
+  - name: second
+    spec: {}
+"""
+
+
+def test_a_spent_error_budget_blocks_what_comes_after(instance: dg.DagsterInstance) -> None:
+    outcome = run_template(template("poisoned", STAGES_WITH_POISON), instance)
+    assert not outcome.succeeded
+    assert [each.node for each in outcome.tasks] == ["first"]
+    assert any("error_budget" in each and "row 1" in each for each in outcome.failures)
+    folder = open_store().task(outcome.tasks[0].task_id)
+    assert [row.error is None for row in read_rows(folder)] == [True, False, False, True]
+    assert not folder.exists("manifest.json")
+
+
+def test_errors_within_the_budget_stay_rows(instance: dg.DagsterInstance) -> None:
+    spec = "{taskType: echo, echo: {poison: [1], error_budget: 0.5},"
+    outcome = run_template(
+        template("tolerant", spec + " data: {type: list, items: [a, b, c]}}"), instance
+    )
+    assert outcome.succeeded, outcome.failures
+    folder = open_store().task(outcome.tasks[0].task_id)
+    items = json.loads(folder.read_bytes("responses.json"))["result"]["items"]
+    assert [each["finish_reason"] for each in items] == ["stop", "error", "stop"]
+    assert verify_manifest(folder) == ()
+
+
+def test_failed_attempts_are_retried_for_the_missing_rows_only(
+    instance: dg.DagsterInstance,
+) -> None:
+    spec = """
+taskType: echo
+retries: {delay_s: 0}
+parallel: {max_shards: 4}
+echo: {fail_rate: 0.5, seed: 0}
+data: {type: list, items: [a, b, c, d, e, f, g, h]}
+"""
+    outcome = run_template(template("flaky", spec), instance)
+    assert outcome.succeeded, outcome.failures
+    rows = rows_of(outcome, "flaky")
+    assert [row.output for row in rows] == list("abcdefgh")
+    # A shard of two rows fails after its first: the second one comes from a later attempt.
+    assert {row.attempt for row in rows} > {1}
+    assert all(rows[start].attempt <= rows[start + 1].attempt for start in range(0, 8, 2))
+
+
+def test_retries_end(instance: dg.DagsterInstance) -> None:
+    spec = "{taskType: echo, retries: {max: 1, delay_s: 0}, echo: {fail_rate: 1},"
+    outcome = run_template(
+        template("hopeless", spec + " data: {type: list, items: [a, b]}}"), instance
+    )
+    assert not outcome.succeeded
+    assert any("attempt 2 of 2" in each for each in outcome.failures)
+
+
+def test_a_retry_from_failure_goes_on_with_the_same_task(instance: dg.DagsterInstance) -> None:
+    compiled = template("again", STAGES_WITH_POISON)
+    job = build_definitions([compiled]).resolve_job_def("again")
+    failed = job.execute_in_process(instance=instance, raise_on_error=False)
+    assert not failed.success
+    first = open_store().task(f"{failed.run_id}-first")
+    worker = {row.index: row.attempt for row in read_rows(first)}
+    config = dg.ReexecutionOptions.from_failure(failed.run_id, instance)
+    again = dg.execute_job(
+        dg.reconstructable(again_job), instance=instance, reexecution_options=config
+    )
+    assert not again.success
+    assert list(open_store().task_ids()) == [f"{failed.run_id}-first"]
+    assert {row.index: row.attempt for row in read_rows(first)} == worker
+
+
+def again_job() -> dg.JobDefinition:
+    compiled = template("again", STAGES_WITH_POISON)
+    return build_definitions([compiled]).resolve_job_def("again")
+
+
+def test_a_schedule_runs_the_job(instance: dg.DagsterInstance) -> None:
+    document = {
+        "apiVersion": "mloc/v1",
+        "kind": "EchoTask",
+        "metadata": {"name": "nightly"},
+        "spec": {
+            "schedule": {"cron": "0 3 * * *", "timezone": "Europe/Berlin"},
+            "data": {"type": "list", "items": ["x"]},
+        },
+    }
+    defs = build_definitions([compile_mapping(document)])
+    schedule = defs.resolve_schedule_def("nightly_schedule")
+    assert schedule.cron_schedule == "0 3 * * *"
+    assert schedule.execution_timezone == "Europe/Berlin"
+    assert schedule.job_name == "nightly"
+
+
+def test_a_broken_template_does_not_take_the_library_down(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    good = "{apiVersion: mloc/v1, kind: EchoTask, metadata: {name: good}, spec: "
+    good += "{taskType: echo, data: {type: list, items: [x]}}}"
+    (tmp_path / "good.yaml").write_text(good)
+    (tmp_path / "bad.yaml").write_text(good.replace("taskType", "tsakType"))
+    monkeypatch.setenv("MLOC_TEMPLATES_DIR", str(tmp_path))
+    assert [each.metadata.name for each in runnable_library()] == ["good"]
+    assert "bad.yaml" in caplog.text
+    assert "taskType" in caplog.text
+
+
+def test_secrets_from_the_environment_reach_no_file(
+    instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MY_TOKEN", "s3cr3t-value")
+    spec = """
+taskType: echo
+data: {type: list, items: [x]}
+retries: {max: 0}
+output:
+  destination:
+    type: http
+    url: "http://127.0.0.1:9/nobody"
+    max_attempts: 1
+    headers: {Authorization: "Bearer ${MY_TOKEN}"}
+"""
+    outcome = run_template(template("secretive", spec), instance)
+    assert not outcome.succeeded
+    assert "127.0.0.1:9" in " ".join(outcome.failures)
+    store = Path(open_store().url)
+    assert store.is_dir()
+    written = b"".join(path.read_bytes() for path in store.rglob("*") if path.is_file())
+    events = str(instance.all_logs(outcome.run_id))
+    assert b"s3cr3t-value" not in written
+    assert "s3cr3t-value" not in events + str(outcome.failures)

@@ -1,0 +1,128 @@
+"""A launch from Dagster's UI, clicked in a real browser, seen through to its end."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import dagster as dg
+import httpx
+import pytest
+
+from mloc_dagster.results.shard_files import read_rows
+from mloc_dagster.results.store import open_store
+from tests.e2e.conftest import ROOT
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+
+pytestmark = [
+    pytest.mark.e2e,
+    pytest.mark.browser,
+    pytest.mark.skipif(CHROMIUM is None, reason="no chromium on PATH"),
+]
+
+STAGES = """
+apiVersion: mloc/v1
+kind: EchoTask
+metadata: {name: two-stages}
+spec:
+  taskType: echo
+  parallel: {max_shards: 2}
+  data: {type: list, items: [first row, second row]}
+  stages:
+    - name: draft
+      spec: {}
+    - name: final
+      spec:
+        data: {type: upstream, node: draft, text: "again: {output}"}
+"""
+
+
+def free_port() -> int:
+    with closing(socket.socket()) as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def wait_until_answers(url: str, process: subprocess.Popen[bytes]) -> None:
+    transport = httpx.HTTPTransport(retries=0)
+    with httpx.Client(transport=transport, timeout=5) as client:
+        for _ in range(600):
+            if process.poll() is not None:
+                raise AssertionError(f"dagster dev ended with {process.returncode}")
+            try:
+                if client.get(url).is_success:
+                    return
+            except httpx.TransportError:
+                # Nothing to await before the server listens: wait for the process instead.
+                try:
+                    process.wait(0.2)
+                except subprocess.TimeoutExpired:
+                    continue
+    raise AssertionError(f"{url} never answered")
+
+
+@pytest.fixture
+def webserver(
+    tmp_path: Path, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[str]:
+    library = tmp_path / "library"
+    library.mkdir()
+    (library / "stages.yaml").write_text(STAGES)
+    monkeypatch.setenv("MLOC_TEMPLATES_DIR", str(library))
+    port = free_port()
+    with (tmp_path / "dev.log").open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "dagster", "dev", "-p", str(port)],
+            cwd=ROOT,
+            env=dict(os.environ),
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+        try:
+            url = f"http://127.0.0.1:{port}"
+            wait_until_answers(f"{url}/server_info", process)
+            yield url
+        finally:
+            os.killpg(process.pid, signal.SIGINT)
+            try:
+                process.wait(60)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+def test_a_template_launched_from_the_launchpad_leaves_results_and_lineage(
+    webserver: str, instance: dg.DagsterInstance
+) -> None:
+    from playwright.sync_api import expect, sync_playwright
+
+    location = "locations/__repository__@mloc_dagster.definitions"
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=CHROMIUM,
+            args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"],
+        )
+        page = browser.new_page(viewport={"width": 1500, "height": 1000})
+        page.goto(f"{webserver}/{location}/jobs/two_stages")
+        page.get_by_role("button", name="Materialize all").first.click()
+        page.wait_for_url("**/runs/**", timeout=120_000)
+        expect(page.get_by_text("Success", exact=True).first).to_be_visible(timeout=180_000)
+        run_id = page.url.rpartition("/runs/")[2].split("?")[0]
+        page.goto(f"{webserver}/assets/two-stages/final/export?view=lineage&lineageScope=upstream")
+        for node in ("draft", "final"):
+            expect(page.get_by_text("responses").first).to_be_visible(timeout=60_000)
+            expect(page.get_by_text(node).first).to_be_visible(timeout=60_000)
+        browser.close()
+    rows = read_rows(open_store().task(f"{run_id}-final"))
+    assert [row.output for row in rows] == ["again: first row", "again: second row"]
+    run = instance.get_run_by_id(run_id)
+    assert run is not None
+    assert run.status is dg.DagsterRunStatus.SUCCESS
