@@ -105,8 +105,8 @@ def print_folders(runs: Sequence[TemplateRun]) -> None:
             typer.echo(task.folder)
 
 
-def print_report(run: TemplateRun, out: Console, err: Console) -> None:
-    """Prints a table of the tasks, the first answers, and failures; on stderr what went wrong."""
+def print_report(run: TemplateRun, out: Console) -> None:
+    """Prints a table of the tasks, and the first answers."""
     tasks = [task for task in run.outcome.tasks if task.summary is not None]
     if tasks:
         out.print()
@@ -117,6 +117,10 @@ def print_report(run: TemplateRun, out: Console, err: Console) -> None:
             console=out,
         )
         _print_preview(tasks[-1], out)
+
+
+def print_problems(run: TemplateRun, err: Console) -> None:
+    """Prints what went wrong, and what can be done about it."""
     if not run.interrupted:
         for message, times in Counter(run.outcome.failures).items():
             often = f" ({times} times)" if times > 1 else ""

@@ -69,6 +69,7 @@ def _session(options: RunOptions) -> Session:
         results=options.results,
         progress=options.progress,
         talkative=not (options.quiet or options.as_json),
+        complain=not options.as_json,
     )
 
 

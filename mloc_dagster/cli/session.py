@@ -16,7 +16,7 @@ from mloc_dagster.cli.exit_codes import BAD_INPUT, FAILED, OK
 from mloc_dagster.cli.interrupts import Interrupts
 from mloc_dagster.cli.progress import Monitor, View, monitoring, view_for
 from mloc_dagster.cli.quiet import quiet_terminal
-from mloc_dagster.cli.report import TemplateRun, print_report
+from mloc_dagster.cli.report import TemplateRun, print_problems, print_report
 from mloc_dagster.cli.resume import PROCESS_TAG, close_dead_runs, this_process
 from mloc_dagster.compile.compiler import CompiledTemplate
 
@@ -39,6 +39,7 @@ class Session:
         results: The `--results` that was given, for the command that resumes.
         progress: Whether to show progress.
         talkative: Whether to say anything else than what goes wrong.
+        complain: Whether to say what goes wrong.
 
     Attributes:
         runs: What became of the templates so far.
@@ -53,6 +54,7 @@ class Session:
         results: str | None = None,
         progress: bool = True,
         talkative: bool = True,
+        complain: bool = True,
     ) -> None:
         self.runs: list[TemplateRun] = []
         self._templates = templates
@@ -61,6 +63,7 @@ class Session:
         self._results = results
         self._show_progress = progress
         self._talkative = talkative
+        self._complain = complain
         self._view: View | None = None
         self._instance: dg.DagsterInstance | None = None
         self._current: tuple[CompiledTemplate, str] | None = None
@@ -115,7 +118,9 @@ class Session:
         self.runs.append(found)
         self._current = None
         if self._talkative:
-            print_report(found, self._terminal.out, self._terminal.err)
+            print_report(found, self._terminal.out)
+        if self._complain:
+            print_problems(found, self._terminal.err)
 
     def _execute(self, compiled: CompiledTemplate, run_id: str) -> RunOutcome:
         from dagster import DagsterExecutionInterruptedError
