@@ -20,6 +20,9 @@ def job_name(compiled: CompiledTemplate) -> str:
 
 
 def asset_key(compiled: CompiledTemplate, node: str, asset: str) -> dg.AssetKey:
-    """Returns `<template>/<asset>`, or `<template>/<node>/<asset>` with several nodes."""
-    name = compiled.metadata.name
-    return dg.AssetKey([name, asset] if len(compiled.tasks) == 1 else [name, node, asset])
+    """Returns `<template>/<asset>`, or `<template>/<node>_<asset>` with several nodes.
+
+    The UI's graphs show the last part of a key only: it has to tell the nodes apart.
+    """
+    single = len(compiled.tasks) == 1
+    return dg.AssetKey([compiled.metadata.name, asset if single else f"{node}_{asset}"])

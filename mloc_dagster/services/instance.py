@@ -16,6 +16,13 @@ _PACKAGE = Path(__file__).parent.parent
 _POOL = {"statement_timeout": 60_000, "pool_recycle": 3_600, "max_overflow": 20}
 
 
+# Capturing what a step prints starts two processes per step and redirects this whole process.
+_NO_CAPTURE = {
+    "module": "dagster._core.storage.noop_compute_log_manager",
+    "class": "NoOpComputeLogManager",
+}
+
+
 def open_instance() -> dg.DagsterInstance:
     """Opens the instance of `DAGSTER_HOME`, or that of this folder's (or our own) dagster.yaml."""
     if os.environ.get("DAGSTER_HOME"):
@@ -23,7 +30,9 @@ def open_instance() -> dg.DagsterInstance:
     else:
         home = settings().home.resolve()
         home.mkdir(parents=True, exist_ok=True)
-        ref = InstanceRef.from_dir(str(home), config_dir=str(_config_dir()))
+        ref = InstanceRef.from_dir(
+            str(home), config_dir=str(_config_dir()), overrides={"compute_logs": _NO_CAPTURE}
+        )
         instance = dg.DagsterInstance.from_ref(ref)
     instance.optimize_for_webserver(**_POOL)
     return instance

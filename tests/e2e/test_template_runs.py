@@ -66,13 +66,13 @@ def test_a_diamond_hands_rows_on_and_shows_them_as_lineage(instance: dg.DagsterI
     ]
     graph = build_definitions([compiled]).resolve_asset_graph()
 
-    def parents(*path: str) -> set[str]:
-        key = dg.AssetKey(["diamond", *path])
+    def parents(name: str) -> set[str]:
+        key = dg.AssetKey(["diamond", name])
         return {each.to_user_string() for each in graph.get(key).parent_keys}
 
-    assert parents("both", "responses") == {"diamond/left/export", "diamond/right/export"}
-    assert parents("left", "responses") == {"diamond/source/export"}
-    assert parents("left", "export") == {"diamond/left/responses"}
+    assert parents("both_responses") == {"diamond/left_export", "diamond/right_export"}
+    assert parents("left_responses") == {"diamond/source_export"}
+    assert parents("left_export") == {"diamond/left_responses"}
 
 
 def test_the_asset_page_shows_what_the_task_did(instance: dg.DagsterInstance) -> None:

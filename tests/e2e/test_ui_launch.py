@@ -113,13 +113,14 @@ def test_a_template_launched_from_the_launchpad_leaves_results_and_lineage(
         page = browser.new_page(viewport={"width": 1500, "height": 1000})
         page.goto(f"{webserver}/{location}/jobs/two_stages")
         page.get_by_role("button", name="Materialize all").first.click()
-        page.wait_for_url("**/runs/**", timeout=120_000)
+        page.get_by_text("Launched run").wait_for(timeout=120_000)
+        (launched,) = instance.get_runs(dg.RunsFilter(job_name="two_stages"))
+        run_id = launched.run_id
+        page.goto(f"{webserver}/runs/{run_id}")
         expect(page.get_by_text("Success", exact=True).first).to_be_visible(timeout=180_000)
-        run_id = page.url.rpartition("/runs/")[2].split("?")[0]
-        page.goto(f"{webserver}/assets/two-stages/final/export?view=lineage&lineageScope=upstream")
-        for node in ("draft", "final"):
-            expect(page.get_by_text("responses").first).to_be_visible(timeout=60_000)
-            expect(page.get_by_text(node).first).to_be_visible(timeout=60_000)
+        page.goto(f"{webserver}/assets/two-stages/final_export?view=lineage&lineageDepth=9")
+        for asset in ("draft_responses", "draft_export", "final_responses", "final_export"):
+            expect(page.get_by_text(asset, exact=True).first).to_be_visible(timeout=60_000)
         browser.close()
     rows = read_rows(open_store().task(f"{run_id}-final"))
     assert [row.output for row in rows] == ["again: first row", "again: second row"]
