@@ -1,0 +1,136 @@
+"""Every template of the library does what its header says, by the command its header gives."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import dagster as dg
+import pytest
+
+from mloc_dagster.compile.compiler import compile_document
+from mloc_dagster.compile.loader import load_documents
+from mloc_dagster.compile.overrides import apply_sets
+from mloc_dagster.library import library_files
+from mloc_dagster.local_run import run_template
+from mloc_dagster.results.manifest import verify_manifest
+from mloc_dagster.results.store import open_store
+from tests.e2e.conftest import ROOT
+
+pytestmark = pytest.mark.e2e
+
+pytest.importorskip("torch")
+
+TINY = ["spec.model.source.type=builtin", "spec.model.source.identifier=tiny-chat"]
+LOCAL_ROWS = [f"data.url={ROOT}/templates/data/questions.jsonl", "data.name=null"]
+
+# Rows of each task, in order; several lists for several documents.
+ROWS = {
+    "core/demo": [[24]],
+    "core/echo": [[3]],
+    "core/inference_single": [[2]],
+    "core/inference_cpu": [[24]],
+    "core/dataset_sharded": [[16]],
+    "core/stages_draft_refine_format": [[4, 4, 4]],
+    "core/dag_synthesis": [[3, 3, 3, 1]],
+    "core/multi_document": [[2], [1]],
+    "core/http_delivery": [[2]],
+    "core/scheduled": [[4]],
+    "experiments/gsm8k_single": [[24]],
+    "experiments/gsm8k_two_branch": [[24, 24, 24]],
+}
+
+# Templates that read a dataset of the hub read the shipped questions instead.
+SETS = {
+    "experiments/gsm8k_single": [*TINY, *(f"spec.{each}" for each in LOCAL_ROWS)],
+    "experiments/gsm8k_two_branch": [
+        *TINY,
+        *(f"spec.graph.nodes[outline].spec.{each}" for each in LOCAL_ROWS),
+        *(f"spec.graph.nodes[direct].spec.{each}" for each in LOCAL_ROWS),
+    ],
+}
+
+
+def commands(path: Path) -> list[list[str]]:
+    """Returns the arguments of each `mloc run` in a template's header."""
+    header = path.read_text().partition("apiVersion")[0]
+    lines = re.findall(r"^#   (?:\w+=\S+ )?mloc run (.+)$", header, re.MULTILINE)
+    return [shlex.split(line) for line in lines]
+
+
+@pytest.fixture
+def receiver(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[str, str]]]:
+    """A server for the template that delivers; collects (path, authorization)."""
+    heard: list[tuple[str, str]] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            if self.headers.get("Transfer-Encoding") == "chunked":
+                while int(self.rfile.readline(), 16):
+                    self.rfile.readline()
+            else:
+                self.rfile.read(int(self.headers["Content-Length"]))
+            heard.append((self.path, self.headers["Authorization"]))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            """Says nothing."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    monkeypatch.setenv("RESULTS_TOKEN", "sesame")
+    monkeypatch.setenv("RECEIVER", f"http://127.0.0.1:{server.server_port}/api/v1/results")
+    yield heard
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def test_the_table_above_knows_every_template() -> None:
+    assert set(ROWS) == set(library_files())
+
+
+@pytest.mark.parametrize("name", sorted(library_files()))
+def test_header(name: str) -> None:
+    path = library_files()[name]
+    text = path.read_text()
+    assert text.startswith("# yaml-language-server: $schema=../mloc.schema.json\n")
+    assert "# Expected:" in text
+    found = commands(path)
+    assert found, "the header gives no command"
+    for arguments in found:
+        assert (ROOT / arguments[0]) == path
+
+
+@pytest.mark.parametrize("name", sorted(library_files()))
+def test_the_template_runs(
+    name: str,
+    instance: dg.DagsterInstance,
+    receiver: list[tuple[str, str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    path = library_files()[name]
+    given = commands(path)[-1][1:]
+    sets = [value for flag, value in zip(given, given[1:], strict=False) if flag == "--set"]
+    if name == "core/http_delivery":
+        sets = ["spec.output.destination.url=${RECEIVER}"]
+    documents = [
+        apply_sets(document, SETS.get(name, sets)) for document in load_documents(path)
+    ]
+    for document, rows in zip(documents, ROWS[name], strict=True):
+        outcome = run_template(compile_document(document), instance)
+        assert outcome.succeeded, outcome.failures
+        assert [each.summary.rows for each in outcome.tasks if each.summary] == rows
+        for task in outcome.tasks:
+            assert task.summary is not None
+            assert task.summary.errors == 0
+            assert verify_manifest(open_store().task(task.task_id)) == ()
+    if name == "core/http_delivery":
+        assert len(heard := receiver) == 4  # the result, responses.json, and a log per shard
+        assert {authorization for _, authorization in heard} == {"Bearer sesame"}
