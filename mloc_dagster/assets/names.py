@@ -19,6 +19,12 @@ def job_name(compiled: CompiledTemplate) -> str:
     return op_name(compiled.metadata.name)
 
 
+def node_name(compiled: CompiledTemplate, node: str) -> str:
+    """Returns the name of a task's graph, which starts the keys of its steps."""
+    name = compiled.metadata.name
+    return op_name(name if len(compiled.tasks) == 1 else f"{name}__{node}")
+
+
 def asset_key(compiled: CompiledTemplate, node: str, asset: str) -> dg.AssetKey:
     """Returns `<template>/<asset>`, or `<template>/<node>_<asset>` with several nodes.
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import dagster as dg
 
-from mloc_dagster.assets.names import asset_key, op_name
+from mloc_dagster.assets.names import asset_key, node_name
 from mloc_dagster.compile.compiler import CompiledTask, CompiledTemplate
 from mloc_dagster.executors.open_task import open_task
 from mloc_dagster.executors.task_start import error_budget_of
@@ -31,7 +31,7 @@ def row_checks(compiled: CompiledTemplate, node: CompiledTask) -> dg.AssetChecks
     ]
 
     @dg.multi_asset_check(
-        name=op_name(f"{compiled.metadata.name}__{node.task.name}__checks"),
+        name=f"{node_name(compiled, node.task.name)}__checks",
         specs=specs,
         ins={"responses": dg.AssetIn(key=key)},
     )

@@ -5,7 +5,7 @@ import json
 
 import dagster as dg
 
-from mloc_dagster.assets.names import op_name
+from mloc_dagster.assets.names import node_name, op_name
 from mloc_dagster.assets.overrides import TaskOverrides, override_mapping
 from mloc_dagster.compile.compiler import CompiledTask, CompiledTemplate
 from mloc_dagster.ops.aggregate import aggregate_op
@@ -24,9 +24,8 @@ def task_graph(compiled: CompiledTemplate, node: CompiledTask) -> dg.GraphDefini
 
     # Dagster reads a graph's inputs off the function's signature.
     compose.__signature__ = _signature(list(inputs))  # type: ignore[attr-defined]
-    name = op_name(f"{compiled.metadata.name}__{node.task.name}")
     return dg.graph(
-        name=name,
+        name=node_name(compiled, node.task.name),
         description=f"Runs the task {node.task.name!r} of {compiled.metadata.name!r} in shards.",
         ins=inputs,
         out=dg.GraphOut(),
