@@ -1,11 +1,11 @@
-"""Generation throughput: the transformers executor against a plain `generate` loop.
+"""Generation throughput of `mloc run` against a plain padded-batch `generate` loop.
 
-    python benchmarks/generation.py [--prompts FILE.jsonl --column question] [--rows 300]
+    python benchmarks/generation.py --prompts FILE.jsonl [--column question] [--rows 1319]
 
-Both run in this process, alternately, on the same loaded model, prompts and batch size; the plain
-loop sorts all prompts by length and pads each batch, as a careful script would. Prints tokens per
-second of each round and the ratio of the medians. End of sequence is ignored, so that each row
-costs exactly `--new-tokens`.
+Both generate `--new-tokens` for each prompt with tiny-chat, greedily, on all cores, in batches of
+the same size over prompts sorted by length, and take turns. The plain loop is timed around its
+batches, tokenisation included. Of `mloc run` the shards' time counts, reading rows and writing
+results included, without loading the model; the whole command's time is recorded beside it.
 """
 
 from __future__ import annotations
@@ -13,133 +13,136 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import os
 import statistics
+import subprocess
+import sys
+import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
-from mloc_dagster.executors.base import ShardContext, ShardInput
-from mloc_dagster.executors.transformers import TransformersExecutor
-from mloc_dagster.executors.transformers_model import LoadedModel
-from mloc_dagster.results.rows import InputRow, OutputRow
-from mloc_dagster.schema.task import InferenceSpec
+from record import record
 
-SHIPPED = (
-    "What is the capital of France?",
-    "What is the opposite of cold?",
-    "Is this review positive or negative? The room was clean and the staff were kind.",
-    "What is 13 + 4?",
-)
+from mloc_dagster.models import builtin_model_path
+
+TEMPLATE = """
+apiVersion: mloc/v1
+kind: InferenceTask
+metadata: {{name: generation}}
+spec:
+  taskType: inference
+  parallel: {{max_shards: {shards}}}
+  model:
+    source: {{type: builtin, identifier: tiny-chat}}
+    transformers: {{max_batch_size: {batch_size}, max_batch_tokens: 1000000}}
+  data: {{type: dataset, url: {data}, column: {column}, split: "train[:{rows}]"}}
+  inference: {{temperature: 0, max_tokens: {new_tokens}, ignore_eos: true}}
+"""
+
+
+class PlainLoop:
+    """What a careful script does: sort by length, pad, generate."""
+
+    def __init__(self, prompts: list[str], options: argparse.Namespace) -> None:
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        path = builtin_model_path("tiny-chat")
+        self._tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left")
+        self._model = AutoModelForCausalLM.from_pretrained(path).eval()
+        # Without an end of sequence each prompt costs exactly so many tokens.
+        self._model.generation_config.eos_token_id = None
+        self._prompts = prompts
+        self._options = options
+
+    def tokens_per_s(self) -> float:
+        """Generates for every prompt once."""
+        import torch
+
+        started = time.perf_counter()
+        chats = [[{"role": "user", "content": prompt}] for prompt in self._prompts]
+        texts = self._tokenizer.apply_chat_template(
+            chats, add_generation_prompt=True, tokenize=False
+        )
+        encoded = self._tokenizer(texts, add_special_tokens=False)["input_ids"]
+        encoded.sort(key=len, reverse=True)
+        tokens = 0
+        for batch in itertools.batched(encoded, self._options.batch_size, strict=False):
+            padded = self._tokenizer.pad({"input_ids": list(batch)}, return_tensors="pt")
+            with torch.inference_mode():
+                output = self._model.generate(
+                    **padded,
+                    max_new_tokens=self._options.new_tokens,
+                    do_sample=False,
+                    pad_token_id=self._tokenizer.pad_token_id,
+                )
+            new = output[:, padded["input_ids"].shape[1] :]
+            tokens += new.numel()
+            self._tokenizer.batch_decode(new, skip_special_tokens=True)
+        return tokens / (time.perf_counter() - started)
+
+
+def run_mloc(template: Path, folder: Path) -> tuple[float, float]:
+    """Runs the template; returns tokens/s of its shards, and of the whole command."""
+    environment = {
+        **os.environ,
+        "MLOC_HOME": str(folder / "home"),
+        "MLOC_RESULTS_URL": str(folder / "results"),
+    }
+    command = [sys.executable, "-m", "mloc_dagster.cli", "run", str(template), "--json"]
+    started = time.perf_counter()
+    done = subprocess.run(command, env=environment, check=True, capture_output=True)
+    whole = time.perf_counter() - started
+    run_id = json.loads(done.stdout)["run_id"]
+    steps = folder / "results" / ".dagster" / run_id / "steps"
+    documents = [json.loads(path.read_text()) for path in steps.rglob("*.json")]
+    reports = [each["value"] for each in documents if each["type"] == "ShardReport"]
+    tokens = sum(each["completion_tokens"] for each in reports)
+    return tokens / sum(each["seconds"] - each["load_seconds"] for each in reports), tokens / whole
 
 
 def main() -> None:
-    """Measures and prints."""
+    """Measures in turns and records."""
     options = _options()
-    prompts = _prompts(options)
-    source = {"type": "builtin", "identifier": "tiny-chat"}
-    if options.model:
-        source = {"type": "local", "identifier": options.model}
-    spec = InferenceSpec.model_validate(
-        {
-            "taskType": "inference",
-            "model": {
-                "source": source,
-                "transformers": {
-                    "max_batch_size": options.batch_size,
-                    "max_batch_tokens": 1 << 30,
-                },
-            },
-            "data": {"type": "list", "items": prompts},
-            "inference": {
-                "max_tokens": options.new_tokens,
-                "temperature": options.temperature,
-                "ignore_eos": True,
-                "seed": 0,
-            },
-        }
-    )
-    executor = TransformersExecutor()
-    loaded = executor.load(spec)
+    with options.prompts.open(encoding="utf-8") as lines:
+        taken = itertools.islice(lines, options.rows)
+        prompts = [json.loads(line)[options.column] for line in taken]
+    loop = PlainLoop(prompts, options)
     plain: list[float] = []
     ours: list[float] = []
-    _generate_plainly(loaded, prompts[: options.batch_size], options)  # warms up
-    for number in range(options.rounds):
-        started = time.perf_counter()
-        tokens = _generate_plainly(loaded, prompts, options)
-        plain.append(tokens / (time.perf_counter() - started))
-        started = time.perf_counter()
-        tokens = _run_executor(executor, loaded, spec, prompts)
-        ours.append(tokens / (time.perf_counter() - started))
-        print(f"round {number + 1}: plain {plain[-1]:,.0f} tokens/s, executor {ours[-1]:,.0f}")
-    ratio = statistics.median(ours) / statistics.median(plain)
-    print(f"executor / plain over {len(prompts)} prompts: {ratio:.2f}")
-
-
-def _generate_plainly(loaded: LoadedModel, prompts: list[str], options: argparse.Namespace) -> int:
-    import torch
-
-    tokenizer = loaded.tokenizer
-    encoded = [
-        tokenizer.apply_chat_template(
-            [{"role": "user", "content": prompt}], add_generation_prompt=True
-        )["input_ids"]
-        for prompt in prompts
-    ]
-    encoded.sort(key=len, reverse=True)
-    answers: list[str] = []
-    tokens = 0
-    for start in range(0, len(encoded), options.batch_size):
-        batch = tokenizer.pad(
-            {"input_ids": encoded[start : start + options.batch_size]},
-            padding_side="left",
-            return_tensors="pt",
-        ).to(loaded.model.device)
-        sampled = {"do_sample": True, "temperature": options.temperature, "top_k": 0}
-        with torch.inference_mode():
-            output = loaded.model.generate(
-                **batch,
-                max_new_tokens=options.new_tokens,
-                pad_token_id=loaded.pad_token_id,
-                **(sampled if options.temperature else {"do_sample": False}),
-            )
-        new = output[:, batch["input_ids"].shape[1] :]
-        tokens += new.numel()
-        answers += tokenizer.batch_decode(new, skip_special_tokens=True)
-    return tokens
-
-
-def _run_executor(
-    executor: TransformersExecutor, loaded: LoadedModel, spec: InferenceSpec, prompts: list[str]
-) -> int:
-    rows: list[OutputRow] = []
-    context = ShardContext(rows.append, lambda: False, lambda _: None)
-    inputs = [InputRow(index, prompt) for index, prompt in enumerate(prompts)]
-    executor.run(ShardInput("benchmark", 0, 1, 0, inputs, len(inputs)), spec, loaded, context)
-    return sum(row.completion_tokens for row in rows)
-
-
-def _prompts(options: argparse.Namespace) -> list[str]:
-    if options.prompts is None:
-        return list(itertools.islice(itertools.cycle(SHIPPED), options.rows))
-    return list(itertools.islice(_column(options.prompts, options.column), options.rows))
-
-
-def _column(path: Path, column: str) -> Iterator[str]:
-    with path.open(encoding="utf-8") as lines:
-        for line in lines:
-            yield json.loads(line)[column]
+    whole: list[float] = []
+    with tempfile.TemporaryDirectory(prefix="mloc-") as name:
+        template = Path(name) / "generation.yaml"
+        values = {**vars(options), "data": options.prompts.resolve(), "rows": len(prompts)}
+        template.write_text(TEMPLATE.format(**values))
+        for _ in range(options.rounds):
+            plain.append(loop.tokens_per_s())
+            shards, command = run_mloc(template, Path(name))
+            ours.append(shards)
+            whole.append(command)
+    record(
+        "generation",
+        {
+            "prompts": len(prompts),
+            "new_tokens": options.new_tokens,
+            "batch_size": options.batch_size,
+            "shards": options.shards,
+            "plain_tokens_per_s": plain,
+            "mloc_tokens_per_s": ours,
+            "mloc_whole_command_tokens_per_s": whole,
+            "ratio": statistics.median(ours) / statistics.median(plain),
+        },
+    )
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("--prompts", type=Path, help="jsonl file; shipped questions without it")
+    parser.add_argument("--prompts", type=Path, required=True, help="a jsonl file")
     parser.add_argument("--column", default="question")
-    parser.add_argument("--rows", type=int, default=300)
-    parser.add_argument("--model", help="a local folder instead of tiny-chat")
+    parser.add_argument("--rows", type=int, default=1319)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--new-tokens", type=int, default=32)
-    parser.add_argument("--temperature", type=float, default=0.0)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--shards", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=3)
     return parser.parse_args()
 
 

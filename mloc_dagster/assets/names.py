@@ -20,9 +20,11 @@ def job_name(compiled: CompiledTemplate) -> str:
 
 
 def node_name(compiled: CompiledTemplate, node: str) -> str:
-    """Returns the name of a task's graph, which starts the keys of its steps."""
-    name = compiled.metadata.name
-    return op_name(name if len(compiled.tasks) == 1 else f"{name}__{node}")
+    """Returns the name of a task's graph, which starts the keys of its steps.
+
+    It may not be the job's name: Dagster keeps jobs, graphs and ops in one namespace.
+    """
+    return op_name(f"{compiled.metadata.name}__{'task' if len(compiled.tasks) == 1 else node}")
 
 
 def asset_key(compiled: CompiledTemplate, node: str, asset: str) -> dg.AssetKey:

@@ -97,3 +97,11 @@ def test_an_export_without_responses_says_what_to_do(library: Path, dagster_cli:
     )
     assert done.returncode != 0
     assert "never-made/responses was never materialized" in done.stdout + done.stderr
+
+
+def test_the_shipped_library_is_a_valid_code_location(dagster_cli: Command) -> None:
+    done = dagster_cli("definitions", "validate", "-m", "mloc_dagster.definitions")
+    assert done.returncode == 0, done.stdout + done.stderr
+    listed = dagster_cli("job", "list", "-m", "mloc_dagster.definitions")
+    assert "demo" in listed.stdout
+    assert "draft_refine_format" in listed.stdout

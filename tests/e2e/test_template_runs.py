@@ -120,7 +120,7 @@ def test_the_launchpad_overrides_prompts_sharding_and_output(instance: dg.Dagste
         "output": {"formats": ["csv"]},
     }
     result = job.execute_in_process(
-        instance=instance, run_config={"ops": {"launchpad": {"config": overrides}}}
+        instance=instance, run_config={"ops": {"launchpad__task": {"config": overrides}}}
     )
     assert result.success
     folder = open_store().task(result.run_id)
@@ -138,7 +138,7 @@ def test_an_unknown_override_is_refused_before_anything_runs(
     with pytest.raises(dg.DagsterInvalidConfigError, match="promts"):
         job.execute_in_process(
             instance=instance,
-            run_config={"ops": {"mistyped": {"config": {"promts": ["x"]}}}},
+            run_config={"ops": {"mistyped__task": {"config": {"promts": ["x"]}}}},
         )
     assert list(open_store().task_ids()) == []
 
