@@ -55,6 +55,25 @@ def test_shell_blocks(path: Path, environment: dict[str, str], tmp_path: Path) -
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def console_commands(path: Path) -> list[str]:
+    """Returns the `mloc` commands shown with a prompt, but those on a reader's own files."""
+    lines = "\n".join(blocks(path, "console")).splitlines()
+    commands = [line.removeprefix("$ ") for line in lines if line.startswith("$ ")]
+    return [each for each in commands if "mloc" in each and ".yaml" not in each]
+
+
+@pytest.mark.parametrize(
+    "path", [each for each in DOCS if console_commands(each)], ids=lambda path: path.name
+)
+def test_console_commands(path: Path, environment: dict[str, str], tmp_path: Path) -> None:
+    script = "set -euo pipefail\n" + "\n".join(console_commands(path))
+    done = subprocess.run(
+        ["bash", "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True,
+        timeout=280, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 @pytest.mark.parametrize(
     "path", [each for each in DOCS if blocks(each, "python")], ids=lambda path: path.name
 )
