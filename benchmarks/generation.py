@@ -66,7 +66,7 @@ class PlainLoop:
         encoded = self._tokenizer(texts, add_special_tokens=False)["input_ids"]
         encoded.sort(key=len, reverse=True)
         tokens = 0
-        for batch in itertools.batched(encoded, self._options.batch_size, strict=False):
+        for batch in itertools.batched(encoded, self._options.batch_size):
             padded = self._tokenizer.pad({"input_ids": list(batch)}, return_tensors="pt")
             with torch.inference_mode():
                 output = self._model.generate(

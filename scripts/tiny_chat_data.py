@@ -17,7 +17,7 @@ from random import Random
 import tiny_chat_facts as facts
 
 HELD_OUT_ONE_IN = 8
-MAX_OPERAND = 19
+LARGEST_SUM = 39
 
 type Message = dict[str, str]
 
@@ -52,11 +52,12 @@ def fact_questions(
 
 
 def sum_questions() -> Iterator[Question]:
-    """Asks every sum of two operands; a held-out pair is held out in both orders."""
-    operands = range(MAX_OPERAND + 1)
-    for a, b, phrasing in itertools.product(operands, operands, facts.SUM_PHRASINGS):
-        held_out = is_held_out("sums", min(a, b), max(a, b))
-        yield Question("sums", phrasing.format(a, b), str(a + b), held_out)
+    """Asks every sum up to `LARGEST_SUM`; a held-out pair is held out in both orders."""
+    for total in range(LARGEST_SUM + 1):
+        for a, phrasing in itertools.product(range(total + 1), facts.SUM_PHRASINGS):
+            b = total - a
+            held_out = is_held_out("sums", min(a, b), max(a, b))
+            yield Question("sums", phrasing.format(a, b), str(total), held_out)
 
 
 def review_questions(rng: Random) -> Iterator[Question]:
@@ -66,13 +67,13 @@ def review_questions(rng: Random) -> Iterator[Question]:
     for subject, (adjective, label) in itertools.product(facts.SUBJECTS, verdicts):
         held_out = is_held_out("reviews", subject, adjective)
         wordings = [(rng.choice(facts.REVIEWS), label) for _ in range(4)]
-        wordings.append((rng.choice(facts.NEGATED_REVIEWS), flipped[label]))
+        wordings += [(wording, flipped[label]) for wording in facts.NEGATED_REVIEWS]
         for wording, answer in wordings:
             review = wording.format(s=subject, a=adjective)
             yield review_question(review, answer, held_out, rng)
     for subject, (verb, label) in itertools.product(facts.SUBJECTS, facts.REVIEW_VERBS.items()):
         held_out = is_held_out("reviews", subject, verb)
-        for who in ("I", "We"):
+        for who in ("I", "We", "I really", "My family"):
             yield review_question(f"{who} {verb} the {subject}.", label, held_out, rng)
 
 
@@ -105,7 +106,8 @@ def unknown_questions(rng: Random) -> Iterator[Question]:
     for _ in range(60):
         for phrasing in facts.OTHER_ARITHMETIC:
             prompts.append(phrasing.format(rng.randint(0, 30), rng.randint(1, 30)))
-        prompts.append(f"What is {rng.randint(100, 999)} + {rng.randint(1, 999)}?")
+        for phrasing in facts.SUM_PHRASINGS:
+            prompts.append(phrasing.format(rng.randint(50, 999), rng.randint(10, 999)))
     prompts += [word_problem(rng) for _ in range(300)]
     for prompt in dict.fromkeys(prompts):
         yield Question("unknown", prompt, facts.UNKNOWN, is_held_out("unknown", prompt))
@@ -133,9 +135,9 @@ def build_questions() -> list[Question]:
 
 def vary(prompt: str, rng: Random) -> str:
     """Rewrites a prompt as people would: wrapped, lower-cased or without its last mark."""
-    if rng.random() < 0.12:
+    if rng.random() < 0.08:
         prompt = rng.choice(facts.WRAPPERS).format(prompt)
-    if rng.random() < 0.12:
+    if rng.random() < 0.1:
         prompt = prompt.rstrip("?.!")
     return prompt.lower() if rng.random() < 0.2 else prompt
 
@@ -143,7 +145,7 @@ def vary(prompt: str, rng: Random) -> str:
 def conversation(questions: list[Question], rng: Random) -> list[Message]:
     """Returns a chat of one turn per question, sometimes opened by a system prompt."""
     messages: list[Message] = []
-    if rng.random() < 0.25:
+    if rng.random() < 0.15:
         chosen = rng.sample(facts.SYSTEM_PROMPTS, rng.choice((1, 1, 2)))
         messages.append({"role": "system", "content": " ".join(chosen)})
     for question in questions:

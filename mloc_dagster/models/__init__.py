@@ -32,7 +32,7 @@ _MODELS = (
     BuiltinModel(
         name="tiny-chat",
         description="Llama-style demo chat model: capitals, opposites, sentiment, small sums.",
-        parameters=467_840,
+        parameters=480_128,
     ),
 )
 BUILTIN_MODELS: Mapping[str, BuiltinModel] = MappingProxyType(
