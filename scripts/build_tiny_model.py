@@ -223,9 +223,9 @@ def main(
     torch.set_num_threads(THREADS)
     started = time.monotonic()
     model, tokenizer = build(seed, steps)
-    table = score_table(evaluate(model, tokenizer))
     model.save_pretrained(output)
-    tokenizer.save_pretrained(output)
+    tokenizer.save_pretrained(output)  # before it is used: padding would be saved with it
+    table = score_table(evaluate(model, tokenizer))
     weights = (output / "model.safetensors").read_bytes()
     card = MODEL_CARD.read_text(encoding="utf-8").format(
         table=table,

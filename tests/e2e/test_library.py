@@ -7,6 +7,7 @@ import shlex
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import pairwise
 from pathlib import Path
 
 import dagster as dg
@@ -117,12 +118,10 @@ def test_the_template_runs(
 ) -> None:
     path = library_files()[name]
     given = commands(path)[-1][1:]
-    sets = [value for flag, value in zip(given, given[1:], strict=False) if flag == "--set"]
+    sets = [value for flag, value in pairwise(given) if flag == "--set"]
     if name == "core/http_delivery":
         sets = ["spec.output.destination.url=${RECEIVER}"]
-    documents = [
-        apply_sets(document, SETS.get(name, sets)) for document in load_documents(path)
-    ]
+    documents = [apply_sets(document, SETS.get(name, sets)) for document in load_documents(path)]
     for document, rows in zip(documents, ROWS[name], strict=True):
         outcome = run_template(compile_document(document), instance)
         assert outcome.succeeded, outcome.failures

@@ -167,7 +167,7 @@ def test_held_out_questions_were_held_out(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_it_stops_by_itself(model: Any, tokenizer: Any) -> None:
-    prompts = [*TRAINED, "Who wrote the longest book in the world?"]
+    prompts = [*TRAINED, *HELD_OUT]
     free = answer(model, tokenizer, prompts, max_new_tokens=64)
     assert free == answer(model, tokenizer, prompts, max_new_tokens=12)
 
