@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import dagster as dg
 from dagster import DagsterEventType
-from dagster._utils.error import SerializableErrorInfo
+from dagster_shared.error import SerializableErrorInfo
 
 from mloc_dagster import errors
 from mloc_dagster.assets.names import job_name
