@@ -52,10 +52,10 @@ def plan_task(
     context: dg.OpExecutionContext, config: PlanConfig, upstream: list[TaskRef]
 ) -> Iterator[dg.DynamicOutput[Shard]]:
     """Yields one shard per dynamic output; see `executors.task_start`."""
-    document = merge_overrides(
-        json.loads(config.template), config.node, json.loads(config.overrides)
-    )
     try:
+        document = merge_overrides(
+            json.loads(config.template), config.node, json.loads(config.overrides)
+        )
         opened, task_plan = start_task(
             document,
             config.node,

@@ -130,6 +130,38 @@ def test_the_launchpad_overrides_prompts_sharding_and_output(instance: dg.Dagste
     assert not folder.exists("responses.parquet")
 
 
+MODEL_OF_THE_HUB = {
+    "apiVersion": "mloc/v1",
+    "kind": "InferenceTask",
+    "metadata": {"name": "other-model"},
+    "spec": {
+        "model": {"source": {"type": "huggingface", "identifier": "nobody/nothing"}},
+        "data": {"type": "list", "items": ["What is the capital of Portugal?"]},
+        "inference": {"temperature": 0, "max_tokens": 8},
+    },
+}
+
+
+@pytest.mark.parametrize("kind", ["builtin", "bultin"])
+def test_the_launchpad_overrides_the_model(instance: dg.DagsterInstance, kind: str) -> None:
+    pytest.importorskip("torch")
+    compiled = compile_mapping(MODEL_OF_THE_HUB)
+    job = build_definitions([compiled]).resolve_job_def("other_model")
+    overrides = {"model": {"type": kind, "identifier": "tiny-chat"}}
+    result = job.execute_in_process(
+        instance=instance,
+        raise_on_error=False,
+        run_config={"ops": {"other_model__task": {"config": overrides}}},
+    )
+    if kind == "builtin":
+        assert [row.output for row in read_rows(open_store().task(result.run_id))] == ["Lisbon"]
+    else:
+        (failure,) = [event for event in result.all_events if event.is_step_failure]
+        given = failure.step_failure_data.user_failure_data
+        assert given is not None
+        assert "did you mean 'builtin'?" in str(given.description)
+
+
 def test_an_unknown_override_is_refused_before_anything_runs(
     instance: dg.DagsterInstance,
 ) -> None:
