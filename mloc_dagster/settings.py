@@ -27,6 +27,9 @@ class Settings(BaseSettings):
     postgres_url: str | None = None
     """PostgreSQL for Dagster's storage; without it the embedded one under `home` is used."""
 
+    redis_url: str | None = None
+    """Redis for the fleet and its events; `mloc up` starts an embedded one without it."""
+
     templates_dir: Path | None = None
     """The template library; by default `templates/` of the checkout or of the package."""
 
@@ -38,6 +41,30 @@ class Settings(BaseSettings):
 
     max_cached_models: int = Field(default=1, ge=1)
     """Models one process keeps loaded between shards."""
+
+    cache_bytes: int = Field(default=0, ge=0)
+    """Bytes of loaded models one process may keep, least recently used evicted; 0 is no limit."""
+
+    webserver_port: int = Field(default=3000, ge=1, le=65535)
+    """Port of Dagster's UI under `mloc up`."""
+
+    heartbeat_ttl_s: float = Field(default=120.0, gt=0)
+    """Seconds after its last heartbeat until a worker counts as lost."""
+
+    lease_ttl_s: float = Field(default=10.0, ge=1)
+    """Seconds a worker may be silent before its shard goes to another one."""
+
+    stall_timeout_s: float = Field(default=900.0, gt=0)
+    """Seconds a shard may show no sign of life before its worker is given up."""
+
+    unsatisfiable_timeout_s: float = Field(default=600.0, ge=0)
+    """Seconds a shard waits for a worker that could take it before its task fails."""
+
+    worker_name: str | None = None
+    """Name of this machine's workers; by default the host's."""
+
+    fake_hardware: str | None = None
+    """What hardware detection returns instead of the truth, as JSON of `fleet.hardware.Hardware`."""
 
     trust_remote_code: bool = False
     """Whether a template may ask for code that comes with a model's weights."""
