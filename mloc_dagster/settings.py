@@ -64,7 +64,7 @@ class Settings(BaseSettings):
     """Name of this machine's workers; by default the host's."""
 
     fake_hardware: str | None = None
-    """What hardware detection returns instead of the truth, as JSON of `fleet.hardware.Hardware`."""
+    """What hardware detection returns instead of the truth: JSON of `fleet.hardware.Hardware`."""
 
     trust_remote_code: bool = False
     """Whether a template may ask for code that comes with a model's weights."""
