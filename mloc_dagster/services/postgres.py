@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 import psutil
 from dagster_postgres import DagsterPostgresStorage
 
+from mloc_dagster.services.event_log import EventLog
+from mloc_dagster.services.storages import RunStorage, ScheduleStorage
 from mloc_dagster.settings import settings
 
 if TYPE_CHECKING:
@@ -63,6 +65,14 @@ def _forget_dead_processes(data_dir: Path) -> None:
 
 class PostgresStorage(DagsterPostgresStorage):
     """Dagster's PostgreSQL storage on `MLOC_POSTGRES_URL`, or on the embedded server."""
+
+    def __init__(
+        self, postgres_url: str, inst_data: ConfigurableClassData | None = None
+    ) -> None:
+        super().__init__(postgres_url, inst_data=inst_data)
+        self._run_storage = RunStorage(postgres_url)
+        self._event_log_storage = EventLog(postgres_url)
+        self._schedule_storage = ScheduleStorage(postgres_url)
 
     @classmethod
     def config_type(cls) -> dict[str, object]:

@@ -1,0 +1,166 @@
+"""Dagster's event log, written many events at a time.
+
+Dagster commits each event twice: the row, and a notification that nobody listens to any more. A
+sixteen-event step then waits for thirty-two commits. Here the events of a step, and those of every
+thread that waits meanwhile, share one.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+from dagster import EventLogEntry
+from dagster._core.events import ASSET_CHECK_EVENTS, ASSET_EVENTS
+from dagster._core.storage.event_log.schema import SqlEventLogStorageTable
+from dagster_postgres.event_log import PostgresEventLogStorage
+from sqlalchemy.engine import Connection
+from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
+from tenacity import (
+    before_sleep_log,
+    retry,
+    retry_if_exception_type,
+    stop_after_delay,
+    wait_random_exponential,
+)
+
+from mloc_dagster.services.storages import Pooled
+
+_log = logging.getLogger(__name__)
+
+Sink = Callable[[EventLogEntry], None]
+
+_sink: ContextVar[Sink | None] = ContextVar("event_sink", default=None)
+
+# Longer than a supervised PostgreSQL needs to recover and answer again.
+_GIVE_UP_S = 120
+_MAX_ROWS = 500
+
+
+@contextmanager
+def capturing(sink: Sink) -> Generator[None]:
+    """Hands the events of this thread to `sink` instead of writing them, while it is open."""
+    token = _sink.set(sink)
+    try:
+        yield
+    finally:
+        _sink.reset(token)
+
+
+class _Batch:
+    def __init__(self, entries: Sequence[EventLogEntry]) -> None:
+        self.entries = entries
+        self.done = False
+        self.error: Exception | None = None
+
+
+class EventLog(Pooled, PostgresEventLogStorage):
+    """`PostgresEventLogStorage` with group commit."""
+
+    def __init__(self, postgres_url: str) -> None:
+        super().__init__(postgres_url)
+        self._waiting: deque[_Batch] = deque()
+        self._writer = threading.Lock()
+        self._open = threading.local()
+        self._known_columns: dict[str, bool] = {}
+
+    def store_event(self, event: EventLogEntry) -> None:
+        """Writes an event, or hands it to the sink of this thread."""
+        sink = _sink.get()
+        if sink is not None:
+            sink(event)
+        else:
+            self.store_events([event])
+
+    def store_events(self, entries: Sequence[EventLogEntry]) -> None:
+        """Writes events in their order, all or none, and returns when they are durable.
+
+        Whichever thread gets to write takes along what the others wait to write.
+
+        Raises:
+            sqlalchemy.exc.OperationalError: If the database stayed away for two minutes.
+        """
+        if not entries:
+            return
+        mine = _Batch(entries)
+        self._waiting.append(mine)
+        with self._writer:
+            if not mine.done:
+                self._write_waiting(mine)
+        if mine.error is not None:
+            raise mine.error
+
+    def _write_waiting(self, mine: _Batch) -> None:
+        batches: list[_Batch] = []
+        while not (mine in batches and sum(len(each.entries) for each in batches) >= _MAX_ROWS):
+            if not self._waiting:
+                break
+            batches.append(self._waiting.popleft())
+        error: Exception | None = None
+        try:
+            self._write([entry for batch in batches for entry in batch.entries])
+        except SQLAlchemyError as failure:
+            error = failure
+        for batch in batches:
+            batch.done, batch.error = True, error
+
+    @retry(
+        retry=retry_if_exception_type((OperationalError, InterfaceError)),
+        stop=stop_after_delay(_GIVE_UP_S),
+        wait=wait_random_exponential(multiplier=0.1, max=2),
+        before_sleep=before_sleep_log(_log, logging.WARNING),
+        reraise=True,
+    )
+    def _write(self, entries: Sequence[EventLogEntry]) -> None:
+        rows = [self._event_to_row(entry) for entry in entries]
+        with self._transaction() as connection:
+            result = connection.execute(
+                SqlEventLogStorageTable.insert()
+                .values(rows)
+                .returning(SqlEventLogStorageTable.c.id)
+            )
+            ids = sorted(row[0] for row in result)
+            for entry, event_id in zip(entries, ids, strict=True):
+                self._index(connection, entry, event_id)
+
+    def _index(self, connection: Connection, entry: EventLogEntry, event_id: int) -> None:
+        event = entry.dagster_event
+        if event is None:
+            return
+        if event.event_type in ASSET_EVENTS and event.asset_key:
+            self._store_asset_event_tags(connection, [entry], [event_id])
+            self._store_asset_event(connection, entry, event_id)
+        if event.event_type in ASSET_CHECK_EVENTS:
+            self.store_asset_check_event(entry, event_id)
+
+    @contextmanager
+    def _transaction(self) -> Generator[Connection]:
+        with super()._connect() as connection:
+            transactional = connection.execution_options(isolation_level="READ COMMITTED")
+            with transactional.begin():
+                self._open.connection = transactional
+                try:
+                    yield transactional
+                finally:
+                    del self._open.connection
+
+    @contextmanager
+    def _connect(self) -> Generator[Connection]:  # type: ignore[override]
+        # What Dagster writes beside an event belongs to the event's transaction.
+        connection = getattr(self._open, "connection", None)
+        if connection is not None:
+            yield connection
+        else:
+            with super()._connect() as own:
+                yield own
+
+    def _has_asset_key_col_on_connection(self, conn: Connection, column_name: str) -> bool:
+        # Dagster inspects the table's columns at each asset event; they do not change.
+        if column_name not in self._known_columns:
+            known = super()._has_asset_key_col_on_connection(conn, column_name)
+            self._known_columns[column_name] = known
+        return self._known_columns[column_name]
