@@ -1,0 +1,126 @@
+"""Keeps a worker registered for as long as its process lives."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from typing import Any
+
+import redis
+
+from mloc_dagster.fleet.engine import WorkerInfo, WorkerStatus
+from mloc_dagster.fleet.registry import WorkerRegistry
+from mloc_dagster.settings import settings
+
+_log = logging.getLogger(__name__)
+
+_LONGEST_PERIOD_S = 5.0
+_GAP_S = 0.1
+"""Changes within this time go out as one: a shard may take no longer than that."""
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 5.0
+
+
+class Heartbeat:
+    """Sends a worker's heartbeat from a thread of its own: at intervals, and at each change.
+
+    An outage of Redis is logged once and outlived: the thread tries again, later and later, and
+    the first heartbeat that arrives registers the worker anew if Redis came back empty.
+
+    Args:
+        registry: Where to. Give it a client that gives up soon: a heartbeat that waits minutes
+            for Redis says what was true minutes ago.
+        info: The worker as it starts.
+        period_s: Seconds between heartbeats; by default a quarter of `MLOC_HEARTBEAT_TTL_S`, at
+            most 5.
+    """
+
+    def __init__(
+        self, registry: WorkerRegistry, info: WorkerInfo, period_s: float | None = None
+    ) -> None:
+        self._registry = registry
+        self._info = info
+        self._period_s = period_s or min(settings().heartbeat_ttl_s / 4, _LONGEST_PERIOD_S)
+        self._registered = False
+        self._lock = threading.Lock()
+        self._news = threading.Event()
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="mloc-heartbeat", daemon=True)
+
+    @property
+    def info(self) -> WorkerInfo:
+        """The worker as it is now."""
+        with self._lock:
+            return self._info
+
+    def start(self) -> None:
+        """Registers the worker, as soon as Redis can be reached."""
+        self._thread.start()
+
+    def update(
+        self,
+        *,
+        status: WorkerStatus | None = None,
+        warm_models: Iterable[str] | None = None,
+        running: Iterable[str] | None = None,
+    ) -> None:
+        """Changes what the worker says of itself; what changed is sent at once."""
+        given: dict[str, Any] = {
+            "status": status,
+            "warm_models": None if warm_models is None else tuple(warm_models),
+            "running": None if running is None else tuple(running),
+        }
+        changes = {name: value for name, value in given.items() if value is not None}
+        with self._lock:
+            changed = self._info.model_copy(update=changes)
+            if changed == self._info:
+                return
+            self._info = changed
+        self._news.set()
+
+    def stop(self, timeout_s: float = 5.0) -> None:
+        """Ends the heartbeats and takes the worker out of the registry.
+
+        Args:
+            timeout_s: Seconds to wait for a heartbeat that is under way. If it does not end, or
+                Redis is away, the worker stays registered until its heartbeat lapses.
+        """
+        self._stopping.set()
+        self._news.set()
+        if self._thread.is_alive():
+            self._thread.join(timeout_s)
+        if self._thread.is_alive():
+            _log.warning("the last heartbeat hangs; the registration is left to lapse")
+            return
+        try:
+            self._registry.unregister(self._info.worker_id)
+        except redis.RedisError as error:
+            _log.warning("the worker could not unregister, its registration lapses: %s", error)
+
+    def _run(self) -> None:
+        pause_s = 0.0
+        while not self._stopping.is_set():
+            try:
+                self._beat()
+            except Exception as error:  # noqa: BLE001 - a worker without heartbeat counts as dead
+                if not pause_s:
+                    fault = None if isinstance(error, redis.RedisError | OSError) else error
+                    _log.warning("heartbeats do not arrive: %s", error, exc_info=fault)
+                pause_s = min(max(_FIRST_PAUSE_S, pause_s * 2), _LONGEST_PAUSE_S)
+                self._stopping.wait(pause_s)
+                continue
+            if pause_s:
+                _log.warning("heartbeats arrive again")
+                pause_s = 0.0
+            self._stopping.wait(_GAP_S)
+            self._news.wait(self._period_s - _GAP_S)
+
+    def _beat(self) -> None:
+        self._news.clear()
+        info = self.info.model_copy(update={"last_seen": datetime.now(UTC)})
+        if self._registered:
+            self._registry.heartbeat(info)
+        else:
+            self._registry.register(info)
+            self._registered = True
