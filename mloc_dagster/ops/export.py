@@ -4,7 +4,8 @@ import dagster as dg
 
 from mloc_dagster.errors import MlocError
 from mloc_dagster.events.bus import publish
-from mloc_dagster.events.model import Progress, TaskEvent, TaskEventType
+from mloc_dagster.events.model import TaskEvent, TaskEventType
+from mloc_dagster.events.payloads import Payload
 from mloc_dagster.executors.open_task import OpenTask, open_task
 from mloc_dagster.ops.failures import as_dagster
 from mloc_dagster.ops.references import TaskRef
@@ -32,7 +33,7 @@ def export(context: dg.AssetExecutionContext, responses: TaskRef) -> dg.Output[T
             task_id=responses.task_id,
             run_id=context.run.run_id,
             node=responses.node,
-            payload=Progress(rows=responses.rows),
+            payload=Payload(rows=responses.rows),
         )
     )
     return dg.Output(

@@ -9,7 +9,8 @@ import dagster as dg
 from mloc_dagster.compile.overrides import merge_overrides
 from mloc_dagster.errors import MlocError
 from mloc_dagster.events.bus import publish
-from mloc_dagster.events.model import Progress, TaskEvent, TaskEventType
+from mloc_dagster.events.model import TaskEvent, TaskEventType
+from mloc_dagster.events.payloads import Payload
 from mloc_dagster.executors.task_start import start_task
 from mloc_dagster.ops.failures import as_dagster
 from mloc_dagster.ops.references import TaskRef
@@ -75,7 +76,7 @@ def plan_task(
             task_id=task_plan.task_id,
             run_id=context.run_id,
             node=config.node,
-            payload=Progress(rows=task_plan.rows),
+            payload=Payload(rows=task_plan.rows),
         )
     )
     for shard in task_plan.shards:

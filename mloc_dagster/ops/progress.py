@@ -5,7 +5,8 @@ from datetime import UTC, datetime
 from types import TracebackType
 
 from mloc_dagster.events.bus import publish
-from mloc_dagster.events.model import Progress, TaskEvent, TaskEventType
+from mloc_dagster.events.model import TaskEvent, TaskEventType
+from mloc_dagster.events.payloads import Payload
 from mloc_dagster.results.rows import OutputRow
 
 INTERVAL_S = 0.2
@@ -39,7 +40,7 @@ class ProgressBatches:
             self._publish()
 
     def _publish(self) -> None:
-        payload = Progress(rows=self._rows, tokens=self._tokens, errors=self._errors)
+        payload = Payload(rows=self._rows, tokens=self._tokens, errors=self._errors)
         update = {
             "type": TaskEventType.TASK_PROGRESS,
             "payload": payload,

@@ -1,9 +1,13 @@
 """The op that computes one shard."""
 
+from functools import cache
+
 import dagster as dg
 
 from mloc_dagster.events.bus import publish
-from mloc_dagster.events.model import Progress, ShardPlace, TaskEvent, TaskEventType
+from mloc_dagster.events.model import ShardPlace, TaskEvent, TaskEventType
+from mloc_dagster.events.payloads import Payload
+from mloc_dagster.executors.cancellation import cancel_requested
 from mloc_dagster.executors.model_cache import process_model_cache
 from mloc_dagster.executors.open_task import open_task
 from mloc_dagster.executors.shard_run import ShardReport, run_shard
@@ -14,13 +18,28 @@ from mloc_dagster.planning.shards import Shard
 RETRY_ERRORS_TAG = "mloc/retry_errors"
 
 
-@dg.op(
-    name="run_shard",
-    ins={"shard": dg.In(Shard)},
-    out=dg.Out(ShardReport, description="What computing the shard took."),
-    description="Computes the rows of one shard that are not there yet.",
-)
-def run_shard_op(context: dg.OpExecutionContext, shard: Shard) -> ShardReport:
+@cache
+def shard_op(pool: str | None = None) -> dg.OpDefinition:
+    """Returns the op that computes one shard.
+
+    Args:
+        pool: The Dagster pool that caps how many of its steps run at once, over all runs.
+    """
+
+    @dg.op(
+        name="run_shard" if pool is None else f"run_shard_{pool.replace('/', '__')}",
+        ins={"shard": dg.In(Shard)},
+        out=dg.Out(ShardReport, description="What computing the shard took."),
+        description="Computes the rows of one shard that are not there yet.",
+        pool=pool,
+    )
+    def run_shard_op(context: dg.OpExecutionContext, shard: Shard) -> ShardReport:
+        return compute_shard(context, shard)
+
+    return run_shard_op
+
+
+def compute_shard(context: dg.OpExecutionContext, shard: Shard) -> ShardReport:
     """Computes one shard; see `executors.shard_run`."""
     opened = open_task(shard.task_id)
     attempt = context.retry_number + 1
@@ -43,7 +62,7 @@ def run_shard_op(context: dg.OpExecutionContext, shard: Shard) -> ShardReport:
                 shard,
                 attempt=attempt,
                 cache=process_model_cache(),
-                cancelled=lambda: False,
+                cancelled=cancel_requested,
                 on_rows=progress.add,
                 retry_errors=context.run.tags.get(RETRY_ERRORS_TAG) == "true",
             )
@@ -52,7 +71,7 @@ def run_shard_op(context: dg.OpExecutionContext, shard: Shard) -> ShardReport:
         failed = {"type": TaskEventType.SHARD_FAILED, "error": str(error)}
         publish(about.model_copy(update=failed))
         raise retry_or_fail(error, attempt, opened.spec.retries) from error
-    resumed = Progress(rows=report.rows_resumed)
+    resumed = Payload(rows=report.rows_resumed)
     done = {"type": TaskEventType.SHARD_SUCCEEDED, "payload": resumed}
     publish(about.model_copy(update=done))
     return report

@@ -6,7 +6,8 @@ import pytest
 
 from mloc_dagster.cli.task_progress import TaskProgress
 from mloc_dagster.cli.wording import count, duration, rate, shorten
-from mloc_dagster.events.model import Progress, ShardPlace, TaskEvent, TaskEventType
+from mloc_dagster.events.model import ShardPlace, TaskEvent, TaskEventType
+from mloc_dagster.events.payloads import Payload
 
 
 class Clock:
@@ -35,7 +36,7 @@ def event(kind: str, shard: int | None = None, attempt: int = 1, **numbers: int)
         node="draft",
         attempt=attempt,
         shard=None if shard is None else ShardPlace(index=shard, total=2),
-        payload=Progress(**numbers),
+        payload=Payload(**numbers),
     )
 
 
