@@ -40,7 +40,7 @@ class Settings(BaseSettings):
     """Seconds a finished row may wait before it is written."""
 
     max_cached_models: int = Field(default=1, ge=1)
-    """Models one process keeps loaded between shards."""
+    """Models one process keeps loaded between shards; with `cache_bytes` alone, all that fit."""
 
     cache_bytes: int = Field(default=0, ge=0)
     """Bytes of loaded models one process may keep, least recently used evicted; 0 is no limit."""
@@ -56,6 +56,9 @@ class Settings(BaseSettings):
 
     stall_timeout_s: float = Field(default=900.0, gt=0)
     """Seconds a shard may show no sign of life before its worker is given up."""
+
+    drain_grace_s: float = Field(default=10.0, ge=0)
+    """Seconds a stopping worker lets its shard go on before it gives the rest back."""
 
     unsatisfiable_timeout_s: float = Field(default=600.0, ge=0)
     """Seconds a shard waits for a worker that could take it before its task fails."""

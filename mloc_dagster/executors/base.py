@@ -7,9 +7,10 @@ class under the entry-point group `mloc_dagster.task_types` with the task type a
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
 
 from mloc_dagster.results.rows import InputRow, OutputRow
 
@@ -21,10 +22,18 @@ class ModelKey:
     Attributes:
         engine: `transformers`, `vllm`, …
         identity: Everything that changes what is loaded, in a canonical form.
+        name: What people call it; no part of the identity.
     """
 
     engine: str
     identity: str
+    name: str = field(default="", compare=False)
+
+
+def model_key_text(key: ModelKey) -> str:
+    """Returns `engine:name@hash`, the same for equal models in every process and on every host."""
+    digest = hashlib.sha256(key.identity.encode()).hexdigest()[:16]
+    return f"{key.engine}:{key.name}@{digest}" if key.name else f"{key.engine}:{digest}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,4 +95,16 @@ class TaskExecutor[SpecT, ModelT](Protocol):
 
     def run(self, shard: ShardInput, spec: SpecT, model: ModelT, context: ShardContext) -> None:
         """Computes every row of `shard`, emitting each as it finishes."""
+        ...
+
+
+@runtime_checkable
+class SizesModels[ModelT](Protocol):
+    """What a task executor may offer besides: how much memory its models take.
+
+    The model cache counts models of other executors as 0 bytes.
+    """
+
+    def model_bytes(self, model: ModelT) -> int:
+        """Returns the bytes that a loaded model holds, on its device or in main memory."""
         ...

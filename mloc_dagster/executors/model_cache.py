@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
-from mloc_dagster.executors.base import ModelKey, TaskExecutor
+from mloc_dagster.executors.base import ModelKey, SizesModels, TaskExecutor
 from mloc_dagster.settings import settings
+
+Listener = Callable[[tuple[ModelKey, ...]], None]
 
 
 @dataclass(slots=True)
 class _Entry:
     executor: TaskExecutor[Any, Any]
     leases: int = 1
+    size_bytes: int = 0
     model: Any = None
     failed: bool = False
     doomed: bool = False
@@ -25,21 +28,38 @@ class _Entry:
 
 
 class ModelCache:
-    """Keeps the most recently used models loaded, at most `max_models` of them.
+    """Keeps the most recently used models loaded, within a number of models and of bytes.
 
     Safe under threads: two that want the same model wait for one load. A leased model is never
-    unloaded, so more than `max_models` stay loaded while more than that are leased at once.
+    unloaded, so more stays loaded than the limits allow while more is leased at once. A model
+    that is larger than `capacity_bytes` by itself is unloaded when its last lease ends.
+
+    Room is made before a model is loaded, as far as its size is known from an earlier time, and
+    again once it is measured. A load that runs out of memory is tried again with every other
+    model unloaded that nobody leases.
 
     Args:
-        max_models: How many models to keep.
+        max_models: How many models to keep; None for any number.
+        capacity_bytes: Bytes of all models together, as `SizesModels` tells them; 0 for no limit.
+        on_change: Called with the loaded models, ordered by their keys, when they change.
     """
 
-    def __init__(self, max_models: int) -> None:
-        if max_models < 1:
+    def __init__(
+        self,
+        max_models: int | None,
+        capacity_bytes: int = 0,
+        on_change: Listener | None = None,
+    ) -> None:
+        if max_models is not None and max_models < 1:
             raise ValueError(f"max_models must be at least 1, not {max_models}")
+        self.on_change = on_change
         self._max_models = max_models
+        self._capacity_bytes = capacity_bytes
         self._entries: OrderedDict[ModelKey, _Entry] = OrderedDict()
+        self._sizes: dict[ModelKey, int] = {}
         self._lock = threading.Lock()
+        self._told: tuple[ModelKey, ...] = ()
+        self._telling = threading.Lock()
 
     @contextmanager
     def lease[SpecT, ModelT](
@@ -104,8 +124,11 @@ class ModelCache:
 
     def _load(self, key: ModelKey, entry: _Entry, spec: object) -> None:
         try:
+            with self._lock:
+                entry.size_bytes = self._sizes.get(key, 0)
             self._trim()  # before loading: the memory of both may not be there
-            entry.model = entry.executor.load(spec)
+            entry.model = self._load_with_room(entry.executor, spec)
+            size_bytes = _measure(entry)
         except BaseException:
             with self._lock:
                 entry.failed = True
@@ -113,6 +136,19 @@ class ModelCache:
             raise
         finally:
             entry.ready.set()
+        with self._lock:
+            entry.size_bytes = self._sizes[key] = size_bytes
+        self._trim()
+        self._tell()
+
+    def _load_with_room(self, executor: TaskExecutor[Any, Any], spec: object) -> Any:
+        try:
+            return executor.load(spec)
+        except Exception as error:
+            if not _out_of_memory(error) or not self._unload(self._take_idle()):
+                raise
+        # Outside of the handler, whose traceback would hold on to what was loaded half.
+        return executor.load(spec)
 
     def _release(self, entry: _Entry) -> None:
         with self._lock:
@@ -120,20 +156,65 @@ class ModelCache:
         self._trim()
 
     def _trim(self) -> None:
-        for entry in self._take_surplus():
+        self._unload(self._take_surplus())
+
+    def _unload(self, entries: list[_Entry]) -> bool:
+        for entry in entries:
             entry.executor.unload(entry.model)
+        if entries:
+            self._tell()
+        return bool(entries)
 
     def _take_surplus(self) -> list[_Entry]:
-        taken: list[_Entry] = []
         with self._lock:
-            for key, entry in list(self._entries.items()):
-                surplus = len(self._entries) > self._max_models
-                if entry.leases == 0 and (surplus or entry.doomed):
-                    taken.append(self._entries.pop(key))
-        return taken
+            return [
+                self._entries.pop(key)
+                for key, entry in list(self._entries.items())
+                if entry.leases == 0 and (entry.doomed or self._exceeds())
+            ]
+
+    def _take_idle(self) -> list[_Entry]:
+        with self._lock:
+            idle = [key for key, entry in self._entries.items() if entry.leases == 0]
+            return [self._entries.pop(key) for key in idle]
+
+    def _exceeds(self) -> bool:
+        if self._max_models is not None and len(self._entries) > self._max_models:
+            return True
+        held = sum(entry.size_bytes for entry in self._entries.values())
+        return 0 < self._capacity_bytes < held
+
+    def _tell(self) -> None:
+        with self._telling:
+            with self._lock:
+                warm = tuple(
+                    sorted(
+                        (key for key, entry in self._entries.items() if entry.ready.is_set()),
+                        key=lambda key: (key.engine, key.identity),
+                    )
+                )
+            if warm != self._told:
+                self._told = warm
+                if self.on_change is not None:
+                    self.on_change(warm)
+
+
+def _measure(entry: _Entry) -> int:
+    executor = entry.executor
+    return executor.model_bytes(entry.model) if isinstance(executor, SizesModels) else 0
+
+
+def _out_of_memory(error: Exception) -> bool:
+    # torch's class is named so; this module knows no engine.
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
 
 
 @cache
 def process_model_cache() -> ModelCache:
-    """Returns this process's cache, sized by `MLOC_MAX_CACHED_MODELS`."""
-    return ModelCache(settings().max_cached_models)
+    """Returns this process's cache, sized by `MLOC_MAX_CACHED_MODELS` and `MLOC_CACHE_BYTES`.
+
+    With a limit of bytes alone, any number of models is kept that fits.
+    """
+    limits = settings()
+    by_bytes_alone = limits.cache_bytes and "max_cached_models" not in limits.model_fields_set
+    return ModelCache(None if by_bytes_alone else limits.max_cached_models, limits.cache_bytes)

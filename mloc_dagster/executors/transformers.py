@@ -40,7 +40,8 @@ class TransformersExecutor:
             "enforce_cpu": spec.enforce_cpu,
             "trust_remote_code": model.transformers.trust_remote_code,
         }
-        return ModelKey("transformers", json.dumps(parts, sort_keys=True))
+        identity = json.dumps(parts, sort_keys=True)
+        return ModelKey("transformers", identity, name=model.source.identifier)
 
     def load(self, spec: InferenceSpec) -> LoadedModel:
         """Loads the model; see `transformers_model.load_model` for what may go wrong."""
@@ -49,6 +50,10 @@ class TransformersExecutor:
     def unload(self, model: LoadedModel) -> None:
         """Frees the model."""
         model.free()
+
+    def model_bytes(self, model: LoadedModel) -> int:
+        """Returns the bytes of the model's weights and buffers."""
+        return model.size_bytes
 
     def run(
         self, shard: ShardInput, spec: InferenceSpec, model: LoadedModel, context: ShardContext

@@ -12,6 +12,7 @@ from typing import Any
 
 from mloc_dagster.errors import MissingExtraError, MlocError, TerminalError, TransientError
 from mloc_dagster.executors.adapters import merge_adapters
+from mloc_dagster.executors.memory import release_memory, weights_bytes
 from mloc_dagster.models import builtin_model_path
 from mloc_dagster.schema.model import Model, ModelSource
 from mloc_dagster.settings import settings
@@ -56,16 +57,15 @@ class LoadedModel:
         """Whether prompts are sent as chat messages."""
         return bool(self.tokenizer.chat_template)
 
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of its weights and buffers."""
+        return weights_bytes(self.model)
+
     def free(self) -> None:
         """Lets go of the weights and returns their memory to the device."""
-        import gc
-
-        import torch
-
         self.model = self.tokenizer = None
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        release_memory()
 
 
 def load_model(block: Model, enforce_cpu: bool) -> LoadedModel:

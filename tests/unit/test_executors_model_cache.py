@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from mloc_dagster.executors.base import ModelKey, ShardContext, ShardInput
-from mloc_dagster.executors.model_cache import ModelCache
+from mloc_dagster.executors.base import ModelKey, ShardContext, ShardInput, model_key_text
+from mloc_dagster.executors.model_cache import ModelCache, process_model_cache
+from mloc_dagster.models import builtin_model_path
+from mloc_dagster.schema.task import InferenceSpec
+from mloc_dagster.settings import settings
 
 
 class Recorder:
@@ -112,3 +119,150 @@ def test_evict_frees_a_model_that_nobody_leases() -> None:
 def test_a_cache_for_no_model_is_refused() -> None:
     with pytest.raises(ValueError, match="at least 1, not 0"):
         ModelCache(0)
+
+
+class Measured(Recorder):
+    """Models of one byte for each letter of their spec."""
+
+    def model_bytes(self, model: str) -> int:
+        return len(model.removeprefix("model "))
+
+
+def test_bytes_are_kept_within_the_capacity_least_recently_used_out_first() -> None:
+    cache, executor = ModelCache(None, capacity_bytes=6), Measured()
+    for spec in ("aa", "bb", "cc", "aa", "dddd"):
+        use(cache, executor, spec)
+    assert executor.unloaded == ["model bb", "model cc"]
+    assert names(cache) == ["aa", "dddd"]
+
+
+def test_room_is_made_before_a_model_of_known_size_is_loaded() -> None:
+    cache, executor = ModelCache(None, capacity_bytes=6), Measured()
+    for spec in ("aaaa", "bbbb", "aaaa"):
+        use(cache, executor, spec)
+    executor.failures = [OSError("the disk is away")]
+    with pytest.raises(OSError, match="the disk is away"):
+        use(cache, executor, "bbbb")
+    assert executor.unloaded == ["model aaaa", "model bbbb", "model aaaa"]
+    assert names(cache) == []
+
+
+def test_a_leased_model_may_exceed_the_capacity_until_its_lease_ends() -> None:
+    cache, executor = ModelCache(None, capacity_bytes=3), Measured()
+    use(cache, executor, "a")
+    with cache.lease(executor, "bbbbb"):
+        assert names(cache) == ["bbbbb"]
+        use(cache, executor, "cc")
+        assert names(cache) == ["bbbbb"]
+    assert names(cache) == []
+
+
+@pytest.mark.parametrize("error", [MemoryError(), type("OutOfMemoryError", (RuntimeError,), {})()])
+def test_a_load_that_runs_out_of_memory_gets_what_idle_models_held(error: Exception) -> None:
+    cache, executor = ModelCache(3), Recorder()
+    use(cache, executor, "idle")
+    with cache.lease(executor, "leased"):
+        executor.failures = [error]
+        use(cache, executor, "new")
+        assert executor.unloaded == ["model idle"]
+        assert executor.loaded == ["idle", "leased", "new", "new"]
+        executor.failures = [error, error]
+        with pytest.raises(type(error)):
+            use(cache, executor, "newer")
+    assert names(cache) == ["leased"]
+
+
+def test_changes_of_what_is_warm_are_told() -> None:
+    told: list[list[str]] = []
+    executor = Recorder()
+    cache = ModelCache(1, on_change=lambda keys: told.append([key.identity for key in keys]))
+    use(cache, executor, "a")
+    use(cache, executor, "a")
+    use(cache, executor, "b")
+    executor.failures = [OSError("no such weights")]
+    with pytest.raises(OSError, match="no such weights"):
+        use(cache, executor, "c")
+    assert told == [["a"], [], ["b"], []]
+
+
+def test_a_key_reads_the_same_in_every_process() -> None:
+    key = ModelKey("transformers", '{"source": "größe"}', name="tiny-chat")
+    code = (
+        "from mloc_dagster.executors.base import ModelKey, model_key_text as text\n"
+        f"print(text({key!r}))"
+    )
+    other = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONHASHSEED": "7", "PYTHONIOENCODING": "utf-8"},
+    )
+    assert model_key_text(key) == other.stdout.strip()
+    assert model_key_text(key).startswith("transformers:tiny-chat@")
+    assert model_key_text(key) != model_key_text(ModelKey("transformers", "{}", name="tiny-chat"))
+    assert key == ModelKey(key.engine, key.identity)
+
+
+@pytest.mark.parametrize(
+    ("environment", "kept"),
+    [
+        ({}, ["c"]),
+        ({"MLOC_CACHE_BYTES": "100"}, ["a", "b", "c"]),
+        ({"MLOC_CACHE_BYTES": "2"}, ["b", "c"]),
+        ({"MLOC_CACHE_BYTES": "100", "MLOC_MAX_CACHED_MODELS": "2"}, ["b", "c"]),
+    ],
+)
+def test_the_process_has_one_cache_sized_by_its_settings(
+    environment: dict[str, str], kept: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    settings.cache_clear()
+    process_model_cache.cache_clear()
+    cache, executor = process_model_cache(), Measured()
+    for spec in ("a", "b", "c"):
+        use(cache, executor, spec)
+    assert names(cache) == kept
+    assert process_model_cache() is cache
+    process_model_cache.cache_clear()
+
+
+def test_the_memory_of_an_evicted_model_is_really_free() -> None:
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    from mloc_dagster.executors.transformers import TransformersExecutor
+
+    executor = TransformersExecutor()
+    place = str(builtin_model_path("tiny-chat"))
+    specs = [
+        InferenceSpec.model_validate(
+            {
+                "taskType": "inference",
+                "model": {
+                    "source": {"type": "local", "identifier": place},
+                    "transformers": {"dtype": "float32", "attn_implementation": attention},
+                },
+                "data": {"type": "list", "items": ["hello"]},
+                "enforce_cpu": True,
+            }
+        )
+        for attention in ("eager", "sdpa")
+    ]
+    keys = [executor.model_key(spec) for spec in specs]
+    with ModelCache(1).lease(executor, specs[0]) as model:
+        weights = sum(each.numel() * each.element_size() for each in model.model.parameters())
+        assert executor.model_bytes(model) >= weights > 0
+    cache = ModelCache(None, capacity_bytes=int(1.5 * weights))  # either one, never both
+
+    traces: list[weakref.ref[object]] = []
+    for turn in (0, 1, 0, 1):
+        with cache.lease(executor, specs[turn]) as model:
+            parameter = next(model.model.parameters())
+            traces += [weakref.ref(model.model), weakref.ref(parameter)]
+            assert isinstance(parameter, torch.Tensor)
+        del model, parameter
+        assert cache.keys() == (keys[turn],)
+        assert [trace() is None for trace in traces] == [True] * (len(traces) - 2) + [False] * 2
+    cache.clear()
+    assert [trace() for trace in traces] == [None] * len(traces)
