@@ -6,28 +6,16 @@ import logging
 from collections.abc import Sequence
 
 import dagster as dg
-from dagster import ExecutorDefinition, Field, multi_or_in_process_executor
 
 from mloc_dagster.assets.names import job_name
 from mloc_dagster.assets.template_job import template_definitions
 from mloc_dagster.compile.compiler import CompiledTemplate, compile_files
 from mloc_dagster.executors.registry import task_types
+from mloc_dagster.fleet.job_executor import job_executor
 from mloc_dagster.library import library_files
 from mloc_dagster.ops.io import reference_io_manager
 
 _log = logging.getLogger("dagster.mloc")
-
-# Dagster's default executor, but in one process unless a launch says otherwise: a process per
-# step would load the model anew for every shard.
-default_executor = ExecutorDefinition(
-    name="in_process_or_multiprocess",
-    description="in_process unless the launch config chooses multiprocess",
-    config_schema=Field(
-        multi_or_in_process_executor.config_schema.config_type, default_value={"in_process": {}}
-    ),
-    requirements=multi_or_in_process_executor.get_requirements,
-    executor_creation_fn=multi_or_in_process_executor.executor_creation_fn,
-)
 
 
 def build_definitions(templates: Sequence[CompiledTemplate]) -> dg.Definitions:
@@ -39,7 +27,7 @@ def build_definitions(templates: Sequence[CompiledTemplate]) -> dg.Definitions:
         jobs=[each.job for each in built],
         schedules=[schedule for each in built for schedule in each.schedules],
         resources={"io_manager": reference_io_manager},
-        executor=default_executor,
+        executor=job_executor(),
     )
 
 

@@ -32,6 +32,12 @@ def library_files() -> dict[str, Path]:
     return {path.relative_to(root).with_suffix("").as_posix(): path for path in files}
 
 
+def library_fingerprint() -> tuple[tuple[str, int, int], ...]:
+    """Returns what changes when a file of the library does: names, times and sizes."""
+    stats = [(str(path), path.stat()) for path in library_files().values()]
+    return tuple((name, stat.st_mtime_ns, stat.st_size) for name, stat in stats)
+
+
 def library_file(name: str) -> Path:
     """Returns the file of a library template, by its name or by the last part of it.
 

@@ -7,10 +7,10 @@ import dagster as dg
 
 from mloc_dagster.assets.names import node_name, op_name
 from mloc_dagster.assets.overrides import TaskOverrides, override_mapping
+from mloc_dagster.assets.shard_step import shard_invocation
 from mloc_dagster.compile.compiler import CompiledTask, CompiledTemplate
 from mloc_dagster.ops.aggregate import aggregate_op
 from mloc_dagster.ops.plan import plan_op
-from mloc_dagster.ops.shard import run_shard_op
 
 
 def task_graph(compiled: CompiledTemplate, node: CompiledTask) -> dg.GraphDefinition:
@@ -20,7 +20,7 @@ def task_graph(compiled: CompiledTemplate, node: CompiledTask) -> dg.GraphDefini
     def compose(**upstream: object) -> object:
         plan = plan_op(len(upstream)).alias("plan")
         shards = plan(**{f"upstream_{i}": each for i, each in enumerate(upstream.values())})
-        return aggregate_op(shards.map(run_shard_op).collect())
+        return aggregate_op(shards.map(shard_invocation(node.task.spec)).collect())
 
     # Dagster reads a graph's inputs off the function's signature.
     compose.__signature__ = _signature(list(inputs))  # type: ignore[attr-defined]

@@ -8,14 +8,13 @@ import dagster as dg
 from mloc_dagster.assets.names import job_name
 from mloc_dagster.assets.task_assets import task_assets
 from mloc_dagster.compile.compiler import CompiledTemplate
+from mloc_dagster.fleet.job_executor import execution_config
 
 if TYPE_CHECKING:
     # Dagster exports what makes it, and not its name.
     from dagster._core.definitions.unresolved_asset_job_definition import (
         UnresolvedAssetJobDefinition,
     )
-
-IN_PROCESS: dict[str, object] = {"execution": {"config": {"in_process": {}}}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +37,7 @@ def template_definitions(compiled: CompiledTemplate) -> TemplateDefinitions:
         description=compiled.metadata.description
         or str(compiled.metadata.annotations.get("description", "")),
         tags={"mloc/template": compiled.metadata.name[:63]},
-        config=IN_PROCESS,
+        config=execution_config(),
     )
     checks = [each for each in built if isinstance(each, dg.AssetChecksDefinition)]
     return TemplateDefinitions(assets, checks, job, _schedules(compiled, job))

@@ -9,7 +9,7 @@ import typer
 
 from mloc_dagster import __version__
 
-_TASKS, _TEMPLATES, _MODELS = "Run", "Templates", "Models"
+_TASKS, _FLEET, _TEMPLATES, _MODELS = "Run", "Fleet", "Templates", "Models"
 
 app = typer.Typer(
     name="mloc",
@@ -91,6 +91,38 @@ def _run(
         progress=not (no_progress or quiet or as_json),
     )
     raise typer.Exit(run(options))
+
+
+@app.command("worker", rich_help_panel=_FLEET)
+def _worker(
+    queues: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME,…",
+            help="Take work from these queues; `runs` makes a run worker. By default what the"
+            " hardware names.",
+        ),
+    ] = "",
+    gpus: Annotated[
+        str | None,
+        typer.Option(metavar="all|N|0,1", help="One worker for each of these GPUs."),
+    ] = None,
+    gpus_per_worker: Annotated[
+        int, typer.Option(metavar="N", help="GPUs that each worker owns.", min=1)
+    ] = 1,
+    tags: Annotated[
+        list[str] | None,
+        typer.Option("--tag", metavar="KEY=VALUE", help="A label of the worker. Repeatable."),
+    ] = None,
+) -> None:
+    """Work for the fleet of MLOC_REDIS_URL until SIGTERM, which lets a shard end or hands it back.
+
+    Exit code: 0, or 2 (bad input).
+    """
+    from mloc_dagster.cli.worker_command import WorkerOptions, work
+
+    names = tuple(name.strip() for name in queues.split(",") if name.strip())
+    raise typer.Exit(work(WorkerOptions(names, gpus, gpus_per_worker, tuple(tags or ()))))
 
 
 @app.command("validate", rich_help_panel=_TEMPLATES)

@@ -132,6 +132,10 @@ class FleetEngine(Protocol):
         """Takes a queued ticket out; asks the worker of a running one to stop."""
         ...
 
+    def forget(self, ticket_id: str) -> None:
+        """Drops a ticket's record, so that it may be submitted anew."""
+        ...
+
     def workers(self) -> Sequence[WorkerInfo]:
         """Returns the live workers."""
         ...

@@ -50,6 +50,10 @@ class Resources(Block):
 
     hardware: Hardware = Hardware()
 
+    pool: str | None = Field(default=None, pattern=r"^[A-Za-z0-9_/]+$")
+    """Dagster pool of its shards: `dagster instance concurrency set NAME N` lets at most N run at
+    once, over all runs. By default the model's name, with `_` for what Dagster refuses."""
+
 
 class Parallel(Block):
     """How a task is cut into shards."""

@@ -34,8 +34,13 @@ def open_instance() -> dg.DagsterInstance:
             str(home), config_dir=str(_config_dir()), overrides={"compute_logs": _NO_CAPTURE}
         )
         instance = dg.DagsterInstance.from_ref(ref)
-    instance.optimize_for_webserver(**_POOL)
+    pool_connections(instance)
     return instance
+
+
+def pool_connections(instance: dg.DagsterInstance) -> None:
+    """Makes an instance keep its connections; for processes that live long."""
+    instance.optimize_for_webserver(**_POOL)
 
 
 def _config_dir() -> Path:

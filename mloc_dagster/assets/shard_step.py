@@ -1,0 +1,42 @@
+"""What a template says of its shards, as Dagster and the fleet read it off a step."""
+
+from typing import Any
+
+import dagster as dg
+
+from mloc_dagster.assets.names import op_name
+from mloc_dagster.executors.base import TaskExecutor, model_key_text
+from mloc_dagster.executors.registry import task_executor, task_types
+from mloc_dagster.fleet.hardware import requirements_of
+from mloc_dagster.fleet.step_tags import fleet_tags
+from mloc_dagster.ops.shard import shard_op
+from mloc_dagster.schema.task import InferenceSpec, TaskSpec
+
+
+def shard_invocation(spec: TaskSpec) -> dg.PendingNodeInvocation[dg.OpDefinition]:
+    """Returns the op of a task's shards: what each needs, how often it is tried, its pool."""
+    requirements = requirements_of(spec.resources.hardware, enforce_cpu=spec.enforce_cpu)
+    retries = dg.RetryPolicy(
+        max_retries=spec.retries.max, delay=spec.retries.delay_s, backoff=dg.Backoff.LINEAR
+    )
+    return (
+        shard_op(_pool(spec))
+        .alias("run_shard")
+        .tag(fleet_tags(requirements, _model_key(spec)))
+        .with_retry_policy(retries)
+    )
+
+
+def _pool(spec: TaskSpec) -> str | None:
+    if spec.resources.pool is not None:
+        return spec.resources.pool
+    return op_name(spec.model.source.identifier) if isinstance(spec, InferenceSpec) else None
+
+
+def _model_key(spec: TaskSpec) -> str | None:
+    task_type = getattr(spec, "task_type")  # noqa: B009 (each class of specs has its own literal)
+    if task_type not in task_types():
+        return None
+    executor: TaskExecutor[Any, Any] = task_executor(task_type)
+    key = executor.model_key(spec)
+    return None if key is None else model_key_text(key)

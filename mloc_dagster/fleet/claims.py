@@ -1,0 +1,225 @@
+"""A worker's side of tickets: taking them, keeping the lease alive, saying what came of it."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Collection, Sequence
+from enum import StrEnum
+
+import redis
+
+from mloc_dagster.fleet.engine import TicketState
+from mloc_dagster.fleet.hardware import Hardware, Requirements
+from mloc_dagster.fleet.placement import Waiting, choose
+from mloc_dagster.fleet.records import (
+    clock_key,
+    inbox_key,
+    lease_key,
+    queue_key,
+    running_key,
+    script,
+    ticket_key,
+)
+
+_log = logging.getLogger(__name__)
+
+_LOOKAHEAD = 32
+_WAITING_FIELDS = ("requirements", "model_key", "prefer", "submitted_at")
+
+
+class StopReason(StrEnum):
+    """Why a claim should end before its work is done."""
+
+    CANCELLED = "cancelled"
+    LOST = "lost"
+    DRAINING = "draining"
+
+
+class Claim:
+    """A ticket that this process has taken.
+
+    Attributes:
+        ticket_id: The ticket.
+        run_id: Its run.
+        queue: Where it was taken from.
+        payload: What the ticket's sender wrote.
+        fence: The token that makes its words count.
+        stop: Set once the work should end early.
+        reason: Why, once `stop` is set.
+    """
+
+    def __init__(
+        self, client: redis.Redis, waiting: Waiting, run_id: str, payload: str, fence: int
+    ) -> None:
+        self.ticket_id = waiting.ticket_id
+        self.run_id = run_id
+        self.queue = waiting.queue
+        self.payload = payload
+        self.fence = fence
+        self.stop = threading.Event()
+        self.reason: StopReason | None = None
+        self.last_sign = time.monotonic()
+        self._publish = script(client, "publish")
+
+    def ask_to_stop(self, reason: StopReason) -> None:
+        """Asks the work to end; the first reason stays, but for the loss of the claim."""
+        if self.reason is None or reason is StopReason.LOST:
+            self.reason = reason
+        self.stop.set()
+
+    def should_stop(self) -> bool:
+        """Returns whether to stop; asking is the work's sign of life."""
+        self.last_sign = time.monotonic()
+        return self.stop.is_set()
+
+    def say(self, message: str) -> bool:
+        """Puts a message into the run's inbox and keeps the claim; false when it is lost."""
+        return self._say(message, TicketState.RUNNING)
+
+    def finish(self, message: str = "", state: TicketState = TicketState.DONE) -> bool:
+        """Ends the claim, with a last message; false when it was lost and nothing was said."""
+        return self._say(message, state)
+
+    def give_back(self) -> bool:
+        """Puts the ticket back at its place in the queue."""
+        return self._say("", TicketState.QUEUED)
+
+    def _say(self, message: str, state: TicketState) -> bool:
+        heard = self._publish(
+            keys=[
+                ticket_key(self.ticket_id),
+                lease_key(self.ticket_id),
+                inbox_key(self.run_id),
+                running_key(self.queue),
+            ],
+            args=[self.ticket_id, self.fence, self.run_id, message, state.value],
+        )
+        if not heard:
+            self.ask_to_stop(StopReason.LOST)
+        return bool(heard)
+
+
+class Claims:
+    """All claims of a process; one thread keeps their leases alive.
+
+    Args:
+        client: The fleet's Redis.
+        lease_ttl_s: How long the fleet waits for a sign of life.
+        stall_timeout_s: How long the work itself may show none.
+        on_stall: Called with a claim whose work hangs, once its lease is left to lapse.
+    """
+
+    def __init__(
+        self,
+        client: redis.Redis,
+        *,
+        lease_ttl_s: float,
+        stall_timeout_s: float,
+        on_stall: Callable[[Claim], None],
+    ) -> None:
+        self._client = client
+        self._ttl_ms = int(lease_ttl_s * 1000)
+        self._stall_timeout_s = stall_timeout_s
+        self._on_stall = on_stall
+        self._claim = script(client, "claim")
+        self._renew = script(client, "renew")
+        self._held: dict[str, Claim] = {}
+        self._lock = threading.Lock()
+        self._interval_s = min(lease_ttl_s / 4, 1.0)
+        self._closed = threading.Event()
+        self._keeper = threading.Thread(target=self._keep, name="mloc-leases", daemon=True)
+        self._keeper.start()
+
+    def held(self) -> Sequence[Claim]:
+        """Returns what this process has taken and not ended."""
+        with self._lock:
+            return tuple(self._held.values())
+
+    def take(
+        self, queues: Sequence[str], worker_id: str, hardware: Hardware, warm: Collection[str]
+    ) -> Claim | None:
+        """Takes the best ticket that waits, if any; see `placement.choose`."""
+        for queue in queues:
+            for each in choose(self._look(queue), worker_id, hardware, warm):
+                fence = self._claim(
+                    keys=[
+                        ticket_key(each.ticket_id),
+                        lease_key(each.ticket_id),
+                        queue_key(queue),
+                        clock_key(queue),
+                        running_key(queue),
+                    ],
+                    args=[each.ticket_id, worker_id, self._ttl_ms],
+                )
+                if fence is not None:
+                    return self._hold(each, int(fence))
+        return None
+
+    def _hold(self, waiting: Waiting, fence: int) -> Claim:
+        run_id, payload = self._client.hmget(  # type: ignore[misc]
+            ticket_key(waiting.ticket_id), ["run_id", "payload"]
+        )
+        claim = Claim(self._client, waiting, run_id, payload, fence)
+        with self._lock:
+            self._held[claim.ticket_id] = claim
+        return claim
+
+    def drop(self, claim: Claim) -> None:
+        """Forgets a claim that has ended."""
+        with self._lock:
+            self._held.pop(claim.ticket_id, None)
+
+    def close(self) -> None:
+        """Ends the keeper; what is still held lapses."""
+        self._closed.set()
+        self._keeper.join()
+
+    def _look(self, queue: str) -> list[Waiting]:
+        places: list[str] = self._client.zrange(queue_key(queue), 0, _LOOKAHEAD - 1)  # type: ignore[assignment]
+        if not places:
+            return []
+        ids = [place.split(":", 1)[1] for place in places]
+        calls = self._client.pipeline(transaction=False)
+        for each in ids:
+            calls.hmget(ticket_key(each), _WAITING_FIELDS)
+        found = zip(ids, calls.execute(), strict=True)
+        return [_waiting(each, queue, fields) for each, fields in found if fields[0] is not None]
+
+    def _keep(self) -> None:
+        while not self._closed.wait(self._interval_s):
+            try:
+                self._renew_all()
+            except redis.RedisError as error:
+                # A lease that lapses meanwhile comes back unless somebody else was given the work.
+                _log.warning("leases are not renewed: %s", error)
+
+    def _renew_all(self) -> None:
+        live: list[Claim] = []
+        for claim in self.held():
+            if time.monotonic() - claim.last_sign < self._stall_timeout_s:
+                live.append(claim)
+            else:
+                self._on_stall(claim)
+        if not live:
+            return
+        calls = self._client.pipeline(transaction=False)
+        for claim in live:
+            keys = [ticket_key(claim.ticket_id), lease_key(claim.ticket_id)]
+            self._renew(keys=keys, args=[claim.fence, self._ttl_ms], client=calls)
+        for claim, answer in zip(live, calls.execute(), strict=True):
+            if answer != "held":
+                claim.ask_to_stop(StopReason(answer))
+
+
+def _waiting(ticket_id: str, queue: str, fields: list[str]) -> Waiting:
+    requirements, model_key, prefer, submitted_at = fields
+    return Waiting(
+        ticket_id=ticket_id,
+        queue=queue,
+        requirements=Requirements.model_validate_json(requirements),
+        model_key=model_key,
+        prefer=prefer,
+        submitted_at=float(submitted_at),
+    )

@@ -1,0 +1,71 @@
+"""What workers say to a run, and the bell that tells the run to look."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import defaultdict
+
+import redis
+
+from mloc_dagster.fleet.records import INBOX_CHANNEL, inbox_key
+
+_log = logging.getLogger(__name__)
+
+_PAUSE_S = 0.5
+
+
+class Inbox:
+    """Messages of every run, on one Redis.
+
+    One subscription serves all runs of a process. It is only a bell: who waits looks again after
+    its timeout, whether it rang or not.
+    """
+
+    def __init__(self, client: redis.Redis) -> None:
+        self._client = client
+        self._news: defaultdict[str, threading.Event] = defaultdict(threading.Event)
+        self._lock = threading.Lock()
+        self._listener: threading.Thread | None = None
+
+    def wait(self, run_id: str, timeout_s: float) -> None:
+        """Returns when the run has news, or after `timeout_s`."""
+        self._listen()
+        news = self._news[run_id]
+        news.wait(timeout_s)
+        news.clear()
+
+    def ring(self, run_id: str) -> None:
+        """Wakes whoever waits for the run in this process."""
+        self._news[run_id].set()
+
+    def read(self, run_id: str, after: int) -> list[str]:
+        """Returns the messages of a run but for the first `after`, oldest first."""
+        return self._client.lrange(inbox_key(run_id), after, -1)  # type: ignore[return-value]
+
+    def trim(self, run_id: str, count: int) -> None:
+        """Forgets the oldest messages, which somebody has made durable."""
+        self._client.ltrim(inbox_key(run_id), count, -1)
+
+    def forget(self, run_id: str) -> None:
+        """Drops the bell of a run that has ended."""
+        self._news.pop(run_id, None)
+
+    def _listen(self) -> None:
+        with self._lock:
+            if self._listener is None:
+                self._listener = threading.Thread(target=self._hear, name="mloc-inbox", daemon=True)
+                self._listener.start()
+
+    def _hear(self) -> None:
+        while True:
+            try:
+                with self._client.pubsub(ignore_subscribe_messages=True) as subscription:
+                    subscription.subscribe(INBOX_CHANNEL)
+                    while True:
+                        message = subscription.get_message(timeout=5)
+                        if message is not None:
+                            self.ring(str(message["data"]))
+            except redis.RedisError as error:
+                _log.info("the inbox bell is away: %s", error)
+                threading.Event().wait(_PAUSE_S)

@@ -1,0 +1,23 @@
+-- What a claim has to say to its run; the last word ends the claim. Returns 1, or 0 when the
+-- claim is lost and nothing was said.
+-- KEYS: ticket, lease, inbox, running tickets of the queue
+-- ARGV: ticket id, fence, run id, message ('' for none), next state ('running' to go on)
+local ticket, lease, inbox, running = unpack(KEYS)
+local state, fence = unpack(redis.call('HMGET', ticket, 'state', 'fence'))
+if state ~= 'running' or fence ~= ARGV[2] or redis.call('GET', lease) ~= ARGV[2] then
+  return 0
+end
+if ARGV[4] ~= '' then
+  redis.call('RPUSH', inbox, ARGV[4])
+end
+if ARGV[5] ~= 'running' then
+  redis.call('HSET', ticket, 'state', ARGV[5])
+  redis.call('DEL', lease)
+  redis.call('SREM', running, ARGV[1])
+  if ARGV[5] == 'queued' then
+    local queue, score, place = unpack(redis.call('HMGET', ticket, 'queue', 'score', 'place'))
+    redis.call('ZADD', 'queue:' .. queue, score, place)
+  end
+end
+redis.call('PUBLISH', 'inbox', ARGV[3])
+return 1

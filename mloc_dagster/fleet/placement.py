@@ -1,0 +1,110 @@
+"""Who should take a ticket, and why nobody does yet; pure."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+from mloc_dagster.fleet.engine import RUNS_QUEUE, StepTicket, WorkerInfo, WorkerStatus
+from mloc_dagster.fleet.hardware import Hardware, Requirements, misfit
+
+WARM_PATIENCE_S = 1.0
+"""Seconds a ticket is kept for the idle worker that has its model warm."""
+
+_SHOWN = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """A queued ticket as a worker sees it.
+
+    Attributes:
+        ticket_id: The ticket.
+        queue: Where it waits.
+        requirements: What it needs.
+        model_key: The model it needs; empty for none.
+        prefer: The warm worker that it is kept for; empty for none.
+        submitted_at: When it was queued first, in seconds since the epoch.
+    """
+
+    ticket_id: str
+    queue: str
+    requirements: Requirements
+    model_key: str
+    prefer: str
+    submitted_at: float
+
+
+def preferred_worker(
+    ticket: StepTicket, workers: Sequence[WorkerInfo], promised: Collection[str]
+) -> str | None:
+    """Returns an idle worker that fits and has the ticket's model warm, if there is one.
+
+    Args:
+        ticket: What is to be placed.
+        workers: The live ones.
+        promised: Workers that an earlier ticket of this moment is kept for.
+    """
+    if ticket.model_key is None:
+        return None
+    for worker in workers:
+        if (
+            ticket.model_key in worker.warm_models
+            and worker.status is WorkerStatus.IDLE
+            and worker.worker_id not in promised
+            and _takes(worker, ticket.queue, ticket.requirements)
+        ):
+            return worker.worker_id
+    return None
+
+
+def choose(
+    waiting: Sequence[Waiting], worker_id: str, hardware: Hardware, warm: Collection[str]
+) -> list[Waiting]:
+    """Returns what a worker may take, best first.
+
+    Queue order, but for two things: a ticket that is kept for another worker is left to it for a
+    moment, and among tickets that came a moment ago one whose model is warm here goes first.
+    """
+    now = time.time()
+    fits = [
+        each
+        for each in waiting
+        if misfit(each.requirements, hardware) is None
+        and (each.prefer in ("", worker_id) or now - each.submitted_at > WARM_PATIENCE_S)
+    ]
+    if not fits or now - fits[0].submitted_at > WARM_PATIENCE_S:
+        return fits
+    return sorted(fits, key=lambda each: each.model_key not in warm if each.model_key else False)
+
+
+def why_waiting(
+    queue: str, requirements: Requirements, workers: Sequence[WorkerInfo]
+) -> tuple[str, bool]:
+    """Returns what a queued ticket waits for, and whether some live worker could take it."""
+    if queue == RUNS_QUEUE:
+        takers = [each for each in workers if queue in each.queues]
+        return ("every run worker is busy", True) if takers else ("no run worker is alive", False)
+    candidates = [each for each in workers if RUNS_QUEUE not in each.queues]
+    if not candidates:
+        return "no worker is alive", False
+    able = [each for each in candidates if _takes(each, queue, requirements)]
+    if able:
+        return f"the {len(able)} workers that fit are busy", True
+    reasons = [
+        f"{each.worker_id}: {_refusal(each, queue, requirements)}" for each in candidates[:_SHOWN]
+    ]
+    more = len(candidates) - _SHOWN
+    if more > 0:
+        reasons.append(f"{more} more")
+    return f"no live worker fits ({'; '.join(reasons)})", False
+
+
+def _takes(worker: WorkerInfo, queue: str, requirements: Requirements) -> bool:
+    return queue in worker.queues and misfit(requirements, worker.hardware) is None
+
+
+def _refusal(worker: WorkerInfo, queue: str, requirements: Requirements) -> str:
+    reason = misfit(requirements, worker.hardware)
+    return reason or f"takes {', '.join(worker.queues)}, not {queue}"

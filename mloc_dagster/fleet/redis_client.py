@@ -1,0 +1,42 @@
+"""The connection to Redis that outlives Redis."""
+
+from __future__ import annotations
+
+import redis
+from redis.backoff import ExponentialBackoff
+from redis.exceptions import BusyLoadingError, ConnectionError, TimeoutError
+from redis.retry import Retry
+
+from mloc_dagster.errors import InputError
+from mloc_dagster.settings import settings
+
+# Together with the backoff below about three minutes: a restarted Redis reads its file in seconds,
+# and a caller that still gets an error can only give up.
+_RETRIES = 200
+
+
+def redis_url() -> str:
+    """Returns the fleet's Redis.
+
+    Raises:
+        InputError: If none is configured.
+    """
+    url = settings().redis_url
+    if url is None:
+        raise InputError(
+            "this needs the fleet's Redis: start the system with `mloc up`, or set MLOC_REDIS_URL"
+        )
+    return url
+
+
+def connect(url: str | None = None) -> redis.Redis:
+    """Opens a client that waits, with backoff, for a Redis that is away or loading its file."""
+    return redis.Redis.from_url(
+        url or redis_url(),
+        decode_responses=True,
+        socket_connect_timeout=2,
+        socket_timeout=10,
+        health_check_interval=15,
+        retry=Retry(ExponentialBackoff(cap=1, base=0.02), _RETRIES),
+        retry_on_error=[ConnectionError, TimeoutError, BusyLoadingError],
+    )

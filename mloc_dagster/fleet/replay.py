@@ -1,0 +1,36 @@
+"""What a run's event log says of a run that another worker began."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from dagster import DagsterEvent, EventLogEntry
+
+Fact = tuple[str | None, str | None, float]
+
+
+def fact_of(entry: EventLogEntry) -> Fact:
+    """Returns what tells an event from every other one of its run."""
+    return (entry.step_key, entry.message or entry.user_message, entry.timestamp)
+
+
+def replayable(entries: Sequence[EventLogEntry]) -> list[DagsterEvent]:
+    """Returns the events from which Dagster can rebuild the state of a run.
+
+    Two things differ from the log. A retry that has begun since waits no longer: Dagster would
+    hold the step back anew and stumble over its next event. And skipped steps are left out, which
+    Dagster skips again by itself.
+    """
+    events = [entry.dagster_event for entry in entries if entry.dagster_event is not None]
+    last_seen = {event.step_key: position for position, event in enumerate(events)}
+    return [
+        _without_wait(event) if last_seen[event.step_key] > position else event
+        for position, event in enumerate(events)
+        if not event.is_step_skipped
+    ]
+
+
+def _without_wait(event: DagsterEvent) -> DagsterEvent:
+    if not event.is_step_up_for_retry:
+        return event
+    return event._replace(event_specific_data=event.step_retry_data._replace(seconds_to_wait=None))

@@ -1,0 +1,61 @@
+"""Running whole Dagster runs in the threads of one warm process."""
+
+from __future__ import annotations
+
+import dagster as dg
+from dagster import DagsterRun, DagsterRunStatus
+from dagster._core.execution.api import execute_run_iterator
+
+from mloc_dagster.fleet.claims import Claim, StopReason
+from mloc_dagster.fleet.jobs import LIBRARY, Jobs
+from mloc_dagster.fleet.redis_engine import RedisFleetEngine
+from mloc_dagster.fleet.run_claim import under_claim
+from mloc_dagster.fleet.run_end import end_cancelled_run
+
+
+class RunWorker:
+    """Runs what the run launcher handed over; a run that somebody else began is gone on with."""
+
+    def __init__(self, engine: RedisFleetEngine, instance: dg.DagsterInstance) -> None:
+        self._engine = engine
+        self._instance = instance
+        self._jobs = Jobs()
+
+    def warm_up(self) -> None:
+        """Loads what every first run would otherwise wait for."""
+        self._jobs.preload(LIBRARY)
+
+    def perform(self, claim: Claim) -> None:
+        """Runs the run of a claim until it ends, or until this worker has to stop."""
+        run = self._instance.get_run_by_id(claim.run_id)
+        if run is not None and not run.is_finished:
+            if run.status is DagsterRunStatus.CANCELING:
+                end_cancelled_run(self._instance, self._engine, run)
+            else:
+                self._execute(claim, run)
+        if claim.reason is StopReason.DRAINING and not self._finished(claim.run_id):
+            claim.give_back()
+            return
+        if claim.reason is not StopReason.LOST:
+            self._engine.forget_run(claim.run_id)
+            claim.finish()
+
+    def _execute(self, claim: Claim, run: DagsterRun) -> None:
+        try:
+            job = self._jobs.job_of(run)
+        except Exception as error:  # noqa: BLE001 (a template may fail to load in any way)
+            self._instance.report_run_failed(run, f"the job cannot be loaded here: {error}")
+            return
+        with under_claim(claim):
+            events = execute_run_iterator(
+                job,
+                run,
+                self._instance,
+                resume_from_failure=run.status is DagsterRunStatus.STARTED,
+            )
+            for _ in events:
+                pass
+
+    def _finished(self, run_id: str) -> bool:
+        run = self._instance.get_run_by_id(run_id)
+        return run is None or run.is_finished

@@ -1,0 +1,39 @@
+"""The ticket that asks for one attempt at one step."""
+
+from __future__ import annotations
+
+from dagster import DagsterRun
+from dagster._core.execution.plan.step import ExecutionStep
+
+from mloc_dagster.fleet.engine import RUNS_QUEUE, StepTicket
+from mloc_dagster.fleet.hardware import Requirements, queue_of
+from mloc_dagster.fleet.messages import StepRequest
+from mloc_dagster.fleet.step_tags import MODEL_TAG
+
+
+def ticket_for(
+    run: DagsterRun,
+    step: ExecutionStep,
+    request: StepRequest,
+    attempt: int,
+    requirements: Requirements,
+) -> StepTicket:
+    """Returns the ticket of an attempt at a step; the same attempt has the same id."""
+    return StepTicket(
+        ticket_id=f"{run.run_id}:{step.key}:{attempt}",
+        run_id=run.run_id,
+        queue=queue_of(requirements),
+        requirements=requirements,
+        model_key=(step.tags or {}).get(MODEL_TAG),
+        payload=request.to_text(),
+    )
+
+
+def run_ticket(run_id: str) -> StepTicket:
+    """Returns the ticket of a run itself, for run workers."""
+    return StepTicket(ticket_id=run_ticket_id(run_id), run_id=run_id, queue=RUNS_QUEUE)
+
+
+def run_ticket_id(run_id: str) -> str:
+    """Returns the id of a run's own ticket."""
+    return f"{run_id}:run"
