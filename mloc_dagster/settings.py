@@ -48,6 +48,21 @@ class Settings(BaseSettings):
     webserver_port: int = Field(default=3000, ge=1, le=65535)
     """Port of Dagster's UI under `mloc up`."""
 
+    webserver_host: str = "127.0.0.1"
+    """Address that Dagster's UI listens on under `mloc up`; it asks nobody for a password."""
+
+    bind_host: str = "127.0.0.1"
+    """Address that the embedded Redis and PostgreSQL listen on; workers elsewhere need another."""
+
+    redis_port: int | None = Field(default=None, ge=1, le=65535)
+    """Port of the embedded Redis; by default a free one, and the same one next time."""
+
+    postgres_port: int | None = Field(default=None, ge=1, le=65535)
+    """Port of the embedded PostgreSQL; by default a free one, and the same one next time."""
+
+    max_concurrent_runs: int = Field(default=-1, ge=-1)
+    """Runs in progress at a time under `mloc up`; -1 is no limit: run workers take what they can."""
+
     heartbeat_ttl_s: float = Field(default=120.0, gt=0)
     """Seconds after its last heartbeat until a worker counts as lost."""
 
@@ -65,6 +80,9 @@ class Settings(BaseSettings):
 
     worker_name: str | None = None
     """Name of this machine's workers; by default the host's."""
+
+    machine_share: int = Field(default=1, ge=1)
+    """Workers among which this machine's cores and memory are divided; GPUs each has its own."""
 
     fake_hardware: str | None = None
     """What hardware detection returns instead of the truth: JSON of `fleet.hardware.Hardware`."""

@@ -12,6 +12,7 @@ import json
 import time
 from collections.abc import Iterator
 from itertools import islice
+from pathlib import Path
 
 from mloc_dagster.errors import TaskCancelled
 from mloc_dagster.executors.base import ModelKey, ShardContext, ShardInput
@@ -21,6 +22,7 @@ from mloc_dagster.executors.prompts import render_chat, render_plain
 from mloc_dagster.executors.transformers_model import LoadedModel, load_model
 from mloc_dagster.results.rows import InputRow, OutputRow
 from mloc_dagster.schema.inference import Inference
+from mloc_dagster.schema.model import ModelSource
 from mloc_dagster.schema.task import InferenceSpec
 
 WINDOW_ROWS = 2048  # long enough to sort by length, short enough for bounded memory
@@ -41,7 +43,7 @@ class TransformersExecutor:
             "trust_remote_code": model.transformers.trust_remote_code,
         }
         identity = json.dumps(parts, sort_keys=True)
-        return ModelKey("transformers", identity, name=model.source.identifier)
+        return ModelKey("transformers", identity, name=_short_name(model.source))
 
     def load(self, spec: InferenceSpec) -> LoadedModel:
         """Loads the model; see `transformers_model.load_model` for what may go wrong."""
@@ -75,6 +77,10 @@ class TransformersExecutor:
             ready = _encode(window, model, inference, context)
             for batch in make_batches(ready, options.max_batch_size, options.max_batch_tokens):
                 runner.run(batch)
+
+
+def _short_name(source: ModelSource) -> str:
+    return Path(source.identifier).name if source.type == "local" else source.identifier
 
 
 def _encode(

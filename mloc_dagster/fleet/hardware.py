@@ -81,15 +81,29 @@ class Requirements(BaseModel):
 def detect_hardware() -> Hardware:
     """Returns what this process may use.
 
-    Cores by affinity and CPU quota, memory by its control groups, GPUs by the driver;
-    `CUDA_VISIBLE_DEVICES` holds for real and for faked GPUs.
+    Cores by affinity and CPU quota, memory by its control groups, each divided among
+    `MLOC_MACHINE_SHARE` workers; GPUs by the driver. `CUDA_VISIBLE_DEVICES` holds for real and
+    for faked ones.
 
     Raises:
         InputError: If `MLOC_FAKE_HARDWARE` is no hardware.
     """
-    fake = settings().fake_hardware
-    if fake is not None:
-        return _visible(_parse_fake(fake))
+    known = settings()
+    if known.fake_hardware is not None:
+        machine = _visible(_parse_fake(known.fake_hardware))
+    else:
+        machine = _machine()
+    if known.machine_share == 1:
+        return machine
+    return machine.model_copy(
+        update={
+            "cpus": max(1, machine.cpus // known.machine_share),
+            "memory_bytes": machine.memory_bytes // known.machine_share,
+        }
+    )
+
+
+def _machine() -> Hardware:
     memory = min(psutil.virtual_memory().total, memory_limit() or 1 << 62)
     cores = min(len(os.sched_getaffinity(0)), cpu_limit() or 1 << 20)
     gpus = nvidia_gpus()

@@ -95,6 +95,17 @@ def test_hardware_can_be_faked(monkeypatch: pytest.MonkeyPatch) -> None:
     assert detect_hardware() == BOX.model_copy(update={"gpus": BOX.gpus[1:]})
 
 
+def test_workers_of_one_machine_divide_its_cores_and_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setenv("MLOC_FAKE_HARDWARE", BOX.model_dump_json())
+    monkeypatch.setenv("MLOC_MACHINE_SHARE", "3")
+    settings.cache_clear()
+    share = Hardware(cpus=2, memory_bytes=62 * GIB // 3, gpus=BOX.gpus)
+    assert detect_hardware() == share
+
+
 def test_a_fake_that_is_no_hardware_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLOC_FAKE_HARDWARE", json.dumps({"cpus": "many"}))
     settings.cache_clear()

@@ -1,0 +1,159 @@
+"""Several workers of one machine as child processes, each with GPUs of its own."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from types import FrameType
+
+from mloc_dagster.fleet.gpu_groups import group_environment
+
+_log = logging.getLogger(__name__)
+
+_LOOK_EVERY_S = 0.2
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 60.0
+_STEADY_S = 60.0
+"""A child that ran so long starts again after the shortest pause."""
+_FINAL_CODES = (0, 2)
+"""A worker that was drained, or that a user has to mend: starting it again would not help."""
+
+_PR_SET_PDEATHSIG = 1
+
+
+class _Child:
+    """One worker: its process, and when it may start again."""
+
+    def __init__(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
+        self.name = environment["MLOC_WORKER_NAME"]
+        self.code: int | None = None
+        self._command = command
+        self._environment = environment
+        self._process: subprocess.Popen[bytes] | None = None
+        self._pause_s = 0.0
+        self._moment = 0.0
+
+    @property
+    def ended(self) -> bool:
+        """Whether it has ended for good."""
+        return self.code is not None
+
+    def look(self, stopping: bool, prepare: Callable[[], object]) -> None:
+        """Starts the process when it is due; notices its end."""
+        if self._process is not None:
+            code = self._process.poll()
+            if code is None:
+                return
+            self._process = None
+            if stopping or code in _FINAL_CODES:
+                self.code = code
+                return
+            self._back_off(code)
+        if stopping:
+            self.code = 0
+        elif time.monotonic() >= self._moment:
+            self._start(prepare)
+
+    def send(self, signum: int) -> None:
+        """Passes a signal on."""
+        if self._process is not None:
+            self._process.send_signal(signum)
+
+    def _start(self, prepare: Callable[[], object]) -> None:
+        self._process = subprocess.Popen(  # noqa: S603 - our own command
+            self._command,
+            env=self._environment,
+            # A terminal's Ctrl-C reaches it through us alone: a second one would end it at once.
+            start_new_session=True,
+            preexec_fn=prepare,
+        )
+        self._moment = time.monotonic()
+        _log.info("worker %s runs as process %d", self.name, self._process.pid)
+
+    def _back_off(self, code: int) -> None:
+        now = time.monotonic()
+        steady = now - self._moment > _STEADY_S
+        longer_s = min(self._pause_s * 2, _LONGEST_PAUSE_S)
+        self._pause_s = _FIRST_PAUSE_S if steady or not self._pause_s else longer_s
+        self._moment = now + self._pause_s
+        how = f"by signal {-code}" if code < 0 else f"with exit code {code}"
+        _log.warning("worker %s ended %s; again in %.0f s", self.name, how, self._pause_s)
+
+
+def run_worker_group(
+    groups: Sequence[tuple[int, ...]],
+    arguments: Sequence[str],
+    *,
+    name: str,
+    command: Sequence[str] = (sys.executable, "-m", "mloc_dagster.cli", "worker"),
+) -> int:
+    """Runs one worker for each group of GPUs until all of them have ended.
+
+    SIGTERM and SIGINT go to every worker. One that dies is started again, later and later.
+
+    Args:
+        groups: GPU indices of each worker.
+        arguments: What every worker is called with, but for its GPUs.
+        name: What the workers' names begin with: `name-gpu0`, `name-gpu1`, …
+        command: What a worker is started with; `arguments` and `--gpus …` follow.
+
+    Returns:
+        0 when every worker ended as it should, else the first other exit code; 128 and the
+        signal's number for one that was killed.
+    """
+    children = [_child(group, groups, arguments, name, command) for group in groups]
+    prepare = _end_with_parent()
+    stopping = False
+
+    def pass_on(signum: int, frame: FrameType | None) -> None:
+        nonlocal stopping
+        stopping = True
+        for child in children:
+            child.send(signal.SIGTERM)
+
+    before = {each: signal.signal(each, pass_on) for each in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        while not all(child.ended for child in children):
+            for child in children:
+                if not child.ended:
+                    child.look(stopping, prepare)
+            time.sleep(_LOOK_EVERY_S)
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+    codes = [child.code or 0 for child in children if child.code != -signal.SIGTERM]
+    return next((code if code > 0 else 128 - code for code in codes if code), 0)
+
+
+def _child(
+    group: tuple[int, ...],
+    groups: Sequence[tuple[int, ...]],
+    arguments: Sequence[str],
+    name: str,
+    command: Sequence[str],
+) -> _Child:
+    environment = {
+        **os.environ,
+        **group_environment(group),
+        "MLOC_WORKER_NAME": f"{name}-gpu{'-'.join(map(str, group))}",
+    }
+    environment.setdefault("MLOC_MACHINE_SHARE", str(len(groups)))
+    # Its CUDA_VISIBLE_DEVICES leaves it these GPUs and no other.
+    own = ["--gpus", "all", "--gpus-per-worker", str(len(group))]
+    return _Child([*command, *arguments, *own], environment)
+
+
+def _end_with_parent() -> Callable[[], object]:
+    """Returns what a child does first: on Linux, ask to be drained should we be killed.
+
+    Otherwise whoever starts us again would have two workers on each device.
+    """
+    if sys.platform != "linux":
+        return lambda: None
+    prctl = ctypes.CDLL(None).prctl
+    return lambda: prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
