@@ -46,7 +46,9 @@ def redact(text: str) -> str:
 
     Covers passwords and tokens in URLs, `Authorization` values, values whose name says that they
     are secret, and the common providers' keys. Doing it twice changes nothing.
+    Halves of characters, which no JSON can carry, become question marks.
     """
+    text = text.encode(errors="replace").decode()
     for pattern, replacement in _PATTERNS:
         text = pattern.sub(replacement, text)
     return _KEYS.sub(MASK, _mask_named(text))
