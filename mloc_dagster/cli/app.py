@@ -152,6 +152,14 @@ def _schema() -> None:
     typer.echo(json.dumps(template_json_schema(), indent=2, ensure_ascii=False))
 
 
+@app.command("workers", rich_help_panel=_FLEET)
+def _workers(as_json: Json = False) -> None:
+    """List the live workers: what they own, what they have warm, what they run."""
+    from mloc_dagster.cli.workers_command import list_workers
+
+    list_workers(as_json=as_json)
+
+
 app.add_typer(_templates, name="templates", rich_help_panel=_TEMPLATES)
 app.add_typer(_models, name="models", rich_help_panel=_MODELS)
 

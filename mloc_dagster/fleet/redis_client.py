@@ -7,7 +7,7 @@ from redis.backoff import ExponentialBackoff
 from redis.exceptions import BusyLoadingError, ConnectionError, TimeoutError
 from redis.retry import Retry
 
-from mloc_dagster.errors import InputError
+from mloc_dagster.errors import InputError, TransientError
 from mloc_dagster.settings import settings
 
 # Together with the backoff below about three minutes: a restarted Redis reads its file in seconds,
@@ -40,3 +40,23 @@ def connect(url: str | None = None) -> redis.Redis:
         retry=Retry(ExponentialBackoff(cap=1, base=0.02), _RETRIES),
         retry_on_error=[ConnectionError, TimeoutError, BusyLoadingError],
     )
+
+
+def require_redis(url: str | None = None) -> None:
+    """Returns if the fleet's Redis answers now: a person at a terminal does not wait for it.
+
+    Raises:
+        InputError: If none is configured.
+        TransientError: If it does not answer.
+    """
+    with redis.Redis.from_url(
+        url or redis_url(), socket_connect_timeout=2, socket_timeout=5, retry=None
+    ) as client:
+        try:
+            client.ping()
+        except (redis.RedisError, OSError) as error:
+            known = client.get_connection_kwargs()
+            place = known.get("path") or f"{known.get('host')}:{known.get('port')}"
+            raise TransientError(
+                f"the fleet's Redis at {place} does not answer: {error}"
+            ) from error
