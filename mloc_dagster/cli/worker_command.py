@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mloc_dagster.errors import InputError
 from mloc_dagster.fleet.engine import RUNS_QUEUE
-from mloc_dagster.fleet.gpu_groups import gpu_groups
+from mloc_dagster.fleet.gpu_groups import gpu_groups, group_environment
 from mloc_dagster.fleet.hardware import detect_hardware
 from mloc_dagster.fleet.redis_client import redis_url
 from mloc_dagster.fleet.worker_group import run_worker_group
@@ -50,6 +51,7 @@ def work(options: WorkerOptions) -> int:
         groups = gpu_groups(detect_hardware(), options.gpus, options.gpus_per_worker)
         if len(groups) > 1:
             return run_worker_group(groups, queues, tags)
+        os.environ.update(group_environment(groups[0]))  # before anything starts CUDA
     from mloc_dagster.fleet.worker_process import run_worker_process
 
     run_worker_process(queues, tags)

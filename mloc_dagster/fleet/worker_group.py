@@ -6,6 +6,7 @@ import ctypes
 import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -13,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import FrameType
 
 from mloc_dagster.fleet.gpu_groups import group_environment
+from mloc_dagster.settings import settings
 
 _log = logging.getLogger(__name__)
 
@@ -87,26 +89,30 @@ class _Child:
 
 def run_worker_group(
     groups: Sequence[tuple[int, ...]],
-    arguments: Sequence[str],
+    queues: Sequence[str] = (),
+    tags: Mapping[str, str] | None = None,
     *,
-    name: str,
     command: Sequence[str] = (sys.executable, "-m", "mloc_dagster.cli", "worker"),
 ) -> int:
     """Runs one worker for each group of GPUs until all of them have ended.
 
-    SIGTERM and SIGINT go to every worker. One that dies is started again, later and later.
+    They are named after this machine, or `MLOC_WORKER_NAME`: `node-gpu0`, `node-gpu1`, … SIGTERM
+    and SIGINT go to every worker. One that dies is started again, later and later.
 
     Args:
         groups: GPU indices of each worker.
-        arguments: What every worker is called with, but for its GPUs.
-        name: What the workers' names begin with: `name-gpu0`, `name-gpu1`, …
-        command: What a worker is started with; `arguments` and `--gpus …` follow.
+        queues: Where they take work from; empty for what their hardware names.
+        tags: Free labels of each.
+        command: What a worker is started with; its options follow.
 
     Returns:
         0 when every worker ended as it should, else the first other exit code; 128 and the
         signal's number for one that was killed.
     """
-    children = [_child(group, groups, arguments, name, command) for group in groups]
+    arguments = [*command, *(("--queues", ",".join(queues)) if queues else ())]
+    for key, value in (tags or {}).items():
+        arguments += ["--tag", f"{key}={value}"]
+    children = [_child(group, len(groups), arguments) for group in groups]
     prepare = _end_with_parent()
     stopping = False
 
@@ -130,22 +136,17 @@ def run_worker_group(
     return next((code if code > 0 else 128 - code for code in codes if code), 0)
 
 
-def _child(
-    group: tuple[int, ...],
-    groups: Sequence[tuple[int, ...]],
-    arguments: Sequence[str],
-    name: str,
-    command: Sequence[str],
-) -> _Child:
+def _child(group: tuple[int, ...], workers: int, arguments: Sequence[str]) -> _Child:
+    machine = settings().worker_name or socket.gethostname()
     environment = {
         **os.environ,
         **group_environment(group),
-        "MLOC_WORKER_NAME": f"{name}-gpu{'-'.join(map(str, group))}",
+        "MLOC_WORKER_NAME": f"{machine}-gpu{'-'.join(map(str, group))}",
     }
-    environment.setdefault("MLOC_MACHINE_SHARE", str(len(groups)))
+    environment.setdefault("MLOC_MACHINE_SHARE", str(workers))
     # Its CUDA_VISIBLE_DEVICES leaves it these GPUs and no other.
     own = ["--gpus", "all", "--gpus-per-worker", str(len(group))]
-    return _Child([*command, *arguments, *own], environment)
+    return _Child([*arguments, *own], environment)
 
 
 def _end_with_parent() -> Callable[[], object]:

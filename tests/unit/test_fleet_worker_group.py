@@ -37,7 +37,7 @@ GROUP = """
 import sys
 from mloc_dagster.fleet.worker_group import run_worker_group
 command = [sys.executable, "-c", {worker!r}, {folder!r}]
-sys.exit(run_worker_group({groups}, ["--tag", "rack=7"], name="node", command=command))
+sys.exit(run_worker_group({groups}, ["gpu", "gpu.l4"], {{"rack": "7"}}, command=command))
 """
 
 
@@ -55,7 +55,7 @@ def running_group(
     code = GROUP.format(worker=WORKER, folder=str(folder), groups=groups)
     group = subprocess.Popen(
         [sys.executable, "-c", code],
-        env={**os.environ, **environment},
+        env={**os.environ, "MLOC_WORKER_NAME": "node", **environment},
         start_new_session=True,
     )
     try:
@@ -89,7 +89,16 @@ def test_each_group_is_a_worker_and_sigterm_drains_all(tmp_path: Path) -> None:
         group.terminate()
         assert group.wait(timeout=30) == 0
     assert first == {
-        "arguments": ["--tag", "rack=7", "--gpus", "all", "--gpus-per-worker", "2"],
+        "arguments": [
+            "--queues",
+            "gpu,gpu.l4",
+            "--tag",
+            "rack=7",
+            "--gpus",
+            "all",
+            "--gpus-per-worker",
+            "2",
+        ],
         "CUDA_VISIBLE_DEVICES": "0,1",
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
         "MLOC_WORKER_NAME": "node-gpu0-1",
