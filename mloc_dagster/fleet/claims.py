@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Sequence
 from enum import StrEnum
+from typing import cast
 
 import redis
 
@@ -158,9 +159,8 @@ class Claims:
         return None
 
     def _hold(self, waiting: Waiting, fence: int) -> Claim:
-        run_id, payload = self._client.hmget(  # type: ignore[misc]
-            ticket_key(waiting.ticket_id), ["run_id", "payload"]
-        )
+        fields = self._client.hmget(ticket_key(waiting.ticket_id), ["run_id", "payload"])
+        run_id, payload = cast("list[str]", fields)
         claim = Claim(self._client, waiting, run_id, payload, fence)
         with self._lock:
             self._held[claim.ticket_id] = claim
@@ -177,7 +177,7 @@ class Claims:
         self._keeper.join()
 
     def _look(self, queue: str) -> list[Waiting]:
-        places: list[str] = self._client.zrange(queue_key(queue), 0, _LOOKAHEAD - 1)  # type: ignore[assignment]
+        places = cast("list[str]", self._client.zrange(queue_key(queue), 0, _LOOKAHEAD - 1))
         if not places:
             return []
         ids = [place.split(":", 1)[1] for place in places]

@@ -28,8 +28,13 @@ def execution_config() -> dict[str, object]:
 
     Dagster's own default is a process per step, which would load the model for every shard.
     """
-    name = "fleet" if settings().redis_url else "in_process"
-    return {"execution": {"config": {name: {}}}}
+    if settings().redis_url is None:
+        return {"execution": {"config": {"in_process": {}}}}
+    return {
+        "execution": {"config": {"fleet": {}}},
+        # Sixty lines a run on the terminals of workers would tell nobody anything.
+        "loggers": {"console": {"config": {"log_level": "ERROR"}}},
+    }
 
 
 def job_executor() -> ExecutorDefinition:

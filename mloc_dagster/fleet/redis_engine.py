@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
+from typing import cast
 
 import redis
 
@@ -155,17 +156,20 @@ class RedisFleetEngine:
 
     def cancel_run(self, run_id: str) -> None:
         """Cancels every ticket of a run's steps."""
-        for each in self.client.smembers(members_key(run_id)):  # type: ignore[union-attr]
-            self.cancel(str(each))
+        for each in self._members(run_id):
+            self.cancel(each)
 
     def forget_run(self, run_id: str) -> None:
         """Drops every trace of a run that has ended, but for its own ticket."""
         calls = self.client.pipeline(transaction=False)
-        for each in self.client.smembers(members_key(run_id)):  # type: ignore[union-attr]
+        for each in self._members(run_id):
             calls.delete(ticket_key(each), lease_key(each))
         calls.delete(members_key(run_id), inbox_key(run_id), details_key(run_id))
         calls.execute()
         self.inbox.forget(run_id)
+
+    def _members(self, run_id: str) -> set[str]:
+        return cast("set[str]", self.client.smembers(members_key(run_id)))
 
     def forget(self, ticket_id: str) -> None:
         """Drops a ticket's record, so that it may be submitted anew."""

@@ -12,7 +12,7 @@ from dagster._core.events import EngineEventData
 from dagster._core.execution.context.system import PlanOrchestrationContext
 from dagster._core.execution.plan.active import ActiveExecution
 from dagster._core.execution.plan.step import ExecutionStep
-from dagster._utils.error import SerializableErrorInfo
+from dagster_shared.error import SerializableErrorInfo
 
 from mloc_dagster.fleet.claims import StopReason
 from mloc_dagster.fleet.local_steps import LocalSteps

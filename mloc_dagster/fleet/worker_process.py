@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import warnings
 from collections.abc import Mapping
 from datetime import UTC, datetime
 
 from celery.apps.worker import Worker as CeleryWorker
+from celery.platforms import SecurityWarning
 from celery.signals import worker_shutting_down
 
 from mloc_dagster.events.redis import publishing_to_redis
@@ -21,7 +23,7 @@ from mloc_dagster.fleet.redis_engine import open_engine
 from mloc_dagster.fleet.run_worker import RunWorker
 from mloc_dagster.fleet.step_worker import StepWorker
 from mloc_dagster.fleet.worker import Worker
-from mloc_dagster.services.instance import open_instance
+from mloc_dagster.services.instance import open_threaded_instance
 from mloc_dagster.settings import settings
 
 _log = logging.getLogger(__name__)
@@ -53,10 +55,15 @@ def worker_info(queues: tuple[str, ...], tags: Mapping[str, str]) -> WorkerInfo:
 
 def run_worker_process(queues: tuple[str, ...], tags: Mapping[str, str]) -> None:
     """Works until SIGTERM or SIGINT; the second signal ends it at once."""
+    # Celery warns of root because of pickled messages; ours are JSON.
+    warnings.simplefilter("ignore", SecurityWarning)
     engine = open_engine()
     info = worker_info(queues, tags)
     runs = RUNS_QUEUE in info.queues
-    with open_instance() as instance, publishing_to_redis(worker_id=info.worker_id) as publisher:
+    with (
+        open_threaded_instance() as instance,
+        publishing_to_redis(engine.url, worker_id=info.worker_id) as publisher,
+    ):
         perform = RunWorker(engine, instance) if runs else StepWorker(engine, instance)
         perform.warm_up()
         worker = Worker(
@@ -64,7 +71,7 @@ def run_worker_process(queues: tuple[str, ...], tags: Mapping[str, str]) -> None
             info,
             perform.perform,
             slots=RUN_SLOTS if runs else 1,
-            publish=publisher.publish,
+            publish=None if publisher is None else publisher.publish,
         )
         if not runs:
             process_model_cache().on_change = lambda keys: worker.heartbeat.update(

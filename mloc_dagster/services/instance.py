@@ -38,6 +38,18 @@ def open_instance() -> dg.DagsterInstance:
     return instance
 
 
+def open_threaded_instance() -> dg.DagsterInstance:
+    """Opens the instance for a process that executes several runs in threads.
+
+    Dagster configures Python's logging anew for each run, also when dagster.yaml asks for nothing,
+    and `logging.config` closes every handler under a lock that a log line of another thread may
+    hold: runs would wait for one another forever.
+    """
+    instance = open_instance()
+    instance.get_yaml_python_handlers = list  # type: ignore[method-assign]
+    return instance
+
+
 def pool_connections(instance: dg.DagsterInstance) -> None:
     """Makes an instance keep its connections; for processes that live long."""
     instance.optimize_for_webserver(**_POOL)
