@@ -29,8 +29,7 @@ class Heartbeat:
     the first heartbeat that arrives registers the worker anew if Redis came back empty.
 
     Args:
-        registry: Where to. Give it a client that gives up soon: a heartbeat that waits minutes
-            for Redis says what was true minutes ago.
+        registry: Where to.
         info: The worker as it starts.
         period_s: Seconds between heartbeats; by default a quarter of `MLOC_HEARTBEAT_TTL_S`, at
             most 5.
@@ -83,20 +82,15 @@ class Heartbeat:
         """Ends the heartbeats and takes the worker out of the registry.
 
         Args:
-            timeout_s: Seconds to wait for a heartbeat that is under way. If it does not end, or
-                Redis is away, the worker stays registered until its heartbeat lapses.
+            timeout_s: Seconds to wait for that. If Redis is away, the worker stays registered
+                until its heartbeat lapses.
         """
         self._stopping.set()
         self._news.set()
         if self._thread.is_alive():
             self._thread.join(timeout_s)
         if self._thread.is_alive():
-            _log.warning("the last heartbeat hangs; the registration is left to lapse")
-            return
-        try:
-            self._registry.unregister(self._info.worker_id)
-        except redis.RedisError as error:
-            _log.warning("the worker could not unregister, its registration lapses: %s", error)
+            _log.warning("the worker could not unregister in %.0f s: it lapses", timeout_s)
 
     def _run(self) -> None:
         pause_s = 0.0
@@ -115,6 +109,11 @@ class Heartbeat:
                 pause_s = 0.0
             self._stopping.wait(_GAP_S)
             self._news.wait(self._period_s - _GAP_S)
+        try:
+            # Here, because a client that is patient with Redis would keep `stop` waiting for it.
+            self._registry.unregister(self._info.worker_id)
+        except redis.RedisError as error:
+            _log.warning("the worker could not unregister: it lapses: %s", error)
 
     def _beat(self) -> None:
         self._news.clear()
