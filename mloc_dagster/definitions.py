@@ -14,11 +14,15 @@ from mloc_dagster.executors.registry import task_types
 from mloc_dagster.fleet.job_executor import job_executor
 from mloc_dagster.library import library_files
 from mloc_dagster.ops.io import reference_io_manager
+from mloc_dagster.sensors.events import publish_events_sensor
+from mloc_dagster.sensors.slo import slo_sensor
 
 _log = logging.getLogger("dagster.mloc")
 
 
-def build_definitions(templates: Sequence[CompiledTemplate]) -> dg.Definitions:
+def build_definitions(
+    templates: Sequence[CompiledTemplate], sensors: Sequence[dg.SensorDefinition] = ()
+) -> dg.Definitions:
     """Builds the definitions of compiled templates; names must differ from one another."""
     built = [template_definitions(each) for each in templates]
     return dg.Definitions(
@@ -26,6 +30,7 @@ def build_definitions(templates: Sequence[CompiledTemplate]) -> dg.Definitions:
         asset_checks=[check for each in built for check in each.checks],
         jobs=[each.job for each in built],
         schedules=[schedule for each in built for schedule in each.schedules],
+        sensors=list(sensors),
         resources={"io_manager": reference_io_manager},
         executor=job_executor(),
     )
@@ -57,4 +62,4 @@ def runnable_library() -> list[CompiledTemplate]:
 @dg.definitions
 def defs() -> dg.Definitions:
     """Builds the code location when Dagster loads it; importing this module does nothing."""
-    return build_definitions(runnable_library())
+    return build_definitions(runnable_library(), [publish_events_sensor(), slo_sensor()])

@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-import re
-
 import dagster as dg
 
 from mloc_dagster.compile.compiler import CompiledTemplate
-
-
-def op_name(text: str) -> str:
-    """Returns `text` with everything that Dagster's names refuse replaced by `_`."""
-    return re.sub(r"[^A-Za-z0-9_]", "_", text)
+from mloc_dagster.ops.run_tags import op_name
 
 
 def job_name(compiled: CompiledTemplate) -> str:

@@ -9,6 +9,7 @@ from mloc_dagster.assets.names import job_name
 from mloc_dagster.assets.task_assets import task_assets
 from mloc_dagster.compile.compiler import CompiledTemplate
 from mloc_dagster.fleet.job_executor import execution_config
+from mloc_dagster.ops.run_tags import NODES_TAG, SLO_TAG
 
 if TYPE_CHECKING:
     # Dagster exports what makes it, and not its name.
@@ -36,11 +37,21 @@ def template_definitions(compiled: CompiledTemplate) -> TemplateDefinitions:
         selection=dg.AssetSelection.assets(*assets),
         description=compiled.metadata.description
         or str(compiled.metadata.annotations.get("description", "")),
-        tags={"mloc/template": compiled.metadata.name[:63]},
+        tags=_tags(compiled),
         config=execution_config(),
     )
     checks = [each for each in built if isinstance(each, dg.AssetChecksDefinition)]
     return TemplateDefinitions(assets, checks, job, _schedules(compiled, job))
+
+
+def _tags(compiled: CompiledTemplate) -> dict[str, str]:
+    """Returns what the control plane needs to know of a run without its template."""
+    tags = {
+        "mloc/template": compiled.metadata.name[:63],
+        NODES_TAG: ",".join(each.task.name for each in compiled.tasks),
+    }
+    promised = [each.task.spec.slo.seconds for each in compiled.tasks if each.task.spec.slo]
+    return {**tags, SLO_TAG: f"{max(promised):g}"} if promised else tags
 
 
 def _schedules(

@@ -1,0 +1,108 @@
+"""The sensor that tells Redis what Dagster's event log says about tasks."""
+
+from collections.abc import Mapping
+from itertools import takewhile
+from time import time
+
+import dagster as dg
+import redis
+from dagster import DagsterEventType
+from dagster._core.storage.event_log import SqlEventLogStorage
+
+from mloc_dagster.events.model import TaskEvent
+from mloc_dagster.events.stream import open_redis, send
+from mloc_dagster.ops.run_tags import DEAD_LETTER_TAG
+from mloc_dagster.sensors.instances import instance_of
+from mloc_dagster.sensors.log_cursor import LogCursor
+from mloc_dagster.sensors.run_views import run_views
+from mloc_dagster.sensors.task_facts import RunView, dead_letters, kinds, task_facts
+from mloc_dagster.services.event_rows import EventRow, newest_id, rows_after, rows_in
+from mloc_dagster.settings import settings
+
+INTERVAL_S = 1
+_BATCH = 5_000
+_HISTORY = 10_000
+"""Entries that are read when there is no cursor: of a long log only what may still matter."""
+
+_DECIDED_WITHIN_S = 10.0
+
+_NOTHING_NEW = "nothing new"
+
+
+def facts_since(
+    instance: dg.DagsterInstance, cursor: LogCursor | None
+) -> tuple[list[TaskEvent], dict[str, list[str]], LogCursor]:
+    """Reads one batch of the event log.
+
+    Args:
+        instance: Whose log.
+        cursor: How far it was read; None for the first time.
+
+    Returns:
+        The events, the tasks that failed for good by run, and how far the log is read now.
+
+    Raises:
+        NotImplementedError: If the log is not in one database.
+    """
+    storage = instance.event_log_storage
+    if not isinstance(storage, SqlEventLogStorage) or storage.is_run_sharded:
+        raise NotImplementedError("events are published from a PostgreSQL event log only")
+    if cursor is None:
+        cursor = LogCursor(after=max(0, newest_id(storage) - _HISTORY))
+    found = [*rows_in(storage, cursor.ranges()), *rows_after(storage, cursor.after, _BATCH)]
+    views = run_views(instance, storage, found)
+    rows = list(takewhile(lambda row: not _is_undecided(row, views), found))
+    reached = cursor.advanced((each.id for each in rows), time())
+    return task_facts(rows, views), dead_letters(rows, views), reached
+
+
+def _is_undecided(row: EventRow, views: Mapping[str, RunView]) -> bool:
+    """Returns whether Dagster is about to say if it retries this failed run; it takes no second."""
+    if row.type is not DagsterEventType.RUN_FAILURE or row.run_id not in views:
+        return False
+    is_fresh = time() - row.ts.timestamp() < _DECIDED_WITHIN_S
+    return views[row.run_id].retried is None and is_fresh
+
+
+def publish_since(
+    instance: dg.DagsterInstance, client: redis.Redis, cursor: LogCursor | None
+) -> tuple[list[TaskEvent], LogCursor]:
+    """Publishes one batch, and marks runs that failed for good.
+
+    What was published before is recognised by Redis, so that a batch may be repeated.
+
+    Raises:
+        redis.RedisError: If Redis cannot be reached; the same cursor reads the batch again.
+    """
+    events, letters, reached = facts_since(instance, cursor)
+    send(client, events)
+    for run_id, tasks in letters.items():
+        instance.add_run_tags(run_id, {DEAD_LETTER_TAG: ",".join(tasks)})
+    return events, reached
+
+
+def publish_events_sensor() -> dg.SensorDefinition:
+    """Builds the sensor; it runs by itself where there is a Redis."""
+    url = settings().redis_url
+
+    @dg.sensor(
+        name="publish_events",
+        minimum_interval_seconds=INTERVAL_S,
+        default_status=dg.DefaultSensorStatus.RUNNING if url else dg.DefaultSensorStatus.STOPPED,
+        description="Publishes what happens to tasks on the Redis channel tasks.events.",
+    )
+    def publish_events(context: dg.SensorEvaluationContext) -> dg.SkipReason:
+        url = settings().redis_url
+        if url is None:
+            return dg.SkipReason("MLOC_REDIS_URL is not set")
+        cursor = LogCursor.model_validate_json(context.cursor) if context.cursor else None
+        try:
+            with open_redis(url) as client:
+                events, reached = publish_since(instance_of(context), client, cursor)
+        except redis.RedisError as error:
+            return dg.SkipReason(f"Redis cannot be reached, events follow later: {error}")
+        if reached != cursor:
+            context.update_cursor(reached.model_dump_json())
+        return dg.SkipReason(kinds(events) or _NOTHING_NEW)
+
+    return publish_events

@@ -1,0 +1,196 @@
+"""The sensor that lets runs leave the queue in order of slack, and says which SLOs were missed."""
+
+from collections.abc import Mapping
+from time import monotonic, time
+
+import dagster as dg
+import redis
+from dagster._core.storage.runs import SqlRunStorage
+
+from mloc_dagster.events.model import TaskEvent, TaskEventType
+from mloc_dagster.events.payloads import Payload, SloMiss
+from mloc_dagster.events.stream import open_redis, send
+from mloc_dagster.fleet.slo import (
+    PromisedRun,
+    QueuedRun,
+    estimate_s,
+    late_s,
+    raised_priorities,
+    slack_s,
+)
+from mloc_dagster.ops.plan import workflow_id
+from mloc_dagster.ops.run_tags import SLO_MISSED_TAG, SLO_TAG
+from mloc_dagster.sensors.instances import instance_of
+from mloc_dagster.services.run_rows import RunRow, last_durations_s, queued_runs, runs_tagged
+from mloc_dagster.settings import settings
+
+INTERVAL_S = 1
+PRIORITY_TAG = "dagster/priority"
+
+SLACK_TAG = "mloc/slack_s"
+"""Seconds that the run could wait when its priority was raised; marks the priority as ours."""
+
+_HISTORY = 20
+_WRITES = 50
+"""Runs whose priority changes in one tick at most; the most urgent ones go first."""
+_LOOKBACK_S = 120.0
+
+
+class JobEstimates:
+    """How long jobs take, read from the database every now and then.
+
+    Args:
+        keep_s: Seconds after which a job's estimate is read anew.
+    """
+
+    def __init__(self, keep_s: float = 30.0) -> None:
+        self._keep_s = keep_s
+        self._known: dict[str, tuple[float, float]] = {}
+
+    def of(self, storage: SqlRunStorage, job_name: str) -> float:
+        """Returns the seconds that a run of the job takes; 0 before the first one succeeded."""
+        at, seconds = self._known.get(job_name, (float("-inf"), 0.0))
+        if monotonic() - at > self._keep_s:
+            seconds = estimate_s(last_durations_s(storage, job_name, _HISTORY))
+            self._known[job_name] = (monotonic(), seconds)
+        return seconds
+
+
+def reorder_queue(instance: dg.DagsterInstance, estimates: JobEstimates) -> Mapping[str, int]:
+    """Raises priorities where the queue is not in order of slack.
+
+    Returns:
+        The priorities that were written, by run.
+    """
+    storage = _storage(instance)
+    rows = queued_runs(storage, (SLO_TAG, PRIORITY_TAG, SLACK_TAG))
+    if not any(SLO_TAG in row.tags for row in rows):
+        return {}
+    runs = {row.run_id: _queued(row, estimates.of(storage, row.job_name)) for row in rows}
+    now = time()
+    raised = dict(list(raised_priorities(list(runs.values()), now).items())[:_WRITES])
+    for run_id, priority in raised.items():
+        slack = f"{slack_s(runs[run_id], now):.1f}"
+        instance.add_run_tags(run_id, {PRIORITY_TAG: str(priority), SLACK_TAG: slack})
+    return raised
+
+
+def tell_missed(instance: dg.DagsterInstance, now_s: float | None = None) -> list[TaskEvent]:
+    """Publishes runs that are late for the first time, and tags them with how late.
+
+    While a late run goes on its tag says how late it was when that was noticed; the seconds of
+    its end replace them.
+
+    Returns:
+        One event for each run that is late for the first time.
+
+    Raises:
+        redis.RedisError: If there is a Redis and it cannot be reached; nothing is tagged then.
+    """
+    now = time() if now_s is None else now_s
+    since = now - _LOOKBACK_S
+    rows = runs_tagged(_storage(instance), SLO_TAG, (SLO_TAG, SLO_MISSED_TAG), ended_after_s=since)
+    promised = [run for row in rows if (run := _promised(row)) is not None]
+    events: list[TaskEvent] = []
+    tags: dict[str, str] = {}
+    for run in promised:
+        late = late_s(run, now)
+        if late <= 0:
+            continue
+        if run.told_late_s is None:
+            events.append(_missed(instance, run, late))
+            tags[run.run_id] = f"{late:.1f}"
+        elif run.ended_s is not None and f"{run.told_late_s:.1f}" != f"{late:.1f}":
+            tags[run.run_id] = f"{late:.1f}"
+    url = settings().redis_url
+    if url is not None and events:
+        with open_redis(url) as client:
+            send(client, events)
+    for run_id, seconds in tags.items():
+        instance.add_run_tags(run_id, {SLO_MISSED_TAG: seconds})
+    return events
+
+
+def slo_sensor() -> dg.SensorDefinition:
+    """Builds the sensor; it runs by itself where there is a Redis, as that is where a fleet is."""
+    estimates = JobEstimates()
+    running = settings().redis_url is not None
+
+    @dg.sensor(
+        name="slo_priority",
+        minimum_interval_seconds=INTERVAL_S,
+        default_status=dg.DefaultSensorStatus.RUNNING
+        if running
+        else dg.DefaultSensorStatus.STOPPED,
+        description="Lets queued runs go in order of how long their SLO lets them wait.",
+    )
+    def slo_priority(context: dg.SensorEvaluationContext) -> dg.SkipReason:
+        instance = instance_of(context)
+        raised = reorder_queue(instance, estimates)
+        try:
+            missed = tell_missed(instance)
+        except redis.RedisError as error:
+            return dg.SkipReason(f"Redis cannot be reached, missed SLOs follow later: {error}")
+        if not raised and not missed:
+            return dg.SkipReason("nothing to do")
+        return dg.SkipReason(f"raised {len(raised)} runs; {len(missed)} missed their SLO")
+
+    return slo_priority
+
+
+def _storage(instance: dg.DagsterInstance) -> SqlRunStorage:
+    storage = instance.run_storage
+    if not isinstance(storage, SqlRunStorage):
+        raise NotImplementedError("SLOs are kept on runs in an SQL database only")
+    return storage
+
+
+def _queued(row: RunRow, estimate: float) -> QueuedRun:
+    slo = _seconds(row.tags.get(SLO_TAG))
+    return QueuedRun(
+        run_id=row.run_id,
+        submitted_s=row.created_s,
+        slo_s=slo,
+        estimate_s=estimate,
+        priority=_whole(row.tags.get(PRIORITY_TAG)),
+        pinned=PRIORITY_TAG in row.tags and SLACK_TAG not in row.tags,
+    )
+
+
+def _promised(row: RunRow) -> PromisedRun | None:
+    slo = _seconds(row.tags.get(SLO_TAG))
+    if slo is None:
+        return None
+    told = _seconds(row.tags.get(SLO_MISSED_TAG))
+    return PromisedRun(row.run_id, row.created_s, slo, row.ended_s, told)
+
+
+def _missed(instance: dg.DagsterInstance, run: PromisedRun, late: float) -> TaskEvent:
+    found = instance.get_run_by_id(run.run_id)
+    return TaskEvent(
+        type=TaskEventType.TASK_SLO_MISSED,
+        task_id=run.run_id if found is None else workflow_id(found),
+        run_id=run.run_id,
+        payload=Payload(
+            reason="ended late" if run.ended_s is not None else "late, and not done yet",
+            slo=SloMiss(
+                seconds=run.slo_s, elapsed_s=round(run.slo_s + late, 3), late_s=round(late, 3)
+            ),
+        ),
+    )
+
+
+def _seconds(text: str | None) -> float | None:
+    """Reads a tag that people may have written, too."""
+    try:
+        return None if text is None else float(text)
+    except ValueError:
+        return None
+
+
+def _whole(text: str | None) -> int:
+    """Reads a priority as Dagster does."""
+    try:
+        return int(text or 0)
+    except ValueError:
+        return 0
