@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+
 import dagster as dg
 from dagster import DagsterRun, DagsterRunStatus
 from dagster._core.execution.api import execute_run_iterator
@@ -24,6 +26,8 @@ class RunWorker:
     def warm_up(self) -> None:
         """Loads what every first run would otherwise wait for."""
         self._jobs.preload(LIBRARY)
+        for module in ("pyarrow.parquet", "matplotlib.backends.backend_agg"):
+            import_module(module)
 
     def perform(self, claim: Claim) -> None:
         """Runs the run of a claim until it ends, or until this worker has to stop."""

@@ -10,10 +10,16 @@ import dagster as dg
 
 from mloc_dagster.results.aggregate import TaskSummary
 
+# Fewer show no distribution, and drawing takes as long as all else in a small task.
+_ROWS_OF_A_HISTOGRAM = 10
+
 
 def responses_metadata(summary: TaskSummary, path: str) -> dict[str, dg.MetadataValue]:
-    """Returns rows, errors, tokens, speed, a preview and the latency histogram."""
+    """Returns rows, errors, tokens, speed, a preview and, of many rows, the latency histogram."""
     usage = summary.usage
+    pictures: dict[str, dg.MetadataValue] = {}
+    if summary.rows >= _ROWS_OF_A_HISTOGRAM:
+        pictures["latency"] = dg.MetadataValue.md(latency_image(summary))
     return {
         "dagster/row_count": dg.MetadataValue.int(summary.rows),
         "errors": dg.MetadataValue.int(summary.errors),
@@ -25,7 +31,7 @@ def responses_metadata(summary: TaskSummary, path: str) -> dict[str, dg.Metadata
         "task_id": dg.MetadataValue.text(summary.task_id),
         "path": dg.MetadataValue.path(path),
         "preview": dg.MetadataValue.md(_preview(summary)),
-        "latency": dg.MetadataValue.md(latency_image(summary)),
+        **pictures,
     }
 
 

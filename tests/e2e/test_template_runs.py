@@ -76,15 +76,16 @@ def test_a_diamond_hands_rows_on_and_shows_them_as_lineage(instance: dg.DagsterI
 
 
 def test_the_asset_page_shows_what_the_task_did(instance: dg.DagsterInstance) -> None:
-    compiled = template("asset-page", "{taskType: echo, data: {type: list, items: [one, two two]}}")
+    items = ", ".join(["one", "two two", *"cdefghij"])
+    compiled = template("asset-page", f"{{taskType: echo, data: {{type: list, items: [{items}]}}}}")
     outcome = run_template(compiled, instance)
     event = instance.get_latest_materialization_event(dg.AssetKey(["asset-page", "responses"]))
     assert event is not None
     assert event.asset_materialization is not None
     metadata = event.asset_materialization.metadata
-    assert metadata["dagster/row_count"].value == 2
+    assert metadata["dagster/row_count"].value == 10
     assert metadata["errors"].value == 0
-    assert metadata["completion_tokens"].value == 3
+    assert metadata["completion_tokens"].value == 11
     assert metadata["path"].value == outcome.tasks[0].folder
     assert "| 1 | two two | two two |" in str(metadata["preview"].value)
     assert str(metadata["latency"].value).startswith("![latency of the rows](data:image/png;base64")
