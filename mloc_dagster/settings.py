@@ -61,7 +61,7 @@ class Settings(BaseSettings):
     """Port of the embedded PostgreSQL; by default a free one, and the same one next time."""
 
     max_concurrent_runs: int = Field(default=-1, ge=-1)
-    """Runs in progress at a time under `mloc up`; -1 is no limit: run workers take what they can."""
+    """Runs in progress at a time under `mloc up`; -1 leaves it to the run workers."""
 
     heartbeat_ttl_s: float = Field(default=120.0, gt=0)
     """Seconds after its last heartbeat until a worker counts as lost."""

@@ -93,6 +93,53 @@ def _run(
     raise typer.Exit(run(options))
 
 
+@app.command("up", rich_help_panel=_FLEET)
+def _up(
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", min=0, help="Workers for shards; by default one, or one per GPU."
+        ),
+    ] = None,
+    run_workers: Annotated[
+        int, typer.Option(metavar="M", min=0, help="Workers for runs; each carries 32 at a time.")
+    ] = 1,
+    port: Annotated[
+        int | None,
+        typer.Option(metavar="P", min=1, max=65535, help="Port of Dagster's UI, else 3000."),
+    ] = None,
+    detach: Annotated[
+        bool, typer.Option("--detach", "-d", help="Leave when everything answers.")
+    ] = False,
+) -> None:
+    """Start the whole system on this machine, and stop it at Ctrl-C.
+
+    Exit code: 0, 1 (a component does not come up), 2 (it is up already, or a port is taken).
+    """
+    from mloc_dagster.cli.up_command import UpOptions, up
+
+    raise typer.Exit(up(UpOptions(workers, run_workers, port, detach)))
+
+
+@app.command("down", rich_help_panel=_FLEET)
+def _down() -> None:
+    """Stop what `mloc up` started, also when it is half dead."""
+    from mloc_dagster.cli.down_command import down
+
+    down()
+
+
+@app.command("status", rich_help_panel=_FLEET)
+def _status(as_json: Json = False) -> None:
+    """Show components, queues and workers.
+
+    Exit code: 0, or 1 when nothing is up.
+    """
+    from mloc_dagster.cli.status_command import status
+
+    raise typer.Exit(status(as_json=as_json))
+
+
 @app.command("worker", rich_help_panel=_FLEET)
 def _worker(
     queues: Annotated[

@@ -1,0 +1,119 @@
+"""Which components of a stack answer, and what to say of those that do not."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+from mloc_dagster.errors import TerminalError
+from mloc_dagster.services.stack.answers import (
+    code_answers,
+    daemon_answers,
+    postgres_answers,
+    redis_answers,
+    webserver_answers,
+)
+from mloc_dagster.services.stack.plan import StackPlan
+from mloc_dagster.services.stack.supervisor import ComponentState, component_states
+
+_PATIENCE_S = 300.0
+_LOOK_EVERY_S = 0.25
+_HOPELESS_RESTARTS = 4
+_TAIL_LINES = 12
+
+
+@dataclass(slots=True)
+class Readiness:
+    """What of a stack has answered so far.
+
+    Args:
+        plan: The stack.
+    """
+
+    plan: StackPlan
+    _ready: set[str] = field(default_factory=set)
+    _since: datetime = field(default_factory=lambda: datetime.now(UTC))
+
+    def wait(self, interrupted: Callable[[], bool]) -> bool:
+        """Waits until every component answers.
+
+        Args:
+            interrupted: Whether to leave off; asked all the time.
+
+        Returns:
+            False if it was interrupted.
+
+        Raises:
+            TerminalError: If a component dies again and again, or does not answer in five minutes.
+        """
+        deadline = time.monotonic() + _PATIENCE_S
+        while not interrupted():
+            states = component_states(self.plan.layout)
+            waiting = self._waiting(states)
+            if not waiting:
+                return True
+            hopeless = [each for each in waiting if each.restarts >= _HOPELESS_RESTARTS]
+            if hopeless:
+                raise TerminalError(_failure(hopeless[0], "dies again and again"))
+            if time.monotonic() > deadline:
+                raise TerminalError(_failure(waiting[0], f"has not answered in {_PATIENCE_S:g} s"))
+            time.sleep(_LOOK_EVERY_S)
+        return False
+
+    def _waiting(self, states: Sequence[ComponentState]) -> list[ComponentState]:
+        for each in states:
+            asked = each.name not in self._ready and self._may_answer(each)
+            if asked and component_answers(self.plan, each, self._since):
+                self._ready.add(each.name)
+        return [each for each in states if each.name not in self._ready]
+
+    def _may_answer(self, component: ComponentState) -> bool:
+        """Whether what it waits for is there; asking before only costs time."""
+        embedded = {"redis", "postgres"} & set(self.plan.components())
+        awaited = component.name in embedded or embedded <= self._ready
+        return awaited and component.state == "RUNNING"
+
+
+def component_answers(plan: StackPlan, component: ComponentState, since: datetime) -> bool:
+    """Returns whether a component does its work.
+
+    Args:
+        plan: The stack.
+        component: Which, as the supervisor has it.
+        since: Of the daemon only heartbeats after this moment count.
+    """
+    match component.name:
+        case "redis":
+            return redis_answers(plan.redis_url)
+        case "postgres":
+            return postgres_answers(plan.postgres_url)
+        case "code":
+            return code_answers(plan.layout.socket("code.sock"))
+        case "webserver":
+            return webserver_answers(plan.webserver_url)
+        case "daemon":
+            return daemon_answers(plan.postgres_url, since)
+    return component.pid in _registered(plan)
+
+
+def _registered(plan: StackPlan) -> set[int]:
+    # The fleet's own connection would wait minutes for a Redis that is away.
+    if not redis_answers(plan.redis_url):
+        return set()
+    from mloc_dagster.fleet.redis_engine import open_engine
+
+    return {each.pid for each in open_engine(plan.redis_url).workers()}
+
+
+def _failure(component: ComponentState, what: str) -> str:
+    lines = [f"{component.name} {what}; the end of {component.log}:"]
+    return "\n".join([*lines, *(f"    {line}" for line in _tail(component.log))])
+
+
+def _tail(log: Path) -> list[str]:
+    if not log.exists():
+        return []
+    return log.read_text(encoding="utf-8", errors="replace").splitlines()[-_TAIL_LINES:]

@@ -1,0 +1,181 @@
+"""`mloc up`: the whole system on this machine, until Ctrl-C."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from rich.console import Console
+
+from mloc_dagster.cli.exit_codes import FAILED, OK
+from mloc_dagster.cli.stack_readiness import Readiness
+from mloc_dagster.cli.stop_signals import StopSignals
+from mloc_dagster.cli.tables import print_table
+from mloc_dagster.errors import InputError, MlocError
+from mloc_dagster.services.stack.layout import StackLayout, stack_layout
+from mloc_dagster.services.stack.leftovers import supervisor_process
+from mloc_dagster.services.stack.lifecycle import (
+    clear_remains,
+    kill_stack,
+    require_postgres_free,
+    start_stack,
+    starting_alone,
+    stop_stack,
+)
+from mloc_dagster.services.stack.plan import StackPlan, addresses, make_plan, saved_plan
+from mloc_dagster.services.stack.supervisor import (
+    ComponentState,
+    SupervisorGone,
+    component_states,
+)
+from mloc_dagster.settings import settings
+
+_LOOK_EVERY_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class UpOptions:
+    """What the command line says.
+
+    Attributes:
+        workers: How many workers for shards; None for one, or one per GPU.
+        run_workers: How many workers for runs.
+        port: Port of Dagster's UI; None for the setting's.
+        detach: Whether to leave when everything answers.
+    """
+
+    workers: int | None
+    run_workers: int
+    port: int | None
+    detach: bool
+
+
+def up(options: UpOptions) -> int:
+    """Starts the stack and stays until it is told to stop; returns the exit code.
+
+    Raises:
+        InputError: If it is up already, or a port is taken.
+        TerminalError: If a component does not come up; everything is stopped again.
+    """
+    console = Console(stderr=True, highlight=False)
+    layout = stack_layout()
+    layout.create()
+    with StopSignals() as signals:
+        with starting_alone(layout):
+            plan = _prepare(layout, options, console)
+            supervisor = start_stack(plan, settings())
+            try:
+                with console.status("starting …"):
+                    ready = Readiness(plan).wait(lambda: signals.received)
+            except MlocError:
+                kill_stack(layout)
+                supervisor.wait()
+                raise
+        if ready:
+            _say_addresses(plan, Console(highlight=False))
+            if options.detach:
+                return OK
+            console.print("Ctrl-C, or `mloc down` elsewhere, stops it.")
+            _follow(layout, console, signals, supervisor)
+        return _stop(layout, console, signals, supervisor)
+
+
+def _prepare(layout: StackLayout, options: UpOptions, console: Console) -> StackPlan:
+    def say(message: str) -> None:
+        console.print(message, markup=False, soft_wrap=True)
+
+    running = supervisor_process(layout)
+    if running is not None:
+        raise InputError(_already_up(layout, running.pid))
+    clear_remains(layout, say)
+    if settings().postgres_url is None:
+        require_postgres_free(layout, say)
+    return make_plan(
+        layout,
+        settings(),
+        worker_gpus=_worker_gpus(options.workers),
+        run_workers=options.run_workers,
+        webserver_port=options.port,
+    )
+
+
+def _worker_gpus(workers: int | None) -> Sequence[str | None]:
+    """Shares the machine's GPUs among the workers, when there are enough for all."""
+    if workers == 0:
+        return ()
+    from mloc_dagster.fleet.hardware import detect_hardware
+
+    gpus = [gpu.index for gpu in detect_hardware().gpus]
+    count = workers or max(1, len(gpus))
+    if len(gpus) < count:
+        return [None] * count
+    each = len(gpus) // count
+    groups = [gpus[place * each : (place + 1) * each] for place in range(count)]
+    return [",".join(str(index) for index in group) for group in groups]
+
+
+def _already_up(layout: StackLayout, pid: int) -> str:
+    plan = saved_plan(layout)
+    where = (
+        "" if plan is None else "".join(f"\n{name}: {url}" for name, url in addresses(plan).items())
+    )
+    return f"already up (supervisor {pid}, {layout.home}); `mloc down` stops it{where}"
+
+
+def _say_addresses(plan: StackPlan, console: Console) -> None:
+    rows = [
+        *addresses(plan).items(),
+        ("workers", f"{len(plan.worker_gpus)} for shards, {plan.run_workers} for runs"),
+        ("logs", str(plan.layout.logs)),
+    ]
+    if plan.redis_port is not None or plan.postgres_port is not None:
+        rows.append(("password", str(plan.layout.password)))
+    print_table(("up", str(plan.home)), rows, console=console)
+
+
+def _follow(
+    layout: StackLayout,
+    console: Console,
+    signals: StopSignals,
+    supervisor: subprocess.Popen[bytes],
+) -> None:
+    """Says what dies and what is back, until a signal comes or the supervisor goes."""
+    known = {each.name: each for each in component_states(layout)}
+    while not signals.wait(_LOOK_EVERY_S) and supervisor.poll() is None:
+        try:
+            states = component_states(layout)
+        except SupervisorGone:
+            continue  # it stops, or poll() says so in a moment
+        for state in states:
+            for line in _changes(known.get(state.name), state):
+                console.print(line, markup=False, soft_wrap=True)
+            known[state.name] = state
+
+
+def _changes(before: ComponentState | None, now: ComponentState) -> Iterator[str]:
+    if before is None or (before.pid, before.state) == (now.pid, now.state):
+        return
+    if before.state == "RUNNING" and before.pid != now.pid:
+        yield f"{now.name} ({before.pid}) died; starting it again"
+    if now.state == "BACKOFF" != before.state:
+        yield f"{now.name} does not start; trying again: see {now.log}"
+    if now.state == "RUNNING":
+        yield f"{now.name} runs ({now.pid}), restart {now.restarts}"
+
+
+def _stop(
+    layout: StackLayout,
+    console: Console,
+    signals: StopSignals,
+    supervisor: subprocess.Popen[bytes],
+) -> int:
+    died = not signals.received and supervisor.poll() not in (None, 0)
+    if died:
+        console.print("the supervisor died; stopping what it left")
+    signals.on_second = lambda: kill_stack(layout)
+    with console.status("stopping … (Ctrl-C again kills)"):
+        stop_stack(layout, settings(), lambda line: console.print(line, markup=False))
+        supervisor.wait()
+    console.print("stopped")
+    return FAILED if died else OK

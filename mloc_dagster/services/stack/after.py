@@ -1,0 +1,72 @@
+"""Becomes a command once what it needs answers: `python -m … redis postgres -- COMMAND…`.
+
+The supervisor starts everything at once and starts again whatever dies. A component that comes
+back before its Redis or its PostgreSQL waits here instead of failing over and over.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+
+from mloc_dagster.services.stack.answers import code_answers, postgres_answers, redis_answers
+from mloc_dagster.services.stack.layout import stack_layout
+from mloc_dagster.settings import settings
+
+_LOOK_EVERY_S = 0.2
+_SAY_EVERY_S = 10.0
+
+# Dagster's UI and daemon work without the code server, and say so where a person looks.
+_CODE_PATIENCE_S = 60.0
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Waits, then replaces this process by the command.
+
+    Args:
+        arguments: Any of `redis`, `postgres` and `code`, then `--`, then the command.
+    """
+    border = arguments.index("--")
+    for name in arguments[:border]:
+        _wait(name)
+    command = arguments[border + 1 :]
+    os.execvp(command[0], list(command))  # noqa: S606 (the supervisor's own command)
+
+
+def _wait(name: str) -> None:
+    started = said = time.monotonic()
+    answers = _check(name)
+    while not answers():
+        now = time.monotonic()
+        if name == "code" and now - started > _CODE_PATIENCE_S:
+            _say("going on without the code server")
+            return
+        if now - said > _SAY_EVERY_S:
+            said = now
+            _say(f"waiting for {name}")
+        time.sleep(_LOOK_EVERY_S)
+
+
+def _check(name: str) -> Callable[[], bool]:
+    known = settings()
+    if name == "redis" and known.redis_url is not None:
+        url = known.redis_url
+        return lambda: redis_answers(url)
+    if name == "postgres" and known.postgres_url is not None:
+        database = known.postgres_url
+        return lambda: postgres_answers(database)
+    if name == "code":
+        socket = stack_layout().socket("code.sock")
+        return lambda: code_answers(socket)
+    raise ValueError(f"nothing known to wait for: {name}")
+
+
+def _say(message: str) -> None:
+    sys.stderr.write(f"{message}\n")
+    sys.stderr.flush()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,76 @@
+"""The stack's `DAGSTER_HOME`: Dagster's instance with runs on the fleet."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mloc_dagster.services.stack.plan import StackPlan
+
+# A year: a run waits for a run worker as long as it takes. Zero would not do: Dagster reads it as
+# "not monitored" and then complains of every run that starts.
+_START_TIMEOUT_S = 31_536_000
+
+_SECONDS_TO_CANCEL = 30
+
+
+def write_dagster_home(plan: StackPlan) -> None:
+    """Writes dagster.yaml and workspace.yaml."""
+    import yaml
+
+    folder = plan.layout.dagster_home
+    header = "# Written by `mloc up`, anew each time.\n"
+    for name, content in (("dagster.yaml", _instance(plan)), ("workspace.yaml", _workspace(plan))):
+        text = header + yaml.safe_dump(content, sort_keys=False)
+        (folder / name).write_text(text, encoding="utf-8")
+
+
+def _instance(plan: StackPlan) -> dict[str, object]:
+    return {
+        "storage": {
+            "custom": {
+                "module": "mloc_dagster.services.postgres",
+                "class": "PostgresStorage",
+                "config": {},
+            }
+        },
+        "run_launcher": {
+            "module": "mloc_dagster.fleet.run_launcher",
+            "class": "FleetRunLauncher",
+        },
+        "run_coordinator": {
+            "module": "dagster.core.run_coordinator",
+            "class": "QueuedRunCoordinator",
+            "config": {
+                "max_concurrent_runs": plan.max_concurrent_runs,
+                "dequeue_interval_seconds": 1,
+                "dequeue_use_threads": True,
+                "dequeue_num_workers": 4,
+            },
+        },
+        # The capture redirects the whole process, and workers carry many steps in one.
+        "compute_logs": {
+            "module": "dagster._core.storage.noop_compute_log_manager",
+            "class": "NoOpComputeLogManager",
+        },
+        "run_monitoring": {
+            "enabled": True,
+            "poll_interval_seconds": 2,
+            "start_timeout_seconds": _START_TIMEOUT_S,
+            "cancel_timeout_seconds": _SECONDS_TO_CANCEL,
+            # Losing its run worker costs a run nothing.
+            "max_resume_run_attempts": 1000,
+        },
+        "sensors": {"use_threads": True, "num_workers": 4},
+        "telemetry": {"enabled": False},
+        "nux": {"enabled": False},
+    }
+
+
+def _workspace(plan: StackPlan) -> dict[str, object]:
+    socket = str(plan.layout.socket("code.sock"))
+    return {
+        "load_from": [
+            {"grpc_server": {"socket": socket, "location_name": "mloc_dagster.definitions"}}
+        ]
+    }

@@ -1,0 +1,106 @@
+"""Where a stack keeps what it is made of."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from mloc_dagster.settings import settings
+
+# A unix socket's path has room for 107 bytes; supervisord appends its pid while it creates one.
+_MAX_SOCKET_PATH = 95
+
+
+@dataclass(frozen=True, slots=True)
+class StackLayout:
+    """The files of one stack.
+
+    Args:
+        home: The absolute `MLOC_HOME`; the stack's identity.
+    """
+
+    home: Path
+
+    @property
+    def supervisor(self) -> Path:
+        """Generated configuration, pid file and state; only its owner may look."""
+        return self.home / "supervisor"
+
+    @property
+    def config(self) -> Path:
+        """What supervisord reads."""
+        return self.supervisor / "supervisord.conf"
+
+    @property
+    def pid_file(self) -> Path:
+        """The pid of supervisord."""
+        return self.supervisor / "supervisord.pid"
+
+    @property
+    def plan(self) -> Path:
+        """The addresses of the stack, as `StackPlan` has them; holds passwords."""
+        return self.supervisor / "stack.json"
+
+    @property
+    def password(self) -> Path:
+        """What the embedded Redis and PostgreSQL ask for."""
+        return self.supervisor / "password"
+
+    @property
+    def logs(self) -> Path:
+        """One rotating log per component."""
+        return self.home / "logs"
+
+    @property
+    def supervisor_log(self) -> Path:
+        """What supervisord did."""
+        return self.logs / "supervisord.log"
+
+    @property
+    def redis(self) -> Path:
+        """Redis' append-only file and its configuration."""
+        return self.home / "redis"
+
+    @property
+    def postgres(self) -> Path:
+        """PostgreSQL's data."""
+        return self.home / "postgres"
+
+    @property
+    def dagster_home(self) -> Path:
+        """dagster.yaml and workspace.yaml of the stack."""
+        return self.home / "dagster"
+
+    def log_of(self, component: str) -> Path:
+        """The log of a component."""
+        return self.logs / f"{component}.log"
+
+    def socket(self, name: str) -> Path:
+        """A unix socket; in the temporary folder if the path under `home` would be too long."""
+        path = self.supervisor / name
+        if len(os.fsencode(path)) <= _MAX_SOCKET_PATH:
+            return path
+        digest = hashlib.sha256(os.fsencode(self.home)).hexdigest()[:12]
+        return Path(tempfile.gettempdir()) / f"mloc-{os.getuid()}-{digest}" / name
+
+    def create(self) -> None:
+        """Creates the folders; those with secrets or sockets for their owner only.
+
+        Raises:
+            PermissionError: If somebody else owns the folder of the sockets.
+        """
+        for folder in (self.home, self.logs, self.redis, self.dagster_home):
+            folder.mkdir(parents=True, exist_ok=True)
+        for folder in (self.supervisor, self.socket("x").parent):
+            folder.mkdir(mode=0o700, exist_ok=True)
+            if folder.is_symlink() or folder.stat().st_uid != os.getuid():
+                raise PermissionError(f"{folder} belongs to somebody else")
+            folder.chmod(0o700)
+
+
+def stack_layout() -> StackLayout:
+    """Returns the layout under this process's `MLOC_HOME`."""
+    return StackLayout(settings().home.resolve())

@@ -1,0 +1,185 @@
+"""What one stack is made of, decided once before it starts."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+from mloc_dagster.services.stack.layout import StackLayout
+from mloc_dagster.services.stack.ports import choose_port, require_free
+from mloc_dagster.services.stack.secret_file import masked, password_in, write_secret
+from mloc_dagster.settings import Settings
+
+STACK = "MLOC_STACK"
+"""In the environment of every process of a stack: its absolute home."""
+
+_ANY_ADDRESS = ("0.0.0.0", "::", "*")  # noqa: S104 (recognised, not bound)
+
+
+class StackPlan(BaseModel):
+    """The addresses and the size of a stack.
+
+    Attributes:
+        home: The absolute `MLOC_HOME`.
+        bind_host: Where the embedded Redis and PostgreSQL listen.
+        webserver_host: Where Dagster's UI listens.
+        webserver_port: Dagster's UI.
+        redis_url: The fleet's Redis, with its password.
+        postgres_url: Dagster's storage, with its password.
+        redis_port: The embedded Redis; None when `redis_url` was given.
+        postgres_port: The embedded PostgreSQL; None when `postgres_url` was given.
+        worker_gpus: For each worker its GPUs, as `CUDA_VISIBLE_DEVICES` has them; None for
+            those that the process sees.
+        run_workers: How many run workers.
+        worker_prefix: What the names of the workers begin with.
+        max_concurrent_runs: Runs in progress at a time; -1 is no limit.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    home: Path
+    bind_host: str
+    webserver_host: str
+    webserver_port: int
+    redis_url: str
+    postgres_url: str
+    redis_port: int | None
+    postgres_port: int | None
+    worker_gpus: tuple[str | None, ...] = ()
+    run_workers: int = 1
+    worker_prefix: str = "worker"
+    max_concurrent_runs: int = -1
+
+    @property
+    def layout(self) -> StackLayout:
+        """Where it keeps its files."""
+        return StackLayout(self.home)
+
+    @property
+    def webserver_url(self) -> str:
+        """Dagster's UI, as a browser on this machine reaches it."""
+        return f"http://{_reachable(self.webserver_host)}:{self.webserver_port}"
+
+    def components(self) -> tuple[str, ...]:
+        """Returns the names of the supervised processes, in the order of starting."""
+        embedded = (("redis", self.redis_port), ("postgres", self.postgres_port))
+        return (
+            *(name for name, port in embedded if port is not None),
+            *("code", "webserver", "daemon"),
+            *(f"runs-{number + 1}" for number in range(self.run_workers)),
+            *(f"worker-{number + 1}" for number in range(len(self.worker_gpus))),
+        )
+
+    def environment(self, base: Mapping[str, str], settings: Settings) -> dict[str, str]:
+        """Returns the environment that every component shares.
+
+        Args:
+            base: The environment of the command that starts the stack.
+            settings: For paths that must not depend on where a component runs.
+        """
+        environment = {
+            **base,
+            "DAGSTER_HOME": str(self.layout.dagster_home),
+            "MLOC_HOME": str(self.home),
+            "MLOC_REDIS_URL": self.redis_url,
+            "MLOC_POSTGRES_URL": self.postgres_url,
+            "MLOC_RESULTS_URL": _absolute(settings.results_url),
+            "PYTHONUNBUFFERED": "1",
+            # Whoever sets a process title, as Celery does, would write it over the environment.
+            "SPT_NOENV": "1",
+            STACK: str(self.home),
+        }
+        if settings.templates_dir is not None:
+            environment["MLOC_TEMPLATES_DIR"] = str(settings.templates_dir.resolve())
+        return environment
+
+    def save(self) -> None:
+        """Keeps the plan for `mloc status`, `mloc down` and the next start."""
+        write_secret(self.layout.plan, self.model_dump_json(indent=2))
+
+
+def saved_plan(layout: StackLayout) -> StackPlan | None:
+    """Returns the plan of the stack that runs, or ran last, in a home; None without one."""
+    try:
+        return StackPlan.model_validate_json(layout.plan.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def make_plan(
+    layout: StackLayout,
+    settings: Settings,
+    *,
+    worker_gpus: Sequence[str | None],
+    run_workers: int,
+    webserver_port: int | None = None,
+) -> StackPlan:
+    """Chooses addresses and checks that they are free.
+
+    Ports that nobody named stay those of last time while they are free, so that workers on other
+    machines find the stack again.
+
+    Raises:
+        InputError: If a port that somebody named is taken.
+    """
+    before = saved_plan(layout)
+    port = webserver_port or settings.webserver_port
+    require_free(settings.webserver_host, port, "--port, or MLOC_WEBSERVER_PORT")
+    redis_port = postgres_port = None
+    redis_url, postgres_url = settings.redis_url, settings.postgres_url
+    host = settings.bind_host
+    address = _reachable(host)
+    password = password_in(layout.password)
+    if redis_url is None:
+        remembered = before.redis_port if before else None
+        redis_port = choose_port(host, settings.redis_port, remembered, "MLOC_REDIS_PORT")
+        redis_url = f"redis://:{password}@{address}:{redis_port}/0"
+    if postgres_url is None:
+        remembered = before.postgres_port if before else None
+        postgres_port = choose_port(
+            host, settings.postgres_port, remembered, "MLOC_POSTGRES_PORT", unless=redis_port
+        )
+        postgres_url = f"postgresql://postgres:{password}@{address}:{postgres_port}/postgres"
+    return StackPlan(
+        home=layout.home,
+        bind_host=host,
+        webserver_host=settings.webserver_host,
+        webserver_port=port,
+        redis_url=redis_url,
+        postgres_url=postgres_url,
+        redis_port=redis_port,
+        postgres_port=postgres_port,
+        worker_gpus=tuple(worker_gpus),
+        run_workers=run_workers,
+        worker_prefix=_plain(settings.worker_name or socket.gethostname()),
+        max_concurrent_runs=settings.max_concurrent_runs,
+    )
+
+
+def addresses(plan: StackPlan) -> dict[str, str]:
+    """Returns where a stack answers, by what answers there; passwords are masked."""
+    return {
+        "Dagster UI": plan.webserver_url,
+        "Redis": masked(plan.redis_url),
+        "PostgreSQL": masked(plan.postgres_url),
+    }
+
+
+def _reachable(host: str) -> str:
+    """Returns the address at which this machine reaches what listens on `host`."""
+    if host in _ANY_ADDRESS:
+        return "127.0.0.1"
+    return f"[{host}]" if ":" in host else host
+
+
+def _absolute(url: str) -> str:
+    return url if "://" in url else os.fspath(Path(url).resolve())
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name) or "worker"

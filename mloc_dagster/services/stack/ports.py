@@ -1,0 +1,90 @@
+"""TCP ports: which are free, and who has the others."""
+
+from __future__ import annotations
+
+import socket
+from contextlib import closing
+
+import psutil
+
+from mloc_dagster.errors import InputError
+
+
+def is_free(host: str, port: int) -> bool:
+    """Returns whether something could listen there now."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with closing(socket.socket(family, socket.SOCK_STREAM)) as listener:
+        # What a closed connection leaves behind for a minute keeps no server from listening.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind(("" if host == "*" else host, port))
+            listener.listen(1)
+        except OSError:
+            return False
+    return True
+
+
+def require_free(host: str, port: int, change: str) -> None:
+    """Makes sure that a port is free.
+
+    Args:
+        host: Address to listen on.
+        port: The port.
+        change: What the user may change, in words.
+
+    Raises:
+        InputError: If it is taken; names the process when it may be known.
+    """
+    if not is_free(host, port):
+        raise InputError(f"port {port} is taken{_taken_by(port)}; choose another with {change}")
+
+
+def choose_port(
+    host: str,
+    wanted: int | None,
+    remembered: int | None,
+    variable: str,
+    *,
+    unless: int | None = None,
+) -> int:
+    """Returns the port that was asked for, else last time's, else a free one.
+
+    Args:
+        host: Address to listen on.
+        wanted: What the user asked for.
+        remembered: What it was last time.
+        variable: The setting that asks for a port.
+        unless: A port that is promised to somebody else.
+
+    Raises:
+        InputError: If the port that was asked for is taken.
+    """
+    if wanted is not None:
+        require_free(host, wanted, variable)
+        return wanted
+    if remembered is not None and remembered != unless and is_free(host, remembered):
+        return remembered
+    while True:
+        port = _any_free(host)
+        if port != unless:
+            return port
+
+
+def _any_free(host: str) -> int:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with closing(socket.socket(family, socket.SOCK_STREAM)) as listener:
+        listener.bind(("" if host == "*" else host, 0))
+        return listener.getsockname()[1]
+
+
+def _taken_by(port: int) -> str:
+    try:
+        for each in psutil.net_connections(kind="tcp"):
+            if each.status == psutil.CONN_LISTEN and each.laddr and each.laddr[1] == port:
+                if each.pid is None:
+                    return ""
+                return f" by {psutil.Process(each.pid).name()} (pid {each.pid})"
+    except psutil.Error:
+        # Whose it is may be a secret of the system; that it is taken is not.
+        return ""
+    return ""

@@ -1,0 +1,201 @@
+"""supervisord's configuration, generated from a plan."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from mloc_dagster.services.redis import redis_executable
+from mloc_dagster.services.stack.layout import StackLayout
+
+if TYPE_CHECKING:
+    from mloc_dagster.services.stack.plan import StackPlan
+
+_LOG_BYTES = "5MB"
+_LOG_BACKUPS = 5
+
+# The supervisor waits a second longer after each failed start; it never gives up.
+_START_RETRIES = 1_000_000
+
+# After its grace a draining worker writes its rows and hands its shard back.
+_HANDING_BACK_S = 15
+
+
+@dataclass(frozen=True, slots=True)
+class _Program:
+    """One supervised process.
+
+    Attributes:
+        name: As in `mloc status`.
+        command: What it runs.
+        stop_signal: How it is asked to stop.
+        stop_s: Seconds until it is killed then.
+        stop_group: Whether its child processes are asked, too.
+        environment: Beyond what all components share.
+    """
+
+    name: str
+    command: Sequence[str]
+    stop_signal: str = "TERM"
+    stop_s: int = 15
+    stop_group: bool = True
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+def supervisor_config(plan: StackPlan, *, drain_grace_s: float, cores: int) -> str:
+    """Returns supervisord.conf. It holds no password: these are in the environment.
+
+    Args:
+        plan: The stack.
+        drain_grace_s: Seconds that a stopping worker lets its shard go on.
+        cores: Logical cores, to be shared by the workers.
+    """
+    groups = dict(_groups(plan, drain_grace_s, cores))
+    sections = [_supervisor(plan.layout)]
+    for place, (group, programs) in enumerate(groups.items(), start=1):
+        sections += [_program(program, plan.layout) for program in programs]
+        # Groups start in this order and stop in the opposite one, each as a whole.
+        names = ",".join(program.name for program in programs)
+        sections.append(f"[group:{group}]\nprograms={names}\npriority={place * 10}\n")
+    return "\n".join(sections)
+
+
+def _groups(
+    plan: StackPlan, drain_grace_s: float, cores: int
+) -> Iterator[tuple[str, list[_Program]]]:
+    if plan.redis_port is not None:
+        yield "redis", [_redis(plan.layout)]
+    if plan.postgres_port is not None:
+        yield "postgres", [_postgres(plan)]
+    yield "dagster", [_code(plan.layout), *_dagster(plan)]
+    stop_s = int(drain_grace_s) + _HANDING_BACK_S
+    if plan.run_workers:
+        yield "runs", [_run_worker(plan, each, stop_s) for each in range(1, plan.run_workers + 1)]
+    if plan.worker_gpus:
+        threads = max(1, cores // len(plan.worker_gpus))
+        yield (
+            "workers",
+            [
+                _worker(plan, number, gpus, threads, stop_s)
+                for number, gpus in enumerate(plan.worker_gpus, start=1)
+            ],
+        )
+
+
+def _redis(layout: StackLayout) -> _Program:
+    command = [str(redis_executable()), str(layout.redis / "redis.conf")]
+    return _Program("redis", command, stop_s=30)
+
+
+def _postgres(plan: StackPlan) -> _Program:
+    command = [
+        *_python("mloc_dagster.services.postgres_server"),
+        *(str(plan.layout.postgres), plan.bind_host, str(plan.postgres_port)),
+    ]
+    # SIGINT is a fast shutdown; at SIGTERM PostgreSQL would wait for its last client to leave.
+    return _Program("postgres", command, stop_signal="INT", stop_s=30, stop_group=False)
+
+
+def _code(layout: StackLayout) -> _Program:
+    serve = _python("dagster", "code-server", "start", "--socket", str(layout.socket("code.sock")))
+    target = ("-m", "mloc_dagster.definitions", "-a", "defs")
+    ours = ("--use-python-environment-entry-point", "--location-name", "mloc_dagster.definitions")
+    return _Program("code", _after("redis", "postgres", command=[*serve, *target, *ours]))
+
+
+def _dagster(plan: StackPlan) -> list[_Program]:
+    workspace = ("-w", str(plan.layout.dagster_home / "workspace.yaml"))
+    where = ("-h", plan.webserver_host, "-p", str(plan.webserver_port))
+    webserver = _python("dagster_webserver", *where, *workspace)
+    daemon = _python("dagster._daemon", "run", *workspace)
+    needs = ("redis", "postgres", "code")
+    return [
+        _Program("webserver", _after(*needs, command=webserver)),
+        _Program("daemon", _after(*needs, command=daemon)),
+    ]
+
+
+def _run_worker(plan: StackPlan, number: int, stop_s: int) -> _Program:
+    name = f"runs-{number}"
+    command = _after(
+        "redis", "postgres", command=_python("mloc_dagster.cli", "worker", "--queues", "runs")
+    )
+    environment = {"MLOC_WORKER_NAME": f"{plan.worker_prefix}-{name}"}
+    return _Program(name, command, stop_s=stop_s, stop_group=False, environment=environment)
+
+
+def _worker(plan: StackPlan, number: int, gpus: str | None, threads: int, stop_s: int) -> _Program:
+    environment = {"MLOC_WORKER_NAME": f"{plan.worker_prefix}-{number}"}
+    if "OMP_NUM_THREADS" not in os.environ:
+        environment["OMP_NUM_THREADS"] = str(threads)
+    if gpus is not None:
+        environment["CUDA_VISIBLE_DEVICES"] = gpus
+    command = _after("redis", "postgres", command=_python("mloc_dagster.cli", "worker"))
+    # A worker drains by itself: the engines that it started must live until its shard is done.
+    return _Program(
+        f"worker-{number}", command, stop_s=stop_s, stop_group=False, environment=environment
+    )
+
+
+def _after(*needs: str, command: Sequence[str]) -> list[str]:
+    return [*_python("mloc_dagster.services.stack.after"), *needs, "--", *command]
+
+
+def _python(module: str, *arguments: str) -> list[str]:
+    return [sys.executable, "-m", module, *arguments]
+
+
+def _supervisor(layout: StackLayout) -> str:
+    socket = layout.socket("rpc.sock")
+    # Without this supervisord warns that it is root; it must be, to start PostgreSQL as another.
+    user = "user=root\n" if os.geteuid() == 0 else ""
+    return f"""\
+; Written by `mloc up`, anew each time.
+[unix_http_server]
+file={_text(socket)}
+chmod=0600
+
+[supervisord]
+nodaemon=true
+silent=true
+strip_ansi=true
+pidfile={_text(layout.pid_file)}
+logfile={_text(layout.supervisor_log)}
+logfile_maxbytes={_LOG_BYTES}
+logfile_backups={_LOG_BACKUPS}
+{user}
+[rpcinterface:supervisor]
+supervisor.rpcinterface_factory = supervisor.rpcinterface:make_main_rpcinterface
+
+[supervisorctl]
+serverurl=unix://{_text(socket)}
+"""
+
+
+def _program(program: _Program, layout: StackLayout) -> str:
+    environment = ",".join(f'{key}="{_text(text)}"' for key, text in program.environment.items())
+    return f"""\
+[program:{program.name}]
+command={_text(shlex.join(program.command))}
+environment={environment}
+autorestart=true
+startsecs=1
+startretries={_START_RETRIES}
+stopsignal={program.stop_signal}
+stopwaitsecs={program.stop_s}
+stopasgroup={str(program.stop_group).lower()}
+killasgroup=true
+redirect_stderr=true
+stdout_logfile={_text(layout.log_of(program.name))}
+stdout_logfile_maxbytes={_LOG_BYTES}
+stdout_logfile_backups={_LOG_BACKUPS}
+"""
+
+
+def _text(value: object) -> str:
+    """Keeps supervisord from expanding `%(…)s`."""
+    return str(value).replace("%", "%%")
