@@ -53,7 +53,8 @@ def runs_tagged(
         tags: What to read of each.
         ended_after_s: Seconds since 1970.
     """
-    has_tag = db.exists().where(RunTagsTable.c.run_id == _runs.run_id, RunTagsTable.c.key == tag)
+    tagged = RunTagsTable.alias()
+    has_tag = db.exists().where(tagged.c.run_id == _runs.run_id, tagged.c.key == tag)
     open_states = (
         DagsterRunStatus.QUEUED,
         DagsterRunStatus.NOT_STARTED,
