@@ -6,11 +6,11 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Collection, Sequence
-from enum import StrEnum
 from typing import cast
 
 import redis
 
+from mloc_dagster.fleet.claim import Claim, StopReason
 from mloc_dagster.fleet.engine import TicketState
 from mloc_dagster.fleet.hardware import Hardware, Requirements
 from mloc_dagster.fleet.placement import Waiting, choose
@@ -28,78 +28,6 @@ _log = logging.getLogger(__name__)
 
 _LOOKAHEAD = 32
 _WAITING_FIELDS = ("requirements", "model_key", "prefer", "submitted_at")
-
-
-class StopReason(StrEnum):
-    """Why a claim should end before its work is done."""
-
-    CANCELLED = "cancelled"
-    LOST = "lost"
-    DRAINING = "draining"
-
-
-class Claim:
-    """A ticket that this process has taken.
-
-    Attributes:
-        ticket_id: The ticket.
-        run_id: Its run.
-        queue: Where it was taken from.
-        payload: What the ticket's sender wrote.
-        fence: The token that makes its words count.
-        stop: Set once the work should end early.
-        reason: Why, once `stop` is set.
-    """
-
-    def __init__(
-        self, client: redis.Redis, waiting: Waiting, run_id: str, payload: str, fence: int
-    ) -> None:
-        self.ticket_id = waiting.ticket_id
-        self.run_id = run_id
-        self.queue = waiting.queue
-        self.payload = payload
-        self.fence = fence
-        self.stop = threading.Event()
-        self.reason: StopReason | None = None
-        self.last_sign = time.monotonic()
-        self._publish = script(client, "publish")
-
-    def ask_to_stop(self, reason: StopReason) -> None:
-        """Asks the work to end; the first reason stays, but for the loss of the claim."""
-        if self.reason is None or reason is StopReason.LOST:
-            self.reason = reason
-        self.stop.set()
-
-    def should_stop(self) -> bool:
-        """Returns whether to stop; asking is the work's sign of life."""
-        self.last_sign = time.monotonic()
-        return self.stop.is_set()
-
-    def say(self, message: str) -> bool:
-        """Puts a message into the run's inbox and keeps the claim; false when it is lost."""
-        return self._say(message, TicketState.RUNNING)
-
-    def finish(self, message: str = "", state: TicketState = TicketState.DONE) -> bool:
-        """Ends the claim, with a last message; false when it was lost and nothing was said."""
-        return self._say(message, state)
-
-    def give_back(self) -> bool:
-        """Puts the ticket back at its place in the queue."""
-        return self._say("", TicketState.QUEUED)
-
-    def _say(self, message: str, state: TicketState) -> bool:
-        heard = self._publish(
-            keys=[
-                ticket_key(self.ticket_id),
-                lease_key(self.ticket_id),
-                inbox_key(self.run_id),
-                running_key(self.queue),
-            ],
-            args=[self.ticket_id, self.fence, self.run_id, message, state.value],
-        )
-        if not heard:
-            self.ask_to_stop(StopReason.LOST)
-        return bool(heard)
 
 
 class Claims:
@@ -126,6 +54,7 @@ class Claims:
         self._on_stall = on_stall
         self._claim = script(client, "claim")
         self._renew = script(client, "renew")
+        self._publish = script(client, "publish")
         self._held: dict[str, Claim] = {}
         self._lock = threading.Lock()
         self._interval_s = min(lease_ttl_s / 4, 1.0)
@@ -161,10 +90,22 @@ class Claims:
     def _hold(self, waiting: Waiting, fence: int) -> Claim:
         fields = self._client.hmget(ticket_key(waiting.ticket_id), ["run_id", "payload"])
         run_id, payload = cast("list[str]", fields)
-        claim = Claim(self._client, waiting, run_id, payload, fence)
+        claim = Claim(waiting, run_id, payload, fence, self._say)
         with self._lock:
             self._held[claim.ticket_id] = claim
         return claim
+
+    def _say(self, claim: Claim, message: str, state: TicketState) -> bool:
+        heard = self._publish(
+            keys=[
+                ticket_key(claim.ticket_id),
+                lease_key(claim.ticket_id),
+                inbox_key(claim.run_id),
+                running_key(claim.queue),
+            ],
+            args=[claim.ticket_id, claim.fence, claim.run_id, message, state.value],
+        )
+        return bool(heard)
 
     def drop(self, claim: Claim) -> None:
         """Forgets a claim that has ended."""
@@ -190,12 +131,13 @@ class Claims:
     def _keep(self) -> None:
         while not self._closed.wait(self._interval_s):
             try:
-                self._renew_all()
+                self.renew()
             except redis.RedisError as error:
                 # A lease that lapses meanwhile comes back unless somebody else was given the work.
                 _log.warning("leases are not renewed: %s", error)
 
-    def _renew_all(self) -> None:
+    def renew(self) -> None:
+        """Keeps the leases alive; asks claims to stop that are lost or cancelled."""
         live: list[Claim] = []
         for claim in self.held():
             if time.monotonic() - claim.last_sign < self._stall_timeout_s:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import queue
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
+from dataclasses import dataclass
 
 import dagster as dg
 from dagster import DagsterRun, EventLogEntry
@@ -15,7 +17,24 @@ from mloc_dagster.fleet.messages import StepRequest
 from mloc_dagster.fleet.step_worker import run_step
 from mloc_dagster.services.event_log import capturing
 
+_log = logging.getLogger(__name__)
+
 _AT_ONCE = 4
+
+
+@dataclass(frozen=True, slots=True)
+class EndedStep:
+    """A step that has ended.
+
+    Attributes:
+        step_key: The step.
+        events: What Dagster logged.
+        error: Why it could not be run at all; empty for a step that Dagster ran.
+    """
+
+    step_key: str
+    events: list[EventLogEntry]
+    error: str
 
 
 class LocalSteps:
@@ -47,7 +66,7 @@ class LocalSteps:
         self._wake = wake
         self._stopping = stopping
         self._threads = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="mloc-step")
-        self._ended: queue.SimpleQueue[tuple[str, list[EventLogEntry]]] = queue.SimpleQueue()
+        self._ended: queue.SimpleQueue[EndedStep] = queue.SimpleQueue()
 
     def start(self, request: StepRequest) -> None:
         """Runs a step in a thread of its own."""
@@ -55,16 +74,19 @@ class LocalSteps:
 
     def _perform(self, request: StepRequest) -> None:
         events: list[EventLogEntry] = []
+        why = ""
         try:
             with capturing(events.append), cancellable(self._stopping):
                 run_step(self._job, self._run, self._instance, request)
-        finally:
-            self._ended.put((request.step_key, events))
-            self._wake()
+        except Exception as error:  # noqa: BLE001 (the run decides what follows)
+            _log.exception("%s could not be run", request.step_key)
+            why = f"{type(error).__name__}: {error}"
+        self._ended.put(EndedStep(request.step_key, events, why))
+        self._wake()
 
-    def ended(self) -> list[tuple[str, list[EventLogEntry]]]:
-        """Returns the steps that ended since the last call, each with its events."""
-        found: list[tuple[str, list[EventLogEntry]]] = []
+    def ended(self) -> list[EndedStep]:
+        """Returns the steps that ended since the last call."""
+        found: list[EndedStep] = []
         while not self._ended.empty():
             found.append(self._ended.get())
         return found

@@ -42,24 +42,31 @@ class StepMessage:
         ticket_id: The ticket it speaks of.
         events: What Dagster logged, in order.
         final: Whether the step has ended.
+        error: Why it could not be run at all; empty for a step that Dagster ran.
     """
 
     ticket_id: str
     events: tuple[EventLogEntry, ...]
     final: bool
+    error: str = ""
 
     def to_text(self) -> str:
         """Returns the message for an inbox."""
         return json.dumps(
-            [self.ticket_id, [serialize_value(each) for each in self.events], self.final]
+            [
+                self.ticket_id,
+                [serialize_value(each) for each in self.events],
+                self.final,
+                self.error,
+            ]
         )
 
     @classmethod
     def from_text(cls, text: str) -> StepMessage:
         """Reads a message of an inbox."""
-        ticket_id, events, final = json.loads(text)
+        ticket_id, events, final, error = json.loads(text)
         entries = tuple(deserialize_value(each, EventLogEntry) for each in events)
-        return cls(ticket_id, entries, final)
+        return cls(ticket_id, entries, final, error)
 
 
 def run_to_text(run: DagsterRun) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-from mloc_dagster.fleet.claims import Claim
+from mloc_dagster.fleet.claim import Claim
 
 _current: ContextVar[Claim | None] = ContextVar("run_claim", default=None)
 

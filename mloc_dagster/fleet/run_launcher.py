@@ -87,6 +87,9 @@ class FleetRunLauncher(RunLauncher["DagsterInstance"], ConfigurableClass):
 
     def check_run_worker_health(self, run: DagsterRun) -> CheckRunHealthResult:
         """Says whether the run waits for a run worker or has one."""
+        if run.remote_job_origin is None:
+            # `mloc run` and `dagster job execute` carry their runs themselves.
+            return CheckRunHealthResult(WorkerStatus.RUNNING)
         status = self._engine.status([run_ticket_id(run.run_id)])[run_ticket_id(run.run_id)]
         if status.state in _HEALTHY:
             return CheckRunHealthResult(WorkerStatus.RUNNING, run_worker_id=status.worker_id)

@@ -14,7 +14,7 @@ from dagster._core.execution.plan.active import ActiveExecution
 from dagster._core.execution.plan.step import ExecutionStep
 from dagster_shared.error import SerializableErrorInfo
 
-from mloc_dagster.fleet.claims import StopReason
+from mloc_dagster.fleet.claim import StopReason
 from mloc_dagster.fleet.local_steps import LocalSteps
 from mloc_dagster.fleet.messages import StepMessage, StepRequest, run_to_text, state_for_step
 from mloc_dagster.fleet.redis_engine import RedisFleetEngine
@@ -54,7 +54,6 @@ class RunLoop:
         self._run_id = context.run_id
         self._claim = current_run_claim()
         self._watch = TicketWatch(engine, self._run_id)
-        self._local: set[str] = set()
         self._steps = LocalSteps(
             context.job,
             context.dagster_run,
@@ -96,7 +95,6 @@ class RunLoop:
             request = StepRequest(step.key, state_for_step(state, step.key, upstream))
             requirements = requirements_of_step(step.tags or {})
             if requirements is None:
-                self._local.add(step.key)
                 self._steps.start(request)
             else:
                 attempt = self._active.retry_state.get_attempt_count(step.key) + 1
@@ -125,10 +123,9 @@ class RunLoop:
     # Hearing
 
     def _hear(self) -> Iterator[DagsterEvent]:
-        for step_key, entries in self._steps.ended():
-            self._local.discard(step_key)
-            self._store(entries)
-            yield from self._take_in(step_key, entries, final=True)
+        for ended in self._steps.ended():
+            self._store(ended.events)
+            yield from self._take_in(ended.step_key, ended.events, final=True, error=ended.error)
         texts = self._engine.inbox.read(self._run_id, 0)
         messages = [StepMessage.from_text(text) for text in texts]
         self._store([entry for message in messages for entry in message.events])
@@ -137,19 +134,21 @@ class RunLoop:
         for message in messages:
             step_key = self._watch.step_of(message.ticket_id)
             if step_key is not None:
-                yield from self._take_in(step_key, message.events, final=message.final)
+                yield from self._take_in(
+                    step_key, message.events, final=message.final, error=message.error
+                )
 
     def _take_in(
-        self, step_key: str, entries: Sequence[EventLogEntry], *, final: bool
+        self, step_key: str, entries: Sequence[EventLogEntry], *, final: bool, error: str = ""
     ) -> Iterator[DagsterEvent]:
-        error: SerializableErrorInfo | None = None
+        engine_error: SerializableErrorInfo | None = None
         for entry in entries:
             event = entry.dagster_event
             if event is None:
                 continue
             yield event
             if event.is_resource_init_failure or event.is_engine_event:
-                error = event.engine_event_data.error or error
+                engine_error = event.engine_event_data.error or engine_error
             elif event.step_key == step_key:
                 self._active.handle_event(event)
         if not final:
@@ -157,8 +156,8 @@ class RunLoop:
         self._watch.forget(step_key)
         if self._in_flight(step_key):
             # The step ended without Dagster saying how: a resource failed, or its process did.
-            why = error or SerializableErrorInfo(f"{step_key} ended without a word", [], None)
-            yield from self._fail(step_key, why)
+            why = error or f"{step_key} ended without a word"
+            yield from self._fail(step_key, engine_error or SerializableErrorInfo(why, [], None))
 
     def _in_flight(self, step_key: str) -> bool:
         return step_key in self._active._in_flight  # noqa: SLF001

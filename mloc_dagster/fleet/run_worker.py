@@ -8,7 +8,7 @@ import dagster as dg
 from dagster import DagsterRun, DagsterRunStatus
 from dagster._core.execution.api import execute_run_iterator
 
-from mloc_dagster.fleet.claims import Claim, StopReason
+from mloc_dagster.fleet.claim import Claim, StopReason
 from mloc_dagster.fleet.jobs import LIBRARY, Jobs
 from mloc_dagster.fleet.redis_engine import RedisFleetEngine
 from mloc_dagster.fleet.run_claim import under_claim

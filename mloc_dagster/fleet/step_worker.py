@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import OrderedDict
 
@@ -11,13 +12,15 @@ from dagster._core.execution.api import create_execution_plan, execute_plan_iter
 from dagster._core.execution.retries import RetryMode
 
 from mloc_dagster.executors.cancellation import cancellable
-from mloc_dagster.fleet.claims import Claim, StopReason
+from mloc_dagster.fleet.claim import Claim, StopReason
 from mloc_dagster.fleet.engine import TicketState
 from mloc_dagster.fleet.jobs import LIBRARY, Jobs
 from mloc_dagster.fleet.messages import StepMessage, StepRequest, run_from_text
 from mloc_dagster.fleet.records import details_key
 from mloc_dagster.fleet.redis_engine import RedisFleetEngine
 from mloc_dagster.services.event_log import capturing
+
+_log = logging.getLogger(__name__)
 
 _KEPT_RUNS = 32
 _SAY_EVERY_S = 1.0
@@ -49,8 +52,13 @@ class StepWorker:
             return
         request = StepRequest.from_text(claim.payload)
         speaker = _Speaker(claim)
-        with capturing(speaker.hear), cancellable(claim.should_stop):
-            run_step(self._jobs.job_of(run), run, self._instance, request)
+        try:
+            with capturing(speaker.hear), cancellable(claim.should_stop):
+                run_step(self._jobs.job_of(run), run, self._instance, request)
+        except Exception as error:  # noqa: BLE001 (the run decides what follows)
+            _log.exception("%s could not be run", claim.ticket_id)
+            speaker.say(final=True, error=f"{type(error).__name__}: {error}")
+            return
         if claim.reason is None or speaker.succeeded:
             speaker.say(final=True)
         elif claim.reason is StopReason.DRAINING:
@@ -117,9 +125,10 @@ class _Speaker:
         if (starting or due) and not ending and self._claim.reason is None:
             self.say(final=False)
 
-    def say(self, *, final: bool) -> None:
+    def say(self, *, final: bool, error: str = "") -> None:
         """Sends what was heard."""
-        message = StepMessage(self._claim.ticket_id, tuple(self._events), final).to_text()
+        events = tuple(self._events)
+        message = StepMessage(self._claim.ticket_id, events, final, error).to_text()
         self._events.clear()
         self._said_at = time.monotonic()
         if final:

@@ -8,7 +8,8 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
-from mloc_dagster.fleet.claims import Claim, Claims, StopReason
+from mloc_dagster.fleet.claim import Claim, StopReason
+from mloc_dagster.fleet.claims import Claims
 from mloc_dagster.fleet.engine import RUNS_QUEUE, WorkerInfo, WorkerStatus
 from mloc_dagster.fleet.heartbeat import Heartbeat
 from mloc_dagster.fleet.reaper import requeue_lapsed
