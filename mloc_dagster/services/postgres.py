@@ -1,11 +1,13 @@
 """The embedded PostgreSQL: a real server under `MLOC_HOME`, shared by every process that uses it.
 
-The first process that needs it starts it, the last one to leave stops it.
+The first process that needs it starts it, the last one to leave stops it. While `mloc up` is up its
+supervisor runs the server: then everyone else only connects.
 """
 
 from __future__ import annotations
 
 import logging
+import time
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,12 +15,21 @@ from typing import TYPE_CHECKING
 import psutil
 from dagster_postgres import DagsterPostgresStorage
 
+from mloc_dagster.errors import TransientError
 from mloc_dagster.services.event_log import EventLog
+from mloc_dagster.services.postgres_files import is_supervised, postmaster, running_url
+from mloc_dagster.services.stack.layout import StackLayout, stack_layout
+from mloc_dagster.services.stack.leftovers import supervisor_process
+from mloc_dagster.services.stack.plan import saved_plan
 from mloc_dagster.services.storages import RunStorage, ScheduleStorage
 from mloc_dagster.settings import settings
 
 if TYPE_CHECKING:
     from dagster._serdes import ConfigurableClassData
+
+# A supervised server that was killed is back, and has recovered, in a few seconds.
+_PATIENCE_S = 60.0
+_LOOK_EVERY_S = 0.1
 
 
 def postgres_url() -> str:
@@ -28,8 +39,30 @@ def postgres_url() -> str:
     """
     configured = settings().postgres_url
     if configured is not None:
-        return configured.replace("postgresql://", "postgresql+psycopg2://", 1)
-    return _embedded_server(settings().home.resolve() / "postgres")
+        return _with_driver(configured)
+    layout = stack_layout()
+    server = postmaster(layout.postgres)
+    if supervisor_process(layout) is not None or (server is not None and is_supervised(server)):
+        return _supervised_server(layout)
+    return _embedded_server(layout.postgres)
+
+
+def _supervised_server(layout: StackLayout) -> str:
+    plan = saved_plan(layout)
+    if plan is not None and plan.postgres_port is None:
+        return _with_driver(plan.postgres_url)
+    deadline = time.monotonic() + _PATIENCE_S
+    while (url := running_url(layout.postgres)) is None:
+        if time.monotonic() > deadline:
+            raise TransientError(
+                f"the PostgreSQL of {layout.home} does not come back: see `mloc status`"
+            )
+        time.sleep(_LOOK_EVERY_S)
+    return url
+
+
+def _with_driver(url: str) -> str:
+    return url.replace("postgresql://", "postgresql+psycopg2://", 1)
 
 
 def _embedded_server(data_dir: Path) -> str:
