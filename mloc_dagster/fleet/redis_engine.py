@@ -49,6 +49,7 @@ class RedisFleetEngine:
         self._registry = WorkerRegistry(client)
         self._submit = script(client, "submit")
         self._cancel = script(client, "cancel")
+        self._forget = script(client, "forget")
         self._seen: tuple[float, Sequence[WorkerInfo]] = (0.0, ())
 
     def submit(self, ticket: StepTicket) -> None:
@@ -163,7 +164,7 @@ class RedisFleetEngine:
         """Drops every trace of a run that has ended, but for its own ticket."""
         calls = self.client.pipeline(transaction=False)
         for each in self._members(run_id):
-            calls.delete(ticket_key(each), lease_key(each))
+            self._forget(keys=[ticket_key(each), lease_key(each)], args=[each], client=calls)
         calls.delete(members_key(run_id), inbox_key(run_id), details_key(run_id))
         calls.execute()
         self.inbox.forget(run_id)
@@ -173,7 +174,7 @@ class RedisFleetEngine:
 
     def forget(self, ticket_id: str) -> None:
         """Drops a ticket's record, so that it may be submitted anew."""
-        self.client.delete(ticket_key(ticket_id), lease_key(ticket_id))
+        self._forget(keys=[ticket_key(ticket_id), lease_key(ticket_id)], args=[ticket_id])
 
 
 def _fields(ticket: StepTicket, warm: str | None) -> list[str | int | float]:
