@@ -207,6 +207,36 @@ def _workers(as_json: Json = False) -> None:
     list_workers(as_json=as_json)
 
 
+@app.command("events", rich_help_panel=_FLEET)
+def _events(
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Go on with what happens from now on.")
+    ] = False,
+    since: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WHEN",
+            help="From when: 30s, 10m, 2h, 1d ago or a time; an hour ago, with -f from now.",
+            show_default=False,
+        ),
+    ] = None,
+    task: Annotated[
+        str | None, typer.Option(metavar="ID", help="Only tasks whose id starts so.")
+    ] = None,
+    workers: Annotated[bool, typer.Option("--workers", help="Events of workers, too.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON document a line, as it was published.")
+    ] = False,
+) -> None:
+    """Print what happened to tasks, one event a line.
+
+    Exit code: 0, 2 (there is no Redis to ask), 130 (interrupted).
+    """
+    from mloc_dagster.cli.events_command import EventsOptions, show_events
+
+    raise typer.Exit(show_events(EventsOptions(follow, since, as_json, task, workers)))
+
+
 app.add_typer(_templates, name="templates", rich_help_panel=_TEMPLATES)
 app.add_typer(_models, name="models", rich_help_panel=_MODELS)
 

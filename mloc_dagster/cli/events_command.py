@@ -1,0 +1,148 @@
+"""`mloc events`."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from time import sleep
+
+import redis
+import typer
+from rich.console import Console
+
+from mloc_dagster.cli.event_lines import event_line
+from mloc_dagster.cli.exit_codes import OK
+from mloc_dagster.errors import InputError
+from mloc_dagster.events.log import Channel, LoggedEvent
+from mloc_dagster.events.model import TaskEvent
+from mloc_dagster.events.stream import open_redis, read_events
+from mloc_dagster.fleet.redis_client import redis_url, require_redis
+from mloc_dagster.services.stack.layout import StackLayout
+from mloc_dagster.services.stack.plan import saved_plan
+from mloc_dagster.settings import settings
+
+_UNITS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*([smhd])")
+_DEFAULT_SINCE = "1h"
+_WAIT_S = 3.0
+_PAUSE_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class EventsOptions:
+    """What `mloc events` was asked for.
+
+    Attributes:
+        follow: Whether to go on with what happens from now on.
+        since: A duration such as `10m`, or an RFC 3339 time.
+        as_json: Whether to print events as they are on the wire, one a line.
+        task: A task's id, or how it starts.
+        workers: Whether to print events of workers, too.
+    """
+
+    follow: bool = False
+    since: str | None = None
+    as_json: bool = False
+    task: str | None = None
+    workers: bool = False
+
+
+def show_events(options: EventsOptions) -> int:
+    """Prints events; without `follow` those that there are.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        InputError: If there is no Redis to ask, or `since` says no time.
+        TransientError: If Redis does not answer.
+    """
+    now = datetime.now(UTC)
+    start = now if options.follow and options.since is None else None
+    start = start or since_time(options.since or _DEFAULT_SINCE, now)
+    url = fleet_url()
+    require_redis(url)
+    # Nothing is wrapped: a line is an event, for people with wide windows and for grep.
+    console = Console(soft_wrap=True, highlight=False)
+    with open_redis(url) as client:
+        for logged in _events(client, start, options):
+            if not _is_wanted(logged, options):
+                continue
+            if options.as_json:
+                typer.echo(logged.event.model_dump_json())
+            else:
+                console.print(event_line(logged.event))
+            if options.follow:
+                sys.stdout.flush()
+    return OK
+
+
+def fleet_url() -> str:
+    """Returns the Redis to ask: that of the environment, or of the stack that runs here.
+
+    Raises:
+        InputError: If there is neither.
+    """
+    if settings().redis_url is None:
+        plan = saved_plan(StackLayout(settings().home.resolve()))
+        if plan is not None:
+            return plan.redis_url
+    return redis_url()
+
+
+def since_time(text: str, now: datetime) -> datetime:
+    """Returns the time that `--since` means.
+
+    Raises:
+        InputError: If it is neither a duration nor a time.
+    """
+    duration = _DURATION.fullmatch(text.strip())
+    if duration is not None:
+        return now - timedelta(seconds=float(duration[1]) * _UNITS[duration[2]])
+    try:
+        given = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise InputError(
+            f"--since {text!r} is neither a duration such as 30s, 10m, 2h or 1d"
+            " nor a time such as 2026-01-31T12:00:00Z"
+        ) from error
+    # A time without a zone is that of the clock on the wall.
+    return given.astimezone(UTC)
+
+
+def _events(client: redis.Redis, start: datetime, options: EventsOptions) -> Iterator[LoggedEvent]:
+    position = f"{max(0, int(start.timestamp() * 1000) - 1)}-0"
+    channels = [Channel.TASKS, *([Channel.WORKERS] if options.workers else [])]
+    after = dict.fromkeys(channels, position)
+    away = False
+    while True:
+        try:
+            found = read_events(client, after, wait_s=_WAIT_S if options.follow else 0)
+        except redis.RedisError as error:
+            if not options.follow:
+                raise
+            if not away:
+                sys.stderr.write(f"mloc: Redis does not answer, waiting for it: {error}\n")
+            away = True
+            sleep(_PAUSE_S)
+            continue
+        away = False
+        for each in found:
+            after[each.channel] = each.position
+        yield from sorted(found, key=_arrival)
+        if not found and not options.follow:
+            return
+
+
+def _arrival(logged: LoggedEvent) -> tuple[int, ...]:
+    return tuple(int(part) for part in logged.position.split("-"))
+
+
+def _is_wanted(logged: LoggedEvent, options: EventsOptions) -> bool:
+    if options.task is None:
+        return True
+    event = logged.event
+    return isinstance(event, TaskEvent) and event.task_id.startswith(options.task)
