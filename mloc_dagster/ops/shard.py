@@ -1,9 +1,11 @@
 """The op that computes one shard."""
 
+from datetime import UTC, datetime
 from functools import cache
 
 import dagster as dg
 
+from mloc_dagster.errors import TaskCancelled
 from mloc_dagster.events.bus import publish
 from mloc_dagster.events.model import ShardPlace, TaskEvent, TaskEventType
 from mloc_dagster.events.payloads import Payload
@@ -66,12 +68,17 @@ def compute_shard(context: dg.OpExecutionContext, shard: Shard) -> ShardReport:
                 on_rows=progress.add,
                 retry_errors=context.run.tags.get(RETRY_ERRORS_TAG) == "true",
             )
+    except TaskCancelled as stop:
+        # Nothing failed: whoever asked says what follows.
+        raise retry_or_fail(stop, attempt, opened.spec.retries) from stop
     except Exception as error:
         context.log.warning(f"attempt {attempt} at shard {shard.key} failed: {error}")
-        failed = {"type": TaskEventType.SHARD_FAILED, "error": str(error)}
-        publish(about.model_copy(update=failed))
+        publish(_next(about, TaskEventType.SHARD_FAILED, error=str(error)))
         raise retry_or_fail(error, attempt, opened.spec.retries) from error
-    resumed = Payload(rows=report.rows_resumed)
-    done = {"type": TaskEventType.SHARD_SUCCEEDED, "payload": resumed}
-    publish(about.model_copy(update=done))
+    payload = Payload(rows=report.rows_resumed)
+    publish(_next(about, TaskEventType.SHARD_SUCCEEDED, payload=payload))
     return report
+
+
+def _next(about: TaskEvent, kind: TaskEventType, **changes: object) -> TaskEvent:
+    return about.model_copy(update={"type": kind, "ts": datetime.now(UTC), **changes})
