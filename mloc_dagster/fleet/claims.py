@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from itertools import count
 from typing import cast
 
 import redis
@@ -18,6 +19,7 @@ from mloc_dagster.fleet.records import (
     clock_key,
     inbox_key,
     lease_key,
+    priority_of,
     queue_key,
     running_key,
     script,
@@ -26,8 +28,8 @@ from mloc_dagster.fleet.records import (
 
 _log = logging.getLogger(__name__)
 
-_LOOKAHEAD = 32
-_WAITING_FIELDS = ("requirements", "model_key", "prefer", "submitted_at")
+_PAGE = 32
+_WAITING_FIELDS = ("requirements", "model_key", "prefer", "priority", "submitted_at")
 
 
 class Claims:
@@ -56,6 +58,7 @@ class Claims:
         self._renew = script(client, "renew")
         self._publish = script(client, "publish")
         self._held: dict[str, Claim] = {}
+        self._taken_from: dict[str, float] = {}
         self._lock = threading.Lock()
         self._interval_s = min(lease_ttl_s / 4, 1.0)
         self._closed = threading.Event()
@@ -71,21 +74,37 @@ class Claims:
         self, queues: Sequence[str], worker_id: str, hardware: Hardware, warm: Collection[str]
     ) -> Claim | None:
         """Takes the best ticket that waits, if any; see `placement.choose`."""
-        for queue in queues:
-            for each in choose(self._look(queue), worker_id, hardware, warm):
-                fence = self._claim(
-                    keys=[
-                        ticket_key(each.ticket_id),
-                        lease_key(each.ticket_id),
-                        queue_key(queue),
-                        clock_key(queue),
-                        running_key(queue),
-                    ],
-                    args=[each.ticket_id, worker_id, self._ttl_ms],
-                )
-                if fence is not None:
-                    return self._hold(each, int(fence))
+        for queue in self._in_turn(queues):
+            for page in self._pages(queue):
+                for each in choose(page, worker_id, hardware, warm, time.time()):
+                    fence = self._claim(
+                        keys=[
+                            ticket_key(each.ticket_id),
+                            lease_key(each.ticket_id),
+                            queue_key(queue),
+                            clock_key(queue),
+                            running_key(queue),
+                        ],
+                        args=[each.ticket_id, worker_id, self._ttl_ms],
+                    )
+                    if fence is not None:
+                        self._taken_from[queue] = time.monotonic()
+                        return self._hold(each, int(fence))
         return None
+
+    def _in_turn(self, queues: Sequence[str]) -> Sequence[str]:
+        """Returns where tickets wait: the highest priority first, else each queue in its turn."""
+        if len(queues) == 1:
+            return queues
+        calls = self._client.pipeline(transaction=False)
+        for queue in queues:
+            calls.zrange(queue_key(queue), 0, 0, withscores=True)
+        heads = {
+            queue: head[0][1] for queue, head in zip(queues, calls.execute(), strict=True) if head
+        }
+        return sorted(
+            heads, key=lambda queue: (-priority_of(heads[queue]), self._taken_from.get(queue, 0.0))
+        )
 
     def _hold(self, waiting: Waiting, fence: int) -> Claim:
         fields = self._client.hmget(ticket_key(waiting.ticket_id), ["run_id", "payload"])
@@ -117,11 +136,17 @@ class Claims:
         self._closed.set()
         self._keeper.join()
 
-    def _look(self, queue: str) -> list[Waiting]:
-        places = cast("list[str]", self._client.zrange(queue_key(queue), 0, _LOOKAHEAD - 1))
-        if not places:
-            return []
-        ids = [place.split(":", 1)[1] for place in places]
+    def _pages(self, queue: str) -> Iterator[list[Waiting]]:
+        # To the end, because what nobody can take must not hide what somebody can.
+        for start in count(0, _PAGE):
+            places = self._client.zrange(queue_key(queue), start, start + _PAGE - 1)
+            ids = [place.split(":", 1)[1] for place in cast("list[str]", places)]
+            if ids:
+                yield self._read(queue, ids)
+            if len(ids) < _PAGE:
+                return
+
+    def _read(self, queue: str, ids: Sequence[str]) -> list[Waiting]:
         calls = self._client.pipeline(transaction=False)
         for each in ids:
             calls.hmget(ticket_key(each), _WAITING_FIELDS)
@@ -156,12 +181,13 @@ class Claims:
 
 
 def _waiting(ticket_id: str, queue: str, fields: list[str]) -> Waiting:
-    requirements, model_key, prefer, submitted_at = fields
+    requirements, model_key, prefer, priority, submitted_at = fields
     return Waiting(
         ticket_id=ticket_id,
         queue=queue,
         requirements=Requirements.model_validate_json(requirements),
         model_key=model_key,
         prefer=prefer,
+        priority=int(priority),
         submitted_at=float(submitted_at),
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
@@ -25,6 +24,7 @@ class Waiting:
         requirements: What it needs.
         model_key: The model it needs; empty for none.
         prefer: The warm worker that it is kept for; empty for none.
+        priority: Higher goes first.
         submitted_at: When it was queued first, in seconds since the epoch.
     """
 
@@ -33,6 +33,7 @@ class Waiting:
     requirements: Requirements
     model_key: str
     prefer: str
+    priority: int
     submitted_at: float
 
 
@@ -60,14 +61,25 @@ def preferred_worker(
 
 
 def choose(
-    waiting: Sequence[Waiting], worker_id: str, hardware: Hardware, warm: Collection[str]
+    waiting: Sequence[Waiting],
+    worker_id: str,
+    hardware: Hardware,
+    warm: Collection[str],
+    now: float,
 ) -> list[Waiting]:
     """Returns what a worker may take, best first.
 
     Queue order, but for two things: a ticket that is kept for another worker is left to it for a
-    moment, and among tickets that came a moment ago one whose model is warm here goes first.
+    moment, and among tickets that came a moment ago one whose model is warm here goes first, if no
+    other has a higher priority.
+
+    Args:
+        waiting: Tickets of a queue, in its order.
+        worker_id: The worker.
+        hardware: What it owns.
+        warm: Keys of the models that it has loaded.
+        now: Seconds since the epoch.
     """
-    now = time.time()
     fits = [
         each
         for each in waiting
@@ -76,7 +88,11 @@ def choose(
     ]
     if not fits or now - fits[0].submitted_at > WARM_PATIENCE_S:
         return fits
-    return sorted(fits, key=lambda each: each.model_key not in warm if each.model_key else False)
+    return sorted(fits, key=lambda each: (-each.priority, _is_cold(each.model_key, warm)))
+
+
+def _is_cold(model_key: str, warm: Collection[str]) -> bool:
+    return model_key != "" and model_key not in warm
 
 
 def why_waiting(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import cache
 from importlib import resources
 
@@ -22,6 +23,11 @@ def lease_key(ticket_id: str) -> str:
 def queue_key(queue: str) -> str:
     """The waiting tickets of a queue, in the order they are taken."""
     return f"queue:{queue}"
+
+
+def priority_of(score: float) -> int:
+    """Returns the priority in a waiting ticket's score; see `lua/submit.lua`."""
+    return math.ceil(-score / 1e10)
 
 
 def clock_key(queue: str) -> str:

@@ -185,6 +185,7 @@ def _fields(ticket: StepTicket, warm: str | None) -> list[str | int | float]:
         "model_key": ticket.model_key or "",
         "payload": ticket.payload,
         "prefer": warm or "",
+        "priority": ticket.priority,
         "submitted_at": time.time(),
     }
     return [part for pair in fields.items() for part in pair]
