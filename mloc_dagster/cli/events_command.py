@@ -20,9 +20,6 @@ from mloc_dagster.events.log import Channel, LoggedEvent
 from mloc_dagster.events.model import TaskEvent
 from mloc_dagster.events.stream import open_redis, read_events
 from mloc_dagster.fleet.redis_client import redis_url, require_redis
-from mloc_dagster.services.stack.layout import StackLayout
-from mloc_dagster.services.stack.plan import saved_plan
-from mloc_dagster.settings import settings
 
 _UNITS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*([smhd])")
@@ -63,7 +60,7 @@ def show_events(options: EventsOptions) -> int:
     now = datetime.now(UTC)
     start = now if options.follow and options.since is None else None
     start = start or since_time(options.since or _DEFAULT_SINCE, now)
-    url = fleet_url()
+    url = redis_url()
     require_redis(url)
     # Nothing is wrapped: a line is an event, for people with wide windows and for grep.
     console = Console(soft_wrap=True, highlight=False)
@@ -78,19 +75,6 @@ def show_events(options: EventsOptions) -> int:
             if options.follow:
                 sys.stdout.flush()
     return OK
-
-
-def fleet_url() -> str:
-    """Returns the Redis to ask: that of the environment, or of the stack that runs here.
-
-    Raises:
-        InputError: If there is neither.
-    """
-    if settings().redis_url is None:
-        plan = saved_plan(StackLayout(settings().home.resolve()))
-        if plan is not None:
-            return plan.redis_url
-    return redis_url()
 
 
 def since_time(text: str, now: datetime) -> datetime:

@@ -8,6 +8,8 @@ from redis.exceptions import BusyLoadingError, ConnectionError, TimeoutError
 from redis.retry import Retry
 
 from mloc_dagster.errors import InputError, TransientError
+from mloc_dagster.services.stack.layout import stack_layout
+from mloc_dagster.services.stack.plan import saved_plan
 from mloc_dagster.settings import settings
 
 # Together with the backoff below about three minutes: a restarted Redis reads its file in seconds,
@@ -16,12 +18,15 @@ _RETRIES = 200
 
 
 def redis_url() -> str:
-    """Returns the fleet's Redis.
+    """Returns the fleet's Redis: `MLOC_REDIS_URL`, or that of the stack of this home.
 
     Raises:
-        InputError: If none is configured.
+        InputError: If there is neither.
     """
     url = settings().redis_url
+    if url is None:
+        plan = saved_plan(stack_layout())
+        url = None if plan is None else plan.redis_url
     if url is None:
         raise InputError(
             "this needs the fleet's Redis: start the system with `mloc up`, or set MLOC_REDIS_URL"

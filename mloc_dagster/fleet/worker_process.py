@@ -23,7 +23,7 @@ from mloc_dagster.fleet.redis_engine import open_engine
 from mloc_dagster.fleet.run_worker import RunWorker
 from mloc_dagster.fleet.step_worker import StepWorker
 from mloc_dagster.fleet.worker import Worker
-from mloc_dagster.services.instance import open_threaded_instance
+from mloc_dagster.services.instance import open_fleet_instance
 from mloc_dagster.settings import settings
 
 _log = logging.getLogger(__name__)
@@ -61,7 +61,7 @@ def run_worker_process(queues: tuple[str, ...], tags: Mapping[str, str]) -> None
     info = worker_info(queues, tags)
     runs = RUNS_QUEUE in info.queues
     with (
-        open_threaded_instance() as instance,
+        open_fleet_instance() as instance,
         publishing_to_redis(engine.url, worker_id=info.worker_id) as publisher,
     ):
         perform = RunWorker(engine, instance) if runs else StepWorker(engine, instance)

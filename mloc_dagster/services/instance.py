@@ -8,6 +8,7 @@ from pathlib import Path
 import dagster as dg
 from dagster._core.instance.ref import InstanceRef
 
+from mloc_dagster.services.stack.dagster_home import fleet_instance
 from mloc_dagster.settings import settings
 
 _PACKAGE = Path(__file__).parent.parent
@@ -25,27 +26,31 @@ _NO_CAPTURE = {
 
 def open_instance() -> dg.DagsterInstance:
     """Opens the instance of `DAGSTER_HOME`, or that of this folder's (or our own) dagster.yaml."""
+    return _open({"compute_logs": _NO_CAPTURE})
+
+
+def _open(overrides: dict[str, object]) -> dg.DagsterInstance:
     if os.environ.get("DAGSTER_HOME"):
         instance = dg.DagsterInstance.get()
     else:
         home = settings().home.resolve()
         home.mkdir(parents=True, exist_ok=True)
-        ref = InstanceRef.from_dir(
-            str(home), config_dir=str(_config_dir()), overrides={"compute_logs": _NO_CAPTURE}
-        )
+        ref = InstanceRef.from_dir(str(home), config_dir=str(_config_dir()), overrides=overrides)
         instance = dg.DagsterInstance.from_ref(ref)
     pool_connections(instance)
     return instance
 
 
-def open_threaded_instance() -> dg.DagsterInstance:
-    """Opens the instance for a process that executes several runs in threads.
+def open_fleet_instance() -> dg.DagsterInstance:
+    """Opens the instance with runs on the fleet, for a process that executes several in threads.
+
+    It is that of `DAGSTER_HOME` under `mloc up`; a worker on another machine needs no such folder.
 
     Dagster configures Python's logging anew for each run, also when dagster.yaml asks for nothing,
     and `logging.config` closes every handler under a lock that a log line of another thread may
     hold: runs would wait for one another forever.
     """
-    instance = open_instance()
+    instance = _open(fleet_instance())
     instance.get_yaml_python_handlers = list  # type: ignore[method-assign]
     return instance
 

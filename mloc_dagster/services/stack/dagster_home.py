@@ -20,12 +20,21 @@ def write_dagster_home(plan: StackPlan) -> None:
 
     folder = plan.layout.dagster_home
     header = "# Written by `mloc up`, anew each time.\n"
-    for name, content in (("dagster.yaml", _instance(plan)), ("workspace.yaml", _workspace(plan))):
+    files = {
+        "dagster.yaml": fleet_instance(plan.max_concurrent_runs),
+        "workspace.yaml": _workspace(plan),
+    }
+    for name, content in files.items():
         text = header + yaml.safe_dump(content, sort_keys=False)
         (folder / name).write_text(text, encoding="utf-8")
 
 
-def _instance(plan: StackPlan) -> dict[str, object]:
+def fleet_instance(max_concurrent_runs: int = -1) -> dict[str, object]:
+    """Returns the dagster.yaml of an instance whose runs are on the fleet.
+
+    Args:
+        max_concurrent_runs: Runs in progress at a time; -1 is no limit.
+    """
     return {
         "storage": {
             "custom": {
@@ -42,7 +51,7 @@ def _instance(plan: StackPlan) -> dict[str, object]:
             "module": "dagster.core.run_coordinator",
             "class": "QueuedRunCoordinator",
             "config": {
-                "max_concurrent_runs": plan.max_concurrent_runs,
+                "max_concurrent_runs": max_concurrent_runs,
                 "dequeue_interval_seconds": 1,
                 "dequeue_use_threads": True,
                 "dequeue_num_workers": 4,
