@@ -31,8 +31,9 @@ SLACK_TAG = "mloc/slack_s"
 """Seconds that the run could wait when its priority was raised; marks the priority as ours."""
 
 _HISTORY = 20
-_WRITES = 50
-"""Runs whose priority changes in one tick at most; the most urgent ones go first."""
+_WRITES = 20
+"""Runs whose priority changes in one tick at most, the most urgent first: more than Dagster takes
+out of its queue until the next tick, and few enough not to load the database."""
 _LOOKBACK_S = 120.0
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -167,3 +168,17 @@ def test_logging_is_quiet_when_all_is_well(
     publisher.publish(event(1))
     publisher.close()
     assert caplog.text == ""
+
+
+def test_the_example_of_the_docs_runs(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "events.md").read_text()
+    (example,) = re.findall(r"```py\n(.*?)```", text, re.DOTALL)
+    monkeypatch.setenv("MLOC_REDIS_URL", redis_url)
+    with open_redis(redis_url) as client:
+        send(client, [event(1), event(2)])
+    scope: dict[str, redis.Redis] = {}
+    exec(example, scope)
+    scope["client"].close()
+    assert capsys.readouterr().out.count("TASK_STARTED running") == 2

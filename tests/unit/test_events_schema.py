@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 from datetime import UTC, datetime
 from importlib import resources
 from pathlib import Path
@@ -84,3 +85,11 @@ def test_an_event_without_its_id_is_not_valid(validator: Any) -> None:
     said = json.loads(TaskEvent(type="TASK_STARTED", task_id="t", run_id="r").model_dump_json())
     del said["event_id"]
     assert list(validator.iter_errors(said))
+
+
+def test_the_example_of_the_docs_is_an_event(validator: Any) -> None:
+    text = (ROOT / "docs" / "events.md").read_text()
+    (example,) = re.findall(r"```json\n(.*?)```", text, re.DOTALL)
+    assert [error.message for error in validator.iter_errors(json.loads(example))] == []
+    said = TaskEvent.model_validate_json(example).model_dump(mode="json")
+    assert said == json.loads(example)

@@ -8,6 +8,7 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
+from benchmarks.slo_queue import simulate
 from mloc_dagster.fleet.slo import (
     DEFAULT_SLO_S,
     PromisedRun,
@@ -19,7 +20,6 @@ from mloc_dagster.fleet.slo import (
     raised_priorities,
     wanted_order,
 )
-from tests.slo_queue import simulate
 
 
 def run(name: str, submitted: float, slo: float | None, **rest: float) -> QueuedRun:
