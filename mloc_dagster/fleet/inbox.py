@@ -27,6 +27,7 @@ class Inbox:
         self._news: defaultdict[str, threading.Event] = defaultdict(threading.Event)
         self._lock = threading.Lock()
         self._listener: threading.Thread | None = None
+        self._closed = threading.Event()
 
     def wait(self, run_id: str, timeout_s: float) -> None:
         """Returns when the run has news, or after `timeout_s`."""
@@ -41,6 +42,7 @@ class Inbox:
 
     def read(self, run_id: str, after: int) -> list[str]:
         """Returns the messages of a run but for the first `after`, oldest first."""
+        self._news[run_id]  # who reads has a bell from now on; other runs' need none here
         return self._client.lrange(inbox_key(run_id), after, -1)  # type: ignore[return-value]
 
     def trim(self, run_id: str, count: int) -> None:
@@ -51,6 +53,14 @@ class Inbox:
         """Drops the bell of a run that has ended."""
         self._news.pop(run_id, None)
 
+    def close(self) -> None:
+        """Ends the subscription; nobody waits any more."""
+        self._closed.set()
+        with self._lock:
+            if self._listener is not None:
+                self._client.publish(INBOX_CHANNEL, "")
+                self._listener.join()
+
     def _listen(self) -> None:
         with self._lock:
             if self._listener is None:
@@ -58,14 +68,15 @@ class Inbox:
                 self._listener.start()
 
     def _hear(self) -> None:
-        while True:
+        while not self._closed.is_set():
             try:
                 with self._client.pubsub(ignore_subscribe_messages=True) as subscription:
                     subscription.subscribe(INBOX_CHANNEL)
-                    while True:
+                    while not self._closed.is_set():
                         message = subscription.get_message(timeout=5)
-                        if message is not None:
-                            self.ring(str(message["data"]))
+                        news = self._news.get(str(message["data"])) if message else None
+                        if news is not None:
+                            news.set()
             except redis.RedisError as error:
                 _log.info("the inbox bell is away: %s", error)
-                threading.Event().wait(_PAUSE_S)
+                self._closed.wait(_PAUSE_S)

@@ -176,6 +176,11 @@ class RedisFleetEngine:
         """Drops a ticket's record, so that it may be submitted anew."""
         self._forget(keys=[ticket_key(ticket_id), lease_key(ticket_id)], args=[ticket_id])
 
+    def close(self) -> None:
+        """Ends what runs in the background, and the connection."""
+        self.inbox.close()
+        self.client.close()
+
 
 def _fields(ticket: StepTicket, warm: str | None) -> list[str | int | float]:
     fields: dict[str, str | int | float] = {
