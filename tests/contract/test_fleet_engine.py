@@ -1,0 +1,521 @@
+"""What every `FleetEngine` promises to runs, and every `TicketClaims` to workers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from typing import Protocol
+
+import pytest
+import redis
+
+from mloc_dagster.fleet.claim import Claim, StopReason, TicketClaims
+from mloc_dagster.fleet.claims import Claims
+from mloc_dagster.fleet.engine import (
+    RUNS_QUEUE,
+    FleetEngine,
+    StepTicket,
+    TicketState,
+    WorkerInfo,
+    WorkerStatus,
+)
+from mloc_dagster.fleet.hardware import GpuDevice, Hardware, Requirements, queue_of, queues_for
+from mloc_dagster.fleet.memory_engine import MemoryClaims, MemoryFleetEngine
+from mloc_dagster.fleet.placement import WARM_PATIENCE_S
+from mloc_dagster.fleet.records import lease_key, ticket_key
+from mloc_dagster.fleet.redis_client import connect
+from mloc_dagster.fleet.redis_engine import RedisFleetEngine
+from mloc_dagster.fleet.registry import WorkerRegistry
+
+GIB = 1 << 30
+SMALL = Hardware(cpus=2, memory_bytes=4 * GIB)
+H200 = Hardware(
+    cpus=8,
+    memory_bytes=64 * GIB,
+    gpus=(GpuDevice(index=0, name="nvidia-h200", memory_bytes=140 * GIB),),
+)
+LEASE_S = 30.0
+
+
+class Fleet(Protocol):
+    """An engine under test, and what the tests need of the world around it."""
+
+    engine: FleetEngine
+
+    def claims(self) -> TicketClaims:
+        """The claims of one more worker process, whose leases only `renew` keeps alive."""
+        ...
+
+    def register(self, info: WorkerInfo) -> None: ...
+
+    def messages(self, run_id: str) -> Sequence[str]: ...
+
+    def let_lapse(self, ticket_id: str) -> None:
+        """Lets the time of a lease pass."""
+        ...
+
+    def let_patience_end(self, ticket_id: str) -> None:
+        """Lets the time pass for which a ticket is kept for a warm worker."""
+        ...
+
+
+class MemoryFleet:
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self.memory = MemoryFleetEngine(lease_ttl_s=LEASE_S, clock=lambda: self.now)
+        self.engine: FleetEngine = self.memory
+
+    def claims(self) -> TicketClaims:
+        return MemoryClaims(self.memory)
+
+    def register(self, info: WorkerInfo) -> None:
+        self.memory.register(info)
+
+    def messages(self, run_id: str) -> Sequence[str]:
+        return self.memory.messages(run_id)
+
+    def let_lapse(self, ticket_id: str) -> None:
+        self.now += LEASE_S
+
+    def let_patience_end(self, ticket_id: str) -> None:
+        self.now += WARM_PATIENCE_S + 0.1
+
+
+class RedisFleet:
+    def __init__(self, url: str) -> None:
+        self.client = connect(url)
+        self.redis_engine = RedisFleetEngine(self.client, url)
+        self.engine: FleetEngine = self.redis_engine
+
+    def claims(self) -> TicketClaims:
+        opened = Claims(
+            self.client, lease_ttl_s=LEASE_S, stall_timeout_s=600, on_stall=self._no_stall
+        )
+        opened.close()
+        return opened
+
+    def _no_stall(self, claim: Claim) -> None:
+        raise AssertionError(claim.ticket_id)
+
+    def register(self, info: WorkerInfo) -> None:
+        WorkerRegistry(self.client).register(info)
+        self.redis_engine = RedisFleetEngine(self.client, self.redis_engine.url)
+        self.engine = self.redis_engine  # it remembers the workers for half a second
+
+    def messages(self, run_id: str) -> Sequence[str]:
+        return self.redis_engine.inbox.read(run_id, 0)
+
+    def let_lapse(self, ticket_id: str) -> None:
+        self.client.delete(lease_key(ticket_id))
+
+    def let_patience_end(self, ticket_id: str) -> None:
+        long_ago = -WARM_PATIENCE_S - 0.1
+        self.client.hincrbyfloat(ticket_key(ticket_id), "submitted_at", long_ago)
+
+
+@pytest.fixture(params=["memory", "redis"])
+def fleet(request: pytest.FixtureRequest) -> Iterator[Fleet]:
+    if request.param == "memory":
+        yield MemoryFleet()
+        return
+    opened = RedisFleet(request.getfixturevalue("redis_url"))
+    yield opened
+    opened.redis_engine.close()
+
+
+class Worker:
+    """A worker of the fleet, without a process."""
+
+    def __init__(
+        self, fleet: Fleet, name: str, hardware: Hardware = SMALL, warm: tuple[str, ...] = ()
+    ) -> None:
+        self.name = name
+        self.hardware = hardware
+        self.warm = warm
+        self.claims = fleet.claims()
+        now = datetime.now(UTC)
+        self.info = WorkerInfo(
+            worker_id=name,
+            host="node",
+            pid=7,
+            status=WorkerStatus.IDLE,
+            queues=queues_for(hardware),
+            hardware=hardware,
+            warm_models=warm,
+            started_at=now,
+            last_seen=now,
+        )
+        fleet.register(self.info)
+
+    def take(self) -> Claim | None:
+        return self.claims.take(self.info.queues, self.name, self.hardware, self.warm)
+
+    def must_take(self) -> Claim:
+        claim = self.take()
+        assert claim is not None, f"{self.name} finds nothing"
+        return claim
+
+
+def ticket(name: str = "run:shard:1", **fields: object) -> StepTicket:
+    """A ticket for whoever has what `requirements` say; its run is the name's first part."""
+    needs = fields.get("requirements", Requirements())
+    assert isinstance(needs, Requirements)
+    run_id = name.partition(":")[0]
+    known = StepTicket(ticket_id=name, run_id=run_id, queue=queue_of(needs), payload="do it")
+    return known.model_copy(update=fields)
+
+
+def state(fleet: Fleet, ticket_id: str = "run:shard:1") -> TicketState:
+    return fleet.engine.status([ticket_id])[ticket_id].state
+
+
+def order(worker: Worker, count: int) -> list[str]:
+    """The tickets that a worker takes one after the other."""
+    taken: list[str] = []
+    for _ in range(count):
+        claim = worker.must_take()
+        taken.append(claim.ticket_id)
+        claim.finish()
+    return taken
+
+
+# From submission to the end
+
+
+def test_a_ticket_goes_its_way_to_one_worker(fleet: Fleet) -> None:
+    first, second = Worker(fleet, "w1"), Worker(fleet, "w2")
+    fleet.engine.submit(ticket())
+    assert state(fleet) is TicketState.QUEUED
+    claim = first.must_take()
+    assert (claim.ticket_id, claim.run_id, claim.payload) == ("run:shard:1", "run", "do it")
+    assert second.take() is None
+    status = fleet.engine.status(["run:shard:1"])["run:shard:1"]
+    assert (status.state, status.worker_id, status.losses) == (TicketState.RUNNING, "w1", 0)
+    assert claim.say("half")
+    assert claim.finish("all")
+    assert state(fleet) is TicketState.DONE
+    assert fleet.messages("run") == ("half", "all") or fleet.messages("run") == ["half", "all"]
+    assert second.take() is None
+
+
+def test_submitting_again_runs_it_once(fleet: Fleet) -> None:
+    worker = Worker(fleet, "w1")
+    fleet.engine.submit(ticket())
+    fleet.engine.submit(ticket())
+    assert fleet.engine.queue_depths()["cpu"] == 1
+    claim = worker.must_take()
+    fleet.engine.submit(ticket())
+    assert worker.take() is None
+    assert state(fleet) is TicketState.RUNNING
+    claim.finish()
+    fleet.engine.submit(ticket())
+    assert state(fleet) is TicketState.DONE
+    assert worker.take() is None
+
+
+def test_of_many_workers_at_once_one_gets_it(fleet: Fleet) -> None:
+    workers = [Worker(fleet, f"w{each}") for each in range(8)]
+    names = [f"run:{each}:1" for each in range(20)]
+    for name in names:
+        fleet.engine.submit(ticket(name))
+
+    def take_all(worker: Worker) -> list[str]:
+        taken: list[str] = []
+        while (claim := worker.take()) is not None:
+            taken.append(claim.ticket_id)
+        return taken
+
+    with ThreadPoolExecutor(len(workers)) as threads:
+        taken = [each for found in threads.map(take_all, workers) for each in found]
+    assert sorted(taken) == sorted(names)
+
+
+def test_giving_back_costs_nothing(fleet: Fleet) -> None:
+    worker = Worker(fleet, "w1")
+    for name in ("run:a:1", "run:b:1"):
+        fleet.engine.submit(ticket(name))
+    claim = worker.must_take()
+    assert claim.give_back()
+    status = fleet.engine.status(["run:a:1"])["run:a:1"]
+    assert (status.state, status.losses) == (TicketState.QUEUED, 0)
+    assert not claim.say("too late")
+    assert order(worker, 2) == ["run:a:1", "run:b:1"]
+
+
+def test_what_is_forgotten_leaves_nothing_and_may_come_again(fleet: Fleet) -> None:
+    worker = Worker(fleet, "w1")
+    fleet.engine.submit(ticket())
+    fleet.engine.forget("run:shard:1")
+    assert fleet.engine.queue_depths()["cpu"] == 0
+    assert worker.take() is None
+    fleet.engine.submit(ticket())
+    claim = worker.must_take()
+    fleet.engine.forget("run:shard:1")
+    assert not claim.finish("late")
+    assert fleet.messages("run") in ((), [])
+    fleet.engine.submit(ticket())
+    assert worker.must_take().finish()
+
+
+def test_a_ticket_nobody_knows_is_lost_without_blame(fleet: Fleet) -> None:
+    status = fleet.engine.status(["run:shard:1"])["run:shard:1"]
+    assert (status.state, status.worker_id, status.losses) == (TicketState.LOST, None, 0)
+    assert "gone" in status.why
+
+
+# Workers that fall silent
+
+
+def test_a_lost_ticket_goes_to_another_worker_from_its_old_place(fleet: Fleet) -> None:
+    first, second = Worker(fleet, "w1"), Worker(fleet, "w2")
+    for name in ("run:a:1", "run:b:1"):
+        fleet.engine.submit(ticket(name))
+    first.must_take()
+    fleet.let_lapse("run:a:1")
+    status = fleet.engine.status(["run:a:1"])["run:a:1"]
+    assert status.state is TicketState.LOST
+    assert "w1" in status.why
+    fleet.engine.submit(ticket("run:a:1"))
+    status = fleet.engine.status(["run:a:1"])["run:a:1"]
+    assert (status.state, status.losses) == (TicketState.QUEUED, 1)
+    assert order(second, 2) == ["run:a:1", "run:b:1"]
+
+
+def test_who_lost_a_ticket_has_no_voice(fleet: Fleet) -> None:
+    first, second = Worker(fleet, "w1"), Worker(fleet, "w2")
+    fleet.engine.submit(ticket())
+    old = first.must_take()
+    fleet.let_lapse("run:shard:1")
+    fleet.engine.submit(ticket())
+    assert not old.say("I am alive"), "it waits for another worker"
+    new = second.must_take()
+    assert not old.finish("done")
+    assert not old.give_back()
+    assert (old.should_stop(), old.reason) == (True, StopReason.LOST)
+    assert state(fleet) is TicketState.RUNNING
+    assert new.finish("done by the second")
+    assert list(fleet.messages("run")) == ["done by the second"]
+
+
+@pytest.mark.parametrize("last_word", [Claim.say, Claim.finish])
+def test_a_lapse_that_nobody_noticed_is_no_loss(
+    fleet: Fleet, last_word: Callable[[Claim, str], bool]
+) -> None:
+    worker = Worker(fleet, "w1")
+    fleet.engine.submit(ticket())
+    claim = worker.must_take()
+    fleet.let_lapse("run:shard:1")
+    assert last_word(claim, "still here")
+    assert list(fleet.messages("run")) == ["still here"]
+
+
+def test_a_lapsed_lease_can_be_renewed_until_the_ticket_went_on(fleet: Fleet) -> None:
+    first, second = Worker(fleet, "w1"), Worker(fleet, "w2")
+    fleet.engine.submit(ticket())
+    claim = first.must_take()
+    fleet.let_lapse("run:shard:1")
+    first.claims.renew()
+    assert state(fleet) is TicketState.RUNNING
+    assert not claim.should_stop()
+    fleet.let_lapse("run:shard:1")
+    fleet.engine.submit(ticket())
+    second.must_take()
+    first.claims.renew()
+    assert (claim.should_stop(), claim.reason) == (True, StopReason.LOST)
+    assert [each.ticket_id for each in first.claims.held()] == ["run:shard:1"]
+    first.claims.drop(claim)
+    assert not first.claims.held()
+
+
+# Cancelling
+
+
+def test_cancelling_takes_a_waiting_ticket_out(fleet: Fleet) -> None:
+    worker = Worker(fleet, "w1")
+    fleet.engine.submit(ticket())
+    fleet.engine.cancel("run:shard:1")
+    assert state(fleet) is TicketState.CANCELLED
+    assert worker.take() is None
+    assert fleet.engine.queue_depths()["cpu"] == 0
+    fleet.engine.submit(ticket())
+    assert state(fleet) is TicketState.CANCELLED, "only forgetting it lets it come again"
+
+
+def test_cancelling_reaches_the_worker_of_a_running_ticket(fleet: Fleet) -> None:
+    worker = Worker(fleet, "w1")
+    fleet.engine.submit(ticket())
+    claim = worker.must_take()
+    fleet.engine.cancel("run:shard:1")
+    assert state(fleet) is TicketState.RUNNING
+    worker.claims.renew()
+    assert (claim.should_stop(), claim.reason) == (True, StopReason.CANCELLED)
+    assert claim.finish(state=TicketState.CANCELLED), "its last words still count"
+    assert state(fleet) is TicketState.CANCELLED
+
+
+def test_cancelling_what_is_over_or_unknown_changes_nothing(fleet: Fleet) -> None:
+    worker = Worker(fleet, "w1")
+    fleet.engine.cancel("run:never:1")
+    fleet.engine.submit(ticket())
+    worker.must_take().finish()
+    fleet.engine.cancel("run:shard:1")
+    assert state(fleet) is TicketState.DONE
+
+
+# Whose turn it is
+
+
+def test_a_short_run_waits_for_one_ticket_of_a_long_one(fleet: Fleet) -> None:
+    worker = Worker(fleet, "w1")
+    for each in range(100):
+        fleet.engine.submit(ticket(f"long:{each:03d}:1"))
+    fleet.engine.submit(ticket("short:0:1"))
+    assert order(worker, 3) == ["long:000:1", "short:0:1", "long:001:1"]
+    fleet.engine.submit(ticket("later:0:1"))
+    assert "later:0:1" in order(worker, 2)
+
+
+def test_priority_goes_before_everything(fleet: Fleet) -> None:
+    worker = Worker(fleet, "w1", warm=("small",))
+    for each in range(3):
+        fleet.engine.submit(ticket(f"long:{each}:1", model_key="small"))
+    fleet.engine.submit(ticket("urgent:0:1", priority=1, model_key="large"))
+    fleet.engine.submit(ticket("vital:0:1", priority=2))
+    fleet.let_patience_end("urgent:0:1")
+    assert order(worker, 3) == ["vital:0:1", "urgent:0:1", "long:0:1"]
+
+
+def test_priority_goes_before_everything_in_another_queue(fleet: Fleet) -> None:
+    worker = Worker(fleet, "gpu", H200)
+    fleet.engine.submit(ticket("any:0:1", requirements=Requirements(gpus=1)))
+    needs = Requirements(gpus=1, gpu_type="h200")
+    fleet.engine.submit(ticket("urgent:0:1", requirements=needs, priority=1))
+    assert order(worker, 2) == ["urgent:0:1", "any:0:1"]
+
+
+def test_no_queue_starves_another(fleet: Fleet) -> None:
+    worker = Worker(fleet, "gpu", H200)
+    for each in range(5):
+        fleet.engine.submit(ticket(f"any:{each}:1", requirements=Requirements(gpus=1)))
+    needs = Requirements(gpus=1, gpu_type="h200")
+    fleet.engine.submit(ticket("typed:0:1", requirements=needs))
+    assert "typed:0:1" in order(worker, 2)
+
+
+def test_what_does_not_fit_hides_nothing_behind_it(fleet: Fleet) -> None:
+    worker = Worker(fleet, "w1")
+    for each in range(100):
+        fleet.engine.submit(ticket(f"large:{each:03d}:1", requirements=Requirements(cpus=64)))
+    fleet.engine.submit(ticket("large:small:1"))
+    assert worker.must_take().ticket_id == "large:small:1"
+    assert worker.take() is None
+
+
+# Who may have it
+
+
+def test_a_waiting_ticket_says_what_it_lacks(fleet: Fleet) -> None:
+    fleet.engine.submit(ticket(requirements=Requirements(cpus=6, memory_bytes=32 * GIB)))
+    status = fleet.engine.status(["run:shard:1"])["run:shard:1"]
+    assert (status.satisfiable, status.why) == (False, "no worker is alive")
+    small = Worker(fleet, "small")
+    status = fleet.engine.status(["run:shard:1"])["run:shard:1"]
+    assert not status.satisfiable
+    assert "small: needs 6 cores, has 2; needs 32 GiB of memory, has 4 GiB" in status.why
+    assert small.take() is None
+    large = Worker(fleet, "large", Hardware(cpus=8, memory_bytes=64 * GIB))
+    assert fleet.engine.status(["run:shard:1"])["run:shard:1"].satisfiable
+    assert large.must_take().ticket_id == "run:shard:1"
+
+
+def test_shards_and_runs_say_that_they_wait_for_different_workers(fleet: Fleet) -> None:
+    Worker(fleet, "w1")
+    fleet.engine.submit(StepTicket(ticket_id="run:run", run_id="run", queue=RUNS_QUEUE))
+    status = fleet.engine.status(["run:run"])["run:run"]
+    assert (status.satisfiable, status.why) == (False, "no run worker is alive")
+
+
+def test_an_idle_worker_that_has_the_model_gets_the_ticket(fleet: Fleet) -> None:
+    cold, warm = Worker(fleet, "cold"), Worker(fleet, "warm", warm=("m1",))
+    fleet.engine.submit(ticket(model_key="m1"))
+    assert cold.take() is None, "it is kept for the warm one for a moment"
+    assert warm.must_take().ticket_id == "run:shard:1"
+
+
+def test_a_ticket_is_kept_for_a_warm_worker_only_for_a_moment(fleet: Fleet) -> None:
+    cold = Worker(fleet, "cold")
+    Worker(fleet, "warm", warm=("m1",))
+    fleet.engine.submit(ticket(model_key="m1"))
+    assert cold.take() is None
+    fleet.let_patience_end("run:shard:1")
+    assert cold.must_take().ticket_id == "run:shard:1"
+
+
+def test_a_busy_warm_worker_holds_nobody_up(fleet: Fleet) -> None:
+    cold, warm = Worker(fleet, "cold"), Worker(fleet, "warm", warm=("m1",))
+    fleet.register(warm.info.model_copy(update={"status": WorkerStatus.RUNNING}))
+    fleet.engine.submit(ticket(model_key="m1"))
+    assert cold.must_take().ticket_id == "run:shard:1"
+
+
+def test_a_warm_worker_prefers_its_model_among_what_just_came(fleet: Fleet) -> None:
+    fleet.engine.submit(ticket("run:a:1", model_key="m2"))
+    fleet.engine.submit(ticket("run:b:1", model_key="m1"))
+    warm = Worker(fleet, "warm", warm=("m1",))
+    assert order(warm, 2) == ["run:b:1", "run:a:1"]
+
+
+# What people look at
+
+
+def test_queue_depths_count_what_waits(fleet: Fleet) -> None:
+    worker = Worker(fleet, "w1")
+    Worker(fleet, "gpu", H200)
+    assert set(fleet.engine.queue_depths()) >= {"cpu", "gpu", "gpu.h200"}
+    fleet.engine.submit(ticket("run:a:1"))
+    fleet.engine.submit(ticket("run:b:1"))
+    fleet.engine.submit(ticket("run:c:1", requirements=Requirements(gpus=1, gpu_type="l4")))
+    depths = fleet.engine.queue_depths()
+    assert (depths["cpu"], depths["gpu"], depths["gpu.l4"]) == (2, 0, 1)
+    worker.must_take()
+    assert fleet.engine.queue_depths()["cpu"] == 1
+
+
+def test_workers_are_as_they_registered(fleet: Fleet) -> None:
+    worker = Worker(fleet, "w1")
+    assert list(fleet.engine.workers()) == [worker.info]
+
+
+def test_waiting_for_news_ends_at_once_or_in_time(fleet: Fleet) -> None:
+    worker = Worker(fleet, "w1")
+    fleet.engine.submit(ticket())
+    claim = worker.must_take()
+    fleet.engine.wait("run", 0.01)
+    with ThreadPoolExecutor(1) as threads:
+        waits = threads.submit(fleet.engine.wait, "run", 60)
+        while not waits.done():
+            assert claim.say("news")
+        waits.result()
+
+
+# On Redis only
+
+
+def test_redis_keeps_nothing_of_a_run_that_has_ended(redis_url: str) -> None:
+    fleet = RedisFleet(redis_url)
+    worker = Worker(fleet, "w1")
+    engine = fleet.redis_engine
+    engine.describe_run("run", "its details")
+    engine.inbox.read("run", 0)
+    for each in range(3):
+        engine.submit(ticket(f"run:{each}:1"))
+    worker.must_take().finish("done")
+    worker.must_take()
+    engine.forget_run("run")
+    with redis.Redis.from_url(redis_url, decode_responses=True) as client:
+        known = [str(key) for key in client.scan_iter("*")]
+    left = [key for key in known if "run" in key and not key.startswith("_kombu")]
+    assert left == ["queue:cpu:next:run"], "which expires"
+    assert engine.queue_depths()["cpu"] == 0
+    fleet.redis_engine.close()
