@@ -60,8 +60,12 @@ class Settings(BaseSettings):
     postgres_port: int | None = Field(default=None, ge=1, le=65535)
     """Port of the embedded PostgreSQL; by default a free one, and the same one next time."""
 
-    max_concurrent_runs: int = Field(default=-1, ge=-1)
-    """Runs in progress at a time under `mloc up`; -1 leaves it to the run workers."""
+    run_slots: int = Field(default=32, ge=1)
+    """Runs that one run worker carries at a time: they mostly wait for their shards."""
+
+    max_concurrent_runs: int | None = Field(default=None, ge=-1)
+    """Runs in progress at a time, the others wait in Dagster's queue, where their priority counts;
+    by default as many as the run workers can carry, -1 is no limit."""
 
     heartbeat_ttl_s: float = Field(default=120.0, gt=0)
     """Seconds after its last heartbeat until a worker counts as lost."""

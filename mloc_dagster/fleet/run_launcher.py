@@ -66,7 +66,7 @@ class FleetRunLauncher(RunLauncher["DagsterInstance"], ConfigurableClass):
 
     def launch_run(self, context: LaunchRunContext) -> None:
         """Queues the run for the run workers."""
-        self._engine.submit(run_ticket(context.dagster_run.run_id))
+        self._engine.submit(run_ticket(context.dagster_run))
 
     @property
     def supports_resume_run(self) -> bool:
@@ -78,7 +78,7 @@ class FleetRunLauncher(RunLauncher["DagsterInstance"], ConfigurableClass):
         run_id = context.dagster_run.run_id
         if self._state(run_id) not in _HEALTHY:
             self._engine.forget(run_ticket_id(run_id))
-            self._engine.submit(run_ticket(run_id))
+            self._engine.submit(run_ticket(context.dagster_run))
 
     @property
     def supports_check_run_worker_health(self) -> bool:

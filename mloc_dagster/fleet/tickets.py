@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from dagster import DagsterRun
 from dagster._core.execution.plan.step import ExecutionStep
+from dagster._core.storage.tags import PRIORITY_TAG
 
 from mloc_dagster.fleet.engine import RUNS_QUEUE, StepTicket
 from mloc_dagster.fleet.hardware import Requirements, queue_of
 from mloc_dagster.fleet.messages import StepRequest
 from mloc_dagster.fleet.step_tags import MODEL_TAG
+
+# Beyond this the places within a priority would blur in Redis' floating-point scores.
+_MAX_PRIORITY = 100_000
 
 
 def ticket_for(
@@ -24,14 +28,29 @@ def ticket_for(
         run_id=run.run_id,
         queue=queue_of(requirements),
         requirements=requirements,
+        priority=priority_of(run),
         model_key=(step.tags or {}).get(MODEL_TAG),
         payload=request.to_text(),
     )
 
 
-def run_ticket(run_id: str) -> StepTicket:
+def run_ticket(run: DagsterRun) -> StepTicket:
     """Returns the ticket of a run itself, for run workers."""
-    return StepTicket(ticket_id=run_ticket_id(run_id), run_id=run_id, queue=RUNS_QUEUE)
+    return StepTicket(
+        ticket_id=run_ticket_id(run.run_id),
+        run_id=run.run_id,
+        queue=RUNS_QUEUE,
+        priority=priority_of(run),
+    )
+
+
+def priority_of(run: DagsterRun) -> int:
+    """Returns `dagster/priority` of a run: what let it leave Dagster's queue early counts on."""
+    try:
+        priority = int(run.tags.get(PRIORITY_TAG, "0"))
+    except ValueError:
+        return 0
+    return max(-_MAX_PRIORITY, min(priority, _MAX_PRIORITY))
 
 
 def run_ticket_id(run_id: str) -> str:

@@ -28,9 +28,6 @@ from mloc_dagster.settings import settings
 
 _log = logging.getLogger(__name__)
 
-RUN_SLOTS = 32
-"""Runs that one run worker carries at a time: they mostly wait."""
-
 
 def worker_info(queues: tuple[str, ...], tags: Mapping[str, str]) -> WorkerInfo:
     """Returns who this process is.
@@ -70,7 +67,7 @@ def run_worker_process(queues: tuple[str, ...], tags: Mapping[str, str]) -> None
             engine,
             info,
             perform.perform,
-            slots=RUN_SLOTS if runs else 1,
+            slots=settings().run_slots if runs else 1,
             publish=None if publisher is None else publisher.publish,
         )
         if not runs:
@@ -78,7 +75,7 @@ def run_worker_process(queues: tuple[str, ...], tags: Mapping[str, str]) -> None
                 warm_models=_texts(keys)
             )
         worker.start()
-        _serve(worker, info, RUN_SLOTS if runs else 1)
+        _serve(worker, info, settings().run_slots if runs else 1)
         worker.close()
 
 

@@ -111,6 +111,13 @@ def saved_plan(layout: StackLayout) -> StackPlan | None:
         return None
 
 
+def _concurrent_runs(settings: Settings, run_workers: int) -> int:
+    if settings.max_concurrent_runs is not None:
+        return settings.max_concurrent_runs
+    # Run workers on other machines are unknown here; without any of ours there is no telling.
+    return settings.run_slots * run_workers or -1
+
+
 def make_plan(
     layout: StackLayout,
     settings: Settings,
@@ -157,7 +164,7 @@ def make_plan(
         worker_gpus=tuple(worker_gpus),
         run_workers=run_workers,
         worker_prefix=_plain(settings.worker_name or socket.gethostname()),
-        max_concurrent_runs=settings.max_concurrent_runs,
+        max_concurrent_runs=_concurrent_runs(settings, run_workers),
     )
 
 
