@@ -14,6 +14,7 @@ from mloc_dagster.events.stream import open_redis, send
 from mloc_dagster.ops.run_tags import DEAD_LETTER_TAG
 from mloc_dagster.sensors.instances import instance_of
 from mloc_dagster.sensors.log_cursor import LogCursor
+from mloc_dagster.sensors.looks import looks
 from mloc_dagster.sensors.run_views import run_views
 from mloc_dagster.sensors.task_facts import RunView, dead_letters, kinds, task_facts
 from mloc_dagster.services.event_rows import EventRow, newest_id, rows_after, rows_in
@@ -96,13 +97,18 @@ def publish_events_sensor() -> dg.SensorDefinition:
         if url is None:
             return dg.SkipReason("MLOC_REDIS_URL is not set")
         cursor = LogCursor.model_validate_json(context.cursor) if context.cursor else None
+        instance = instance_of(context)
+        events: list[TaskEvent] = []
         try:
             with open_redis(url) as client:
-                events, reached = publish_since(instance_of(context), client, cursor)
+                for _ in looks(instance):
+                    found, reached = publish_since(instance, client, cursor)
+                    events += found
+                    if reached != cursor:
+                        context.update_cursor(reached.model_dump_json())
+                    cursor = reached
         except redis.RedisError as error:
             return dg.SkipReason(f"Redis cannot be reached, events follow later: {error}")
-        if reached != cursor:
-            context.update_cursor(reached.model_dump_json())
         return dg.SkipReason(kinds(events) or _NOTHING_NEW)
 
     return publish_events

@@ -21,6 +21,7 @@ from mloc_dagster.fleet.slo import (
 from mloc_dagster.ops.plan import workflow_id
 from mloc_dagster.ops.run_tags import SLO_MISSED_TAG, SLO_TAG
 from mloc_dagster.sensors.instances import instance_of
+from mloc_dagster.sensors.looks import looks
 from mloc_dagster.services.run_rows import RunRow, last_durations_s, queued_runs, runs_tagged
 from mloc_dagster.settings import settings
 
@@ -127,14 +128,16 @@ def slo_sensor() -> dg.SensorDefinition:
     )
     def slo_priority(context: dg.SensorEvaluationContext) -> dg.SkipReason:
         instance = instance_of(context)
-        raised = reorder_queue(instance, estimates)
+        raised = missed = 0
         try:
-            missed = tell_missed(instance)
+            for _ in looks(instance):
+                raised += len(reorder_queue(instance, estimates))
+                missed += len(tell_missed(instance))
         except redis.RedisError as error:
             return dg.SkipReason(f"Redis cannot be reached, missed SLOs follow later: {error}")
         if not raised and not missed:
             return dg.SkipReason("nothing to do")
-        return dg.SkipReason(f"raised {len(raised)} runs; {len(missed)} missed their SLO")
+        return dg.SkipReason(f"raised {raised} priorities; {missed} runs missed their SLO")
 
     return slo_priority
 
