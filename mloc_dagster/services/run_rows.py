@@ -17,6 +17,10 @@ from dagster._core.storage.runs.schema import RunsTable, RunTagsTable
 
 _runs = RunsTable.c
 
+# The column has no zone: PostgreSQL fills it with the time of its own, which it knows and we do
+# not. The same goes for the comparison with the last change below, whose other side has a zone.
+_CREATED = db.cast(_runs.create_timestamp, db.TIMESTAMP(timezone=True))
+
 
 @dataclass(frozen=True, slots=True)
 class RunRow:
@@ -62,7 +66,7 @@ def runs_tagged(
         DagsterRunStatus.STARTED,
     )
     ended_states = (DagsterRunStatus.SUCCESS, DagsterRunStatus.FAILURE)
-    since = datetime.fromtimestamp(ended_after_s, UTC).replace(tzinfo=None)
+    since = datetime.fromtimestamp(ended_after_s, UTC)
     state = db.or_(
         _runs.status.in_([each.value for each in open_states]),
         # The time of the last change has an index, the time of the end has none.
@@ -98,7 +102,7 @@ def _rows(
         db.select(
             _runs.run_id,
             _runs.pipeline_name,
-            _runs.create_timestamp,
+            _CREATED,
             _runs.end_time,
             RunTagsTable.c.key,
             RunTagsTable.c.value,
@@ -119,9 +123,7 @@ def _rows(
         ):
             row = found.get(run_id)
             if row is None:
-                # The column has no zone; Dagster writes UTC.
-                created_s = created.replace(tzinfo=UTC).timestamp()
-                row = found[run_id] = RunRow(run_id, job, created_s, ended, {})
+                row = found[run_id] = RunRow(run_id, job, created.timestamp(), ended, {})
             if key is not None:
                 row.tags[key] = value
     return list(found.values())

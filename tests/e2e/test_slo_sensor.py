@@ -24,6 +24,7 @@ from mloc_dagster.sensors.slo import (
     slo_sensor,
     tell_missed,
 )
+from mloc_dagster.services.run_rows import queued_runs
 from mloc_dagster.settings import settings
 from tests.e2e.queued_runs import echo_template, queued
 
@@ -130,3 +131,18 @@ def test_without_redis_nothing_is_tagged_that_was_not_published(
     found = instance.get_run_by_id(run.run_id)
     assert found is not None
     assert SLO_MISSED_TAG not in found.tags
+
+
+def test_times_are_right_whatever_the_zone_of_the_database(
+    instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PGTZ", "Asia/Tokyo")
+    began = time()
+    with dg.DagsterInstance.from_ref(instance.get_ref()) as elsewhere:
+        run = queued(elsewhere, echo_template("elsewhere"), {SLO_TAG: "100"})
+        (row,) = queued_runs(elsewhere.run_storage, (SLO_TAG,))  # type: ignore[arg-type]
+        outcome = run_template(echo_template("ended-there"), elsewhere, tags={SLO_TAG: "0.001"})
+        told = [each.run_id for each in tell_missed(elsewhere)]
+    assert row.run_id == run.run_id
+    assert began - 1 <= row.created_s <= time()
+    assert told == [outcome.run_id]
