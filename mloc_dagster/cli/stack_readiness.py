@@ -24,6 +24,10 @@ _LOOK_EVERY_S = 0.25
 _HOPELESS_RESTARTS = 4
 _TAIL_LINES = 12
 
+# In supervisord's words for a command that is missing or may not be run: the next attempt will not
+# help. Other problems are those of a process that did start.
+_NO_COMMAND = "command"
+
 
 @dataclass(slots=True)
 class Readiness:
@@ -55,9 +59,11 @@ class Readiness:
             waiting = self._waiting(states)
             if not waiting:
                 return True
-            hopeless = [each for each in waiting if each.restarts >= _HOPELESS_RESTARTS]
-            if hopeless:
-                raise TerminalError(_failure(hopeless[0], "dies again and again"))
+            for each in waiting:
+                if each.restarts >= _HOPELESS_RESTARTS:
+                    raise TerminalError(_failure(each, "dies again and again"))
+                if _NO_COMMAND in each.problem:
+                    raise TerminalError(_failure(each, f"can't be started: {each.problem}"))
             if time.monotonic() > deadline:
                 raise TerminalError(_failure(waiting[0], f"has not answered in {_PATIENCE_S:g} s"))
             time.sleep(_LOOK_EVERY_S)

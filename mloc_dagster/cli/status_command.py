@@ -120,8 +120,11 @@ def _print(plan: StackPlan | None, components: Sequence[ComponentState], fleet: 
         return
     waiting = ", ".join(f"{queue} {depth}" for queue, depth in sorted(fleet.queues.items()))
     typer.echo(f"waiting: {waiting or 'nothing'}")
-    typer.echo("")
-    _print_workers(fleet.workers)
+    if fleet.workers:
+        typer.echo("")
+        _print_workers(fleet.workers)
+    else:
+        typer.echo("workers: none")
 
 
 def _print_workers(workers: Sequence[WorkerInfo]) -> None:

@@ -51,8 +51,7 @@ def main(arguments: Sequence[str]) -> None:
 
     folder.parent.mkdir(parents=True, exist_ok=True)
     server = get_server(folder, start=False)
-    with PostgresServer._lock:  # noqa: SLF001 (whoever starts the same server on demand holds it)
-        server.ensure_pgdata_inited()
+    server.ensure_pgdata_inited()
     _clear_remains(folder)
     password = password_in(stack_layout().password)
     sockets = find_suitable_socket_dir(folder, PostgresServer.runtime_path)

@@ -36,6 +36,7 @@ class ComponentState(BaseModel):
         uptime_s: Seconds since it was started last; 0 while none runs.
         restarts: How often it was started again.
         log: Its log file.
+        problem: Why it could not be started; empty if it could.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -46,6 +47,7 @@ class ComponentState(BaseModel):
     uptime_s: float
     restarts: int
     log: Path
+    problem: str = ""
 
 
 class SupervisorGone(TerminalError):
@@ -107,6 +109,7 @@ def _state(info: Mapping[str, object], starts: Mapping[str, int]) -> ComponentSt
         uptime_s=max(0.0, now - start) if pid else 0.0,
         restarts=max(0, starts.get(name, 0) - 1),
         log=Path(str(info["stdout_logfile"])),
+        problem=str(info["spawnerr"]),
     )
 
 
