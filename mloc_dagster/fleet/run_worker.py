@@ -12,7 +12,7 @@ from mloc_dagster.fleet.claim import Claim, StopReason
 from mloc_dagster.fleet.jobs import LIBRARY, Jobs
 from mloc_dagster.fleet.redis_engine import RedisFleetEngine
 from mloc_dagster.fleet.run_claim import under_claim
-from mloc_dagster.fleet.run_end import end_cancelled_run
+from mloc_dagster.fleet.run_end import end_cancelled_run, leave_pools
 
 
 class RunWorker:
@@ -40,6 +40,8 @@ class RunWorker:
         if claim.reason is StopReason.DRAINING and not self._finished(claim.run_id):
             claim.give_back()
             return
+        if claim.reason is StopReason.CANCELLED:
+            leave_pools(self._instance, claim.run_id)
         if claim.reason is not StopReason.LOST:
             self._engine.forget_run(claim.run_id)
             claim.finish()
