@@ -11,6 +11,7 @@ from dagster._core.errors import DagsterExecutionInterruptedError
 from dagster._core.events import EngineEventData
 from dagster._core.execution.context.system import PlanOrchestrationContext
 from dagster._core.execution.plan.active import ActiveExecution
+from dagster._core.execution.plan.objects import StepFailureData
 from dagster._core.execution.plan.step import ExecutionStep
 from dagster_shared.error import SerializableErrorInfo
 
@@ -18,7 +19,8 @@ from mloc_dagster.fleet.claim import StopReason
 from mloc_dagster.fleet.local_steps import LocalSteps
 from mloc_dagster.fleet.messages import StepMessage, StepRequest, run_to_text, state_for_step
 from mloc_dagster.fleet.redis_engine import RedisFleetEngine
-from mloc_dagster.fleet.replay import fact_of, replayable
+from mloc_dagster.fleet.replay import fact_of, rebuild, replayable
+from mloc_dagster.fleet.requeue_note import Requeue, requeue_data
 from mloc_dagster.fleet.run_claim import current_run_claim
 from mloc_dagster.fleet.step_tags import requirements_of_step
 from mloc_dagster.fleet.ticket_watch import TicketWatch
@@ -86,7 +88,7 @@ class RunLoop:
 
     # Starting
 
-    def _launch(self, steps: Sequence[ExecutionStep]) -> None:
+    def _launch(self, steps: Sequence[ExecutionStep], *, again: bool = False) -> None:
         state = self._active.get_known_state() if steps else None
         tickets = []
         for step in steps:
@@ -100,6 +102,8 @@ class RunLoop:
                 attempt = self._active.retry_state.get_attempt_count(step.key) + 1
                 ticket = ticket_for(self._context.dagster_run, step, request, attempt, requirements)
                 tickets.append(self._watch.follow(step.key, ticket))
+        if again:
+            tickets = self._watch.unlapsed(tickets)
         if tickets:
             self._engine.submit_all(tickets)
 
@@ -118,7 +122,8 @@ class RunLoop:
         self._engine.inbox.trim(self._run_id, len(messages))
         events = replayable([*entries, *fresh])
         yield from events
-        self._launch(self._active.rebuild_from_events([each for each in events if each.step_key]))
+        steps = rebuild(self._active, [each for each in events if each.step_key])
+        self._launch(steps, again=True)
 
     # Hearing
 
@@ -179,21 +184,30 @@ class RunLoop:
             step = self._active.get_step_by_key(finding.step_key)
             if finding.fatal:
                 info = SerializableErrorInfo(f"{finding.text}\n", [], None)
-                yield from self._fail(finding.step_key, info)
+                yield from self._fail(finding.step_key, info, retry=finding.retry)
             else:
-                self._note(finding.text, step)
+                self._note(finding.text, step, finding.requeue)
 
-    def _fail(self, step_key: str, error: SerializableErrorInfo) -> Iterator[DagsterEvent]:
-        step = self._active.get_step_by_key(step_key)
-        event = self._executor.log_failure_or_retry_event_after_error(
-            self._context.for_step(step), error, self._active.get_known_state()
-        )
+    def _fail(
+        self, step_key: str, error: SerializableErrorInfo, *, retry: bool = True
+    ) -> Iterator[DagsterEvent]:
+        step = self._context.for_step(self._active.get_step_by_key(step_key))
+        if retry:
+            event = self._executor.log_failure_or_retry_event_after_error(
+                step, error, self._active.get_known_state()
+            )
+        else:
+            failure = StepFailureData(error=error, user_failure_data=None)
+            event = DagsterEvent.step_failure_event(step, failure)
         yield event
         self._active.handle_event(event)
 
-    def _note(self, text: str, step: ExecutionStep | None = None) -> None:
+    def _note(
+        self, text: str, step: ExecutionStep | None = None, requeue: Requeue | None = None
+    ) -> None:
         context = self._context if step is None else self._context.for_step(step)
-        DagsterEvent.engine_event(context, text, EngineEventData())
+        data = EngineEventData() if requeue is None else requeue_data(requeue)
+        DagsterEvent.engine_event(context, text, data)
 
     # Stopping
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from mloc_dagster.fleet.engine import FleetEngine, StepTicket, TicketState, TicketStatus
+from mloc_dagster.fleet.requeue_note import Requeue
 from mloc_dagster.settings import settings
 
 _LOOK_EVERY_S = 1.0
@@ -22,11 +23,15 @@ class Finding:
         step_key: The step.
         text: What to say.
         fatal: Whether this attempt is over and failed.
+        retry: Whether another attempt, if the step has one left, may help.
+        requeue: Set when the step was taken from a lost worker and goes to another one.
     """
 
     step_key: str
     text: str
     fatal: bool = False
+    retry: bool = True
+    requeue: Requeue | None = None
 
 
 @dataclass(slots=True)
@@ -70,6 +75,14 @@ class TicketWatch:
         """Returns the step of an outstanding ticket."""
         return self._steps.get(ticket_id)
 
+    def unlapsed(self, tickets: Sequence[StepTicket]) -> list[StepTicket]:
+        """Returns those of some followed tickets with which no worker was lost.
+
+        The others are for the next look, which tells of them.
+        """
+        statuses = self._engine.status([each.ticket_id for each in tickets])
+        return [each for each in tickets if not _is_lapsed(statuses[each.ticket_id])]
+
     def look(self) -> Iterator[Finding]:
         """Yields what is new, and sends lost tickets out again, once a second at most."""
         if not self._followed or time.monotonic() - self._looked_at < _LOOK_EVERY_S:
@@ -98,9 +111,10 @@ class TicketWatch:
                 followed.unsatisfiable_since = None
 
     def _lost(self, step_key: str, followed: _Followed, status: TicketStatus) -> Finding:
-        # A record that is gone says nothing against the worker.
-        self._losses[step_key] = self._losses.get(step_key, 0) + (status.worker_id is not None)
-        losses = self._losses[step_key]
+        # A record that is gone says nothing against the worker. One that is there also knows of what
+        # an earlier run worker saw.
+        known = max(self._losses.get(step_key, 0), status.losses)
+        losses = self._losses[step_key] = known + (status.worker_id is not None)
         if losses >= _MAX_LOSSES and status.worker_id is not None:
             self.forget(step_key)
             self._engine.forget(followed.ticket.ticket_id)
@@ -108,7 +122,11 @@ class TicketWatch:
                 step_key, f"{status.why}; {losses} workers were lost with this shard", fatal=True
             )
         self._engine.submit(followed.ticket)
-        return Finding(step_key, f"{status.why}; the shard goes to another worker")
+        if status.worker_id is None:
+            return Finding(step_key, f"{status.why}; the shard is queued anew")
+        requeue = Requeue(status.worker_id, status.losses + 1)
+        text = f"{status.why}; the shard goes to another worker"
+        return Finding(step_key, text, requeue=requeue)
 
     def _waiting(
         self, step_key: str, followed: _Followed, status: TicketStatus
@@ -122,7 +140,8 @@ class TicketWatch:
             self._engine.cancel(followed.ticket.ticket_id)
             self.forget(step_key)
             waited = now - followed.unsatisfiable_since
-            yield Finding(step_key, f"gave up after {waited:.0f} s: {status.why}", fatal=True)
+            why = f"gave up after {waited:.0f} s: {status.why}"
+            yield Finding(step_key, why, fatal=True, retry=False)
             return
         if status.why != followed.said and now - followed.since > _SAY_AFTER_S:
             followed.said = status.why
@@ -137,3 +156,7 @@ class TicketWatch:
         """Returns whether some worker still works on a ticket of the run."""
         statuses = self._engine.status(list(self._steps))
         return any(each.state is TicketState.RUNNING for each in statuses.values())
+
+
+def _is_lapsed(status: TicketStatus) -> bool:
+    return status.state is TicketState.LOST and status.worker_id is not None
