@@ -39,7 +39,7 @@ class UpOptions:
     """What the command line says.
 
     Attributes:
-        workers: How many workers for shards; None for one, or one per GPU.
+        workers: How many workers for shards; None for one, with GPUs for one more than these.
         run_workers: How many workers for runs.
         port: Port of Dagster's UI; None for the setting's.
         detach: Whether to leave when everything answers.
@@ -101,18 +101,31 @@ def _prepare(layout: StackLayout, options: UpOptions, console: Console) -> Stack
 
 
 def _worker_gpus(workers: int | None) -> Sequence[str | None]:
-    """Shares the machine's GPUs among the workers, when there are enough for all."""
     if workers == 0:
         return ()
     from mloc_dagster.fleet.hardware import detect_hardware
 
-    gpus = [gpu.index for gpu in detect_hardware().gpus]
-    count = workers or max(1, len(gpus))
-    if len(gpus) < count:
+    return share_gpus([gpu.index for gpu in detect_hardware().gpus], workers)
+
+
+def share_gpus(gpus: Sequence[int], workers: int | None) -> list[str | None]:
+    """Returns the `CUDA_VISIBLE_DEVICES` of each worker; None where there is nothing to share.
+
+    Workers beyond the number of GPUs have none: they take the tasks that ask for none, which
+    workers with GPUs leave alone.
+
+    Args:
+        gpus: The machine's.
+        workers: How many; None for one per GPU, and one without.
+    """
+    count = workers or len(gpus) + 1
+    if not gpus:
         return [None] * count
-    each = len(gpus) // count
-    groups = [gpus[place * each : (place + 1) * each] for place in range(count)]
-    return [",".join(str(index) for index in group) for group in groups]
+    owners = min(count, len(gpus))
+    each = len(gpus) // owners
+    groups = [gpus[place * each : (place + 1) * each] for place in range(owners)]
+    named = [",".join(str(index) for index in group) for group in groups]
+    return [*named, *[""] * (count - owners)]
 
 
 def _already_up(layout: StackLayout, pid: int) -> str:

@@ -11,6 +11,7 @@ import pytest
 import yaml
 from dagster._core.instance.config import dagster_instance_config
 
+from mloc_dagster.cli.up_command import share_gpus
 from mloc_dagster.errors import InputError
 from mloc_dagster.services.redis import redis_executable, write_redis_config
 from mloc_dagster.services.stack.dagster_home import write_dagster_home
@@ -64,10 +65,12 @@ def test_workers_share_the_cores_and_have_names(
     layout: StackLayout, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.delenv("MLOC_MACHINE_SHARE", raising=False)
     config = _config(_plan(layout, worker_name="box 7"))
     second = config["program:worker-2"]["environment"]
     assert 'MLOC_WORKER_NAME="box-7-2"' in second
     assert 'OMP_NUM_THREADS="4"' in second
+    assert 'MLOC_MACHINE_SHARE="2"' in second
     assert "OMP_NUM_THREADS" not in config["program:runs-1"]["environment"]
     assert 'OMP_NUM_THREADS="1"' in _config(_plan(layout), cores=1)["program:worker-1"].get(
         "environment", ""
@@ -77,6 +80,23 @@ def test_workers_share_the_cores_and_have_names(
 def test_a_worker_of_its_own_gpus_sees_no_others(layout: StackLayout) -> None:
     plan = _plan(layout).model_copy(update={"worker_gpus": ("0,1", "2,3")})
     assert 'CUDA_VISIBLE_DEVICES="2,3"' in _config(plan)["program:worker-2"]["environment"]
+
+
+@pytest.mark.parametrize(
+    ("gpus", "workers", "seen"),
+    [
+        ([], None, [None]),
+        ([], 2, [None, None]),
+        ([0, 1], None, ["0", "1", ""]),
+        ([0, 1], 2, ["0", "1"]),
+        ([0, 1, 2, 3], 2, ["0,1", "2,3"]),
+        ([3], 3, ["3", "", ""]),
+    ],
+)
+def test_no_two_workers_see_the_same_gpu(
+    gpus: list[int], workers: int | None, seen: list[str | None]
+) -> None:
+    assert share_gpus(gpus, workers) == seen
 
 
 def test_given_urls_leave_the_embedded_servers_out(layout: StackLayout) -> None:

@@ -130,10 +130,11 @@ def _run_worker(plan: StackPlan, number: int, stop_s: int) -> _Program:
 
 def _worker(plan: StackPlan, number: int, gpus: str | None, threads: int, stop_s: int) -> _Program:
     environment = {"MLOC_WORKER_NAME": f"{plan.worker_prefix}-{number}"}
-    if "OMP_NUM_THREADS" not in os.environ:
-        environment["OMP_NUM_THREADS"] = str(threads)
+    shares = {"OMP_NUM_THREADS": threads, "MLOC_MACHINE_SHARE": len(plan.worker_gpus)}
+    environment |= {key: str(value) for key, value in shares.items() if key not in os.environ}
     if gpus is not None:
-        environment["CUDA_VISIBLE_DEVICES"] = gpus
+        # CUDA otherwise numbers devices by speed, and the driver's tools by their place on the bus.
+        environment |= {"CUDA_VISIBLE_DEVICES": gpus, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
     command = _after("redis", "postgres", command=_python("mloc_dagster.cli", "worker"))
     # A worker drains by itself: the engines that it started must live until its shard is done.
     return _Program(
