@@ -98,7 +98,7 @@ def _up(
     workers: Annotated[
         int | None,
         typer.Option(
-            metavar="N", min=0, help="Workers for shards; by default one, or one per GPU."
+            metavar="N", min=0, help="Workers for shards; by default one per GPU, and one without."
         ),
     ] = None,
     run_workers: Annotated[
