@@ -8,6 +8,8 @@ from typing import Annotated
 import typer
 
 from mloc_dagster import __version__
+from mloc_dagster.cli.arguments import Json
+from mloc_dagster.cli.task_app import tasks
 
 _TASKS, _FLEET, _TEMPLATES, _MODELS = "Run", "Fleet", "Templates", "Models"
 
@@ -22,8 +24,6 @@ app = typer.Typer(
 )
 _templates = typer.Typer(help="List, show and copy the templates that ship.", no_args_is_help=True)
 _models = typer.Typer(help="The models that ship.", no_args_is_help=True)
-
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
 
 
 def _version(wanted: bool) -> None:
@@ -237,6 +237,7 @@ def _events(
     raise typer.Exit(show_events(EventsOptions(follow, since, as_json, task, workers)))
 
 
+app.add_typer(tasks)
 app.add_typer(_templates, name="templates", rich_help_panel=_TEMPLATES)
 app.add_typer(_models, name="models", rich_help_panel=_MODELS)
 

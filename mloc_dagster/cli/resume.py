@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING
 
 from mloc_dagster.compile.compiler import CompiledTemplate, compile_mapping
 from mloc_dagster.errors import InputError
+from mloc_dagster.ops.run_tags import PROCESS_TAG
 from mloc_dagster.results.record import TaskRecord, read_record
 from mloc_dagster.results.store import ResultStore, open_store
 
 if TYPE_CHECKING:
     import dagster as dg
-
-PROCESS_TAG = "mloc/process"
 
 
 def resumable(name: str) -> tuple[CompiledTemplate, str]:

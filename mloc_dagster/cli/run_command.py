@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,7 +59,8 @@ def run(options: RunOptions) -> int:
 
 def _session(options: RunOptions) -> Session:
     if options.resume is None:
-        templates, workflow_id = _compiled(options), None
+        path = template_path(options.template or "")
+        templates, workflow_id = compile_with_sets(path, options.sets), None
     else:
         compiled, workflow_id = resumable(options.resume)
         templates = [compiled]
@@ -96,15 +98,19 @@ def _check(options: RunOptions) -> None:
         raise InputError("give either --quiet or --json")
 
 
-def _compiled(options: RunOptions) -> list[CompiledTemplate]:
-    path = template_path(options.template or "")
-    if not options.sets:
+def compile_with_sets(path: Path, sets: Sequence[str]) -> list[CompiledTemplate]:
+    """Compiles every document of a file, changed as `--set` asks.
+
+    Raises:
+        TemplateError: If any of it is wrong; carries every finding.
+    """
+    if not sets:
         return compile_file(path)
     templates: list[CompiledTemplate] = []
     findings: list[Diagnostic] = []
     for document in load_documents(path):
         try:
-            templates.append(compile_document(apply_sets(document, options.sets)))
+            templates.append(compile_document(apply_sets(document, sets)))
         except TemplateError as error:
             findings += [each for each in error.diagnostics if isinstance(each, Diagnostic)]
     if findings:

@@ -17,8 +17,9 @@ from mloc_dagster.cli.interrupts import Interrupts
 from mloc_dagster.cli.progress import Monitor, View, monitoring, view_for
 from mloc_dagster.cli.quiet import quiet_terminal
 from mloc_dagster.cli.report import TemplateRun, print_problems, print_report
-from mloc_dagster.cli.resume import PROCESS_TAG, close_dead_runs, this_process
+from mloc_dagster.cli.resume import close_dead_runs, this_process
 from mloc_dagster.compile.compiler import CompiledTemplate
+from mloc_dagster.ops.run_tags import PROCESS_TAG
 
 if TYPE_CHECKING:
     import dagster as dg

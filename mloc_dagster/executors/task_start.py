@@ -54,7 +54,7 @@ def start_task(
     folder = open_store().task(task_id)
     if not folder.exists("task.json"):
         write_record(
-            folder, _record(task_id, compiled, chosen, workflow_id, run_id, dict(upstream))
+            folder, task_record(task_id, compiled, chosen, workflow_id, run_id, dict(upstream))
         )
     opened = open_task(task_id)
     spec = opened.spec
@@ -89,7 +89,7 @@ def error_budget_of(spec: RowSpec) -> float:
     return spec.echo.error_budget if isinstance(spec, EchoSpec) else 0.0
 
 
-def _record(
+def task_record(
     task_id: str,
     compiled: CompiledTemplate,
     chosen: CompiledTask,
@@ -97,6 +97,7 @@ def _record(
     run_id: str,
     upstream: dict[str, str],
 ) -> TaskRecord:
+    """Returns what `task.json` says of a task that is submitted now."""
     return TaskRecord(
         task_id=task_id,
         workflow_id=workflow_id,

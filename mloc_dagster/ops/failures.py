@@ -38,3 +38,15 @@ def retry_or_fail(error: Exception, attempt: int, retries: Retries) -> Exception
         metadata={"error_type": type(error).__name__},
         allow_retries=False,
     )
+
+
+def step_error(event: dg.DagsterEvent) -> str:
+    """Returns why a step failed in the words of whoever raised it, without Dagster around it."""
+    failure = event.step_failure_data
+    given = failure.user_failure_data
+    if given is not None and given.description:
+        return given.description
+    error = failure.error
+    while error is not None and error.cause is not None:
+        error = error.cause
+    return (event.message or "") if error is None else error.message.strip()

@@ -16,6 +16,9 @@ SLO_MISSED_TAG = "mloc/slo_missed"
 DEAD_LETTER_TAG = "mloc/dead_letter"
 """Ids of tasks that failed for good, comma-joined: a person decides what becomes of them."""
 
+PROCESS_TAG = "mloc/process"
+"""`host:pid:start` of the `mloc run` that carries a run, which is none of the fleet's then."""
+
 
 def op_name(text: str) -> str:
     """Returns `text` with everything that Dagster's names refuse replaced by `_`."""

@@ -1,0 +1,13 @@
+"""Arguments that several commands share."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
+Wait = Annotated[bool, typer.Option("--wait", help="Return when the run has ended.")]
+TaskOrRun = Annotated[
+    str, typer.Argument(metavar="ID", help="Of a task or of a run.", show_default=False)
+]

@@ -1,0 +1,221 @@
+"""How a task is: its state, its shards, how far it is, who works on it, what it waits for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+
+import dagster as dg
+from dagster import DagsterRun, DagsterRunStatus, RunRecord
+from dagster._core.execution.stats import StepEventStatus
+from pydantic import BaseModel, ConfigDict
+
+from mloc_dagster.fleet.engine import FleetEngine, TicketState, TicketStatus
+from mloc_dagster.fleet.tickets import run_ticket_id
+from mloc_dagster.ops.run_tags import DEAD_LETTER_TAG, RunTask
+from mloc_dagster.planning.plan import Plan
+from mloc_dagster.results.record import RECORD_NAME, read_record
+from mloc_dagster.results.store import Folder, open_store
+from mloc_dagster.schema.resources import Retries
+from mloc_dagster.tasks.progress import plan_of, rows_finished, summary_of
+from mloc_dagster.tasks.steps import Steps, failures_of, shard_of, steps_of
+from mloc_dagster.tasks.task_state import ShardCounts, TaskFacts, TaskState, task_state
+from mloc_dagster.tasks.workflows import Workflow
+
+_MOST_ATTEMPTS = 1 + max(
+    (each.le for each in Retries.model_fields["max"].metadata if hasattr(each, "le")), default=0
+)
+
+
+class TaskStatus(BaseModel):
+    """How a task is.
+
+    Attributes:
+        task_id: The task.
+        node: Its stage or node.
+        template: The template's name.
+        state: In one word.
+        run_id: The newest Dagster run that works on it.
+        runs: How many runs worked on it, that one included.
+        created_at: When it was submitted.
+        ended_at: When its run ended.
+        waiting_for: What it waits for, and why; empty when it does not.
+        shards: Its shards by what they do.
+        rows: Rows of its input; None before it was read.
+        rows_finished: Rows that are there; None where nobody counted.
+        errors: Rows of the result that ended with an error; None before it is complete.
+        retries: Attempts at shards beyond the first, in that run.
+        workers: Who computes which shard.
+        folder: Where its results are.
+        error: Why it failed; empty when it did not.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    task_id: str
+    node: str
+    template: str
+    state: TaskState
+    run_id: str
+    runs: int
+    created_at: datetime
+    ended_at: datetime | None = None
+    waiting_for: str = ""
+    shards: ShardCounts = ShardCounts()
+    rows: int | None = None
+    rows_finished: int | None = None
+    errors: int | None = None
+    retries: int = 0
+    workers: Mapping[int, str] = {}
+    folder: str
+    error: str = ""
+
+
+def status_of(
+    instance: dg.DagsterInstance,
+    engine: FleetEngine | None,
+    workflow: Workflow,
+    task: RunTask,
+    *,
+    count_rows: bool = True,
+) -> TaskStatus:
+    """Returns how a task is now.
+
+    Args:
+        instance: Whose runs.
+        engine: Who knows about tickets; None where there is no fleet.
+        workflow: Where the task belongs.
+        task: The task.
+        count_rows: Whether to read how far it is.
+    """
+    records = workflow.runs_of(task) or list(workflow.runs)
+    run = records[-1].dagster_run
+    steps = steps_of(instance, [each.dagster_run for each in workflow.runs])
+    own = {key: step for key, step in steps.items() if task.owns(key)}
+    folder = open_store().task(task.task_id)
+    plan = plan_of(folder)
+    tickets = {} if run.is_finished or engine is None else _tickets(engine, run, task, own, plan)
+    shards = _count(own, plan, tickets, ended=run.is_finished)
+    missing = _missing_upstream(workflow, task, steps, folder)
+    claimed = _run_ticket(engine, run)
+    facts = TaskFacts(
+        run=run.status,
+        claimed=claimed is None or claimed.state is TicketState.RUNNING,
+        exported=task.export in own and own[task.export].succeeded,
+        failed=any(step.status is StepEventStatus.FAILURE for step in own.values()),
+        dead=task.task_id in run.tags.get(DEAD_LETTER_TAG, "").split(","),
+        upstream_done=not missing,
+        shards=shards,
+    )
+    state = task_state(facts)
+    counted = {} if not count_rows else _rows(folder, plan, own, done=state is TaskState.DONE)
+    failures = failures_of(instance, run.run_id, task) if facts.failed else ()
+    return TaskStatus(
+        task_id=task.task_id,
+        node=task.node,
+        template=workflow.template,
+        state=state,
+        run_id=run.run_id,
+        runs=len(records),
+        created_at=workflow.runs[0].create_timestamp,
+        ended_at=_ended_at(records[-1]),
+        waiting_for=_waiting_for(state, missing, tickets, claimed),
+        shards=shards,
+        rows=None if plan is None else plan.rows,
+        retries=sum(
+            max(0, step.attempts - 1) for key, step in own.items() if shard_of(key) is not None
+        ),
+        workers={
+            index: each.worker_id
+            for index, each in tickets.items()
+            if each.state is TicketState.RUNNING and each.worker_id
+        },
+        folder=folder.url,
+        error="" if state is TaskState.DONE or not failures else failures[-1].message,
+        **counted,
+    )
+
+
+def _ended_at(record: RunRecord) -> datetime | None:
+    seconds = record.end_time
+    return None if seconds is None else datetime.fromtimestamp(seconds).astimezone()
+
+
+def _run_ticket(engine: FleetEngine | None, run: DagsterRun) -> TicketStatus | None:
+    if engine is None or run.status is not DagsterRunStatus.STARTING:
+        return None
+    ticket_id = run_ticket_id(run.run_id)
+    return engine.status([ticket_id])[ticket_id]
+
+
+def _missing_upstream(workflow: Workflow, task: RunTask, steps: Steps, folder: Folder) -> list[str]:
+    """Returns the nodes that a task depends on and that are not done."""
+    undone = [
+        each
+        for each in workflow.tasks()
+        if not (each.export in steps and steps[each.export].succeeded)
+    ]
+    if folder.exists(RECORD_NAME):
+        upstream = read_record(folder).upstream
+        return [each.node for each in undone if each.node in upstream]
+    # Its first step writes what it depends on; until then it can only be one before it.
+    return [each.node for each in undone[: undone.index(task)]] if task in undone else []
+
+
+def _tickets(
+    engine: FleetEngine, run: DagsterRun, task: RunTask, steps: Steps, plan: Plan | None
+) -> dict[int, TicketStatus]:
+    """Returns the ticket of each shard that waits for a worker or is on one."""
+    ids: dict[str, int] = {}
+    for shard in plan.shards if plan else ():
+        step_key = f"{task.steps}.run_shard[{shard.key}]"
+        if step_key not in steps or not steps[step_key].succeeded:
+            for attempt in range(1, _MOST_ATTEMPTS + 1):
+                ids[f"{run.run_id}:{step_key}:{attempt}"] = shard.index
+    live = (TicketState.QUEUED, TicketState.RUNNING)
+    return {ids[key]: each for key, each in engine.status(ids).items() if each.state in live}
+
+
+def _count(
+    steps: Steps, plan: Plan | None, tickets: Mapping[int, TicketStatus], *, ended: bool
+) -> ShardCounts:
+    by_shard = {index: step for key, step in steps.items() if (index := shard_of(key)) is not None}
+    total = len(plan.shards) if plan else 0
+    done = sum(step.succeeded for step in by_shard.values())
+    failed = sum(step.status is StepEventStatus.FAILURE for step in by_shard.values())
+    running = sum(each.state is TicketState.RUNNING for each in tickets.values())
+    if not ended and not tickets:
+        # Where no fleet carries them, only Dagster knows.
+        running = sum(step.status is StepEventStatus.IN_PROGRESS for step in by_shard.values())
+    queued = max(0, total - done - failed - running)
+    return ShardCounts(queued=queued, running=running, done=done, failed=failed)
+
+
+def _rows(folder: Folder, plan: Plan | None, steps: Steps, *, done: bool) -> dict[str, int]:
+    if plan is None:
+        return {}
+    if done:
+        summary = summary_of(folder)
+        return {"rows_finished": plan.rows, **({"errors": summary.errors} if summary else {})}
+    complete = {
+        index
+        for key, step in steps.items()
+        if step.succeeded and (index := shard_of(key)) is not None
+    }
+    return {"rows_finished": rows_finished(folder, plan, complete)}
+
+
+def _waiting_for(
+    state: TaskState,
+    missing: list[str],
+    tickets: Mapping[int, TicketStatus],
+    run_ticket: TicketStatus | None,
+) -> str:
+    if state is TaskState.WAITING:
+        return f"tasks it depends on: {', '.join(missing)}"
+    if state is TaskState.PENDING and run_ticket is not None:
+        return run_ticket.why
+    if state is TaskState.PENDING and not tickets:
+        return "its turn in the queue of runs, or its next attempt"
+    reasons = {each.why: None for each in tickets.values() if each.state is TicketState.QUEUED}
+    return "; ".join(filter(None, reasons))

@@ -1,0 +1,151 @@
+"""Tasks and the runs that worked on them."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import dagster as dg
+from dagster import DagsterRun, RunRecord
+from dagster._core.storage.tags import ROOT_RUN_ID_TAG
+
+from mloc_dagster.errors import InputError, UnknownNameError
+from mloc_dagster.ops.plan import WORKFLOW_TAG, workflow_id
+from mloc_dagster.ops.run_tags import NODES_TAG, RunTask, run_tasks
+from mloc_dagster.results.record import RECORD_NAME, read_record
+from mloc_dagster.results.store import open_store
+from mloc_dagster.sensors.run_views import tasks_of
+
+_UUID = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
+_TASK_OF_WORKFLOW = re.compile(rf"({_UUID})-.+")
+
+# Enough to find the neighbour of a mistyped id.
+_RUNS_TO_COMPARE = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Workflow:
+    """The tasks of one submission.
+
+    Attributes:
+        workflow_id: What they share.
+        runs: The Dagster runs that worked on them, oldest first; at least one.
+    """
+
+    workflow_id: str
+    runs: tuple[RunRecord, ...]
+
+    @property
+    def latest(self) -> DagsterRun:
+        """The newest run."""
+        return self.runs[-1].dagster_run
+
+    @property
+    def template(self) -> str:
+        """The template's name."""
+        return self.latest.tags.get("mloc/template", self.latest.job_name)
+
+    def tasks(self) -> tuple[RunTask, ...]:
+        """Returns the tasks, in the template's order."""
+        return run_tasks(self.latest.job_name, self.latest.tags, self.workflow_id)
+
+    def runs_of(self, task: RunTask) -> list[RunRecord]:
+        """Returns the runs that worked on one of the tasks, oldest first."""
+        return [each for each in self.runs if task in tasks_of(each.dagster_run)]
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What an id means.
+
+    Attributes:
+        workflow: Where it belongs.
+        tasks: The task, or all tasks if the id is that of a run or a workflow.
+    """
+
+    workflow: Workflow
+    tasks: tuple[RunTask, ...]
+
+
+def workflows(instance: dg.DagsterInstance, ids: Iterable[str]) -> dict[str, Workflow]:
+    """Returns workflows with all their runs, by id; what nobody knows is left out."""
+    wanted = sorted(set(ids))
+    if not wanted:
+        return {}
+    filters = (
+        dg.RunsFilter(run_ids=wanted),
+        dg.RunsFilter(tags={WORKFLOW_TAG: wanted}),
+        dg.RunsFilter(tags={ROOT_RUN_ID_TAG: wanted}),
+    )
+    records = {
+        each.dagster_run.run_id: each for one in filters for each in instance.get_run_records(one)
+    }
+    found: defaultdict[str, list[RunRecord]] = defaultdict(list)
+    for record in sorted(records.values(), key=lambda each: each.storage_id):
+        if NODES_TAG in record.dagster_run.tags:
+            found[workflow_id(record.dagster_run)].append(record)
+    return {each: Workflow(each, tuple(found[each])) for each in wanted if each in found}
+
+
+def latest_workflows(
+    instance: dg.DagsterInstance, limit: int, cursor: str | None = None
+) -> tuple[list[Workflow], str | None]:
+    """Returns the workflows of the latest runs, the newest first.
+
+    Args:
+        instance: Whose runs.
+        limit: How many runs to look at.
+        cursor: Where to go on, as an earlier call returned it.
+
+    Returns:
+        The workflows, and where to go on; None at the end.
+    """
+    runs = instance.get_runs(limit=limit, cursor=cursor)
+    ids = dict.fromkeys(workflow_id(each) for each in runs if NODES_TAG in each.tags)
+    known = workflows(instance, ids)
+    following = runs[-1].run_id if len(runs) == limit else None
+    return [known[each] for each in ids if each in known], following
+
+
+def find(instance: dg.DagsterInstance, name: str) -> Found:
+    """Returns what the id of a task, a run or a workflow means.
+
+    Raises:
+        UnknownNameError: If nobody knows it; names the nearest.
+        InputError: If the run is none of a template.
+    """
+    for candidate in _workflows_named(instance, name):
+        workflow = workflows(instance, [candidate]).get(candidate)
+        if workflow is None:
+            continue
+        if name == candidate or any(each.dagster_run.run_id == name for each in workflow.runs):
+            return Found(workflow, workflow.tasks())
+        chosen = tuple(each for each in workflow.tasks() if each.task_id == name)
+        if chosen:
+            return Found(workflow, chosen)
+    raise UnknownNameError("task or run", name, _known(instance))
+
+
+def _workflows_named(instance: dg.DagsterInstance, name: str) -> Sequence[str]:
+    run = instance.get_run_by_id(name)
+    if run is not None:
+        if NODES_TAG not in run.tags:
+            raise InputError(f"run {name} is one of {run.job_name!r}, which is no template's job")
+        return [workflow_id(run)]
+    folder = open_store().task(name)
+    if folder.exists(RECORD_NAME):
+        return [read_record(folder).workflow_id]
+    # What still waits for its run may have no record yet.
+    prefix = _TASK_OF_WORKFLOW.fullmatch(name)
+    return [name] if prefix is None else [prefix[1], name]
+
+
+def _known(instance: dg.DagsterInstance) -> set[str]:
+    latest, _ = latest_workflows(instance, _RUNS_TO_COMPARE)
+    return {
+        known
+        for each in latest
+        for known in (each.latest.run_id, *(task.task_id for task in each.tasks()))
+    }
