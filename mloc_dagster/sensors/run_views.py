@@ -16,6 +16,7 @@ from mloc_dagster.sensors.task_facts import (
     RELEVANT,
     RunView,
     attempts_by_step,
+    is_noise,
 )
 from mloc_dagster.services.event_rows import EventRow, rows_of_type
 
@@ -26,7 +27,7 @@ def run_views(
     instance: dg.DagsterInstance, storage: SqlEventLogStorage, rows: Sequence[EventRow]
 ) -> dict[str, RunView]:
     """Returns the runs of templates that the entries are about."""
-    relevant = [each for each in rows if each.type in RELEVANT]
+    relevant = [each for each in rows if each.type in RELEVANT and not is_noise(each)]
     if not relevant:
         return {}
     runs = instance.get_runs(dg.RunsFilter(run_ids=sorted({each.run_id for each in relevant})))

@@ -12,6 +12,7 @@ from dagster_shared.error import SerializableErrorInfo
 
 from mloc_dagster.events.model import ShardPlace, TaskEvent, TaskEventType
 from mloc_dagster.events.payloads import Payload
+from mloc_dagster.fleet.requeue_note import requeue_in
 from mloc_dagster.ops.run_tags import RunTask
 from mloc_dagster.services.event_rows import EventRow
 
@@ -22,6 +23,7 @@ OF_STEPS = frozenset(
         DagsterEventType.STEP_SUCCESS,
         DagsterEventType.STEP_FAILURE,
         DagsterEventType.STEP_UP_FOR_RETRY,
+        DagsterEventType.ENGINE_EVENT,
     }
 )
 ENDS_BADLY = frozenset({DagsterEventType.RUN_FAILURE, DagsterEventType.RUN_CANCELED})
@@ -56,6 +58,11 @@ class RunView:
     def unfinished(self) -> list[RunTask]:
         """Returns the tasks that were not exported."""
         return [each for each in self.tasks if each.export not in self.ended_steps]
+
+
+def is_noise(row: EventRow) -> bool:
+    """Returns whether a row is an engine event without a note of ours, as nearly all are."""
+    return row.type is DagsterEventType.ENGINE_EVENT and row.text is None
 
 
 def task_facts(rows: Iterable[EventRow], runs: Mapping[str, RunView]) -> list[TaskEvent]:
@@ -118,22 +125,43 @@ _OF_SHARDS = {
 
 
 def _of_shard(row: EventRow, run: RunView, task: RunTask, index: int) -> list[TaskEvent]:
+    if row.type is DagsterEventType.ENGINE_EVENT:
+        return _requeued(row, run, task, index)
     kind = None if row.type is None else _OF_SHARDS.get(row.type)
     if kind is None:
         return []
-    earlier = [each for each in run.failed_attempts.get(row.step_key or "", ()) if each < row.id]
     failure = _failed(row, task) if row.type is DagsterEventType.STEP_FAILURE else []
     if row.type is DagsterEventType.STEP_FAILURE and not failure:
         return []
     about = _event(row, task, kind).model_copy(
         update={
-            "attempt": len(earlier) + 1,
+            "attempt": _attempt(row, run),
             # How many there are stands in the task's plan; whoever runs the shard says it.
             "shard": ShardPlace(index=index, total=0),
             "error": _error(row),
         }
     )
     return [about, *failure]
+
+
+def _requeued(row: EventRow, run: RunView, task: RunTask, index: int) -> list[TaskEvent]:
+    entry = row.entry()
+    event = None if entry is None else entry.dagster_event
+    requeue = None if event is None else requeue_in(event)
+    if event is None or requeue is None:
+        return []
+    known = {
+        "attempt": _attempt(row, run),
+        "shard": ShardPlace(index=index, total=0),
+        "worker_id": requeue.lost_worker,
+        "payload": Payload(losses=requeue.losses, reason=event.message),
+    }
+    return [_event(row, task, TaskEventType.TASK_REQUEUED).model_copy(update=known)]
+
+
+def _attempt(row: EventRow, run: RunView) -> int:
+    earlier = [each for each in run.failed_attempts.get(row.step_key or "", ()) if each < row.id]
+    return len(earlier) + 1
 
 
 def _failed(row: EventRow, task: RunTask) -> list[TaskEvent]:

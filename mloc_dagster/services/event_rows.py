@@ -28,14 +28,25 @@ _WITH_TEXT = [
 ]
 
 _table = SqlEventLogStorageTable.c
+
+# Engine events are many; those that say something about tasks carry metadata of ours.
+_IS_NOTE = db.and_(
+    _table.dagster_event_type == DagsterEventType.ENGINE_EVENT.value,
+    _table.step_key.is_not(None),
+    _table.event.contains('"mloc/'),
+)
 _COLUMNS = (
     _table.id,
     _table.run_id,
     _table.dagster_event_type,
     _table.step_key,
     _table.timestamp,
-    # Events are many kilobytes each; only what ended badly is read as a whole.
-    db.case((_table.dagster_event_type.in_(_WITH_TEXT), _table.event), else_=None).label("event"),
+    # Events are many kilobytes each; only what went badly is read as a whole.
+    db.case(
+        (_table.dagster_event_type.in_(_WITH_TEXT), _table.event),
+        (_IS_NOTE, _table.event),
+        else_=None,
+    ).label("event"),
 )
 
 
@@ -49,7 +60,7 @@ class EventRow:
         type: What happened; None for a line of log.
         step_key: The step, where it is about one.
         ts: When.
-        text: The serialized entry, of failures only.
+        text: The serialized entry, of failures and of engine events with metadata of ours.
     """
 
     id: int
@@ -60,7 +71,7 @@ class EventRow:
     text: str | None = None
 
     def entry(self) -> EventLogEntry | None:
-        """Returns the whole entry, of failures only."""
+        """Returns the whole entry, where there is a `text`."""
         return None if self.text is None else deserialize_value(self.text, EventLogEntry)
 
 

@@ -11,6 +11,7 @@ from dagster._core.events import StepFailureData
 from dagster_shared.error import SerializableErrorInfo
 from dagster_shared.serdes import serialize_value
 
+from mloc_dagster.fleet.requeue_note import Requeue, requeue_data
 from mloc_dagster.ops.run_tags import NODES_TAG, run_tasks
 from mloc_dagster.sensors.run_views import tasks_of
 from mloc_dagster.sensors.task_facts import RunView, dead_letters, task_facts
@@ -99,3 +100,32 @@ def test_a_retry_works_on_what_it_repeats() -> None:
         step_keys_to_execute=["job__refine.aggregate", "job__refine_export"],
     )
     assert [each.node for each in tasks_of(run)] == ["refine"]
+
+
+def test_a_lost_worker_puts_its_shard_back() -> None:
+    note = requeue_data(Requeue("w9", 2))
+    event = dg.DagsterEvent(
+        event_type_value=DagsterEventType.ENGINE_EVENT.value,
+        job_name="job",
+        step_key=SHARD,
+        event_specific_data=note,
+    )
+    entry = EventLogEntry(
+        error_info=None,
+        level=20,
+        user_message="",
+        run_id="r",
+        timestamp=NOW.timestamp(),
+        step_key=SHARD,
+        job_name="job",
+        dagster_event=event,
+    )
+    told = EventRow(9, "r", DagsterEventType.ENGINE_EVENT, SHARD, NOW, serialize_value(entry))
+    (requeued,) = task_facts([told], {"r": view(failed_attempts={SHARD: [3]})})
+    assert (requeued.type, requeued.worker_id, requeued.attempt) == ("TASK_REQUEUED", "w9", 2)
+    assert requeued.payload.losses == 2
+    assert requeued.shard is not None
+    assert requeued.shard.index == 7
+    assert '"mloc/' in serialize_value(entry)  # by which the query finds it
+    other = row(DagsterEventType.ENGINE_EVENT, SHARD)
+    assert task_facts([other], {"r": view()}) == []
