@@ -19,9 +19,9 @@ from mloc_dagster.fleet.records import (
     clock_key,
     inbox_key,
     lease_key,
-    priority_of,
     queue_key,
     running_key,
+    score_priority,
     script,
     ticket_key,
 )
@@ -102,9 +102,11 @@ class Claims:
         heads = {
             queue: head[0][1] for queue, head in zip(queues, calls.execute(), strict=True) if head
         }
-        return sorted(
-            heads, key=lambda queue: (-priority_of(heads[queue]), self._taken_from.get(queue, 0.0))
-        )
+
+        def turn(queue: str) -> tuple[int, float]:
+            return -score_priority(heads[queue]), self._taken_from.get(queue, 0.0)
+
+        return sorted(heads, key=turn)
 
     def _hold(self, waiting: Waiting, fence: int) -> Claim:
         fields = self._client.hmget(ticket_key(waiting.ticket_id), ["run_id", "payload"])

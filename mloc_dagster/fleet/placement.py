@@ -107,6 +107,8 @@ def why_waiting(
         return "no worker is alive", False
     able = [each for each in candidates if _takes(each, queue, requirements)]
     if able:
+        if len(able) == 1:
+            return "the worker that fits is busy", True
         return f"the {len(able)} workers that fit are busy", True
     reasons = [
         f"{each.worker_id}: {_refusal(each, queue, requirements)}" for each in candidates[:_SHOWN]

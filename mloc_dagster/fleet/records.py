@@ -25,7 +25,7 @@ def queue_key(queue: str) -> str:
     return f"queue:{queue}"
 
 
-def priority_of(score: float) -> int:
+def score_priority(score: float) -> int:
     """Returns the priority in a waiting ticket's score; see `lua/submit.lua`."""
     return math.ceil(-score / 1e10)
 

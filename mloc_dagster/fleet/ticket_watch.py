@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 from mloc_dagster.fleet.engine import FleetEngine, StepTicket, TicketState, TicketStatus
 from mloc_dagster.fleet.requeue_note import Requeue
@@ -37,7 +37,7 @@ class Finding:
 @dataclass(slots=True)
 class _Followed:
     ticket: StepTicket
-    since: float = field(default_factory=time.monotonic)
+    since: float
     unsatisfiable_since: float | None = None
     said: str = ""
     silent_ends: int = 0
@@ -49,19 +49,23 @@ class TicketWatch:
     Args:
         engine: Carries them.
         run_id: The run.
+        clock: The time in seconds.
     """
 
-    def __init__(self, engine: FleetEngine, run_id: str) -> None:
+    def __init__(
+        self, engine: FleetEngine, run_id: str, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._engine = engine
         self._run_id = run_id
+        self._clock = clock
         self._followed: dict[str, _Followed] = {}
         self._steps: dict[str, str] = {}
         self._losses: dict[str, int] = {}
-        self._looked_at = time.monotonic()
+        self._looked_at = clock()
 
     def follow(self, step_key: str, ticket: StepTicket) -> StepTicket:
         """Watches a ticket that is about to be submitted; returns it."""
-        self._followed[step_key] = _Followed(ticket)
+        self._followed[step_key] = _Followed(ticket, self._clock())
         self._steps[ticket.ticket_id] = step_key
         return ticket
 
@@ -85,9 +89,9 @@ class TicketWatch:
 
     def look(self) -> Iterator[Finding]:
         """Yields what is new, and sends lost tickets out again, once a second at most."""
-        if not self._followed or time.monotonic() - self._looked_at < _LOOK_EVERY_S:
+        if not self._followed or self._clock() - self._looked_at < _LOOK_EVERY_S:
             return
-        self._looked_at = time.monotonic()
+        self._looked_at = self._clock()
         statuses = self._engine.status(list(self._steps))
         for ticket_id, status in statuses.items():
             step_key = self._steps.get(ticket_id)
@@ -111,8 +115,8 @@ class TicketWatch:
                 followed.unsatisfiable_since = None
 
     def _lost(self, step_key: str, followed: _Followed, status: TicketStatus) -> Finding:
-        # A record that is gone says nothing against the worker. One that is there also knows of what
-        # an earlier run worker saw.
+        # A record that is gone says nothing against the worker. One that is there also knows of
+        # what an earlier run worker saw.
         known = max(self._losses.get(step_key, 0), status.losses)
         losses = self._losses[step_key] = known + (status.worker_id is not None)
         if losses >= _MAX_LOSSES and status.worker_id is not None:
@@ -131,7 +135,7 @@ class TicketWatch:
     def _waiting(
         self, step_key: str, followed: _Followed, status: TicketStatus
     ) -> Iterator[Finding]:
-        now = time.monotonic()
+        now = self._clock()
         if status.satisfiable:
             followed.unsatisfiable_since = None
         elif followed.unsatisfiable_since is None:
