@@ -12,6 +12,7 @@ from dagster._core.launcher import (
     RunLauncher,
     WorkerStatus,
 )
+from dagster._core.storage.tags import GRPC_INFO_TAG
 from dagster._serdes import ConfigurableClass
 
 from mloc_dagster.fleet.engine import TicketState
@@ -87,8 +88,8 @@ class FleetRunLauncher(RunLauncher["DagsterInstance"], ConfigurableClass):
 
     def check_run_worker_health(self, run: DagsterRun) -> CheckRunHealthResult:
         """Says whether the run waits for a run worker or has one."""
-        if run.remote_job_origin is None:
-            # `mloc run` and `dagster job execute` carry their runs themselves.
+        if run.remote_job_origin is None or GRPC_INFO_TAG in run.tags:
+            # `mloc run`, `dagster job execute` and `dagster dev` carry their runs themselves.
             return CheckRunHealthResult(WorkerStatus.RUNNING)
         status = self._engine.status([run_ticket_id(run.run_id)])[run_ticket_id(run.run_id)]
         if status.state in _HEALTHY:

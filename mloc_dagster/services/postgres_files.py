@@ -52,11 +52,17 @@ def running_url(folder: Path) -> str | None:
 
 
 def orphans_of(folder: Path) -> list[psutil.Process]:
-    """Returns the PostgreSQL processes that work on a data folder, its server included."""
+    """Returns the PostgreSQL processes that a dead server has left on a data folder.
+
+    Returns:
+        Nothing while a server lives that has not written its pid file yet.
+    """
     found = []
     for process in psutil.process_iter():
         try:
             if _works_on(process, folder):
+                if str(folder) in process.cmdline() and not is_supervised(process):
+                    return []
                 found.append(process)
         except psutil.Error:
             continue  # it is gone, or somebody else's
