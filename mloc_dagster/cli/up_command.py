@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from rich.console import Console
 
-from mloc_dagster.cli.exit_codes import FAILED, OK
+from mloc_dagster.cli.exit_codes import FAILED, INTERRUPTED, OK
 from mloc_dagster.cli.stack_readiness import Readiness
 from mloc_dagster.cli.stop_signals import StopSignals
 from mloc_dagster.cli.tables import print_table
@@ -78,7 +78,8 @@ def up(options: UpOptions) -> int:
                 return OK
             console.print("Ctrl-C, or `mloc down` elsewhere, stops it.")
             _follow(layout, console, signals, supervisor)
-        return _stop(layout, console, signals, supervisor)
+        code = _stop(layout, console, signals, supervisor)
+        return code if ready else INTERRUPTED
 
 
 def _prepare(layout: StackLayout, options: UpOptions, console: Console) -> StackPlan:
