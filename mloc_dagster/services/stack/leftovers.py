@@ -14,6 +14,7 @@ from mloc_dagster.services.stack.layout import StackLayout
 from mloc_dagster.services.stack.plan import STACK
 
 _KILLED_S = 10.0
+_DATABASES = ("postgres", "redis-server")
 
 
 def supervisor_process(layout: StackLayout) -> psutil.Process | None:
@@ -60,11 +61,18 @@ def _postgres(layout: StackLayout) -> list[psutil.Process]:
 
 
 def stop_processes(processes: Sequence[psutil.Process], patience_s: float) -> list[psutil.Process]:
-    """Asks processes to stop, and kills what is left after `patience_s`.
+    """Asks processes to stop, databases last, and kills what is left after `patience_s`.
 
     Returns:
         What not even SIGKILL ended.
     """
+    databases = [each for each in processes if _name(each) in _DATABASES]
+    # Without their database the others would spend their patience on trying to reach it.
+    others = [each for each in processes if each not in databases]
+    return [*_stop(others, patience_s), *_stop(databases, patience_s)]
+
+
+def _stop(processes: Sequence[psutil.Process], patience_s: float) -> list[psutil.Process]:
     for process in processes:
         # PostgreSQL would wait at SIGTERM until its last client has left.
         _signal(process, signal.SIGINT if _name(process) == "postgres" else signal.SIGTERM)
