@@ -47,6 +47,7 @@ def work(options: WorkerOptions) -> int:
         )
     tags = dict(_pair(each) for each in options.tags)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    logging.getLogger("alembic").setLevel(logging.WARNING)
     if options.gpus is not None:
         groups = gpu_groups(detect_hardware(), options.gpus, options.gpus_per_worker)
         if len(groups) > 1:
