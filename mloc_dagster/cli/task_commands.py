@@ -67,11 +67,13 @@ def _lines(status: TaskStatus) -> Iterator[tuple[str, str]]:
     yield "template", status.template + (f", {status.node}" * (status.node != status.template))
     yield "run", status.run_id + (f" (number {status.runs})" if status.runs > 1 else "")
     if status.waiting_for:
-        yield "waits for", status.waiting_for
+        yield "waiting", status.waiting_for
     if status.rows is not None:
         errors = f", {count(status.errors, 'error')}" if status.errors else ""
         yield "rows", f"{status.rows_finished or 0:,} of {status.rows:,}{errors}"
     shards = {name: number for name, number in status.shards.model_dump().items() if number}
+    if status.state.ended and "queued" in shards:
+        shards["not done"] = shards.pop("queued")
     if shards:
         yield "shards", ", ".join(f"{number:,} {name}" for name, number in shards.items())
     if status.retries:

@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable
 
 import dagster as dg
 from dagster import DagsterRun, DagsterRunStatus, JobDefinition
+from dagster._core.errors import DagsterInvariantViolationError
 from dagster._core.execution.api import create_execution_plan
 from dagster._core.execution.plan.state import KnownExecutionState
 from dagster._core.snap import snapshot_from_execution_plan
@@ -67,7 +68,7 @@ def retry(instance: dg.DagsterInstance, task_or_run_id: str, *, failed_rows: boo
             f"{task_or_run_id} belongs to an `mloc run`; go on with:"
             f" mloc run --resume {workflow.workflow_id}"
         )
-    job = Jobs().job_of(parent).get_definition()
+    job = _job_of(parent)
     steps = steps_of(instance, [each.dagster_run for each in workflow.runs])
     known = KnownExecutionState.build_for_reexecution(instance, parent)
     all_keys = create_execution_plan(job, parent.run_config).step_keys_to_execute
@@ -77,6 +78,15 @@ def retry(instance: dg.DagsterInstance, task_or_run_id: str, *, failed_rows: boo
     run = _create(instance, workflow, job, missing, known, failed_rows=failed_rows)
     submit(instance, run)
     return run.run_id
+
+
+def _job_of(parent: DagsterRun) -> JobDefinition:
+    try:
+        return Jobs().job_of(parent).get_definition()
+    except DagsterInvariantViolationError as error:
+        raise InputError(
+            f"the job {parent.job_name!r} is in the library no more, and a retry needs it"
+        ) from error
 
 
 def _missing_steps(

@@ -16,6 +16,7 @@ import yaml
 from dagster import DagsterRunStatus
 
 from mloc_dagster.cli import entry
+from mloc_dagster.library import library_dir
 from mloc_dagster.results.part_files import list_parts
 from mloc_dagster.results.rows import OutputRow
 from mloc_dagster.results.shard_files import read_rows
@@ -334,3 +335,12 @@ def test_what_cannot_be_done_is_one_message(fleet: Fleet, tmp_path: Path) -> Non
         "launch", "plain", "--set", "spec.resources.replicas=2", code=2
     )
     assert "did you mean 'DONE'?" in fleet.mloc("list", "--status", "DONNE", code=2)
+
+
+def test_a_task_whose_template_is_gone_is_not_retried(fleet: Fleet) -> None:
+    path = library_dir() / "gone.yaml"
+    path.write_text(template("gone", "{}"))
+    run_id, (task_id,) = fleet.launch("gone")
+    fleet.mloc("cancel", run_id)
+    path.unlink()
+    assert "'gone' is in the library no more" in fleet.mloc("retry", task_id, code=2)
