@@ -67,7 +67,7 @@ class Claim:
         self.stop.set()
 
     def should_stop(self) -> bool:
-        """Returns whether to stop; asking is the work's sign of life."""
+        """Returns whether to stop; asking is a sign of life, as is whatever it says."""
         self.last_sign = time.monotonic()
         return self.stop.is_set()
 
@@ -84,6 +84,7 @@ class Claim:
         return self._say("", TicketState.QUEUED)
 
     def _say(self, message: str, state: TicketState) -> bool:
+        self.last_sign = time.monotonic()
         heard = self._publish(self, message, state)
         if not heard:
             self.ask_to_stop(StopReason.LOST)

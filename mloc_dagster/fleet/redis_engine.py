@@ -30,7 +30,8 @@ from mloc_dagster.fleet.redis_client import connect, redis_url
 from mloc_dagster.fleet.registry import WorkerRegistry
 
 _WORKERS_FRESH_S = 0.5
-_DETAILS_TTL_S = 86_400
+# Longer than a run: its shards would find nobody to belong to.
+_DETAILS_TTL_S = 30 * 86_400
 _STATUS_FIELDS = ("state", "worker_id", "losses", "queue", "requirements")
 
 
