@@ -18,6 +18,7 @@ from dagster_shared.error import SerializableErrorInfo
 from mloc_dagster.fleet.claim import StopReason
 from mloc_dagster.fleet.local_steps import LocalSteps
 from mloc_dagster.fleet.messages import StepMessage, StepRequest, run_to_text, state_for_step
+from mloc_dagster.fleet.pools import ask_again
 from mloc_dagster.fleet.redis_engine import RedisFleetEngine
 from mloc_dagster.fleet.replay import fact_of, rebuild, replayable
 from mloc_dagster.fleet.requeue_note import Requeue, requeue_data
@@ -75,12 +76,16 @@ class RunLoop:
                 yield from self._hear()
                 yield from self._active.plan_events_iterator(self._context)
                 yield from self._active.concurrency_event_iterator(self._context)
+                ask_again(self._active, self._context.instance, self._run_id)
                 self._launch(self._active.get_steps_to_execute())
                 yield from self._look_after_tickets()
                 if not self._active.is_complete:
                     self._engine.wait(self._run_id, self._patience_s())
         finally:
             self._steps.close()
+            if self._claim is None:
+                # Nobody goes on with a run that no run worker carries.
+                self._engine.forget_run(self._run_id)
 
     def _patience_s(self) -> float:
         next_retry_s = self._active.sleep_interval()
