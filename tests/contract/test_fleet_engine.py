@@ -519,3 +519,24 @@ def test_redis_keeps_nothing_of_a_run_that_has_ended(redis_url: str) -> None:
     assert left == ["queue:cpu:next:run"], "which expires"
     assert engine.queue_depths()["cpu"] == 0
     fleet.redis_engine.close()
+
+
+def test_work_that_hangs_is_given_up_and_not_renewed(redis_url: str) -> None:
+    fleet = RedisFleet(redis_url)
+    stalled: list[Claim] = []
+    claims = Claims(fleet.client, lease_ttl_s=LEASE_S, stall_timeout_s=60, on_stall=stalled.append)
+    claims.close()
+    for name in ("run:hangs:1", "run:talks:1"):
+        fleet.engine.submit(ticket(name))
+    hangs, talks = (claims.take(("cpu",), "w1", SMALL, ()) for _ in range(2))
+    assert hangs is not None
+    assert talks is not None
+    for claim in (hangs, talks):
+        fleet.let_lapse(claim.ticket_id)
+        claim.last_sign -= 120
+    assert talks.say("still at it")
+    claims.renew()
+    assert stalled == [hangs]
+    assert state(fleet, "run:hangs:1") is TicketState.LOST
+    assert state(fleet, "run:talks:1") is TicketState.RUNNING
+    fleet.redis_engine.close()
