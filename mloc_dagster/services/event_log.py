@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 
@@ -18,17 +18,17 @@ from dagster import EventLogEntry
 from dagster._core.events import ASSET_CHECK_EVENTS, ASSET_EVENTS
 from dagster._core.storage.event_log.schema import SqlEventLogStorageTable
 from dagster_postgres.event_log import PostgresEventLogStorage
+from sqlalchemy import exists, select
 from sqlalchemy.engine import Connection
-from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
 from tenacity import (
+    Retrying,
     before_sleep_log,
-    retry,
     retry_if_exception_type,
     stop_after_delay,
     wait_random_exponential,
 )
 
-from mloc_dagster.services.storages import Pooled
+from mloc_dagster.services.storages import DATABASE_AWAY, Pooled
 
 _log = logging.getLogger(__name__)
 
@@ -82,7 +82,8 @@ class EventLog(Pooled, PostgresEventLogStorage):
         Whichever thread gets to write takes along what the others wait to write.
 
         Raises:
-            sqlalchemy.exc.OperationalError: If the database stayed away for two minutes.
+            sqlalchemy.exc.OperationalError: If the database stayed away for two minutes, or one
+                of the other `DATABASE_AWAY`.
         """
         if not entries:
             return
@@ -102,22 +103,28 @@ class EventLog(Pooled, PostgresEventLogStorage):
             batches.append(self._waiting.popleft())
         error: Exception | None = None
         try:
-            self._write([entry for batch in batches for entry in batch.entries])
-        except SQLAlchemyError as failure:
+            self._write_patiently([entry for batch in batches for entry in batch.entries])
+        except Exception as failure:  # noqa: BLE001 (each thread whose events these are raises it)
             error = failure
         for batch in batches:
             batch.done, batch.error = True, error
 
-    @retry(
-        retry=retry_if_exception_type((OperationalError, InterfaceError)),
-        stop=stop_after_delay(_GIVE_UP_S),
-        wait=wait_random_exponential(multiplier=0.1, max=2),
-        before_sleep=before_sleep_log(_log, logging.WARNING),
-        reraise=True,
-    )
-    def _write(self, entries: Sequence[EventLogEntry]) -> None:
+    def _write_patiently(self, entries: Sequence[EventLogEntry]) -> None:
+        for attempt in Retrying(
+            retry=retry_if_exception_type(DATABASE_AWAY),
+            stop=stop_after_delay(_GIVE_UP_S),
+            wait=wait_random_exponential(multiplier=0.1, max=2),
+            before_sleep=before_sleep_log(_log, logging.WARNING),
+            reraise=True,
+        ):
+            with attempt:
+                self._write(entries, again=attempt.retry_state.attempt_number > 1)
+
+    def _write(self, entries: Sequence[EventLogEntry], *, again: bool) -> None:
         rows = [self._event_to_row(entry) for entry in entries]
         with self._transaction() as connection:
+            if again and self._is_there(connection, rows[0]):
+                return
             result = connection.execute(
                 SqlEventLogStorageTable.insert()
                 .values(rows)
@@ -126,6 +133,13 @@ class EventLog(Pooled, PostgresEventLogStorage):
             ids = sorted(row[0] for row in result)
             for entry, event_id in zip(entries, ids, strict=True):
                 self._index(connection, entry, event_id)
+
+    @staticmethod
+    def _is_there(connection: Connection, row: Mapping[str, object]) -> bool:
+        """Returns whether a transaction was committed though the server died before it said so."""
+        table = SqlEventLogStorageTable.c
+        same = (table.run_id == row["run_id"]) & (table.event == row["event"])
+        return bool(connection.execute(select(exists().where(same))).scalar())
 
     def _index(self, connection: Connection, entry: EventLogEntry, event_id: int) -> None:
         event = entry.dagster_event

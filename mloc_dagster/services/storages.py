@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from dagster_postgres.run_storage import PostgresRunStorage
 from dagster_postgres.schedule_storage import PostgresScheduleStorage
-from dagster_postgres.utils import create_pg_engine
+from dagster_postgres.utils import DagsterPostgresException, create_pg_engine
 from sqlalchemy.engine import Engine
+from sqlalchemy.exc import InterfaceError, OperationalError
+
+DATABASE_AWAY = (OperationalError, InterfaceError, DagsterPostgresException)
+"""What a call raises when the database is away; the last one after Dagster was patient for 10 s."""
 
 
 class Pooled:

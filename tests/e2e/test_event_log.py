@@ -1,0 +1,95 @@
+"""The event log over a database that goes away: each event once, none lost without a word."""
+
+from __future__ import annotations
+
+import threading
+import time
+import uuid
+from collections.abc import Generator
+from contextlib import contextmanager
+
+import dagster as dg
+import pytest
+from dagster import EventLogEntry
+from dagster_postgres.utils import DagsterPostgresException
+from sqlalchemy.engine import Connection
+from sqlalchemy.exc import OperationalError
+
+from mloc_dagster.services.event_log import EventLog
+
+pytestmark = pytest.mark.e2e
+
+
+def line(run_id: str, text: str) -> EventLogEntry:
+    return EventLogEntry(
+        error_info=None, level=20, user_message=text, run_id=run_id, timestamp=time.time()
+    )
+
+
+def texts(instance: dg.DagsterInstance, run_id: str) -> list[str]:
+    return [each.user_message for each in instance.all_logs(run_id)]
+
+
+def url_of(instance: dg.DagsterInstance) -> str:
+    log = instance.event_log_storage
+    assert isinstance(log, EventLog)
+    return log.postgres_url
+
+
+class DiesAfterCommit(EventLog):
+    """Its database commits the first transaction, and dies before it says so."""
+
+    died = False
+
+    @contextmanager
+    def _transaction(self) -> Generator[Connection]:
+        with super()._transaction() as connection:
+            yield connection
+        if not self.died:
+            self.died = True
+            raise OperationalError("COMMIT", None, Exception("the server closed the connection"))
+
+
+def test_a_commit_whose_answer_was_lost_is_not_repeated(instance: dg.DagsterInstance) -> None:
+    run_id = str(uuid.uuid4())
+    log = DiesAfterCommit(url_of(instance))
+    log.store_events([line(run_id, "one"), line(run_id, "two")])
+    log.store_event(line(run_id, "three"))
+    log.dispose()
+    assert log.died
+    assert texts(instance, run_id) == ["one", "two", "three"]
+
+
+class AwayForGood(EventLog):
+    """Fails every write, once two threads wait for it."""
+
+    def _write_patiently(self, entries: object) -> None:
+        while not self._waiting and not self.failed:
+            time.sleep(0.01)
+        self.failed = True
+        raise DagsterPostgresException("too many retries for DB connection")
+
+    failed = False
+
+
+def test_every_thread_learns_that_its_events_were_not_written(
+    instance: dg.DagsterInstance,
+) -> None:
+    run_id = str(uuid.uuid4())
+    log = AwayForGood(url_of(instance))
+    heard: list[str] = []
+
+    def store(text: str) -> None:
+        try:
+            log.store_event(line(run_id, text))
+        except DagsterPostgresException:
+            heard.append(text)
+
+    threads = [threading.Thread(target=store, args=(text,)) for text in ("a", "b", "c")]
+    for each in threads:
+        each.start()
+    for each in threads:
+        each.join()
+    log.dispose()
+    assert sorted(heard) == ["a", "b", "c"]
+    assert texts(instance, run_id) == []
