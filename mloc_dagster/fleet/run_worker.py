@@ -8,6 +8,7 @@ import dagster as dg
 from dagster import DagsterRun, DagsterRunStatus
 from dagster._core.execution.api import execute_run_iterator
 
+from mloc_dagster.errors import TransientError
 from mloc_dagster.fleet.claim import Claim, StopReason
 from mloc_dagster.fleet.jobs import LIBRARY, Jobs
 from mloc_dagster.fleet.redis_engine import RedisFleetEngine
@@ -30,7 +31,11 @@ class RunWorker:
             import_module(module)
 
     def perform(self, claim: Claim) -> None:
-        """Runs the run of a claim until it ends, or until this worker has to stop."""
+        """Runs the run of a claim until it ends, or until this worker has to stop.
+
+        Raises:
+            TransientError: If the run was interrupted by something else; its claim is to lapse.
+        """
         run = self._instance.get_run_by_id(claim.run_id)
         if run is not None and not run.is_finished:
             if run.status is DagsterRunStatus.CANCELING:
@@ -40,6 +45,9 @@ class RunWorker:
         if claim.reason is StopReason.DRAINING and not self._finished(claim.run_id):
             claim.give_back()
             return
+        if claim.reason is None and not self._finished(claim.run_id):
+            # Somebody goes on with it, after the pause that a lease is.
+            raise TransientError(f"run {claim.run_id} was interrupted before its end")
         if claim.reason is StopReason.CANCELLED:
             leave_pools(self._instance, claim.run_id)
         if claim.reason is not StopReason.LOST:
