@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import secrets
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -124,7 +125,11 @@ class Claims:
                 inbox_key(claim.run_id),
                 running_key(claim.queue),
             ],
-            args=[claim.ticket_id, claim.fence, claim.run_id, message, state.value],
+            args=[
+                *(claim.ticket_id, claim.fence, claim.run_id, message, state.value),
+                # Known again should the client have to send it twice.
+                secrets.token_hex(8),
+            ],
         )
         return bool(heard)
 

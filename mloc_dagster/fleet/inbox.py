@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections import defaultdict
+from collections.abc import Sequence
 
 import redis
 
@@ -45,9 +46,16 @@ class Inbox:
         self._news[run_id]  # who reads has a bell from now on; other runs' need none here
         return self._client.lrange(inbox_key(run_id), after, -1)  # type: ignore[return-value]
 
-    def trim(self, run_id: str, count: int) -> None:
-        """Forgets the oldest messages, which somebody has made durable."""
-        self._client.ltrim(inbox_key(run_id), count, -1)
+    def remove(self, run_id: str, messages: Sequence[str]) -> None:
+        """Forgets messages that somebody has made durable.
+
+        One by one and not so many from the front: a call that Redis answered just before it died
+        is sent again, and must not take along what has come since.
+        """
+        calls = self._client.pipeline(transaction=False)
+        for each in messages:
+            calls.lrem(inbox_key(run_id), 1, each)
+        calls.execute()
 
     def forget(self, run_id: str) -> None:
         """Drops the bell of a run that has ended."""

@@ -124,7 +124,7 @@ class RunLoop:
             if fact_of(entry) not in known
         ]
         self._store(fresh)
-        self._engine.inbox.trim(self._run_id, len(messages))
+        self._engine.inbox.remove(self._run_id, messages)
         events = replayable([*entries, *fresh])
         yield from events
         steps = rebuild(self._active, [each for each in events if each.step_key])
@@ -140,7 +140,7 @@ class RunLoop:
         messages = [StepMessage.from_text(text) for text in texts]
         self._store([entry for message in messages for entry in message.events])
         if texts:
-            self._engine.inbox.trim(self._run_id, len(texts))
+            self._engine.inbox.remove(self._run_id, texts)
         for message in messages:
             step_key = self._watch.step_of(message.ticket_id)
             if step_key is not None:
