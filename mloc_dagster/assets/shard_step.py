@@ -16,15 +16,8 @@ from mloc_dagster.schema.task import InferenceSpec, TaskSpec
 def shard_invocation(spec: TaskSpec) -> dg.PendingNodeInvocation[dg.OpDefinition]:
     """Returns the op of a task's shards: what each needs, how often it is tried, its pool."""
     requirements = requirements_of(spec.resources.hardware, enforce_cpu=spec.enforce_cpu)
-    retries = dg.RetryPolicy(
-        max_retries=spec.retries.max, delay=spec.retries.delay_s, backoff=dg.Backoff.LINEAR
-    )
-    return (
-        shard_op(_pool(spec))
-        .alias("run_shard")
-        .tag(fleet_tags(requirements, _model_key(spec)))
-        .with_retry_policy(retries)
-    )
+    tags = fleet_tags(requirements, _model_key(spec), spec.retries)
+    return shard_op(_pool(spec)).alias("run_shard").tag(tags)
 
 
 def _pool(spec: TaskSpec) -> str | None:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
 from dagster import DagsterEvent, EventLogEntry
 from dagster._core.errors import DagsterExecutionInterruptedError
 from dagster._core.events import EngineEventData
 from dagster._core.execution.context.system import PlanOrchestrationContext
 from dagster._core.execution.plan.active import ActiveExecution
-from dagster._core.execution.plan.objects import StepFailureData
+from dagster._core.execution.plan.objects import StepFailureData, StepRetryData
 from dagster._core.execution.plan.step import ExecutionStep
 from dagster_shared.error import SerializableErrorInfo
 
@@ -23,13 +22,10 @@ from mloc_dagster.fleet.redis_engine import RedisFleetEngine
 from mloc_dagster.fleet.replay import fact_of, rebuild, replayable
 from mloc_dagster.fleet.requeue_note import Requeue, requeue_data
 from mloc_dagster.fleet.run_claim import current_run_claim
-from mloc_dagster.fleet.step_tags import requirements_of_step
+from mloc_dagster.fleet.step_tags import requirements_of_step, retries_of_step
 from mloc_dagster.fleet.ticket_watch import TicketWatch
 from mloc_dagster.fleet.tickets import ticket_for
 from mloc_dagster.services.event_log import EventLog
-
-if TYPE_CHECKING:
-    from dagster import Executor
 
 _LOOK_EVERY_S = 1.0
 _CANCEL_GRACE_S = 5.0
@@ -45,12 +41,10 @@ class RunLoop:
 
     def __init__(
         self,
-        executor: Executor,
         engine: RedisFleetEngine,
         context: PlanOrchestrationContext,
         active: ActiveExecution,
     ) -> None:
-        self._executor = executor
         self._engine = engine
         self._context = context
         self._active = active
@@ -196,14 +190,16 @@ class RunLoop:
     def _fail(
         self, step_key: str, error: SerializableErrorInfo, *, retry: bool = True
     ) -> Iterator[DagsterEvent]:
-        step = self._context.for_step(self._active.get_step_by_key(step_key))
-        if retry:
-            event = self._executor.log_failure_or_retry_event_after_error(
-                step, error, self._active.get_known_state()
-            )
+        step = self._active.get_step_by_key(step_key)
+        context = self._context.for_step(step)
+        retries = retries_of_step(step.tags or {}) if retry else None
+        failed = self._active.retry_state.get_attempt_count(step_key) + 1
+        if retries is not None and failed <= retries.max:
+            again = StepRetryData(error=error, seconds_to_wait=retries.wait_s(failed))
+            event = DagsterEvent.step_retry_event(context, again)
         else:
             failure = StepFailureData(error=error, user_failure_data=None)
-            event = DagsterEvent.step_failure_event(step, failure)
+            event = DagsterEvent.step_failure_event(context, failure)
         yield event
         self._active.handle_event(event)
 

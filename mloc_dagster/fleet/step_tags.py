@@ -1,10 +1,11 @@
-"""How an op says that its steps belong on the fleet: two tags, read by the executor."""
+"""How an op says that its steps belong on the fleet: tags, read by the executor."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
 from mloc_dagster.fleet.hardware import Requirements
+from mloc_dagster.schema.resources import Retries
 
 REQUIREMENTS_TAG = "mloc/requirements"
 """JSON of `Requirements`; an op without it runs inside the run worker."""
@@ -13,9 +14,20 @@ MODEL_TAG = "mloc/model_key"
 """The model that the op's steps need."""
 
 
-def fleet_tags(requirements: Requirements, model_key: str | None) -> dict[str, str]:
+RETRIES_TAG = "mloc/retries"
+"""JSON of `Retries`, for attempts whose worker could not tell Dagster how they ended.
+
+Not Dagster's retry policy: where an op has one, Dagster retries a step that Ctrl-C interrupted.
+"""
+
+
+def fleet_tags(
+    requirements: Requirements, model_key: str | None, retries: Retries | None = None
+) -> dict[str, str]:
     """Returns the tags that send an op's steps to workers."""
     tags = {REQUIREMENTS_TAG: requirements.model_dump_json()}
+    if retries is not None:
+        tags[RETRIES_TAG] = retries.model_dump_json()
     return tags if model_key is None else {**tags, MODEL_TAG: model_key}
 
 
@@ -23,3 +35,9 @@ def requirements_of_step(tags: Mapping[str, str]) -> Requirements | None:
     """Returns what a step needs of its worker; None for a step of the run itself."""
     text = tags.get(REQUIREMENTS_TAG)
     return None if text is None else Requirements.model_validate_json(text)
+
+
+def retries_of_step(tags: Mapping[str, str]) -> Retries | None:
+    """Returns how often a step is tried again; None where its op says nothing."""
+    text = tags.get(RETRIES_TAG)
+    return None if text is None else Retries.model_validate_json(text)
