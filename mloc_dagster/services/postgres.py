@@ -99,9 +99,7 @@ def _forget_dead_processes(data_dir: Path) -> None:
 class PostgresStorage(DagsterPostgresStorage):
     """Dagster's PostgreSQL storage on `MLOC_POSTGRES_URL`, or on the embedded server."""
 
-    def __init__(
-        self, postgres_url: str, inst_data: ConfigurableClassData | None = None
-    ) -> None:
+    def __init__(self, postgres_url: str, inst_data: ConfigurableClassData | None = None) -> None:
         super().__init__(postgres_url, inst_data=inst_data)
         self._run_storage = RunStorage(postgres_url)
         self._event_log_storage = EventLog(postgres_url)
