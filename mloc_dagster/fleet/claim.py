@@ -40,6 +40,7 @@ class Claim:
         fence: The token that makes its words count.
         stop: Set once the work should end early.
         reason: Why, once `stop` is set.
+        held_at: When the fleet last said that the claim is held, by `time.monotonic`.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class Claim:
         self.stop = threading.Event()
         self.reason: StopReason | None = None
         self.last_sign = time.monotonic()
+        self.held_at = time.monotonic()
         self._publish = publish
 
     def ask_to_stop(self, reason: StopReason) -> None:
@@ -70,6 +72,16 @@ class Claim:
         """Returns whether to stop; asking is a sign of life, as is whatever it says."""
         self.last_sign = time.monotonic()
         return self.stop.is_set()
+
+    def is_held(self, lease_ttl_s: float) -> bool:
+        """Returns whether the claim is held; asks when nothing was heard for a lease.
+
+        A process that was paused goes on as if no time had passed, and would act on a claim that
+        somebody else has taken since.
+        """
+        if self.reason is StopReason.LOST:
+            return False
+        return time.monotonic() - self.held_at < lease_ttl_s or self.say("")
 
     def say(self, message: str) -> bool:
         """Puts a message into the run's inbox and keeps the claim; false when it is lost."""
@@ -85,8 +97,11 @@ class Claim:
 
     def _say(self, message: str, state: TicketState) -> bool:
         self.last_sign = time.monotonic()
+        asked_at = time.monotonic()
         heard = self._publish(self, message, state)
-        if not heard:
+        if heard:
+            self.held_at = asked_at
+        else:
             self.ask_to_stop(StopReason.LOST)
         return heard
 

@@ -178,6 +178,7 @@ class Claims:
                 self._on_stall(claim)
         if not live:
             return
+        asked_at = time.monotonic()
         calls = self._client.pipeline(transaction=False)
         for claim in live:
             keys = [ticket_key(claim.ticket_id), lease_key(claim.ticket_id)]
@@ -185,6 +186,8 @@ class Claims:
         for claim, answer in zip(live, calls.execute(), strict=True):
             if answer != "held":
                 claim.ask_to_stop(StopReason(answer))
+            if answer != StopReason.LOST:
+                claim.held_at = asked_at
 
 
 def _waiting(ticket_id: str, queue: str, fields: list[str]) -> Waiting:

@@ -26,6 +26,7 @@ from mloc_dagster.fleet.step_tags import requirements_of_step, retries_of_step
 from mloc_dagster.fleet.ticket_watch import TicketWatch
 from mloc_dagster.fleet.tickets import ticket_for
 from mloc_dagster.services.event_log import EventLog
+from mloc_dagster.settings import settings
 
 _LOOK_EVERY_S = 1.0
 _CANCEL_GRACE_S = 5.0
@@ -167,7 +168,7 @@ class RunLoop:
         return step_key in self._active._in_flight  # noqa: SLF001
 
     def _store(self, entries: Sequence[EventLogEntry]) -> None:
-        if self._claim is not None and self._claim.reason is StopReason.LOST:
+        if entries and self._claim is not None and not self._claim.is_held(settings().lease_ttl_s):
             raise DagsterExecutionInterruptedError("another run worker has this run")
         log = self._context.instance.event_log_storage
         if isinstance(log, EventLog):
