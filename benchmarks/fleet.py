@@ -1,6 +1,6 @@
 """What the fleet costs and how it grows: real processes on PostgreSQL, in temporary homes.
 
-    .venv/bin/python benchmarks/fleet.py throughput|overhead|warm|control_plane|scaling|all
+    .venv/bin/python benchmarks/fleet.py throughput|overhead|warm|control_plane|scaling|events|all
 
 Each part appends an entry to benchmarks/results/fleet.json. With `--quick` it runs with tiny sizes
 and only prints: that says whether everything works, and nothing about speed.
@@ -18,6 +18,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import fleet_control_plane
+import fleet_events
 import fleet_overhead
 import fleet_scaling
 import fleet_throughput
@@ -31,6 +32,7 @@ PARTS = {
     "warm": fleet_warm.measure,
     "control_plane": fleet_control_plane.measure,
     "scaling": fleet_scaling.measure,
+    "events": fleet_events.measure,
 }
 
 
