@@ -9,7 +9,7 @@ from fleet_cpu import CpuWindow
 from fleet_options import Options
 from fleet_phases import shard_times
 from fleet_stack import CONTROL_PLANE, FleetStack, until
-from fleet_templates import write_echo
+from fleet_templates import write_echo, write_greeting
 
 from mloc_dagster.fleet.engine import WorkerStatus
 
@@ -21,7 +21,9 @@ def measure(options: Options, folder: Path, library: Path) -> dict[str, object]:
     """
     delay_s = options.busy_workers / options.rate
     job = write_echo(library, "busy", rows=1, delay_s=delay_s)
+    greeting = write_greeting(library, options.busy_workers)
     with FleetStack(folder, library, workers=options.busy_workers) as stack:
+        stack.client.run(greeting)
         stack.client.run(job)
         groups = stack.process_groups()
         window = CpuWindow(groups)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import statistics
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -11,12 +12,13 @@ from fleet_options import Options
 from fleet_phases import Phases, median_phases, phases_of
 from fleet_rivals import Rival
 from fleet_stack import FleetStack
-from fleet_templates import write_echo
+from fleet_templates import write_echo, write_greeting
 
 
 def measure(options: Options, folder: Path, library: Path) -> dict[str, object]:
     """Returns the phases of echo runs with a row in each shard, by system and number of shards."""
     jobs = {shards: write_echo(library, f"echo{shards}", rows=shards) for shards in options.shards}
+    greeting = write_greeting(library, options.workers)
     most = {"stock": options.max_stock_shards, "celery": options.max_celery_shards}
     runs: dict[tuple[str, int], list[Phases]] = {}
     with ExitStack() as systems:
@@ -26,7 +28,7 @@ def measure(options: Options, folder: Path, library: Path) -> dict[str, object]:
             rival = Rival(name, folder, library, stack, options.workers)
             clients[name] = systems.enter_context(rival).client
         for client in clients.values():
-            client.run(jobs[min(jobs)])
+            client.run(greeting)
         # In turns: a busy moment of the machine hits all of them.
         for _ in range(options.rounds):
             for shards, job in jobs.items():
@@ -61,17 +63,30 @@ def _summary(runs: list[Phases], shards: int) -> dict[str, object]:
     return {
         "rounds_wall_s": [round(each.wall_s, 3) for each in runs],
         "median": medians,
+        "run_s": round(_run_s(runs), 4),
         "wall_s_per_shard": round(medians["wall_s"] / shards, 4),
         "shards_s_per_shard": round(medians["shards_s"] / shards, 4),
         "aggregate_wait_s_max": round(max(each.aggregate_wait_s for each in runs), 4),
     }
 
 
-def _ratios(runs: Mapping[tuple[str, int], list[Phases]]) -> dict[str, dict[str, float]]:
-    """Returns how many times the fleet's median seconds the others took."""
-    walls = {key: median_phases(each)["wall_s"] for key, each in runs.items()}
-    ratios: dict[str, dict[str, float]] = {}
-    for (name, shards), wall_s in walls.items():
-        if name != "fleet":
-            ratios.setdefault(name, {})[str(shards)] = round(wall_s / walls["fleet", shards], 2)
+def _run_s(runs: Sequence[Phases]) -> float:
+    """Returns the median seconds without the wait for the daemon's look into its queue."""
+    return statistics.median(each.wall_s - each.queue_s for each in runs)
+
+
+def _ratios(
+    runs: Mapping[tuple[str, int], list[Phases]],
+) -> dict[str, dict[str, dict[str, float]]]:
+    """Returns how many times the fleet's median seconds the others took, by shards."""
+    ratios: dict[str, dict[str, dict[str, float]]] = {}
+    for (name, shards), measured in runs.items():
+        if name == "fleet":
+            continue
+        fleet = runs["fleet", shards]
+        walls = [statistics.median(each.wall_s for each in one) for one in (measured, fleet)]
+        ratios.setdefault(name, {})[str(shards)] = {
+            "wall_s": round(walls[0] / walls[1], 2),
+            "run_s": round(_run_s(measured) / _run_s(fleet), 2),
+        }
     return ratios

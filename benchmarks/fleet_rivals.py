@@ -97,10 +97,7 @@ class Rival:
         self._spawn("daemon", *_python("dagster._daemon"), "run", "-w", str(workspace))
         self._start_workers()
         until(
-            lambda: (
-                len(self.client.instance.get_daemon_statuses()) > 0
-                and self.client.instance.get_daemon_statuses()["QUEUED_RUN_COORDINATOR"].healthy
-            ),
+            lambda: self.client.instance.get_daemon_statuses()["QUEUED_RUN_COORDINATOR"].healthy,
             f"{self._system}'s daemon",
         )
 

@@ -12,7 +12,7 @@ from fleet_cpu import CpuWindow
 from fleet_options import Options
 from fleet_phases import phases_of
 from fleet_stack import FleetStack
-from fleet_templates import write_echo
+from fleet_templates import write_echo, write_greeting
 
 _IDLE_S = 5.0
 
@@ -22,7 +22,7 @@ def measure(options: Options, folder: Path, library: Path) -> dict[str, object]:
     rows_per_shard = max(1, round(options.shard_s / options.row_s))
     jobs = {
         count: (
-            write_echo(library, f"greet{count}", rows=count, delay_s=options.shard_s / 4),
+            write_greeting(library, count),
             write_echo(
                 library,
                 f"scale{count}",
@@ -37,7 +37,6 @@ def measure(options: Options, folder: Path, library: Path) -> dict[str, object]:
         sizes = {}
         for count, (greet, scale) in jobs.items():
             stack.grow_to(count)
-            # Slow enough that nobody takes two: every worker has then had its first shard.
             stack.client.run(greet)
             rows = count * options.shards_per_worker * rows_per_shard
             sizes[str(count)] = _at(stack, scale, rows, count / options.row_s)

@@ -35,6 +35,14 @@ def write_echo(
     return _write(library, name, "EchoTask", spec)
 
 
+def write_greeting(library: Path, workers: int) -> str:
+    """Writes a template that gives every worker its first shard; returns its name.
+
+    A shard is slow enough that no worker takes two while another one is idle.
+    """
+    return write_echo(library, f"greet{workers}", rows=workers, delay_s=1.0)
+
+
 def write_chat(library: Path) -> str:
     """Writes a template that asks the model that ships one question; returns its name."""
     spec = {

@@ -10,12 +10,13 @@ from fleet_client import Client
 from fleet_options import Options
 from fleet_rivals import Rival
 from fleet_stack import FleetStack
-from fleet_templates import write_echo
+from fleet_templates import write_echo, write_greeting
 
 
 def measure(options: Options, folder: Path, library: Path) -> dict[str, object]:
     """Returns the rates of both, in turns, and their ratio."""
     job = write_echo(library, "single", rows=1)
+    greeting = write_greeting(library, options.workers)
     with (
         FleetStack(folder, library, workers=options.workers) as stack,
         Rival("stock", folder, library, stack, options.workers) as stock,
@@ -25,6 +26,7 @@ def measure(options: Options, folder: Path, library: Path) -> dict[str, object]:
             "stock": (stock.client, options.stock_runs),
         }
         for client, _ in systems.values():
+            client.run(greeting)
             client.run(job)
         rounds = [
             {name: _burst(client, job, count) for name, (client, count) in systems.items()}
