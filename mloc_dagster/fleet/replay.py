@@ -9,6 +9,8 @@ from dagster._core.execution.plan.active import ActiveExecution
 from dagster._core.execution.plan.step import ExecutionStep
 from dagster._core.storage.tags import PRIORITY_TAG
 
+from mloc_dagster.fleet.pools import free_ended
+
 Fact = tuple[str | None, str | None, float]
 
 
@@ -52,6 +54,8 @@ def rebuild(active: ActiveExecution, events: Sequence[DagsterEvent]) -> list[Exe
         steps = active.rebuild_from_events(events)
     finally:
         active._instance_concurrency_context = slots  # noqa: SLF001
+    if slots is not None:
+        free_ended(slots, active)
     ready: list[ExecutionStep] = []
     for step in steps:
         priority = int(step.tags.get(PRIORITY_TAG, "0"))
