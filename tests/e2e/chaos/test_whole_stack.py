@@ -1,0 +1,52 @@
+"""Every process of the stack is killed, and `mloc up` goes on; then with the default lease."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from time import monotonic
+
+import pytest
+
+from tests.e2e.chaos.task import Task
+from tests.e2e.chaos.verdict import Rows, check
+from tests.e2e.stack import Stack, until
+
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(200)]
+
+Measure = Callable[[str, float], None]
+
+
+def test_everything_at_once(stack: Stack, task: Task, expected: Rows, measured: Measure) -> None:
+    task.wait_done(3)
+    names = [f"{stack.plan.worker_prefix}-{number}" for number in (1, 2)]
+    lost, fence = task.wait_held(*names), task.run_fence()
+    stack.kill_all()
+    begun = monotonic()
+    stack.start()
+    measured("the whole stack: `mloc up` says that it is up", monotonic() - begun)
+    until(lambda: task.run_fence() not in ("", fence), "the run is claimed again")
+    for each in lost:
+        task.wait_reclaimed(each)
+    measured("the whole stack: every lost shard is claimed again", monotonic() - begun)
+    check(task, expected, moved=lost)
+
+
+@pytest.fixture
+def patient_stack(stack: Stack) -> Iterator[Stack]:
+    """The same stack with the lease that users have."""
+    short = stack.environment.pop("MLOC_LEASE_TTL_S")
+    stack.kill_all()
+    stack.start()
+    yield stack
+    stack.environment["MLOC_LEASE_TTL_S"] = short
+
+
+def test_the_default_lease(patient_stack: Stack, expected: Rows, measured: Measure) -> None:
+    stack, task = patient_stack, Task.launch(patient_stack)
+    task.wait_done(3)
+    (lost,) = task.wait_held(f"{stack.plan.worker_prefix}-1")
+    stack.kill("worker-1")
+    killed = monotonic()
+    task.wait_reclaimed(lost)
+    measured("one worker, lease of 10 s: its shard is claimed again", monotonic() - killed)
+    check(task, expected, moved=[lost])
