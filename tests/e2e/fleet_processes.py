@@ -25,7 +25,7 @@ from mloc_dagster.fleet.engine import TicketState, TicketStatus
 from mloc_dagster.fleet.jobs import LIBRARY
 from mloc_dagster.fleet.records import members_key
 from mloc_dagster.fleet.redis_client import connect
-from mloc_dagster.fleet.redis_engine import RedisFleetEngine
+from mloc_dagster.fleet.redis_engine import RedisFleetEngine, open_engine
 from mloc_dagster.services.instance import pool_connections
 from mloc_dagster.services.stack.dagster_home import fleet_instance
 from tests.e2e.stack import ROOT, until
@@ -129,6 +129,17 @@ class FleetProcesses:
         run = self.create(job)
         self.hand_over(run)
         return run.run_id
+
+    def execute_here(self, job: str) -> str:
+        """Executes a run in this process, as `dagster job execute` does; returns its id."""
+        recon = self._library.get_reconstructable_job(job)
+        config = {
+            "execution": {"config": {"fleet": {}}},
+            **(recon.get_definition().run_config or {}),
+        }
+        done = dg.execute_job(recon, self.instance, run_config=config)
+        open_engine().close()
+        return done.run_id
 
     def await_end(self, run_id: str, timeout_s: float = 60.0) -> DagsterRunStatus:
         """Returns how a run ended."""

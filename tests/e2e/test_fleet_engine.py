@@ -288,6 +288,14 @@ def test_dagster_sees_how_the_workers_of_runs_are(fleet: FleetProcesses) -> None
     until(lambda: not fleet.tickets(run.run_id), "nothing is left of it")
 
 
+def test_a_run_of_another_process_uses_the_fleet_and_leaves_nothing(fleet: FleetProcesses) -> None:
+    run_id = fleet.execute_here("quick")
+    assert_complete(fleet, run_id, 2)
+    client = fleet.engine.client
+    left = [str(each) for each in client.scan_iter(f"*{run_id}*")]
+    assert [each for each in left if client.ttl(each) == -1] == [], "what is left expires"
+
+
 def spans(fleet: FleetProcesses, run_id: str) -> list[tuple[float, float]]:
     """When the shards of a run ran, from its log."""
     starts: dict[str, float] = {}
