@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import logging
 from importlib import import_module
 
 import dagster as dg
 from dagster import DagsterRun, DagsterRunStatus
 from dagster._core.execution.api import execute_run_iterator
 
-from mloc_dagster.errors import TransientError
 from mloc_dagster.fleet.claim import Claim, StopReason
 from mloc_dagster.fleet.jobs import LIBRARY, Jobs
 from mloc_dagster.fleet.redis_engine import RedisFleetEngine
 from mloc_dagster.fleet.run_claim import under_claim
 from mloc_dagster.fleet.run_end import end_cancelled_run, leave_pools
+from mloc_dagster.services.storages import DATABASE_AWAY
+
+_log = logging.getLogger(__name__)
+
+_PAUSE_S = 5.0
+
+# A run that kills its worker takes the worker's other runs along each time: far more losses than
+# anything else brings together, and few enough to end it within minutes.
+_MAX_LOSSES = 10
 
 
 class RunWorker:
@@ -33,21 +42,37 @@ class RunWorker:
     def perform(self, claim: Claim) -> None:
         """Runs the run of a claim until it ends, or until this worker has to stop.
 
-        Raises:
-            TransientError: If the run was interrupted by something else; its claim is to lapse.
+        A database that stays away is no loss of a worker, and counts as none: the run goes back.
         """
+        try:
+            self._perform(claim)
+        except DATABASE_AWAY as error:
+            self._put_back(claim, str(error))
+
+    def _put_back(self, claim: Claim, why: str) -> None:
+        _log.warning("run %s was interrupted, and waits to be gone on with: %s", claim.run_id, why)
+        claim.stop.wait(_PAUSE_S)
+        if claim.reason is not StopReason.LOST:
+            claim.give_back()
+
+    def _perform(self, claim: Claim) -> None:
         run = self._instance.get_run_by_id(claim.run_id)
         if run is not None and not run.is_finished:
+            losses = self._engine.status([claim.ticket_id])[claim.ticket_id].losses
             if run.status is DagsterRunStatus.CANCELING:
                 end_cancelled_run(self._instance, self._engine, run)
+            elif losses >= _MAX_LOSSES:
+                self._engine.cancel_run(run.run_id)
+                self._instance.report_run_failed(run, f"{losses} run workers were lost with it")
+                leave_pools(self._instance, run.run_id)
             else:
                 self._execute(claim, run)
         if claim.reason is StopReason.DRAINING and not self._finished(claim.run_id):
             claim.give_back()
             return
         if claim.reason is None and not self._finished(claim.run_id):
-            # Somebody goes on with it, after the pause that a lease is.
-            raise TransientError(f"run {claim.run_id} was interrupted before its end")
+            self._put_back(claim, "see its log")
+            return
         if claim.reason is StopReason.CANCELLED:
             leave_pools(self._instance, claim.run_id)
         if claim.reason is not StopReason.LOST:

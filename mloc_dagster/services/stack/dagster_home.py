@@ -69,6 +69,8 @@ def fleet_instance(max_concurrent_runs: int = -1) -> dict[str, object]:
             "cancel_timeout_seconds": _SECONDS_TO_CANCEL,
             # Losing its run worker costs a run nothing.
             "max_resume_run_attempts": 1000,
+            # A pool is open again soon after a run that ended without leaving it.
+            "free_slots_after_run_end_seconds": 60,
         },
         "sensors": {"use_threads": True, "num_workers": 4},
         "telemetry": {"enabled": False},
