@@ -9,9 +9,10 @@ import typer
 
 from mloc_dagster import __version__
 from mloc_dagster.cli.arguments import Json
+from mloc_dagster.cli.fleet_app import fleet
 from mloc_dagster.cli.task_app import tasks
 
-_TASKS, _FLEET, _TEMPLATES, _MODELS = "Run", "Fleet", "Templates", "Models"
+_TASKS, _TEMPLATES, _MODELS = "Run", "Templates", "Models"
 
 app = typer.Typer(
     name="mloc",
@@ -93,85 +94,6 @@ def _run(
     raise typer.Exit(run(options))
 
 
-@app.command("up", rich_help_panel=_FLEET)
-def _up(
-    workers: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N", min=0, help="Workers for shards; by default one per GPU, and one without."
-        ),
-    ] = None,
-    run_workers: Annotated[
-        int, typer.Option(metavar="M", min=0, help="Workers for runs; each carries 32 at a time.")
-    ] = 1,
-    port: Annotated[
-        int | None,
-        typer.Option(metavar="P", min=1, max=65535, help="Port of Dagster's UI, else 3000."),
-    ] = None,
-    detach: Annotated[
-        bool, typer.Option("--detach", "-d", help="Leave when everything answers.")
-    ] = False,
-) -> None:
-    """Start the whole system on this machine, and stop it at Ctrl-C.
-
-    Exit code: 0, 1 (a component does not come up), 2 (it is up already, or a port is taken).
-    """
-    from mloc_dagster.cli.up_command import UpOptions, up
-
-    raise typer.Exit(up(UpOptions(workers, run_workers, port, detach)))
-
-
-@app.command("down", rich_help_panel=_FLEET)
-def _down() -> None:
-    """Stop what `mloc up` started, also when it is half dead."""
-    from mloc_dagster.cli.down_command import down
-
-    down()
-
-
-@app.command("status", rich_help_panel=_FLEET)
-def _status(as_json: Json = False) -> None:
-    """Show components, queues and workers.
-
-    Exit code: 0, or 1 when nothing is up.
-    """
-    from mloc_dagster.cli.status_command import status
-
-    raise typer.Exit(status(as_json=as_json))
-
-
-@app.command("worker", rich_help_panel=_FLEET)
-def _worker(
-    queues: Annotated[
-        str,
-        typer.Option(
-            metavar="NAME,…",
-            help="Take work from these queues; `runs` makes a run worker. By default what the"
-            " hardware names.",
-        ),
-    ] = "",
-    gpus: Annotated[
-        str | None,
-        typer.Option(metavar="all|N|0,1", help="One worker for each of these GPUs."),
-    ] = None,
-    gpus_per_worker: Annotated[
-        int, typer.Option(metavar="N", help="GPUs that each worker owns.", min=1)
-    ] = 1,
-    tags: Annotated[
-        list[str] | None,
-        typer.Option("--tag", metavar="KEY=VALUE", help="A label of the worker. Repeatable."),
-    ] = None,
-) -> None:
-    """Work for the fleet of MLOC_REDIS_URL until SIGTERM, which lets a shard end or hands it back.
-
-    Exit code: 0, or 2 (bad input).
-    """
-    from mloc_dagster.cli.worker_command import WorkerOptions, work
-
-    names = tuple(name.strip() for name in queues.split(",") if name.strip())
-    raise typer.Exit(work(WorkerOptions(names, gpus, gpus_per_worker, tuple(tags or ()))))
-
-
 @app.command("validate", rich_help_panel=_TEMPLATES)
 def _validate(
     files: Annotated[
@@ -199,44 +121,7 @@ def _schema() -> None:
     typer.echo(json.dumps(template_json_schema(), indent=2, ensure_ascii=False))
 
 
-@app.command("workers", rich_help_panel=_FLEET)
-def _workers(as_json: Json = False) -> None:
-    """List the live workers: what they own, what they have warm, what they run."""
-    from mloc_dagster.cli.workers_command import list_workers
-
-    list_workers(as_json=as_json)
-
-
-@app.command("events", rich_help_panel=_FLEET)
-def _events(
-    follow: Annotated[
-        bool, typer.Option("--follow", "-f", help="Go on with what happens from now on.")
-    ] = False,
-    since: Annotated[
-        str | None,
-        typer.Option(
-            metavar="WHEN",
-            help="From when: 30s, 10m, 2h, 1d ago or a time; an hour ago, with -f from now.",
-            show_default=False,
-        ),
-    ] = None,
-    task: Annotated[
-        str | None, typer.Option(metavar="ID", help="Only tasks whose id starts so.")
-    ] = None,
-    workers: Annotated[bool, typer.Option("--workers", help="Events of workers, too.")] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="One JSON document a line, as it was published.")
-    ] = False,
-) -> None:
-    """Print what happened to tasks, one event a line.
-
-    Exit code: 0, 2 (there is no Redis to ask), 130 (interrupted).
-    """
-    from mloc_dagster.cli.events_command import EventsOptions, show_events
-
-    raise typer.Exit(show_events(EventsOptions(follow, since, as_json, task, workers)))
-
-
+app.add_typer(fleet)
 app.add_typer(tasks)
 app.add_typer(_templates, name="templates", rich_help_panel=_TEMPLATES)
 app.add_typer(_models, name="models", rich_help_panel=_MODELS)
