@@ -1,21 +1,27 @@
-"""What the issue's reader does: launch from the UI, kill a worker in mid-shard, watch it finish."""
+"""The fleet from Dagster's UI: a launch outlives a worker, a termination keeps what is done."""
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
-from pathlib import Path
+from collections.abc import Iterator
 from signal import SIGKILL
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import pytest
 import redis
 
+from mloc_dagster.fleet.records import members_key, ticket_key
 from mloc_dagster.fleet.redis_client import connect
 from mloc_dagster.fleet.registry import WorkerRegistry
+from mloc_dagster.results.rows import OutputRow
 from mloc_dagster.results.shard_files import read_rows
 from mloc_dagster.results.store import open_store
 from tests.e2e.stack import Stack, until
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page, Playwright
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
@@ -39,45 +45,78 @@ spec:
 """
 
 
-def test_a_worker_killed_in_mid_shard_costs_a_launch_from_the_ui_nothing(tmp_path: Path) -> None:
-    from playwright.sync_api import expect, sync_playwright
-
-    library = tmp_path / "library"
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    folder = tmp_path_factory.mktemp("ui")
+    library = folder / "library"
     library.mkdir()
     (library / "slow.yaml").write_text(SLOW)
     environment = {"MLOC_TEMPLATES_DIR": str(library), "MLOC_LEASE_TTL_S": "2"}
-    with (
-        Stack(tmp_path / "home", workers=2, run_workers=1, environment=environment) as stack,
-        sync_playwright() as playwright,
-    ):
-        browser = playwright.chromium.launch(
-            executable_path=CHROMIUM,
-            args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"],
-        )
-        page = browser.new_page(viewport={"width": 1500, "height": 1000})
-        location = "locations/__repository__@mloc_dagster.definitions"
-        page.goto(f"{stack.webserver_url}/{location}/jobs/slow")
-        page.get_by_role("button", name="Materialize all").first.click()
-        page.get_by_text("Launched run").wait_for(timeout=120_000)
+    with Stack(folder / "home", workers=2, run_workers=1, environment=environment) as stack:
+        yield stack
 
+
+def test_a_worker_killed_in_mid_shard_costs_a_launch_from_the_ui_nothing(stack: Stack) -> None:
+    from playwright.sync_api import expect, sync_playwright
+
+    with sync_playwright() as playwright:
+        page = launched(playwright, stack)
         client = connect(stack.redis_url)
-        busy = until(lambda: busy_worker(client), "a worker is in mid-shard")
-        os.kill(busy[0], SIGKILL)
-        run_id = busy[1]
-
+        pid, run_id = until(lambda: busy_worker(client), "a worker is in mid-shard")
+        os.kill(pid, SIGKILL)
         page.goto(f"{stack.webserver_url}/runs/{run_id}")
         expect(page.get_by_text("Success", exact=True).first).to_be_visible(timeout=180_000)
         page.goto(f"{stack.webserver_url}/runs/{run_id}?logs=another")
         expect(page.get_by_text("goes to another worker").first).to_be_visible(timeout=30_000)
-        browser.close()
-        rows = list(read_rows(open_store(stack.environment["MLOC_RESULTS_URL"]).task(run_id)))
-    assert [row.output for row in rows] == [f"row {index}" for index in range(ROWS)]
+        page.context.close()
+    assert [row.output for row in rows_of(stack, run_id)] == [f"row {i}" for i in range(ROWS)]
+
+
+def test_a_task_terminated_in_the_ui_stops_and_keeps_its_finished_rows(stack: Stack) -> None:
+    from playwright.sync_api import expect, sync_playwright
+
+    with sync_playwright() as playwright:
+        page = launched(playwright, stack)
+        client = connect(stack.redis_url)
+        _, run_id = until(lambda: busy_worker(client), "a worker is in mid-shard")
+        page.goto(f"{stack.webserver_url}/runs/{run_id}")
+        page.get_by_role("button", name="Terminate").first.click()
+        page.get_by_role("dialog").get_by_role("button", name="Terminate").click()
+        expect(page.get_by_text("Canceled", exact=True).first).to_be_visible(timeout=60_000)
+        page.context.close()
+    until(lambda: busy_worker(client) is None, "no worker works on it any more")
+    assert 0 < len(rows_of(stack, run_id)) < ROWS
+    shown = stack.mloc("show", run_id, "--json")
+    assert [task["state"] for task in json.loads(shown.stdout)["tasks"]] == ["CANCELLED"]
+
+
+def launched(playwright: Playwright, stack: Stack) -> Page:
+    """Launches the job by clicking; returns the page."""
+    browser = playwright.chromium.launch(
+        executable_path=CHROMIUM,
+        args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"],
+    )
+    page = browser.new_page(viewport={"width": 1500, "height": 1000})
+    location = "locations/__repository__@mloc_dagster.definitions"
+    page.goto(f"{stack.webserver_url}/{location}/jobs/slow")
+    page.get_by_role("button", name="Materialize all").first.click()
+    page.get_by_text("Launched run").wait_for(timeout=120_000)
+    return page
+
+
+def rows_of(stack: Stack, run_id: str) -> list[OutputRow]:
+    """The rows that a task has finished, in order."""
+    return list(read_rows(open_store(stack.environment["MLOC_RESULTS_URL"]).task(run_id)))
 
 
 def busy_worker(client: redis.Redis) -> tuple[int, str] | None:
-    """Returns a worker that has finished a shard and works on the next: its pid and its run."""
-    finished = cast("int", client.get("fence") or 0)
+    """Returns a worker whose run has finished a shard: its pid and the run."""
     for worker in WorkerRegistry(client).live():
-        if int(finished) > 4 and "cpu" in worker.queues and worker.running:
-            return worker.pid, worker.running[0].partition(":")[0]
+        if "cpu" not in worker.queues or not worker.running:
+            continue
+        run_id = worker.running[0].partition(":")[0]
+        tickets = cast("set[str]", client.smembers(members_key(run_id)))
+        states = [client.hget(ticket_key(each), "state") for each in tickets]
+        if "done" in states:
+            return worker.pid, run_id
     return None
