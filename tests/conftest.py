@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,12 @@ import redis
 
 from mloc_dagster.settings import settings
 from tests.redis_server import RedisServer, running_redis
+
+
+def pytest_configure() -> None:
+    """Lets Ctrl-C through: a shell that starts the tests in the background ignores it for all."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

@@ -97,6 +97,7 @@ def webserver(
                 process.wait(60)
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
 
 
 def test_a_template_launched_from_the_launchpad_leaves_results_and_lineage(

@@ -124,6 +124,7 @@ def test_following_shows_what_happens_and_ends_with_an_interrupt(fleet: str) -> 
         _, errors = process.communicate(timeout=30)
     finally:
         process.kill()
+        process.communicate()
     assert process.returncode == 130
     assert "Traceback" not in errors
 
