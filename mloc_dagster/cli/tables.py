@@ -8,6 +8,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+_WHOLE_WORD = 12
+
 
 def print_table(
     headings: Sequence[str],
@@ -35,7 +37,14 @@ def print_table(
             justify="right" if right else "left",
             no_wrap=right or place == 0,
             overflow="fold",
+            min_width=_longest_word(heading, *(row[place] for row in rows)),
         )
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
     console.print(table)
+
+
+def _longest_word(*texts: str) -> int:
+    """Returns the width that keeps short words whole in a narrow terminal; 0 if they are long."""
+    longest = max(len(word) for text in texts for word in (text.split() or [""]))
+    return longest if longest <= _WHOLE_WORD else 0

@@ -106,13 +106,13 @@ def list_tasks(*, state: str | None, limit: int, as_json: bool) -> int:
         typer.echo("no such task" if wanted else "no task yet: `mloc launch echo`", err=True)
     else:
         print_table(
-            ("task", "template", "status", "submitted", "took"),
+            ("task", "template", "status", "age", "took"),
             [
                 (
                     each.task_id,
                     each.template,
                     each.state.value,
-                    _ago(each.created_at),
+                    _age(each.created_at),
                     _took(each),
                 )
                 for each in found
@@ -147,8 +147,12 @@ def _took(status: TaskStatus) -> str:
     return duration((end - status.created_at).total_seconds())
 
 
+def _age(moment: datetime) -> str:
+    return duration(max(0.0, (datetime.now(UTC) - moment).total_seconds()))
+
+
 def _ago(moment: datetime) -> str:
-    return f"{duration(max(0.0, (datetime.now(UTC) - moment).total_seconds()))} ago"
+    return f"{_age(moment)} ago"
 
 
 def list_dead_letters(*, verbose: bool, as_json: bool) -> int:
