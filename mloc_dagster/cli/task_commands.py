@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from mloc_dagster.tasks.workflows import Found
 
 _PAGE = 100
-_REASON_WIDTH = 60
+_REASON_WIDTH = 200
 
 
 def show(task_or_run_id: str, *, as_json: bool) -> int:
@@ -151,10 +151,6 @@ def _age(moment: datetime) -> str:
     return duration(max(0.0, (datetime.now(UTC) - moment).total_seconds()))
 
 
-def _ago(moment: datetime) -> str:
-    return f"{_age(moment)} ago"
-
-
 def list_dead_letters(*, verbose: bool, as_json: bool) -> int:
     """Prints the tasks that failed for good; returns the exit code."""
     with open_fleet() as fleet:
@@ -167,12 +163,12 @@ def list_dead_letters(*, verbose: bool, as_json: bool) -> int:
         typer.echo("no task has failed for good", err=True)
     else:
         print_table(
-            ("task", "template", "failed", "missing", "reason"),
-            [_row(each, verbose=verbose) for each in letters],
+            ("task", "template", "age", "missing"),
+            [_row(each) for each in letters],
             numbers=(2, 3),
         )
-        if verbose:
-            _print_logs(letters)
+        for each in letters:
+            _print_reason(each, verbose=verbose)
         typer.echo("")
         typer.echo("`mloc retry TASK` computes what is missing; `mloc show TASK` says more")
     return OK
@@ -182,15 +178,17 @@ def _document(letter: DeadLetter) -> dict[str, object]:
     return {**letter.model_dump(mode="json"), "rows_missing": letter.rows_missing}
 
 
-def _row(letter: DeadLetter, *, verbose: bool) -> tuple[str, ...]:
+def _row(letter: DeadLetter) -> tuple[str, ...]:
     missing = "?" if letter.rows_missing is None else f"{letter.rows_missing:,}"
+    return (letter.task_id, letter.template, _age(letter.failed_at), missing)
+
+
+def _print_reason(letter: DeadLetter, *, verbose: bool) -> None:
     reason = letter.reason if verbose else shorten(letter.reason, _REASON_WIDTH)
-    return (letter.task_id, letter.template, _ago(letter.failed_at), missing, reason)
-
-
-def _print_logs(letters: list[DeadLetter]) -> None:
-    for letter in letters:
-        for shard, lines in letter.logs.items():
-            typer.echo(f"\n{letter.task_id}, shard {shard}:")
-            for line in lines:
-                typer.echo(f"  {line}")
+    typer.echo(f"\n{letter.task_id}:\n  {reason}")
+    if not verbose:
+        return
+    for shard, lines in letter.logs.items():
+        typer.echo(f"\n{letter.task_id}, shard {shard}:")
+        for line in lines:
+            typer.echo(f"  {line}")

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import dagster as dg
 from dagster import DagsterRun, EventLogEntry
+from dagster._core.definitions.job_base import IJob
 
 from mloc_dagster.executors.cancellation import cancellable
 from mloc_dagster.fleet.messages import StepRequest
@@ -53,7 +54,7 @@ class LocalSteps:
 
     def __init__(
         self,
-        job: object,
+        job: IJob,
         run: DagsterRun,
         instance: dg.DagsterInstance,
         *,

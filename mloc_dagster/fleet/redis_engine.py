@@ -122,8 +122,7 @@ class RedisFleetEngine:
 
     def cancel(self, ticket_id: str) -> None:
         """Takes a queued ticket out; asks the worker of a running one to stop."""
-        queue = self.client.hget(ticket_key(ticket_id), "queue")
-        self._cancel(keys=[ticket_key(ticket_id), queue_key(str(queue))], args=[])
+        self._cancel(keys=[ticket_key(ticket_id)], args=[])
 
     def workers(self) -> Sequence[WorkerInfo]:
         """Returns the live workers."""

@@ -8,6 +8,7 @@ from collections import OrderedDict
 
 import dagster as dg
 from dagster import DagsterRun, EventLogEntry
+from dagster._core.definitions.job_base import IJob
 from dagster._core.execution.api import create_execution_plan, execute_plan_iterator
 from dagster._core.execution.retries import RetryMode
 
@@ -78,21 +79,21 @@ class StepWorker:
 
 
 def run_step(
-    job: dg.JobDefinition | object,
+    job: IJob,
     run: DagsterRun,
     instance: dg.DagsterInstance,
     request: StepRequest,
 ) -> None:
     """Runs one step of a run in this thread; what happens is in the events it logs."""
     plan = create_execution_plan(
-        job,  # type: ignore[arg-type]
+        job,
         run.run_config,
         step_keys_to_execute=[request.step_key],
         known_state=request.known_state,
     )
     events = execute_plan_iterator(
         plan,
-        job,  # type: ignore[arg-type]
+        job,
         run,
         instance,
         retry_mode=RetryMode.DEFERRED,

@@ -9,6 +9,7 @@ import redis
 from dagster import DagsterEventType
 from dagster._core.storage.event_log import SqlEventLogStorage
 
+from mloc_dagster.errors import TerminalError
 from mloc_dagster.events.model import TaskEvent
 from mloc_dagster.events.stream import open_redis, send
 from mloc_dagster.ops.run_tags import DEAD_LETTER_TAG
@@ -43,11 +44,11 @@ def facts_since(
         The events, the tasks that failed for good by run, and how far the log is read now.
 
     Raises:
-        NotImplementedError: If the log is not in one database.
+        TerminalError: If the log is not in one database.
     """
     storage = instance.event_log_storage
     if not isinstance(storage, SqlEventLogStorage) or storage.is_run_sharded:
-        raise NotImplementedError("events are published from a PostgreSQL event log only")
+        raise TerminalError("events are published from a PostgreSQL event log only")
     if cursor is None:
         cursor = LogCursor(after=max(0, newest_id(storage) - _HISTORY))
     found = [*rows_in(storage, cursor.ranges()), *rows_after(storage, cursor.after, _BATCH)]

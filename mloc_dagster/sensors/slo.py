@@ -7,6 +7,7 @@ import dagster as dg
 import redis
 from dagster._core.storage.runs import SqlRunStorage
 
+from mloc_dagster.errors import TerminalError
 from mloc_dagster.events.model import TaskEvent, TaskEventType
 from mloc_dagster.events.payloads import Payload, SloMiss
 from mloc_dagster.events.stream import open_redis, send
@@ -145,7 +146,7 @@ def slo_sensor() -> dg.SensorDefinition:
 def _storage(instance: dg.DagsterInstance) -> SqlRunStorage:
     storage = instance.run_storage
     if not isinstance(storage, SqlRunStorage):
-        raise NotImplementedError("SLOs are kept on runs in an SQL database only")
+        raise TerminalError("SLOs are kept on runs in an SQL database only")
     return storage
 
 

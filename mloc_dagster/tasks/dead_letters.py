@@ -10,6 +10,7 @@ from dagster import DagsterEventType, DagsterRunStatus, RunRecord
 from dagster._core.storage.runs import SqlRunStorage
 from pydantic import BaseModel, ConfigDict
 
+from mloc_dagster.errors import TerminalError
 from mloc_dagster.ops.plan import WORKFLOW_TAG, workflow_id
 from mloc_dagster.ops.run_tags import DEAD_LETTER_TAG, RunTask
 from mloc_dagster.results.store import open_store
@@ -64,11 +65,11 @@ def dead_letters(instance: dg.DagsterInstance) -> list[DeadLetter]:
     A run that somebody or something retried is none any more, whatever came of the retry.
 
     Raises:
-        NotImplementedError: If the runs are not in an SQL database.
+        TerminalError: If the runs are not in an SQL database.
     """
     storage = instance.run_storage
     if not isinstance(storage, SqlRunStorage):
-        raise NotImplementedError("dead letters are found in an SQL database only")
+        raise TerminalError("dead letters are found in an SQL database only")
     rows = runs_tagged(storage, DEAD_LETTER_TAG, (WORKFLOW_TAG,), ended_after_s=0)
     if not rows:
         return []

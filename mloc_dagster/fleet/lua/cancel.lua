@@ -1,9 +1,9 @@
 -- Takes a queued ticket out, or asks the worker of a running one to stop. Returns the state.
--- KEYS: ticket, queue
-local ticket, queue = unpack(KEYS)
-local state, place = unpack(redis.call('HMGET', ticket, 'state', 'place'))
+-- KEYS: ticket
+local ticket = KEYS[1]
+local state, queue, place = unpack(redis.call('HMGET', ticket, 'state', 'queue', 'place'))
 if state == 'queued' then
-  redis.call('ZREM', queue, place)
+  redis.call('ZREM', 'queue:' .. queue, place)
   redis.call('HSET', ticket, 'state', 'cancelled')
   return 'cancelled'
 end
