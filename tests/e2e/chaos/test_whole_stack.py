@@ -1,4 +1,4 @@
-"""Every process of the stack is killed, and `mloc up` goes on; then with the default lease."""
+"""The whole stack is killed, or stopped as it should be, and `mloc up` goes on."""
 
 from __future__ import annotations
 
@@ -29,6 +29,13 @@ def test_everything_at_once(stack: Stack, task: Task, expected: Rows, measured: 
         task.wait_reclaimed(each)
     measured("the whole stack: every lost shard is claimed again", monotonic() - begun)
     check(task, expected, moved=lost)
+
+
+def test_a_stop_and_a_start(stack: Stack, task: Task, expected: Rows) -> None:
+    task.wait_done(3)
+    stack.stop()
+    stack.start()
+    check(task, expected, moved=[])
 
 
 @pytest.fixture
