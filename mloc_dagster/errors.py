@@ -6,6 +6,7 @@
     │   ├── DataError              an input file, split, column or row is missing or unreadable
     │   └── UnknownNameError       a name nobody registered; carries the nearest known one
     ├── TransientError             trying again can help (network, a device that was busy)
+    │   └── NoRoomError            perhaps the memory was taken: models that idle are to make room
     ├── TerminalError              trying again cannot help
     │   ├── MissingExtraError      an optional dependency is not installed
     │   ├── IncompleteResultsError shards or rows do not add up to the plan
@@ -75,6 +76,10 @@ class TransientError(MlocError):
     """A failure that a retry may cure."""
 
     retryable = True
+
+
+class NoRoomError(TransientError, MemoryError):
+    """A model did not load, and a want of memory may be why: its process did not say."""
 
 
 class TerminalError(MlocError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
+from typing import Literal
 
 from pydantic import AliasChoices, Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -39,11 +40,34 @@ class Settings(BaseSettings):
     flush_interval_s: float = Field(default=2.0, gt=0)
     """Seconds a finished row may wait before it is written."""
 
+    run_note_interval_s: float = Field(default=10.0, ge=0)
+    """Seconds between the notes that a shard leaves in its run's log on how far it is."""
+
+    engine: Literal["auto", "vllm", "transformers"] = "auto"
+    """Engine of templates that name none; `auto` is vLLM where it can run, else transformers."""
+
     max_cached_models: int = Field(default=1, ge=1)
     """Models one process keeps loaded between shards; with `cache_bytes` alone, all that fit."""
 
     cache_bytes: int = Field(default=0, ge=0)
     """Bytes of loaded models one process may keep, least recently used evicted; 0 is no limit."""
+
+    sleeping_bytes: int | None = Field(default=None, ge=0)
+    """Main memory in which one process keeps models that left their GPU to make room and can be
+    woken (`model.vllm.enable_sleep_mode`); by default a quarter of this worker's share of the
+    machine, 0 unloads them instead."""
+
+    row_cache_bytes: int = Field(default=0, ge=0)
+    """Bytes of answers kept for later tasks (`spec.reuse`), the oldest go first; 0 is no limit."""
+
+    image_max_bytes: int = Field(default=20_000_000, ge=1)
+    """Bytes of the largest image file that a row may name or carry."""
+
+    image_timeout_s: float = Field(default=30.0, gt=0)
+    """Seconds that fetching one image may take, every attempt included."""
+
+    image_private_addresses: bool = True
+    """Whether `http` images may lie at private and loopback addresses; never at link-local ones."""
 
     webserver_port: int = Field(default=3000, ge=1, le=65535)
     """Port of Dagster's UI under `mloc up`."""

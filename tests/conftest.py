@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +15,15 @@ from tests.redis_server import RedisServer, running_redis
 
 
 def pytest_configure() -> None:
-    """Lets Ctrl-C through: a shell that starts the tests in the background ignores it for all."""
+    """Prepares the process for every test.
+
+    Templates that name no engine get the one that starts in seconds; vLLM's tests name theirs.
+    torch's C++ part reads its log level when torch is imported, which some modules' collection does
+    before an engine sets it, as a worker that loads its first model would.
+    Ctrl-C is let through, which a shell that starts the tests in the background ignores for all.
+    """
+    os.environ["MLOC_ENGINE"] = "transformers"
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -42,3 +51,11 @@ def redis_url(redis_server: RedisServer) -> str:
     with redis.Redis.from_url(redis_server.url) as client:
         client.flushall()
     return redis_server.url
+
+
+@pytest.fixture(scope="session")
+def tiny_vision(pytestconfig: pytest.Config) -> Path:
+    """The folder of a small LLaVA that names colours; trained once, then kept by pytest."""
+    from tests.tiny_vision import build_tiny_vision
+
+    return build_tiny_vision(pytestconfig.cache.mkdir("tiny-vision"))

@@ -10,7 +10,7 @@ from mloc_dagster.executors.registry import task_executor, task_types
 from mloc_dagster.fleet.hardware import requirements_of
 from mloc_dagster.fleet.step_tags import fleet_tags
 from mloc_dagster.ops.shard import shard_op
-from mloc_dagster.schema.task import InferenceSpec, TaskSpec
+from mloc_dagster.schema.task import ModelSpec, TaskSpec
 
 
 def shard_invocation(spec: TaskSpec) -> dg.PendingNodeInvocation[dg.OpDefinition]:
@@ -23,7 +23,7 @@ def shard_invocation(spec: TaskSpec) -> dg.PendingNodeInvocation[dg.OpDefinition
 def _pool(spec: TaskSpec) -> str | None:
     if spec.resources.pool is not None:
         return spec.resources.pool
-    return op_name(spec.model.source.identifier) if isinstance(spec, InferenceSpec) else None
+    return op_name(spec.model.source.identifier) if isinstance(spec, ModelSpec) else None
 
 
 def _model_key(spec: TaskSpec) -> str | None:

@@ -10,7 +10,7 @@ from mloc_dagster.assets.task_graph import task_graph
 from mloc_dagster.compile.compiler import CompiledTask, CompiledTemplate
 from mloc_dagster.ops.export import export
 from mloc_dagster.ops.references import TaskRef
-from mloc_dagster.schema.task import InferenceSpec
+from mloc_dagster.schema.task import ModelSpec
 
 
 def task_assets(
@@ -67,13 +67,13 @@ def _export(compiled: CompiledTemplate, node: CompiledTask) -> dg.AssetsDefiniti
 def _description(compiled: CompiledTemplate, node: CompiledTask) -> str:
     given = compiled.metadata.description or compiled.metadata.annotations.get("description", "")
     spec = node.task.spec
-    model = f" with {spec.model.source.identifier}" if isinstance(spec, InferenceSpec) else ""
+    model = f" with {spec.model.source.identifier}" if isinstance(spec, ModelSpec) else ""
     return f"{given}\n\nOne output per row: {spec.task_type}{model}.".strip()
 
 
 def _kinds(node: CompiledTask) -> set[str]:
     spec = node.task.spec
-    if not isinstance(spec, InferenceSpec):
+    if not isinstance(spec, ModelSpec):
         return {spec.task_type}
     source = {"huggingface": "huggingface"}.get(spec.model.source.type)
     return {"llm", "pytorch"} | ({source} if source else set())

@@ -58,9 +58,11 @@ def _shard(event: TaskEvent) -> str:
 
 def _payload(payload: Payload) -> str:
     parts = [
+        f"{count(payload.resumed, 'row')} already there" if payload.resumed else "",
         count(payload.rows, "row") if payload.rows else "",
         count(payload.tokens, "token") if payload.tokens else "",
         count(payload.errors, "error") if payload.errors else "",
+        f"{payload.reused:,} reused" if payload.reused else "",
         f"worker lost {payload.losses}×" if payload.losses else "",
         _one_line(payload.reason or ""),
     ]

@@ -8,15 +8,29 @@ from contextlib import contextmanager
 from time import monotonic
 from typing import Protocol
 
+from rich.cells import cell_len
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    Task,
+    TaskID,
+    TextColumn,
+)
+from rich.text import Text
 
+from mloc_dagster.cli.task_figures import task_figures
 from mloc_dagster.cli.task_progress import TaskProgress
 from mloc_dagster.cli.wording import count, shorten
 from mloc_dagster.events.bus import listening
 from mloc_dagster.events.model import TaskEvent, TaskEventType
 
 LINE_INTERVAL_S = 10.0
+
+ROOMY = 110
+"""From so many columns on a terminal has room for a bar beside the figures."""
 
 
 class View(Protocol):
@@ -106,7 +120,9 @@ class LinesView:
             self.say(f"{task.node}: {count(task.total_rows, 'row')}")
         elif monotonic() >= self._next_line_s and event.type is TaskEventType.TASK_PROGRESS:
             self._next_line_s = monotonic() + LINE_INTERVAL_S
-            self.say(f"{task.node}: {task.rows_done:,}/{task.total_rows:,} rows · {task.figures()}")
+            self.say(
+                f"{task.node}: {task.rows_done:,}/{task.total_rows:,} rows · {task_figures(task)}"
+            )
 
     def say(self, message: str) -> None:
         """Prints a line."""
@@ -117,15 +133,21 @@ class LinesView:
 
 
 class BarsView:
-    """A bar for each task, and a pulse while Dagster and its database start."""
+    """A line for each task, and a pulse while Dagster and its database start."""
 
     def __init__(self, console: Console) -> None:
+        roomy = console.width >= ROOMY
+        self._name_width = 24 if roomy else 12
+        self._unit = " rows" if console.width >= ROOMY + 30 else ""
+        # A narrow terminal has room for the figures or for a bar.
+        bar = (BarColumn(bar_width=12),) if roomy else ()
+        self._figures = _FiguresColumn(console, 2 + (13 if roomy else 0))
         self._progress = Progress(
             SpinnerColumn(finished_text="[green]✓[/]"),
             TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=24 if console.width >= 110 else 12),
+            *bar,
             TextColumn("{task.fields[rows]}", markup=False, justify="right"),
-            TextColumn("{task.fields[figures]}", markup=False, style="dim"),
+            self._figures,
             console=console,
             refresh_per_second=8,
             # Everyone else writes into the log; rich would fetch it back.
@@ -134,7 +156,7 @@ class BarsView:
         )
         self._bars: dict[int, TaskID] = {}
         self._starting: TaskID | None = self._progress.add_task(
-            "starting", total=None, rows="", figures=""
+            "starting", total=None, rows="", progress=None
         )
         self._progress.start()
 
@@ -143,21 +165,18 @@ class BarsView:
         if self._starting is not None:
             self._progress.remove_task(self._starting)
             self._starting = None
+        name = shorten(task.node, self._name_width)
+        rows = f"{task.rows_done:,}/{task.total_rows:,}{self._unit}"
+        self._figures.make_room(f"{name} {rows} ")
         bar = self._bars.get(id(task))
         if bar is None:
             bar = self._progress.add_task(
-                shorten(task.node, 24), total=task.total_rows or None, rows="", figures=""
+                name, total=task.total_rows or None, rows="", progress=task
             )
             self._bars[id(task)] = bar
         # A bar that is full looks done; the files are still to be written.
         done = task.rows_done if task.succeeded else min(task.rows_done, task.total_rows - 0.01)
-        self._progress.update(
-            bar,
-            total=task.total_rows or None,
-            completed=done,
-            rows=f"{task.rows_done:,}/{task.total_rows:,} rows",
-            figures=task.figures(),
-        )
+        self._progress.update(bar, total=task.total_rows or None, completed=done, rows=rows)
 
     def say(self, message: str) -> None:
         """Prints a line above the bars."""
@@ -169,3 +188,30 @@ class BarsView:
             self._progress.remove_task(self._starting)
             self._starting = None
         self._progress.stop()
+
+
+class _FiguresColumn(ProgressColumn):
+    """Figures that go on changing while nothing happens: a stall is seen as one.
+
+    Args:
+        console: Its width is what there is.
+        taken: Characters of the line that spinner and bar take.
+    """
+
+    def __init__(self, console: Console, taken: int) -> None:
+        super().__init__()
+        self._console = console
+        self._taken = taken
+        self._texts = 0
+
+    def make_room(self, texts: str) -> None:
+        """Takes note of how long name and rows are, the longest of all lines."""
+        self._texts = max(self._texts, cell_len(texts))
+
+    def render(self, task: Task) -> Text:
+        """Returns what fits."""
+        progress: TaskProgress | None = task.fields["progress"]
+        if progress is None:
+            return Text()
+        width = self._console.width - self._taken - self._texts
+        return Text(task_figures(progress, width), style="dim", no_wrap=True)

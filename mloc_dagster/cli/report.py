@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Literal
 
 import typer
@@ -13,9 +13,11 @@ from rich.text import Text
 
 from mloc_dagster.cli.tables import print_table
 from mloc_dagster.cli.wording import count, duration, rate, shorten
+from mloc_dagster.results.usage import ModelUsage, usage_by_model
 
 if TYPE_CHECKING:
     from mloc_dagster.local_run import RunOutcome, TaskOutcome
+    from mloc_dagster.results.summary import TaskSummary
 
 PREVIEW_ROWS = 5
 
@@ -59,6 +61,7 @@ def report_json(
         "interrupted": any(each.interrupted for each in runs),
         "runs": [_run_json(each) for each in runs],
         "tasks": [_task_json(run, task) for run in runs for task in run.outcome.tasks],
+        "models": [asdict(each) for each in usage_by_model(_summaries(runs))],
         "failures": [
             *(message for run in runs for message in run.outcome.failures),
             *([error] if error is not None else []),
@@ -94,6 +97,7 @@ def _task_json(run: TemplateRun, task: TaskOutcome) -> dict[str, object]:
             "completion_tokens": usage.completion_tokens,
             "tokens_per_s": task.summary.tokens_per_s,
             "seconds": usage.latency_sec,
+            "usage": usage.model_dump(mode="json"),
         }
     return found
 
@@ -109,14 +113,42 @@ def print_report(run: TemplateRun, out: Console) -> None:
     """Prints a table of the tasks, and the first answers."""
     tasks = [task for task in run.outcome.tasks if task.summary is not None]
     if tasks:
+        summaries = [task.summary for task in tasks if task.summary is not None]
+        columns = {
+            heading: cells
+            for heading, show in _COLUMNS.items()
+            if any(cells := [show(summary) for summary in summaries])
+        }
         out.print()
         print_table(
-            ("task", "rows", "errors", "tokens", "tokens/s", "time"),
-            [_cells(task) for task in tasks],
-            numbers=range(1, 6),
+            ("task", *columns),
+            list(zip((task.node for task in tasks), *columns.values(), strict=True)),
+            numbers=range(1, len(columns) + 1),
             console=out,
         )
+        if len(summaries) > 1:
+            _print_models(usage_by_model(summaries), out)
         _print_preview(tasks[-1], out)
+
+
+def _summaries(runs: Sequence[TemplateRun]) -> list[TaskSummary]:
+    tasks = [task for run in runs for task in run.outcome.tasks]
+    return [task.summary for task in tasks if task.summary is not None]
+
+
+def _print_models(models: Sequence[ModelUsage], out: Console) -> None:
+    columns = {
+        heading: cells
+        for heading, show in _MODEL_COLUMNS.items()
+        if any(cells := [show(each) for each in models])
+    }
+    out.print()
+    print_table(
+        ("model", *columns),
+        list(zip((each.model for each in models), *columns.values(), strict=True)),
+        numbers=range(1, len(columns) + 1),
+        console=out,
+    )
 
 
 def print_problems(run: TemplateRun, err: Console) -> None:
@@ -129,18 +161,43 @@ def print_problems(run: TemplateRun, err: Console) -> None:
         err.print(f"finished rows are kept; go on with: {run.resume}", markup=False, soft_wrap=True)
 
 
-def _cells(task: TaskOutcome) -> tuple[str, ...]:
-    summary = task.summary
-    if summary is None:
-        return (task.node, "", "", "", "", "")
-    return (
-        task.node,
-        f"{summary.rows:,}",
-        f"{summary.errors:,}",
-        f"{summary.usage.completion_tokens:,}",
-        rate(summary.tokens_per_s),
-        duration(summary.usage.latency_sec),
-    )
+def _reused(summary: TaskSummary) -> str:
+    rows = summary.usage.reused_rows.task + summary.usage.reused_rows.cache
+    return f"{rows:,}" if rows else ""
+
+
+def _hits(summary: TaskSummary) -> str:
+    return f"{summary.usage.cache_hit_rate:.0%}" if summary.usage.cached_tokens else ""
+
+
+def _cost(summary: TaskSummary) -> str:
+    return "" if summary.usage.cost is None else f"{summary.usage.cost:.3g}"
+
+
+_COLUMNS: dict[str, Callable[[TaskSummary], str]] = {
+    "rows": lambda summary: f"{summary.rows:,}",
+    "errors": lambda summary: f"{summary.errors:,}",
+    "reused": _reused,
+    "tokens": lambda summary: f"{summary.usage.completion_tokens:,}",
+    "tokens/s": lambda summary: rate(summary.tokens_per_s),
+    "cache hits": _hits,
+    "time": lambda summary: duration(summary.usage.latency_sec),
+    "cost": _cost,
+}
+"""Columns of the closing table; one in which no task has anything is left out."""
+
+
+_MODEL_COLUMNS: dict[str, Callable[[ModelUsage], str]] = {
+    "tasks": lambda used: f"{used.tasks:,}",
+    "rows": lambda used: f"{used.rows:,}",
+    "prompt tokens": lambda used: f"{used.prompt_tokens:,}",
+    "tokens": lambda used: f"{used.completion_tokens:,}",
+    "engine time": lambda used: duration(used.engine_seconds),
+    "GPU time": lambda used: duration(used.gpu_seconds) if used.gpu_seconds else "",
+    "energy": lambda used: "" if used.energy_joules is None else f"{used.energy_joules:,.0f} J",
+    "cost": lambda used: "" if used.cost is None else f"{used.cost:.3g}",
+}
+"""Columns of the table of models, which comes with more than one task."""
 
 
 def _print_preview(task: TaskOutcome, out: Console) -> None:

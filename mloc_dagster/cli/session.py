@@ -7,9 +7,11 @@ import shlex
 import sys
 import threading
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, NoReturn
+
+from rich.console import Console
 
 from mloc_dagster.cli.debug import debugging
 from mloc_dagster.cli.exit_codes import BAD_INPUT, FAILED, OK
@@ -41,6 +43,8 @@ class Session:
         progress: Whether to show progress.
         talkative: Whether to say anything else than what goes wrong.
         complain: Whether to say what goes wrong.
+        again: The command that goes on with what was stopped; by default `mloc run --resume …`.
+        report: Prints what became of a template; None for nothing.
 
     Attributes:
         runs: What became of the templates so far.
@@ -56,6 +60,8 @@ class Session:
         progress: bool = True,
         talkative: bool = True,
         complain: bool = True,
+        again: str | None = None,
+        report: Callable[[TemplateRun, Console], None] | None = print_report,
     ) -> None:
         self.runs: list[TemplateRun] = []
         self._templates = templates
@@ -65,6 +71,8 @@ class Session:
         self._show_progress = progress
         self._talkative = talkative
         self._complain = complain
+        self._again = again
+        self._report = report
         self._view: View | None = None
         self._instance: dg.DagsterInstance | None = None
         self._current: tuple[CompiledTemplate, str] | None = None
@@ -118,8 +126,8 @@ class Session:
         found = self._template_run(compiled, outcome, monitor, interrupted=interrupted)
         self.runs.append(found)
         self._current = None
-        if self._talkative:
-            print_report(found, self._terminal.out)
+        if self._talkative and self._report is not None:
+            self._report(found, self._terminal.out)
         if self._complain:
             print_problems(found, self._terminal.err)
 
@@ -175,6 +183,8 @@ class Session:
     def _resume_command(self, outcome: RunOutcome) -> str | None:
         if outcome.succeeded or outcome.bad_input or not outcome.tasks:
             return None
+        if self._again is not None:
+            return self._again
         words = ["mloc", "run", "--resume", outcome.workflow_id]
         summaries = [each.summary for each in outcome.tasks if each.summary is not None]
         if any(not each.ok for each in summaries):

@@ -7,11 +7,40 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from time import monotonic
 
-from mloc_dagster.cli.wording import count, duration, rate
 from mloc_dagster.events.model import TaskEvent, TaskEventType
+from mloc_dagster.events.payloads import Payload
 
 WINDOW_S = 20.0
 """Speeds are those of the last seconds: a model that loads first does not spoil the estimate."""
+
+SETTLED_S = 1.0
+"""So long after the first rows the time before them, with a model loading, counts no more."""
+
+LOADING_S = 3.0
+"""First rows that took longer may have waited for a model to load."""
+
+
+@dataclass(frozen=True, slots=True)
+class Speeds:
+    """What happens in a second.
+
+    Attributes:
+        rows: Rows that end.
+        prompt_tokens: Tokens that are read.
+        tokens: Tokens that are written.
+    """
+
+    rows: float = 0.0
+    prompt_tokens: float = 0.0
+    tokens: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Mark:
+    at: float
+    rows: int
+    prompt_tokens: int
+    tokens: int
 
 
 @dataclass(slots=True)
@@ -30,27 +59,39 @@ class TaskProgress:
     Attributes:
         total_rows: Rows of the input; 0 until it is known.
         tokens: Tokens written in this run.
+        prompt_tokens: Tokens read in this run.
+        cached_tokens: How many of these were found in a prefix cache.
+        reused: Rows of this run whose answer was there already.
         errors: Rows of this run that ended with an error.
         shards_done: Shards that are complete.
         total_shards: Shards of the task; 0 until the first one starts.
         failed_attempts: Attempts at shards that failed.
         succeeded: Whether everything of the task is done.
+        slo_s: Seconds that the template allows from submission to the last result.
     """
 
     def __init__(self, node: str, now: Callable[[], float] = monotonic) -> None:
         self.node = node
         self.total_rows = self.tokens = self.errors = 0
+        self.prompt_tokens = self.cached_tokens = self.reused = 0
+        self.slo_s: float | None = None
         self.shards_done = self.total_shards = self.failed_attempts = 0
         self.succeeded = False
         self._now = now
         self._shards: dict[int, _Shard] = {}
         self._rows_done = self._rows_computed = 0
-        self._marks: deque[tuple[float, int, int]] = deque()
+        self._marks: deque[_Mark] = deque()
+        self._due: float | None = None
 
     @property
     def rows_done(self) -> int:
         """Rows that are there, those of earlier runs included."""
         return self._rows_done
+
+    @property
+    def rows_computed(self) -> int:
+        """Rows that ended in this run."""
+        return self._rows_computed
 
     @property
     def finishing(self) -> bool:
@@ -61,8 +102,7 @@ class TaskProgress:
         """Counts one event of this task."""
         match event.type:
             case TaskEventType.TASK_STARTED:
-                self.total_rows = event.payload.rows
-                self._mark()
+                self._take_start(event)
             case TaskEventType.TASK_SUCCEEDED:
                 self.succeeded = True
                 self._rows_done = self.total_rows
@@ -71,6 +111,14 @@ class TaskProgress:
                 shard = self._shards.setdefault(event.shard.index, _Shard())
                 self._take_of_shard(event, shard)
 
+    def _take_start(self, event: TaskEvent) -> None:
+        payload = event.payload
+        self.total_rows, self.slo_s = payload.rows, payload.slo_s
+        if payload.due is not None:
+            # Only the difference of wall times is used: the clock here is another one.
+            self._due = self._now() + (payload.due - event.ts).total_seconds()
+        self._mark()
+
     def _take_of_shard(self, event: TaskEvent, shard: _Shard) -> None:
         match event.type:
             case TaskEventType.SHARD_STARTED:
@@ -78,17 +126,24 @@ class TaskProgress:
                 self._mark()
             case TaskEventType.TASK_PROGRESS:
                 shard.rows_this_attempt += event.payload.rows
-                self._set_rows(shard, shard.rows + event.payload.rows)
+                before = event.payload.resumed or shard.rows
+                self._set_rows(shard, before + event.payload.rows)
                 self._rows_computed += event.payload.rows
-                self.tokens += event.payload.tokens
-                self.errors += event.payload.errors
+                self._add(event.payload)
                 self._mark()
             case TaskEventType.SHARD_SUCCEEDED:
-                # Only now it is known how many rows earlier attempts and runs had left.
+                # An event may be missed; this one has the whole shard.
                 self._set_rows(shard, event.payload.rows + shard.rows_this_attempt)
                 self.shards_done += 1
             case TaskEventType.SHARD_FAILED:
                 self.failed_attempts += 1
+
+    def _add(self, payload: Payload) -> None:
+        self.tokens += payload.tokens
+        self.prompt_tokens += payload.prompt_tokens
+        self.cached_tokens += payload.cached_tokens
+        self.reused += payload.reused
+        self.errors += payload.errors
 
     def _set_rows(self, shard: _Shard, rows: int) -> None:
         self._rows_done += rows - shard.rows
@@ -96,44 +151,65 @@ class TaskProgress:
 
     def _mark(self) -> None:
         now = self._now()
-        self._marks.append((now, self._rows_computed, self.tokens))
-        while len(self._marks) > 2 and self._marks[1][0] < now - WINDOW_S:
+        marks = self._marks
+        marks.append(_Mark(now, self._rows_computed, self.prompt_tokens, self.tokens))
+        while len(marks) > 2 and marks[1].at < now - WINDOW_S:
+            marks.popleft()
+        self._forget_idleness(now)
+
+    def _forget_idleness(self, now: float) -> None:
+        while len(self._marks) > 2 and self._was_idle(now):
             self._marks.popleft()
 
-    def speeds(self) -> tuple[float, float]:
-        """Returns rows and tokens a second, lately."""
-        if not self._marks:
-            return 0.0, 0.0
-        since, rows, tokens = self._marks[0]
-        seconds = max(self._now() - since, 1e-3)
-        return (self._rows_computed - rows) / seconds, (self.tokens - tokens) / seconds
+    def _was_idle(self, now: float) -> bool:
+        """Whether nothing ended before the second mark: a model was loading, or nobody at work."""
+        marks = self._marks
+        if marks[0].rows:
+            return False
+        settled = now - marks[1].at >= SETTLED_S and marks[-1].rows > marks[1].rows
+        return settled or not marks[1].rows
+
+    def speeds(self) -> Speeds:
+        """Returns what happened in a second, lately; zeros while nothing is known.
+
+        Nothing is for a moment after the very first rows of a task that waited for them: whether a
+        model loaded until then or they took so long is seen when more of them end, or none.
+        """
+        now = self._now()
+        self._forget_idleness(now)
+        if not self._marks or self._is_young(now):
+            return Speeds()
+        first = self._marks[0]
+        seconds = max(now - first.at, 1e-3)
+        return Speeds(
+            (self._rows_computed - first.rows) / seconds,
+            (self.prompt_tokens - first.prompt_tokens) / seconds,
+            (self.tokens - first.tokens) / seconds,
+        )
+
+    def _is_young(self, now: float) -> bool:
+        if self._marks[0].rows or len(self._marks) < 2 or not self._marks[1].rows:
+            return False
+        began, first = self._marks[0], self._marks[1]
+        return first.at - began.at > LOADING_S and now - first.at < SETTLED_S
 
     def remaining_s(self) -> float | None:
         """Returns the estimated seconds until the last row; None while nothing is known."""
-        rows_per_s, _ = self.speeds()
+        rows_per_s = self.speeds().rows
         if not rows_per_s or not self.total_rows:
             return None
         return max(self.total_rows - self._rows_done, 0) / rows_per_s
 
-    def figures(self) -> str:
-        """Returns the figures next to the bar: speeds, shards, errors, time left."""
-        parts: list[str] = []
-        rows_per_s, tokens_per_s = self.speeds()
-        if self._rows_computed and not self.succeeded:
-            parts += [f"{rate(rows_per_s)} rows/s", f"{rate(tokens_per_s)} tokens/s"]
-        if self.total_shards:
-            parts.append(f"{self.shards_done}/{self.total_shards} shards")
-        if self.errors:
-            parts.append(count(self.errors, "error"))
-        if self.failed_attempts:
-            parts.append(count(self.failed_attempts, "failed attempt"))
-        parts += self._outlook()
-        return " · ".join(parts)
+    def late_s(self, remaining_s: float | None) -> float | None:
+        """Returns how many seconds after its SLO the task will end; negative is early.
 
-    def _outlook(self) -> list[str]:
-        if self.succeeded:
-            return ["done"]
-        if self.finishing:
-            return ["writing results"]
-        remaining = self.remaining_s()
-        return [] if remaining is None else [f"{duration(remaining)} left"]
+        Args:
+            remaining_s: Seconds until its last row.
+
+        Returns:
+            None without an SLO, and while it is neither late nor known when the task will end.
+        """
+        if self._due is None:
+            return None
+        late_s = self._now() + (remaining_s or 0.0) - self._due
+        return None if remaining_s is None and late_s <= 0 else late_s

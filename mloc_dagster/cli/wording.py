@@ -15,6 +15,15 @@ def rate(per_second: float) -> str:
     return f"{per_second:.1f}" if per_second >= 10 else f"{per_second:.2f}"
 
 
+def short_rate(per_second: float) -> str:
+    """Returns a rate with two or three digits: `0.8`, `31`, `4.1k`, `12k`, `1.2M`."""
+    for limit, unit in ((1e6, "M"), (1e3, "k")):
+        if per_second >= limit * 0.9995:
+            scaled = per_second / limit
+            return f"{scaled:.1f}{unit}" if scaled < 9.95 else f"{scaled:.0f}{unit}"
+    return f"{per_second:.1f}" if per_second < 9.95 else f"{per_second:.0f}"
+
+
 def duration(seconds: float) -> str:
     """Returns `8.4 s` below a minute, else `3:07`, or `1:02:03`."""
     if seconds < 59.95:

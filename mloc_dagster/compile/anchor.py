@@ -1,4 +1,4 @@
-"""Data files named relative to their template, which works from whichever folder it is run."""
+"""Files named relative to their template, which works from whichever folder it is run."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from pathlib import Path
 
 from mloc_dagster.compile.tree import Tree
 
-_FILE_KEYS = frozenset({("data", "url"), ("data", "dataset_name")})
+_FILE_KEYS = frozenset({("data", "url"), ("data", "dataset_name"), ("image_url", "url")})
 
 
 def anchor_files(tree: Tree, folder: Path) -> Tree:
-    """Makes relative data paths absolute where the file lies relative to the template.
+    """Makes relative paths of data and images absolute where these lie relative to the template.
 
     A path that leads nowhere from there stays as written: relative to the working folder, or a
     hub id.
@@ -33,7 +33,7 @@ def anchor_files(tree: Tree, folder: Path) -> Tree:
 
 
 def _find(folder: Path, text: str) -> str | None:
-    if "://" in text or text.startswith(("/", "~", "$")) or "\0" in text:
+    if "://" in text or text.startswith(("/", "~", "$", "data:")) or "\0" in text:
         return None
     path = folder / text
     try:

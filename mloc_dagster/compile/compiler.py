@@ -11,6 +11,7 @@ from pydantic import JsonValue
 
 from mloc_dagster.compile.compiled import CompiledTask, CompiledTemplate
 from mloc_dagster.compile.diagnostics import Diagnostic, Findings, at_key, at_value, in_file_order
+from mloc_dagster.compile.engine_check import check_engine
 from mloc_dagster.compile.loader import Document, load_documents
 from mloc_dagster.compile.merge import check_base_keys, merged_spec
 from mloc_dagster.compile.nodes import NodeDraft, ancestors_of, read_nodes
@@ -206,10 +207,10 @@ class _Compiler:
         if typed is None:
             return []
         depends_on = tuple(dict.fromkeys((*node.depends_on, *check.reads)))
+        typed = _unresolved(block, spec, example) or typed
+        check_engine(spec, typed, self._findings)
         # The name is metadata's or a node's, and was checked there.
-        task = Task.model_construct(
-            name=node.name, depends_on=depends_on, spec=_unresolved(block, spec, example) or typed
-        )
+        task = Task.model_construct(name=node.name, depends_on=depends_on, spec=typed)
         mapping = {key: child.plain() for key, child in spec.fields.items()}
         return [CompiledTask(task, mapping, tuple(dict.fromkeys(check.found)))]
 

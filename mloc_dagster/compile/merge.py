@@ -15,7 +15,7 @@ from mloc_dagster.schema.task import SPEC_TYPES
 _TYPED_BLOCKS = frozenset({"data", "source", "destination", "load", "reward_model"})
 """Blocks whose `type` decides what their other keys mean (a GPU's `type` does not)."""
 
-_TAKES_STAGE_ROWS = frozenset({"echo", "inference", "rag"})
+_TAKES_STAGE_ROWS = frozenset({"echo", "inference", "embedding", "rag"})
 
 
 def merge(base: Tree, over: Tree) -> Tree:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Protocol
@@ -32,8 +32,10 @@ class Table(Protocol):
         """Returns how many rows the split has."""
         ...
 
-    def prompts(self, split: str, column: str | None) -> Iterator[Prompt]:
-        """Yields every row of the split, in order."""
+    def prompts(
+        self, split: str, column: str | None, image_columns: Sequence[str] = ()
+    ) -> Iterator[Prompt]:
+        """Yields every row of the split, in order, with its images before its text."""
         ...
 
 
@@ -46,7 +48,7 @@ def dataset_rows(data: DatasetData) -> Iterator[Prompt]:
         DataError: If the dataset, the split or the column does not exist.
     """
     parts = parse_split(data.split)
-    rows = sliced(open_table(data), parts, data.column, data.url)
+    rows = sliced(open_table(data), parts, data)
     if not data.shuffle:
         return rows
     if data.buffer_size is not None:
@@ -61,6 +63,8 @@ def describe_dataset(data: DatasetData) -> str:
         words.append(f"at {data.revision}")
     if data.column:
         words.append(f"(column {data.column})")
+    if data.image_columns:
+        words.append(f"(images in {', '.join(data.image_columns)})")
     if data.shuffle:
         within = f" within {data.buffer_size}" if data.buffer_size is not None else ""
         words.append(f"shuffled{within}, seed {data.seed}")
@@ -92,15 +96,13 @@ def open_table(data: DatasetData) -> Table:
     return HubTable(data.url, data.name, data.revision, streaming=not whole_shuffle)
 
 
-def sliced(
-    table: Table, parts: tuple[SplitPart, ...], column: str | None, where: str
-) -> Iterator[Prompt]:
-    """Returns the rows of one slice after the other.
+def sliced(table: Table, parts: tuple[SplitPart, ...], data: DatasetData) -> Iterator[Prompt]:
+    """Returns the rows of one slice after the other, with the columns that `data` names.
 
     Raises:
         DataError: If a split does not exist.
     """
-    named = [(_known_split(part.split, table.splits, where), part) for part in parts]
+    named = [(_known_split(part.split, table.splits, data.url), part) for part in parts]
 
     def rows() -> Iterator[Prompt]:
         for split, part in named:
@@ -110,7 +112,8 @@ def sliced(
             else:
                 start, stop = part.start or 0, part.stop
             if stop is None or start < stop:
-                yield from islice(table.prompts(split, column), start, stop)
+                prompts = table.prompts(split, data.column, data.image_columns)
+                yield from islice(prompts, start, stop)
 
     return rows()
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import gzip
 import io
 import zlib
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import PurePosixPath
 from typing import Any, BinaryIO, cast
 
 from mloc_dagster.data.cells import choose_column, to_prompt
-from mloc_dagster.data.formats import Csv, Format, JsonLines, Parquet, RowError, Text
+from mloc_dagster.data.formats import Cell, Csv, Format, JsonLines, Parquet, Place, RowError, Text
+from mloc_dagster.data.image_cells import cell_images, check_image_columns, with_images
 from mloc_dagster.data.json_stream import Json
 from mloc_dagster.data.locate import DataFiles, data_suffix, locate
 from mloc_dagster.errors import DataError, TransientError
@@ -55,33 +56,73 @@ class FileTable:
                 total += _format_of(path).count(file)
         return total
 
-    def prompts(self, split: str, column: str | None) -> Iterator[Prompt]:
+    def prompts(
+        self, split: str, column: str | None, image_columns: Sequence[str] = ()
+    ) -> Iterator[Prompt]:
         """Yields every row of the split, in file order.
 
         Raises:
-            DataError: If the column is missing, or a row cannot be read (the message says where).
+            DataError: If a column is missing, or a row cannot be read (the message says where).
         """
         for path in self._files.splits[split]:
             with _in_context(path):
-                yield from self._prompts_of(path, column)
+                if image_columns:
+                    yield from self._prompts_with_images(path, column, image_columns)
+                else:
+                    yield from self._prompts_of(path, column)
 
     def _prompts_of(self, path: str, column: str | None) -> Iterator[Prompt]:
-        form = _format_of(path)
-        with self._open(path) as file:
-            columns = form.columns(file)
+        columns = self._columns(path)
         if not columns:
             return
         chosen = choose_column(column, columns, PurePosixPath(path).name)
-        with self._open(path) as file, closing(form.cells(file, chosen)) as cells:
-            for place, cell in cells:
-                if type(cell) is str:
-                    yield cell
-                    continue
-                try:
-                    prompt = to_prompt(cell)
-                except ValueError as error:
-                    raise RowError(place, f"column {chosen!r}: {error}") from None
+        with ExitStack() as stack:
+            for place, cell in self._cells(path, chosen, stack):
+                yield cell if type(cell) is str else _prompt_of(chosen, place, cell)
+
+    def _prompts_with_images(
+        self, path: str, column: str | None, image_columns: Sequence[str]
+    ) -> Iterator[Prompt]:
+        columns = self._columns(path)
+        if not columns:
+            return
+        name = PurePosixPath(path).name
+        check_image_columns(image_columns, columns, name)
+        others = [each for each in columns if each not in image_columns]
+        # Only images: the question is the system prompt's.
+        chosen = choose_column(column, others, name) if others or column else None
+        wanted = [*image_columns, *([chosen] if chosen is not None else [])]
+        with ExitStack() as stack:
+            # Each column is a stream of its own: a format reads one column at a time.
+            streams = [self._cells(path, each, stack) for each in wanted]
+            for cells in zip(*streams, strict=True):
+                images = [
+                    found
+                    for each, (place, cell) in zip(image_columns, cells, strict=False)
+                    for found in self._images_of(path, each, place, cell)
+                ]
+                place, cell = cells[-1] if chosen is not None else (cells[0][0], "")
+                prompt = _prompt_of(chosen or "", place, cell)
+                with _at(chosen or image_columns[0], place):
+                    prompt = with_images(prompt, images)
                 yield prompt
+
+    def _images_of(self, path: str, column: str, place: Place, cell: object) -> list[str]:
+        with _at(column, place):
+            return cell_images(cell, lambda text: self._beside(path, text))
+
+    def _beside(self, path: str, relative: str) -> str:
+        """Returns the address of a file that is named relative to a data file."""
+        fs, address = self._files.fs, f"{path.rpartition('/')[0]}/{relative}"
+        return address if "file" in fs.protocol else str(fs.unstrip_protocol(address))
+
+    def _columns(self, path: str) -> list[str]:
+        with self._open(path) as file:
+            return _format_of(path).columns(file)
+
+    def _cells(self, path: str, column: str, stack: ExitStack) -> Iterator[Cell]:
+        file = stack.enter_context(self._open(path))
+        return stack.enter_context(closing(_format_of(path).cells(file, column)))
 
     @contextmanager
     def _open(self, path: str) -> Iterator[BinaryIO]:
@@ -96,6 +137,20 @@ class FileTable:
                 case _:
                     stream = io.BufferedReader(raw, _BUFFER_BYTES)
             yield cast(BinaryIO, stream)
+
+
+def _prompt_of(column: str, place: Place, cell: object) -> Prompt:
+    with _at(column, place):
+        return to_prompt(cell)
+
+
+@contextmanager
+def _at(column: str, place: Place) -> Iterator[None]:
+    """Turns what is wrong with a cell into an error that says where it is."""
+    try:
+        yield
+    except ValueError as error:
+        raise RowError(place, f"column {column!r}: {error}") from None
 
 
 @contextmanager

@@ -18,6 +18,7 @@ import msgspec
 
 _MAX_CSV_CELL_BYTES = 1 << 28
 _BATCH_ROWS = 1024
+_BYTES_BATCH_ROWS = 16  # a row of such a column may well be an image of some megabytes
 
 Place = int | str
 """A line's number; `row 12` where there are no lines."""
@@ -188,7 +189,10 @@ class Parquet:
     def cells(self, file: BinaryIO, column: str) -> Generator[Cell]:
         """Yields `column` of each row."""
         number = 1
-        for batch in self._open(file).iter_batches(batch_size=_BATCH_ROWS, columns=[column]):
+        opened = self._open(file)
+        holds_bytes = "binary" in str(opened.schema_arrow.field(column).type)
+        rows = _BYTES_BATCH_ROWS if holds_bytes else _BATCH_ROWS
+        for batch in opened.iter_batches(batch_size=rows, columns=[column]):
             for cell in batch.column(0).to_pylist():
                 yield f"row {number}", cell
                 number += 1

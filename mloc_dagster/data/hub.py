@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from mloc_dagster.data.cells import choose_column, to_prompt
 from mloc_dagster.data.hints import known_names
+from mloc_dagster.data.image_cells import cell_images, check_image_columns, with_images
 from mloc_dagster.errors import DataError, MissingExtraError, TransientError
 from mloc_dagster.results.rows import Prompt
 
@@ -65,11 +66,13 @@ class HubTable:
         with _in_context(self._url):
             return sum(1 for _ in rows)
 
-    def prompts(self, split: str, column: str | None) -> Iterator[Prompt]:
+    def prompts(
+        self, split: str, column: str | None, image_columns: Sequence[str] = ()
+    ) -> Iterator[Prompt]:
         """Yields every row of the split, in order.
 
         Raises:
-            DataError: If the column is missing, or a row cannot be read.
+            DataError: If a column is missing, or a row cannot be read.
             TransientError: If the hub cannot be reached.
         """
         with _in_context(self._url):
@@ -77,15 +80,35 @@ class HubTable:
             columns = rows.column_names or list(next(iter(rows), {}))
             if not columns:
                 return
-            chosen = choose_column(column, columns, f"{self._url} ({split})")
-            for number, row in enumerate(rows.select_columns([chosen])):
+            where = f"{self._url} ({split})"
+            check_image_columns(image_columns, columns, where)
+            others = [each for each in columns if each not in image_columns]
+            chosen = choose_column(column, others, where) if others or column else None
+            wanted = [*image_columns, *([chosen] if chosen is not None else [])]
+            for number, row in enumerate(_undecoded(rows.select_columns(wanted), image_columns)):
                 try:
-                    prompt = to_prompt(row[chosen])
+                    prompt = to_prompt("" if chosen is None else row[chosen])
+                    # A hub data set brings its images along: there is nothing to be relative to.
+                    cells = [row[each] for each in image_columns]
+                    prompt = with_images(prompt, cell_images(cells, str))
                 except ValueError as error:
                     raise DataError(
-                        f"{self._url} {split} row {number}: column {chosen!r}: {error}"
+                        f"{self._url} {split} row {number}: columns {wanted}: {error}"
                     ) from error
                 yield prompt
+
+
+def _undecoded(rows: Any, image_columns: Sequence[str]) -> Any:
+    """Returns the rows with images as `{bytes, path}`, the way the data set stores them."""
+    from datasets import Image, List
+
+    for name in image_columns:
+        feature = (rows.features or {}).get(name)
+        if isinstance(feature, Image):
+            rows = rows.cast_column(name, Image(decode=False))
+        elif isinstance(feature, List) and isinstance(feature.feature, Image):
+            rows = rows.cast_column(name, List(Image(decode=False)))
+    return rows
 
 
 def _config_error(url: str, name: str | None, revision: str | None, error: ValueError) -> DataError:

@@ -1,4 +1,4 @@
-"""From a `data` block to a stream of prompts."""
+"""From a `data` block to a stream of rows."""
 
 from __future__ import annotations
 
@@ -6,20 +6,26 @@ from collections.abc import Iterator, Mapping
 
 from mloc_dagster.data.dataset import dataset_rows, describe_dataset
 from mloc_dagster.data.graph_template import graph_template_rows
+from mloc_dagster.data.openai_batch import batch_rows
+from mloc_dagster.data.openai_request import block_of
 from mloc_dagster.data.shuffle import shuffle_all
 from mloc_dagster.data.upstream import upstream_rows
-from mloc_dagster.results.rows import Message, Prompt
+from mloc_dagster.results.rows import Message, Prompt, SourceRow
 from mloc_dagster.results.store import Folder
 from mloc_dagster.schema.data import (
+    ChatMessage,
     DatasetData,
     GraphTemplateData,
     InferenceData,
     ListData,
+    OpenaiBatchData,
     UpstreamData,
 )
 
 
-def open_rows(data: InferenceData, folders: Mapping[str, Folder]) -> tuple[str, Iterator[Prompt]]:
+def open_rows(
+    data: InferenceData, folders: Mapping[str, Folder]
+) -> tuple[str, Iterator[SourceRow]]:
     """Opens the rows that a `data` block means, whatever its type.
 
     Args:
@@ -35,25 +41,33 @@ def open_rows(data: InferenceData, folders: Mapping[str, Folder]) -> tuple[str, 
     """
     match data:
         case ListData():
-            return _list_rows(data)
+            source, prompts = _list_rows(data)
         case DatasetData():
-            return describe_dataset(data), dataset_rows(data)
+            source, prompts = describe_dataset(data), dataset_rows(data)
+        case OpenaiBatchData():
+            return batch_rows(data.url, block_of(data))
         case GraphTemplateData():
             nodes = dict.fromkeys(column.reference for column in data.template.columns)
             name = data.template.name or "inline template"
-            return f"{name} over {', '.join(nodes)}", graph_template_rows(data, folders)
+            source = f"{name} over {', '.join(nodes)}"
+            prompts = graph_template_rows(data, folders)
         case UpstreamData():
-            return f"rows of {data.node}", upstream_rows(data, folders)
+            source, prompts = f"rows of {data.node}", upstream_rows(data, folders)
+    return source, map(SourceRow, prompts)
 
 
 def _list_rows(data: ListData) -> tuple[str, Iterator[Prompt]]:
     rows: Iterator[Prompt] = (
-        item
-        if isinstance(item, str)
-        else [Message(role=message.role, content=message.content) for message in item]
+        item if isinstance(item, str) else [_message(message) for message in item]
         for item in data.items
     )
     description = f"list of {len(data.items)}"
     if not data.shuffle:
         return description, rows
     return f"{description} shuffled, seed {data.seed}", shuffle_all(rows, data.seed)
+
+
+def _message(message: ChatMessage) -> Message:
+    if isinstance(message.content, str):
+        return Message(message.role, message.content)
+    return Message(message.role, [part.model_dump(mode="json") for part in message.content])

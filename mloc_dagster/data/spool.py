@@ -1,7 +1,7 @@
 """Spooling a task's input: any source becomes files that every shard can read again.
 
-Rows are written once, in order, as `input/<first index>.jsonl` chunks of `InputRow` lines, and
-`plan.json` last: with it the input is complete, without it the spooling starts over.
+Rows are written once, in order of place, as `input/<first place>.jsonl` chunks of `InputRow`
+lines, and `plan.json` last: with it the input is complete, without it the spooling starts over.
 """
 
 from __future__ import annotations
@@ -12,15 +12,16 @@ from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 
 import msgspec
 
+from mloc_dagster.data.inline_images import externalize
+from mloc_dagster.data.planned_spool import InputPlanning, PlannedInput
 from mloc_dagster.data.rows import open_rows
 from mloc_dagster.errors import DataError
-from mloc_dagster.planning.plan import Chunk, Plan
+from mloc_dagster.planning.plan import PLAN_NAME, Chunk, Plan
 from mloc_dagster.planning.shards import cut_shards
-from mloc_dagster.results.rows import InputRow, Prompt
+from mloc_dagster.results.rows import InputRow, SourceRow
 from mloc_dagster.results.store import Folder
 from mloc_dagster.schema.data import InferenceData
 
-PLAN_NAME = "plan.json"
 INPUT_NAME = "input"
 CHUNK_ROWS = 1024
 CHUNK_BYTES = 8 << 20
@@ -34,6 +35,7 @@ def spool_input(
     max_shards: int,
     seed: int,
     upstream: Mapping[str, Folder],
+    planning: InputPlanning | None = None,
 ) -> Plan:
     """Writes a task's input and plan; with a plan already there, returns it unchanged.
 
@@ -44,6 +46,8 @@ def spool_input(
         max_shards: Upper bound for the number of shards.
         seed: The seed for sampling, to be kept in the plan.
         upstream: Folders of the finished tasks before this one, by node name.
+        planning: How to weigh and order rows; None leaves them in input order and cuts shards
+            of equally many.
 
     Raises:
         DataError: If the input is missing, unreadable or empty.
@@ -54,10 +58,20 @@ def spool_input(
     source, rows = open_rows(data, upstream)
     folder.delete(INPUT_NAME)
     digest = hashlib.sha256()
-    chunks = tuple(_write_chunks(folder, rows, digest.update))
+    encoded = _encode(externalize(rows, folder), digest.update)
+    planned = None if planning is None else PlannedInput(planning)
+    lines = (line for _, line in encoded) if planned is None else planned.lines(encoded)
+    chunks = tuple(_write_chunks(folder, lines))
     if not chunks:
         raise DataError(f"the input is empty: {source} gave no rows")
     count = chunks[-1].start + chunks[-1].rows
+    windows: tuple[int, ...] = ()
+    expected = None
+    if planned is None:
+        shards = tuple(cut_shards(task_id, count, max_shards))
+    else:
+        windows = tuple(planned.windows)
+        shards, expected = planned.cut(task_id, max_shards)
     plan = Plan(
         task_id=task_id,
         source=source,
@@ -65,7 +79,9 @@ def spool_input(
         data_version=digest.hexdigest(),
         seed=seed,
         chunks=chunks,
-        shards=tuple(cut_shards(task_id, count, max_shards)),
+        shards=shards,
+        windows=windows,
+        expected=expected,
     )
     folder.write_bytes(PLAN_NAME, plan.model_dump_json().encode())
     return plan
@@ -82,14 +98,21 @@ def read_plan(folder: Folder) -> Plan | None:
 def read_input(
     folder: Folder, plan: Plan, start: int, stop: int, skip: Container[int] = ()
 ) -> Iterator[InputRow]:
-    """Streams rows of the spooled input, reading only the chunks that hold them.
+    """Streams rows of the spooled input in order of place; see `read_places`."""
+    return (row for _, row in read_places(folder, plan, start, stop, skip))
+
+
+def read_places(
+    folder: Folder, plan: Plan, start: int, stop: int, skip: Container[int] = ()
+) -> Iterator[tuple[int, InputRow]]:
+    """Streams rows of the spooled input with their places, reading only the chunks that hold them.
 
     Args:
         folder: The task's folder.
         plan: The task's plan.
-        start: First index.
-        stop: Index after the last.
-        skip: Indexes to leave out: those that are done.
+        start: First place.
+        stop: Place after the last.
+        skip: Places to leave out: those that are done.
     """
     if start >= stop:
         return
@@ -99,32 +122,37 @@ def read_input(
         if chunk.start >= stop:
             return
         with folder.open(chunk.name) as lines:
-            # The name and the place of a line tell its index: others are not even decoded.
-            for index, line in enumerate(lines, start=chunk.start):
-                if index >= stop:
+            # The chunk's name and the line tell a row's place: others are not even decoded.
+            for place, line in enumerate(lines, start=chunk.start):
+                if place >= stop:
                     return
-                if index >= start and index not in skip:
-                    yield decode(line)
+                if place >= start and place not in skip:
+                    yield place, decode(line)
 
 
-def _write_chunks(
-    folder: Folder, rows: Iterable[Prompt], hash_bytes: Callable[[bytes], None]
-) -> Iterator[Chunk]:
+def _encode(
+    rows: Iterable[SourceRow], hash_bytes: Callable[[bytes], None]
+) -> Iterator[tuple[SourceRow, bytes]]:
     encode = msgspec.json.Encoder().encode
-    lines: list[bytes] = []
-    start = size = 0
-    for index, prompt in enumerate(rows):
+    for index, row in enumerate(rows):
         try:
-            encoded = encode(prompt)
+            encoded = encode(row)
         except UnicodeEncodeError as error:
             raise DataError(f"input row {index} is not valid Unicode: {error}") from error
         hash_bytes(encoded)
         hash_bytes(b"\n")
-        lines.append(b'{"index":%d,"prompt":%b}\n' % (index, encoded))
-        size += len(encoded)
+        yield row, b'{"index":%d,%b\n' % (index, encoded[1:])
+
+
+def _write_chunks(folder: Folder, encoded: Iterable[bytes]) -> Iterator[Chunk]:
+    lines: list[bytes] = []
+    start = size = 0
+    for place, line in enumerate(encoded):
+        lines.append(line)
+        size += len(line)
         if len(lines) >= CHUNK_ROWS or size >= CHUNK_BYTES:
             yield _write_chunk(folder, start, lines)
-            start, size, lines = index + 1, 0, []
+            start, size, lines = place + 1, 0, []
     if lines:
         yield _write_chunk(folder, start, lines)
 

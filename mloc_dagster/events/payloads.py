@@ -18,6 +18,10 @@ def _is_none(value: object) -> bool:
     return value is None
 
 
+def _is_zero(value: object) -> bool:
+    return value == 0
+
+
 Reason = Annotated[str | None, PlainSerializer(_redacted)]
 
 
@@ -45,13 +49,29 @@ class Payload(BaseModel):
     """Rows: of the whole task when it starts or succeeds, finished since the last event of the
     shard in TASK_PROGRESS, found from earlier attempts in SHARD_SUCCEEDED."""
 
+    resumed: int = Field(default=0, exclude_if=_is_zero)
+    """Rows of the shard that earlier attempts had finished, in its first TASK_PROGRESS."""
+
     tokens: int = 0
     """Tokens written by the model since the last event of the shard."""
+
+    prompt_tokens: int = Field(default=0, exclude_if=_is_zero)
+    """Tokens read by the model since the last event of the shard."""
+
+    cached_tokens: int = Field(default=0, exclude_if=_is_zero)
+    """How many of these it found in its prefix cache."""
+
+    reused: int = Field(default=0, exclude_if=_is_zero)
+    """Rows since the last event of the shard that took an answer which was there already."""
 
     errors: int = 0
     """Rows that ended with an error since the last event of the shard."""
 
-    losses: int = Field(default=0, exclude_if=lambda value: value == 0)
+    eta_s: float | None = Field(default=None, exclude_if=_is_none)
+    """Seconds until the shard's last row, at its speed of late, in TASK_PROGRESS; absent while no
+    speed is known."""
+
+    losses: int = Field(default=0, exclude_if=_is_zero)
     """How many workers this attempt at the shard has lost, in TASK_REQUEUED."""
 
     reason: Reason = Field(default=None, exclude_if=_is_none)
@@ -59,6 +79,12 @@ class Payload(BaseModel):
 
     slo: SloMiss | None = Field(default=None, exclude_if=_is_none)
     """The numbers of TASK_SLO_MISSED."""
+
+    slo_s: float | None = Field(default=None, exclude_if=_is_none)
+    """Seconds that the template allows from submission to the last result, in TASK_STARTED."""
+
+    due: AwareDatetime | None = Field(default=None, exclude_if=_is_none)
+    """When these seconds are over, in TASK_STARTED."""
 
 
 class WorkerState(StrEnum):

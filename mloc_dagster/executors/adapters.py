@@ -28,27 +28,39 @@ def merge_adapters(model: Any, adapters: Sequence[Adapter]) -> Any:
     """Returns the model with all adapters merged into its weights, in order.
 
     Raises:
-        InputError: If an adapter cannot be found, is not an adapter, or wants another engine.
+        InputError: If an adapter cannot be found, or is not an adapter.
+        MissingExtraError: If peft is not installed.
         TransientError: If it cannot be downloaded now.
     """
     if not adapters:
         return model
-    if not importlib.util.find_spec("peft"):
-        raise MissingExtraError("a LoRA adapter", "hf")
+    require_peft()
     from peft import PeftModel
 
     for adapter in adapters:
-        if adapter.apply != "merge":
-            raise InputError(
-                "model.adapters: apply: request needs the vLLM engine; here only apply: merge works"
-            )
-        with _adapter_folder(adapter) as folder:
+        with adapter_folder(adapter) as folder:
             model = PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
     return model
 
 
+def require_peft() -> None:
+    """Raises if adapters cannot be loaded here.
+
+    Raises:
+        MissingExtraError: If peft is not installed.
+    """
+    if not importlib.util.find_spec("peft"):
+        raise MissingExtraError("a LoRA adapter", "hf")
+
+
 @contextmanager
-def _adapter_folder(adapter: Adapter) -> Iterator[Path]:
+def adapter_folder(adapter: Adapter) -> Iterator[Path]:
+    """Lends the folder with an adapter's `adapter_config.json`; an archive is unpacked for it.
+
+    Raises:
+        InputError: If there is no such adapter.
+        TransientError: If it cannot be downloaded now.
+    """
     place = adapter.path or adapter.url
     if place is None:
         raise InputError(f"model.adapters: an adapter without a place: {SUPPORTED}")

@@ -8,9 +8,9 @@ class under the entry-point group `mloc_dagster.task_types` with the task type a
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from mloc_dagster.results.rows import InputRow, OutputRow
 
@@ -36,6 +36,11 @@ def model_key_text(key: ModelKey) -> str:
     return f"{key.engine}:{key.name}@{digest}" if key.name else f"{key.engine}:{digest}"
 
 
+def no_files(name: str) -> bytes:
+    """Stands for a task without a folder: there is no file."""
+    raise FileNotFoundError(name)
+
+
 @dataclass(frozen=True, slots=True)
 class ShardInput:
     """The part of a shard that is still to be computed.
@@ -45,8 +50,9 @@ class ShardInput:
         index: The shard's place among the task's shards.
         attempt: 1 for the first try.
         seed: The plan's seed, for what is random when the spec gives no seed of its own.
-        rows: Missing rows only, in index order; a stream, to be read once.
+        rows: Missing rows only, in the plan's order; a stream, to be read once.
         count: How many rows `rows` will give.
+        open_file: Reads a file of the task's folder, such as an image that its rows name.
     """
 
     task_id: str
@@ -55,6 +61,7 @@ class ShardInput:
     seed: int
     rows: Iterable[InputRow]
     count: int
+    open_file: Callable[[str], bytes] = no_files
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,11 +72,14 @@ class ShardContext:
         emit: Hand over a finished row. Any order; each index exactly once.
         cancelled: Look at this between engine steps; when true, raise `TaskCancelled`.
         log: One line for the task's own log file.
+        started: Optional: of the rows drawn from the input, these indexes are computed now, and
+            no others. Without it all rows drawn and not emitted count as being computed.
     """
 
     emit: Callable[[OutputRow], None]
     cancelled: Callable[[], bool]
     log: Callable[[str], None]
+    started: Callable[[Sequence[int]], None] = lambda _: None
 
 
 class TaskExecutor[SpecT, ModelT](Protocol):
@@ -107,4 +117,41 @@ class SizesModels[ModelT](Protocol):
 
     def model_bytes(self, model: ModelT) -> int:
         """Returns the bytes that a loaded model holds, on its device or in main memory."""
+        ...
+
+
+@runtime_checkable
+class ChecksModels[ModelT](Protocol):
+    """What a task executor may offer besides: whether a loaded model is still what it was."""
+
+    def is_current(self, model: ModelT, spec: Any) -> bool:
+        """Returns whether loading the model of `spec` now would give the same one."""
+        ...
+
+
+@runtime_checkable
+class SleepsModels[ModelT](Protocol):
+    """What a task executor may offer besides: models that leave their device and can come back.
+
+    The model cache asks before it unloads a model to make room.
+    """
+
+    def asleep_bytes(self, model: ModelT) -> int | None:
+        """Returns the bytes of main memory that a model takes asleep; None if it cannot sleep."""
+        ...
+
+    def sleep(self, model: ModelT) -> None:
+        """Moves a model that can sleep to main memory, and frees its device.
+
+        Raises:
+            Exception: If it cannot; it will be unloaded.
+        """
+        ...
+
+    def wake(self, model: ModelT) -> None:
+        """Brings a sleeping model back to its device.
+
+        Raises:
+            Exception: If it cannot; it will be unloaded, and loaded anew.
+        """
         ...

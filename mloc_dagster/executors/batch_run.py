@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import gc
 import time
 from collections import defaultdict
 
 from mloc_dagster.errors import MlocError, TransientError
-from mloc_dagster.executors.base import ShardContext
-from mloc_dagster.executors.batches import Request
-from mloc_dagster.executors.generation import Answer, generate
+from mloc_dagster.executors.batches import Slot
+from mloc_dagster.executors.engine import Answer, Completion, EngineRequest, Replies
+from mloc_dagster.executors.generation import generate
+from mloc_dagster.executors.memory import release_memory
 from mloc_dagster.executors.transformers_model import LoadedModel
-from mloc_dagster.results.rows import OutputRow
+from mloc_dagster.results.rows import ServerFault
 from mloc_dagster.schema.inference import Inference
 
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory")
@@ -19,31 +19,23 @@ DEVICE_LOST = ("CUDA error", "device-side assert")
 
 
 class BatchRunner:
-    """Generates batches and emits each row as soon as its last answer is there.
+    """Generates batches and replies to each request as soon as its last answer is there.
 
     A batch that does not fit in memory is halved, and so are those after it. A batch that fails
-    in another way is cut in two until the row is found that it fails for.
+    in another way is cut in two until the request is found that it fails for.
 
     Args:
         loaded: The model.
-        inference: How to generate.
-        seed: The task's seed.
-        context: Takes rows and log lines.
+        replies: Takes answers, failures and log lines.
     """
 
-    def __init__(
-        self, loaded: LoadedModel, inference: Inference, seed: int, context: ShardContext
-    ) -> None:
+    def __init__(self, loaded: LoadedModel, replies: Replies) -> None:
         self._loaded = loaded
-        self._inference = inference
-        self._seed = seed
-        self._context = context
+        self._replies = replies
         self._most: int | None = None
-        self._answers: dict[int, dict[int, Answer]] = defaultdict(dict)
-        self._started: dict[int, float] = {}
-        self._failed: set[int] = set()
+        self._open: dict[int, _OpenRequest] = defaultdict(_OpenRequest)
 
-    def run(self, batch: list[Request]) -> None:
+    def run(self, batch: list[Slot]) -> None:
         """Generates a batch, in parts if need be.
 
         Raises:
@@ -60,22 +52,22 @@ class BatchRunner:
             if error is None:
                 continue
             if len(part) == 1:
-                self._fail(part[0], error)
+                self._fail(part[0].request, error)
                 continue
             if scarce:
                 self._most = len(part) // 2
-                self._context.log(f"out of memory with {len(part)} rows: {self._most} from here on")
+                self._replies.log(f"out of memory with {len(part)} rows: {self._most} from here on")
             waiting += _halves(part)
 
-    def _try(self, part: list[Request]) -> tuple[str | None, bool]:
+    def _try(self, part: list[Slot]) -> tuple[str | None, bool]:
         """Returns what went wrong, if anything, and whether memory was what lacked."""
-        now = time.monotonic()
+        started = time.monotonic()
         for each in part:
-            self._started.setdefault(each.row.index, now)
+            request = self._open[each.request.row.index]
+            request.started_s = request.started_s or started
+        self._replies.started([each.request for each in part])
         try:
-            answers = generate(
-                self._loaded, self._inference, self._seed, part, self._context.cancelled
-            )
+            answers = generate(self._loaded, _sampling(part), part, self._replies.cancelled)
         except MlocError:
             raise
         except Exception as error:
@@ -84,62 +76,72 @@ class BatchRunner:
             if not scarce and any(sign in text for sign in DEVICE_LOST):
                 raise TransientError(f"the device is lost: {text}") from error
         else:
-            for each, answer in zip(part, answers, strict=True):
-                self._take(each, answer)
+            share_s = (time.monotonic() - started) / len(part)
+            padding = _padding(part, answers)
+            for each, answer, wasted in zip(part, answers, padding, strict=True):
+                self._take(each, answer, share_s, wasted)
             return None, False
         if scarce:
-            self._free_memory()
+            release_memory()
         return text, scarce
 
-    def _take(self, request: Request, answer: Answer) -> None:
-        row = request.row
-        answers = self._answers[row.index]
-        answers[request.answer] = answer
-        if row.index in self._failed or len(answers) < self._inference.n:
+    def _take(self, slot: Slot, answer: Answer, share_s: float, padding: int) -> None:
+        request = slot.request
+        state = self._open[request.row.index]
+        state.answers[slot.answer] = answer
+        state.engine_s += share_s
+        state.padding += padding
+        sampling = _sampling([slot])
+        if state.failed or len(state.answers) < sampling.draws:
             return
-        done = [answers[number] for number in range(self._inference.n)]
-        del self._answers[row.index]
-        self._context.emit(
-            OutputRow(
-                index=row.index,
-                prompt=row.prompt,
-                output=done[0].text,
-                finish_reason=done[0].finish_reason,
-                outputs=[each.text for each in done] if len(done) > 1 else None,
+        answers = tuple(state.answers[number] for number in sorted(state.answers))
+        del self._open[request.row.index]
+        self._replies.done(
+            request,
+            Completion(
+                answers=answers * (sampling.n // sampling.draws),
                 prompt_tokens=len(request.tokens),
-                completion_tokens=sum(each.tokens for each in done),
-                latency_s=time.monotonic() - self._started.pop(row.index),
-                engine=self._loaded.engine,
-            )
+                padding_tokens=state.padding,
+                engine_s=state.engine_s,
+                latency_s=time.monotonic() - state.started_s,
+            ),
         )
 
-    def _fail(self, request: Request, error: str) -> None:
-        row = request.row
-        if row.index in self._failed:
-            return
-        self._failed.add(row.index)
-        self._answers.pop(row.index, None)
-        self._context.emit(
-            OutputRow(
-                index=row.index,
-                prompt=row.prompt,
-                finish_reason="error",
-                error=error,
-                prompt_tokens=len(request.tokens),
-                latency_s=time.monotonic() - self._started.pop(row.index),
-                engine=self._loaded.engine,
-            )
-        )
-
-    @staticmethod
-    def _free_memory() -> None:
-        import torch
-
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+    def _fail(self, request: EngineRequest, error: str) -> None:
+        state = self._open[request.row.index]
+        if not state.failed:
+            state.failed = True
+            self._replies.failed(request, ServerFault(error))
 
 
-def _halves(batch: list[Request]) -> list[list[Request]]:
+class _OpenRequest:
+    """A request some of whose answers are still to come."""
+
+    def __init__(self) -> None:
+        self.answers: dict[int, Answer] = {}
+        self.started_s = 0.0
+        self.engine_s = 0.0
+        self.padding = 0
+        self.failed = False
+
+
+def _sampling(part: list[Slot]) -> Inference:
+    sampling = part[0].request.sampling
+    if sampling is None:
+        raise TypeError("a slot without sampling")
+    return sampling
+
+
+def _padding(part: list[Slot], answers: list[Answer]) -> list[int]:
+    """Returns, for each slot, the tokens computed beyond its own: left of it and behind its end."""
+    width = max(len(each.tokens) for each in part)
+    length = max(answer.tokens for answer in answers)
+    return [
+        width - len(slot.tokens) + length - answer.tokens
+        for slot, answer in zip(part, answers, strict=True)
+    ]
+
+
+def _halves(batch: list[Slot]) -> list[list[Slot]]:
     middle = (len(batch) + 1) // 2
     return [batch[middle:], batch[:middle]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Container
 from itertools import cycle, islice
 from random import Random
 
@@ -55,11 +56,19 @@ class EchoExecutor:
                 _wait(echo.delay_s, context)
             elif done % ROWS_PER_LOOK == 0 and context.cancelled():
                 raise TaskCancelled(f"stopped after {done} rows")
-            context.emit(_poisoned(row) if row.index in poison else _echo(row, echo))
+            context.emit(_answer(row, echo, poison))
 
 
 def _attempt_fails(echo: Echo, shard: ShardInput) -> bool:
     return Random(f"{echo.seed}:{shard.index}:{shard.attempt}").random() < echo.fail_rate  # noqa: S311 - repeatable on purpose
+
+
+def _answer(row: InputRow, echo: Echo, poison: Container[int]) -> OutputRow:
+    if row.error is not None:
+        return _failed(row, row.error)
+    if row.index in poison:
+        return _failed(row, "poisoned row: the template lists it under echo.poison")
+    return _echo(row, echo)
 
 
 def _echo(row: InputRow, echo: Echo) -> OutputRow:
@@ -76,16 +85,19 @@ def _echo(row: InputRow, echo: Echo) -> OutputRow:
         completion_tokens=count if echo.output_tokens is None else echo.output_tokens,
         latency_s=echo.delay_s,
         engine=ENGINE,
+        engine_s=echo.delay_s,
+        custom_id=row.custom_id,
     )
 
 
-def _poisoned(row: InputRow) -> OutputRow:
+def _failed(row: InputRow, error: str) -> OutputRow:
     return OutputRow(
         index=row.index,
         prompt=row.prompt,
         finish_reason="error",
-        error="poisoned row: the template lists it under echo.poison",
+        error=error,
         engine=ENGINE,
+        custom_id=row.custom_id,
     )
 
 

@@ -7,17 +7,17 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Any
 
-from mloc_dagster.executors.base import ModelKey, SizesModels, TaskExecutor
-from mloc_dagster.settings import settings
+from mloc_dagster.executors.base import ChecksModels, ModelKey, SizesModels, TaskExecutor
+from mloc_dagster.executors.sleeping_models import SleepingModels
 
 Listener = Callable[[tuple[ModelKey, ...]], None]
 
 
 @dataclass(slots=True)
 class _Entry:
+    key: ModelKey
     executor: TaskExecutor[Any, Any]
     leases: int = 1
     size_bytes: int = 0
@@ -36,12 +36,18 @@ class ModelCache:
 
     Room is made before a model is loaded, as far as its size is known from an earlier time, and
     again once it is measured. A load that runs out of memory is tried again with every other
-    model unloaded that nobody leases.
+    model unloaded that nobody leases, sleepers too.
+
+    A model that makes room sleeps, where its executor can do that (`SleepsModels`), and is woken
+    instead of loaded. One that is no longer what it was loaded from (`ChecksModels`) is replaced:
+    who leases the old one keeps it to the end.
 
     Args:
         max_models: How many models to keep; None for any number.
         capacity_bytes: Bytes of all models together, as `SizesModels` tells them; 0 for no limit.
-        on_change: Called with the loaded models, ordered by their keys, when they change.
+        on_change: Called with the models at hand, ordered by their keys, when they change:
+            those that are loaded, and those that sleep.
+        sleeping_bytes: Main memory of all sleepers together; 0 unloads what makes room.
     """
 
     def __init__(
@@ -49,6 +55,7 @@ class ModelCache:
         max_models: int | None,
         capacity_bytes: int = 0,
         on_change: Listener | None = None,
+        sleeping_bytes: int = 0,
     ) -> None:
         if max_models is not None and max_models < 1:
             raise ValueError(f"max_models must be at least 1, not {max_models}")
@@ -56,6 +63,8 @@ class ModelCache:
         self._max_models = max_models
         self._capacity_bytes = capacity_bytes
         self._entries: OrderedDict[ModelKey, _Entry] = OrderedDict()
+        self._outdated: list[_Entry] = []  # replaced while somebody leased them
+        self._sleeping = SleepingModels(sleeping_bytes)
         self._sizes: dict[ModelKey, int] = {}
         self._lock = threading.Lock()
         self._told: tuple[ModelKey, ...] = ()
@@ -90,6 +99,7 @@ class ModelCache:
             entry = self._entries.get(key)
             if entry is not None:
                 entry.doomed = True
+        self._sleeping.drop(key)
         self._trim()
         with self._lock:
             return key not in self._entries
@@ -98,6 +108,8 @@ class ModelCache:
         """Unloads every model that is not leased; leased ones follow when their lease ends."""
         for key in self.keys():
             self.evict(key)
+        self._sleeping.clear()
+        self._tell()
 
     def keys(self) -> tuple[ModelKey, ...]:
         """Returns what is loaded or being loaded, least recently used first."""
@@ -105,12 +117,13 @@ class ModelCache:
             return tuple(self._entries)
 
     def _acquire(self, key: ModelKey, executor: TaskExecutor[Any, Any], spec: object) -> _Entry:
+        self._replace_outdated(key, executor, spec)
         while True:
             with self._lock:
                 entry = self._entries.get(key)
                 first = entry is None
                 if entry is None:
-                    entry = self._entries[key] = _Entry(executor)
+                    entry = self._entries[key] = _Entry(key, executor)
                 else:
                     entry.leases += 1
                     self._entries.move_to_end(key)
@@ -122,12 +135,35 @@ class ModelCache:
                 return entry
             # The thread that loaded it has met the error; this one makes its own attempt.
 
+    def _replace_outdated(
+        self, key: ModelKey, executor: TaskExecutor[Any, Any], spec: object
+    ) -> None:
+        if not isinstance(executor, ChecksModels):
+            return
+        with self._lock:
+            entry = self._entries.get(key)
+            if entry is None or not entry.ready.is_set():
+                return
+            entry.leases += 1  # it stays while it is looked at
+        try:
+            current = executor.is_current(entry.model, spec)
+            with self._lock:
+                if not current and self._entries.get(key) is entry:
+                    entry.doomed = True
+                    self._outdated.append(self._entries.pop(key))
+        finally:
+            self._release(entry)
+
     def _load(self, key: ModelKey, entry: _Entry, spec: object) -> None:
         try:
             with self._lock:
                 entry.size_bytes = self._sizes.get(key, 0)
+            sleeper = self._sleeping.take(key)
             self._trim()  # before loading: the memory of both may not be there
-            entry.model = self._load_with_room(entry.executor, spec)
+            if sleeper is not None and sleeper.wake(spec):
+                entry.model = sleeper.model
+            else:
+                entry.model = self._load_with_room(entry.executor, spec)
             size_bytes = _measure(entry)
         except BaseException:
             with self._lock:
@@ -145,7 +181,10 @@ class ModelCache:
         try:
             return executor.load(spec)
         except Exception as error:
-            if not _out_of_memory(error) or not self._unload(self._take_idle()):
+            if not _out_of_memory(error):
+                raise
+            freed = self._unload(self._take_idle(), may_sleep=False)
+            if not self._sleeping.clear() and not freed:
                 raise
         # Outside of the handler, whose traceback would hold on to what was loaded half.
         return executor.load(spec)
@@ -158,16 +197,20 @@ class ModelCache:
     def _trim(self) -> None:
         self._unload(self._take_surplus())
 
-    def _unload(self, entries: list[_Entry]) -> bool:
+    def _unload(self, entries: list[_Entry], *, may_sleep: bool = True) -> bool:
         for entry in entries:
-            entry.executor.unload(entry.model)
+            sleeps = may_sleep and not entry.doomed
+            if not (sleeps and self._sleeping.put(entry.key, entry.executor, entry.model)):
+                entry.executor.unload(entry.model)
         if entries:
             self._tell()
         return bool(entries)
 
     def _take_surplus(self) -> list[_Entry]:
         with self._lock:
-            return [
+            unused = [entry for entry in self._outdated if entry.leases == 0]
+            self._outdated = [entry for entry in self._outdated if entry.leases]
+            return unused + [
                 self._entries.pop(key)
                 for key, entry in list(self._entries.items())
                 if entry.leases == 0 and (entry.doomed or self._exceeds())
@@ -187,12 +230,9 @@ class ModelCache:
     def _tell(self) -> None:
         with self._telling:
             with self._lock:
-                warm = tuple(
-                    sorted(
-                        (key for key, entry in self._entries.items() if entry.ready.is_set()),
-                        key=lambda key: (key.engine, key.identity),
-                    )
-                )
+                loaded = [key for key, entry in self._entries.items() if entry.ready.is_set()]
+            at_hand = {*loaded, *self._sleeping.keys()}
+            warm = tuple(sorted(at_hand, key=lambda key: (key.engine, key.identity)))
             if warm != self._told:
                 self._told = warm
                 if self.on_change is not None:
@@ -207,14 +247,3 @@ def _measure(entry: _Entry) -> int:
 def _out_of_memory(error: Exception) -> bool:
     # torch's class is named so; this module knows no engine.
     return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-
-
-@cache
-def process_model_cache() -> ModelCache:
-    """Returns this process's cache, sized by `MLOC_MAX_CACHED_MODELS` and `MLOC_CACHE_BYTES`.
-
-    With a limit of bytes alone, any number of models is kept that fits.
-    """
-    limits = settings()
-    by_bytes_alone = limits.cache_bytes and "max_cached_models" not in limits.model_fields_set
-    return ModelCache(None if by_bytes_alone else limits.max_cached_models, limits.cache_bytes)

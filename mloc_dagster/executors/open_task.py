@@ -12,7 +12,8 @@ from mloc_dagster.data.upstream import lookup_reference
 from mloc_dagster.planning.plan import Plan
 from mloc_dagster.results.record import TaskRecord, read_record
 from mloc_dagster.results.store import Folder, open_store
-from mloc_dagster.schema.task import InferenceSpec, RowSpec, Task
+from mloc_dagster.results.usage import Rates
+from mloc_dagster.schema.task import ModelSpec, RowSpec, Task
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,13 +41,18 @@ class OpenTask:
     def model_name(self) -> str:
         """What answers: the model's identifier, or the task type where there is no model."""
         spec = self.task.spec
-        return spec.model.source.identifier if isinstance(spec, InferenceSpec) else spec.task_type
+        return spec.model.source.identifier if isinstance(spec, ModelSpec) else spec.task_type
 
     @property
     def model_revision(self) -> str | None:
         """The revision that the template names, if it names one."""
         spec = self.task.spec
-        return spec.model.source.revision if isinstance(spec, InferenceSpec) else None
+        return spec.model.source.revision if isinstance(spec, ModelSpec) else None
+
+    @property
+    def rates(self) -> Rates:
+        """What a second of an engine's time on this task costs."""
+        return Rates(self.task.spec.resources.cost_per_hour)
 
     def plan(self) -> Plan:
         """Reads the plan; there is one as soon as the input was spooled."""

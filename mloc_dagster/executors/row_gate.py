@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Iterable, Iterator
 
 import msgspec
 
 from mloc_dagster.errors import TerminalError
 from mloc_dagster.planning.shards import Shard
-from mloc_dagster.results.rows import OutputRow
+from mloc_dagster.results.rows import InputRow, OutputRow
 
 LOGGED_ERRORS = 20  # the rows carry all of them
 NAMED_ROWS = 10
@@ -19,7 +19,9 @@ class RowGate:
 
     Args:
         shard: The shard that is being computed.
-        finished: Indexes that earlier attempts computed; their rows must not come again.
+        finished: Places that earlier attempts computed; their rows must not come again.
+        planned: Whether rows are in an order of the plan's own, so that a row's place is known
+            only from its input; see `watch`.
         task_type: Names the executor in errors.
         worker: Stamped on each row.
         attempt: Stamped on each row.
@@ -31,19 +33,29 @@ class RowGate:
         shard: Shard,
         finished: Container[int],
         *,
+        planned: bool = False,
         task_type: str,
         worker: str,
         attempt: int,
         log: Callable[[str], None],
     ) -> None:
         self._shard = shard
-        self._there = bytearray(index in finished for index in range(shard.start, shard.stop))
+        self._there = bytearray(place in finished for place in range(shard.start, shard.stop))
+        # Places of the rows that were handed out and did not come back yet, by index.
+        self._places: dict[int, int] | None = {} if planned else None
         self._task_type = task_type
         self._worker = worker
         self._attempt = attempt
         self._log = log
         self.computed = self.errors = self.prompt_tokens = self.completion_tokens = 0
         self.engine = ""
+
+    def watch(self, rows: Iterable[tuple[int, InputRow]]) -> Iterator[InputRow]:
+        """Passes on the shard's input, each row with its place, and keeps the places in mind."""
+        places = self._places
+        if places is None:
+            return (row for _, row in rows)
+        return _remember(rows, places)
 
     def emit_to(
         self, write: Callable[[OutputRow], None], on_rows: Callable[[OutputRow], None] | None
@@ -54,16 +66,22 @@ class RowGate:
             write: Takes the stamped row to the store.
             on_rows: Hears of it afterwards.
         """
-        there, start, size = self._there, self._shard.start, self._shard.rows
+        there, start, size, places = self._there, self._shard.start, self._shard.rows, self._places
         stamp, worker, attempt = msgspec.structs.replace, self._worker, self._attempt
 
         def emit(row: OutputRow) -> None:
-            place = row.index - start
-            if not 0 <= place < size or there[place]:
+            place = row.index if places is None else places.get(row.index, -1)
+            offset = place - start
+            if not 0 <= offset < size or there[offset]:
                 raise TerminalError(self._refusal(row.index))
-            row = stamp(row, worker=worker, attempt=attempt)
+            if places is None:
+                row = stamp(row, worker=worker, attempt=attempt)
+            else:
+                row = stamp(row, worker=worker, attempt=attempt, place=place)
             write(row)
-            there[place] = 1
+            there[offset] = 1
+            if places is not None:
+                del places[row.index]
             self._count(row)
             if on_rows is not None:
                 on_rows(row)
@@ -78,8 +96,9 @@ class RowGate:
         """
         if 0 not in self._there:
             return
-        lacking = [
-            self._shard.start + place for place, there in enumerate(self._there) if not there
+        # Of a planned order, rows that were never drawn are known by their places alone.
+        lacking = sorted(self._places or ()) or [
+            self._shard.start + offset for offset, there in enumerate(self._there) if not there
         ]
         named = ", ".join(map(str, lacking[:NAMED_ROWS]))
         more = f" and {len(lacking) - NAMED_ROWS} more" if len(lacking) > NAMED_ROWS else ""
@@ -100,6 +119,11 @@ class RowGate:
 
     def _refusal(self, index: int) -> str:
         shard = self._shard
+        if self._places is not None:
+            return (
+                f"the task executor {self._task_type!r} gave row {index} to shard {shard.index}, "
+                "a second time or without having got it"
+            )
         what = (
             "a second time"
             if shard.start <= index < shard.stop
@@ -108,3 +132,9 @@ class RowGate:
         return (
             f"the task executor {self._task_type!r} gave row {index} to shard {shard.index}, {what}"
         )
+
+
+def _remember(rows: Iterable[tuple[int, InputRow]], places: dict[int, int]) -> Iterator[InputRow]:
+    for place, row in rows:
+        places[row.index] = place
+        yield row

@@ -1,9 +1,9 @@
 """Picking tokens so that a row's answer depends on that row alone.
 
 `generate` runs greedily; the processors here turn its logits into ones whose largest entry is the
-token to take. What is random is drawn from a stream of its own for each (seed, row, answer), at
-the place of the token in the answer, never from torch's global generator: neither sharding nor
-batch changes an answer. Names and order of the steps are those of vLLM's sampler: min_tokens,
+token to take. What is random is drawn from a stream of its own for each (seed, answer), at the
+place of the token in the answer, never from torch's global generator: neither sharding nor batch
+changes an answer. Names and order of the steps are those of vLLM's sampler: min_tokens,
 penalties, temperature, min_p, top_k, top_p.
 
 What stays is rounding: the last bits of a matrix product depend on the batch. Measured in float32
@@ -33,7 +33,6 @@ Processor = Callable[[Any, Any], Any]
 
 def logits_processors(
     inference: Inference,
-    seed: int,
     answers: Sequence[tuple[int, int]],
     prompt_mask: torch.Tensor,
     final_token_ids: Sequence[int],
@@ -42,8 +41,7 @@ def logits_processors(
 
     Args:
         inference: The template's block.
-        seed: The task's seed.
-        answers: Row index and answer number of each sequence of the batch.
+        answers: Seed and answer number of each sequence of the batch.
         prompt_mask: Which of the padded prompts' tokens are real.
         final_token_ids: Tokens that `min_tokens` forbids at first.
     """
@@ -58,7 +56,7 @@ def logits_processors(
     ):
         processors.append(Penalties(inference, prompt_mask))
     if not inference.greedy:
-        processors.append(Sampler(inference, UniformStreams(seed, answers), width))
+        processors.append(Sampler(inference, UniformStreams(answers), width))
     return processors
 
 
@@ -110,12 +108,12 @@ class Penalties:
 
 
 class UniformStreams:
-    """Numbers in [0, 1), one stream for each answer: a function of (seed, row, answer, place)."""
+    """Numbers in [0, 1), one stream for each answer: a function of (seed, answer, place)."""
 
-    def __init__(self, seed: int, answers: Sequence[tuple[int, int]]) -> None:
+    def __init__(self, answers: Sequence[tuple[int, int]]) -> None:
         self._streams = [
-            np.random.Generator(np.random.Philox(np.random.SeedSequence((seed % 2**64, *answer))))
-            for answer in answers
+            np.random.Generator(np.random.Philox(np.random.SeedSequence((seed % 2**64, answer))))
+            for seed, answer in answers
         ]
         self._block = np.empty((len(answers), 0))
         self._start = 0

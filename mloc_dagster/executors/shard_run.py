@@ -5,24 +5,27 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 
+import msgspec
 from pydantic import AwareDatetime, BaseModel, ConfigDict
 
-from mloc_dagster.data.spool import read_input
+from mloc_dagster.data.spool import read_places
 from mloc_dagster.errors import MlocError, TaskCancelled, TerminalError, TransientError
 from mloc_dagster.executors.base import ShardContext, ShardInput
+from mloc_dagster.executors.crash_watch import CrashWatch, NoWatch
+from mloc_dagster.executors.energy import find_meter, gpu_count, measuring
 from mloc_dagster.executors.model_cache import ModelCache
 from mloc_dagster.executors.registry import task_executor
 from mloc_dagster.executors.row_gate import RowGate
 from mloc_dagster.executors.shard_log import ShardLog
 from mloc_dagster.planning.plan import Plan
 from mloc_dagster.planning.shards import Shard
-from mloc_dagster.results.rows import OutputRow
+from mloc_dagster.results.rows import InputRow, OutputRow
 from mloc_dagster.results.shard_files import ShardWriter, finished_rows
 from mloc_dagster.results.store import Folder
-from mloc_dagster.schema.task import RowSpec
+from mloc_dagster.schema.task import ModelSpec, RowSpec
 from mloc_dagster.settings import settings
 
 # What another attempt would only run into again.
@@ -83,6 +86,7 @@ def run_shard(
     cache: ModelCache,
     cancelled: Callable[[], bool],
     on_rows: Callable[[OutputRow], None] | None = None,
+    on_resumed: Callable[[int], None] | None = None,
     retry_errors: bool = False,
 ) -> ShardReport:
     """Computes the rows of a shard that no earlier attempt has finished.
@@ -99,6 +103,7 @@ def run_shard(
         cache: Lends the model.
         cancelled: Asked between steps; true ends the attempt.
         on_rows: Called with each finished row, in the order of finishing.
+        on_resumed: Called once, before the first row, with how many rows were there already.
         retry_errors: Whether rows that ended with an error are computed again.
 
     Raises:
@@ -111,22 +116,36 @@ def run_shard(
     worker = worker_name()
     finished = finished_rows(folder, shard, retry_errors=retry_errors)
     missing = shard.rows - finished.count
+    if on_resumed is not None:
+        on_resumed(finished.count)
     gate = RowGate(
-        shard, finished, task_type=spec.task_type, worker=worker, attempt=attempt, log=log.line
+        shard,
+        finished,
+        planned=bool(plan.windows),
+        task_type=spec.task_type,
+        worker=worker,
+        attempt=attempt,
+        log=log.line,
     )
 
-    def compute() -> float:
+    def read() -> Iterator[tuple[int, InputRow]]:
+        return read_places(folder, plan, shard.start, shard.stop, skip=finished)
+
+    def compute(watch: CrashWatch | NoWatch) -> float:
         if cancelled():
             raise TaskCancelled("stopped before the first row")
         executor = task_executor(spec.task_type)
-        rows = read_input(folder, plan, shard.start, shard.stop, skip=finished)
         asked = time.monotonic()
         with cache.lease(executor, spec) as model:
             load_seconds = time.monotonic() - asked
-            with _open_writer(folder, shard, attempt) as writer:
-                context = ShardContext(gate.emit_to(writer.write, on_rows), cancelled, log.line)
-                shard_input = ShardInput(task_id, shard.index, attempt, plan.seed, rows, missing)
-                executor.run(shard_input, spec, model, context)
+            with _open_writer(folder, shard, attempt, started_at) as writer:
+                write = _counting_gpus(measuring(writer.write, model, find_meter), spec, model)
+                context = ShardContext(gate.emit_to(write, on_rows), cancelled, log.line)
+                for rows, count, run in watch.runs(read, gate.watch, missing, context):
+                    part = ShardInput(
+                        task_id, shard.index, attempt, plan.seed, rows, count, folder.read_bytes
+                    )
+                    executor.run(part, spec, model, run)
         gate.check_complete()
         return load_seconds
 
@@ -135,7 +154,11 @@ def run_shard(
         f"rows {shard.start} to {shard.stop - 1}, of which {finished.count} are there"
     )
     try:
-        load_seconds = compute() if missing else 0.0
+        load_seconds = 0.0
+        if missing:
+            watched = isinstance(spec, ModelSpec)
+            with CrashWatch(folder, shard, log.line) if watched else NoWatch() as watch:
+                load_seconds = compute(watch)
         log.line(
             f"done: {gate.computed} rows, {gate.errors} errors, {gate.completion_tokens} tokens, "
             f"{time.monotonic() - started:.2f} s of which {load_seconds:.2f} s for the model"
@@ -172,7 +195,25 @@ def run_shard(
     )
 
 
-def _open_writer(folder: Folder, shard: Shard, attempt: int) -> ShardWriter:
+def _counting_gpus(
+    write: Callable[[OutputRow], None], spec: RowSpec, model: object
+) -> Callable[[OutputRow], None]:
+    """Returns a `write` that stamps each row with its GPU seconds; the same one on a CPU.
+
+    What the model really runs on counts. An executor that does not say where its model is has
+    what the template asks for.
+    """
+    device = getattr(model, "device", None)
+    if device is None:
+        gpus = 0 if spec.enforce_cpu else spec.resources.hardware.gpu.count
+    else:
+        gpus = gpu_count(str(device))
+    if not gpus:
+        return write
+    return lambda row: write(msgspec.structs.replace(row, gpu_s=row.engine_s * gpus))
+
+
+def _open_writer(folder: Folder, shard: Shard, attempt: int, began: datetime) -> ShardWriter:
     known = settings()
     return ShardWriter(
         folder,
@@ -180,4 +221,5 @@ def _open_writer(folder: Folder, shard: Shard, attempt: int) -> ShardWriter:
         attempt,
         flush_rows=known.flush_rows,
         flush_interval_s=known.flush_interval_s,
+        began=began,
     )

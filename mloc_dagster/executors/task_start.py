@@ -5,20 +5,23 @@ from __future__ import annotations
 import secrets
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from pathlib import PurePosixPath
 
 from pydantic import JsonValue
 
 from mloc_dagster import __version__
 from mloc_dagster.compile.compiler import CompiledTask, CompiledTemplate, compile_mapping
-from mloc_dagster.data.spool import spool_input
+from mloc_dagster.data.openai_request import RequestBlock, Requests
+from mloc_dagster.data.spool import read_plan, spool_input
 from mloc_dagster.errors import InputError
+from mloc_dagster.executors.input_planning import input_planning, usual_output_tokens
 from mloc_dagster.executors.open_task import OpenTask, open_task
 from mloc_dagster.executors.registry import task_executor
 from mloc_dagster.planning.plan import Plan
 from mloc_dagster.results.record import TaskRecord, write_record
 from mloc_dagster.results.store import open_store
-from mloc_dagster.schema.data import InferenceData
-from mloc_dagster.schema.task import EchoSpec, InferenceSpec, RowSpec
+from mloc_dagster.schema.data import InferenceData, OpenaiBatchData
+from mloc_dagster.schema.task import EchoSpec, EmbeddingSpec, InferenceSpec, ModelSpec, RowSpec
 
 
 def task_id_for(workflow_id: str, compiled: CompiledTemplate, node: str) -> str:
@@ -57,23 +60,38 @@ def start_task(
             folder, task_record(task_id, compiled, chosen, workflow_id, run_id, dict(upstream))
         )
     opened = open_task(task_id)
+    return opened, read_plan(folder) or _plan(opened)
+
+
+def _plan(opened: OpenTask) -> Plan:
     spec = opened.spec
-    plan = spool_input(
-        task_id,
+    return spool_input(
+        opened.record.task_id,
         input_of(spec),
-        folder,
+        opened.folder,
         spec.parallel.shards,
         seed_of(spec),
         opened.upstream,
+        input_planning(spec, usual_output_tokens(spec, opened.folder.store)),
     )
-    return opened, plan
 
 
 def input_of(spec: RowSpec) -> InferenceData:
     """Returns the data block of a task that works row by row."""
     if spec.data is None:
         raise InputError(f"a task of type {spec.task_type!r} needs data")
+    if isinstance(spec.data, OpenaiBatchData):
+        return Requests(**spec.data.model_dump(), block=_request_block(spec))
     return spec.data
+
+
+def _request_block(spec: RowSpec) -> RequestBlock:
+    if not isinstance(spec, ModelSpec):
+        return RequestBlock(spec.task_type)
+    block = spec.inference if isinstance(spec, InferenceSpec) else spec.pooling
+    asked = [each for each in spec.model.adapters if each.apply == "request"]
+    names = [each.name or PurePosixPath(each.path or each.url or "").name for each in asked]
+    return RequestBlock(spec.task_type, frozenset(block.model_fields_set), frozenset(names))
 
 
 def seed_of(spec: RowSpec) -> int:
@@ -86,6 +104,8 @@ def error_budget_of(spec: RowSpec) -> float:
     """Returns the share of rows that may end with an error; 0 where the task type has none."""
     if isinstance(spec, InferenceSpec):
         return spec.inference.error_budget
+    if isinstance(spec, EmbeddingSpec):
+        return spec.pooling.error_budget
     return spec.echo.error_budget if isinstance(spec, EchoSpec) else 0.0
 
 

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from mloc_dagster.errors import MissingExtraError, MlocError, TerminalError, TransientError
-from mloc_dagster.executors.adapters import merge_adapters
 from mloc_dagster.executors.memory import release_memory, weights_bytes
+from mloc_dagster.executors.row_adapters import RowAdapters
+from mloc_dagster.executors.transformers_vision import model_class, take_chat_template
 from mloc_dagster.models import builtin_model_path
 from mloc_dagster.schema.model import Model, ModelSource
 from mloc_dagster.settings import settings
@@ -37,20 +38,24 @@ class LoadedModel:
         revision: The hub's commit, or `sha256:…` over the weights' files.
         engine: `transformers` with its version.
         model: The causal language model; None once unloaded.
+        adapters: What rows may ask it to answer with.
         tokenizer: Its tokenizer.
         eos_token_ids: Tokens that end an answer.
         pad_token_id: Fills the left of shorter prompts.
         max_positions: Most tokens of prompt and answer together; None without a limit.
+        processor: What turns images into tensors; None where the model reads text only.
     """
 
     name: str
     revision: str
     engine: str
     model: Any
+    adapters: RowAdapters
     tokenizer: Any
     eos_token_ids: frozenset[int]
     pad_token_id: int
     max_positions: int | None
+    processor: Any = None
 
     @property
     def has_chat_template(self) -> bool:
@@ -64,7 +69,7 @@ class LoadedModel:
 
     def free(self) -> None:
         """Lets go of the weights and returns their memory to the device."""
-        self.model = self.tokenizer = None
+        self.model = self.adapters.model = self.tokenizer = None
         release_memory()
 
 
@@ -81,16 +86,19 @@ def load_model(block: Model, enforce_cpu: bool) -> LoadedModel:
     if not (importlib.util.find_spec("torch") and importlib.util.find_spec("transformers")):
         raise MissingExtraError("inference with transformers", "hf")
     import transformers
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
     source, options = block.source, block.transformers
-    place = _resolve(source)
+    place = model_place(source)
     common: dict[str, Any] = {
-        "trust_remote_code": _trusts_remote_code(block),
+        "trust_remote_code": trusts_remote_code(
+            block.source, asked=block.transformers.trust_remote_code
+        ),
         "local_files_only": source.type != "huggingface",
     }
-    if source.revision is not None and source.type == "huggingface":
-        common["revision"] = source.revision
+    commit = hub_commit(source)
+    if commit:
+        common["revision"] = commit
     how = {
         "dtype": options.dtype,
         "attn_implementation": options.attn_implementation,
@@ -98,28 +106,38 @@ def load_model(block: Model, enforce_cpu: bool) -> LoadedModel:
         "device_map": "cpu" if enforce_cpu else options.device_map,
     }
     transformers.utils.logging.disable_progress_bar()  # a worker's terminal is not its own
-    with _clear_errors(source):
+    with clear_load_errors(source):
         tokenizer = AutoTokenizer.from_pretrained(place, **common)
-        model: Any = AutoModelForCausalLM.from_pretrained(
+        loader, processor = model_class(place, common)
+        take_chat_template(tokenizer, processor)
+        model: Any = loader.from_pretrained(
             place, **common, **{name: value for name, value in how.items() if value is not None}
         )
     if how["device_map"] is None:
         model.to(_default_device())
-    model = merge_adapters(model, block.adapters).eval()
+    adapters = RowAdapters(model, block.adapters)
+    model = adapters.model.eval()
     eos_token_ids = _take_eos_token_ids(model, tokenizer)
     return LoadedModel(
         name=source.identifier,
-        revision=_revision(model, place),
+        revision=commit or model_revision(place),
         engine=f"transformers {transformers.__version__}",
         model=model,
+        adapters=adapters,
         tokenizer=tokenizer,
         eos_token_ids=eos_token_ids,
         pad_token_id=_pad_token_id(tokenizer, eos_token_ids),
         max_positions=getattr(model.config.get_text_config(), "max_position_embeddings", None),
+        processor=processor,
     )
 
 
-def _resolve(source: ModelSource) -> str:
+def model_place(source: ModelSource) -> str:
+    """Returns where the weights are: a folder, or the hub's id.
+
+    Raises:
+        TerminalError: If the template names a folder without a model.
+    """
     if source.type == "builtin":
         return str(builtin_model_path(source.identifier))
     if source.type == "local":
@@ -131,11 +149,20 @@ def _resolve(source: ModelSource) -> str:
     return source.identifier
 
 
-def _trusts_remote_code(block: Model) -> bool:
-    asked = block.source.trust_remote_code or block.transformers.trust_remote_code
+def trusts_remote_code(source: ModelSource, *, asked: bool) -> bool:
+    """Returns whether code that comes with the weights may run.
+
+    Args:
+        source: The model.
+        asked: Whether the engine's own options ask for it.
+
+    Raises:
+        TerminalError: If the template asks for it and the operator has not allowed it.
+    """
+    asked = asked or source.trust_remote_code
     if asked and not settings().trust_remote_code:
         raise TerminalError(
-            f"the template asks to run code that comes with {block.source.identifier!r} "
+            f"the template asks to run code that comes with {source.identifier!r} "
             "(trust_remote_code), which this worker does not allow: if you trust that code, set "
             "MLOC_TRUST_REMOTE_CODE=true where the worker starts"
         )
@@ -149,8 +176,13 @@ def _default_device() -> str:
 
 
 @contextmanager
-def _clear_errors(source: ModelSource) -> Iterator[None]:
-    """Tells what a retry may cure from what it will not; transformers wraps all in `OSError`."""
+def clear_load_errors(source: ModelSource) -> Iterator[None]:
+    """Tells what a retry may cure from what it will not; transformers wraps all in `OSError`.
+
+    Raises:
+        TerminalError: If there is no such model, or it cannot be loaded.
+        TransientError: If the hub cannot be reached.
+    """
     try:
         yield
     except MlocError:
@@ -198,10 +230,23 @@ def _pad_token_id(tokenizer: Any, eos_token_ids: frozenset[int]) -> int:
     return min(eos_token_ids, default=0)
 
 
-def _revision(model: Any, place: str) -> str:
-    commit = getattr(model.config, "_commit_hash", None)
-    if commit:
-        return commit
+def hub_commit(source: ModelSource) -> str:
+    """Returns the commit that a hub model's revision means now; empty for models elsewhere.
+
+    Whoever loads a model asks once, and then for this commit: all its files are of one state, and
+    an engine that is started again gets the same weights, though a branch has moved on. Where the
+    hub does not say, it is the revision as the template has it: loading tells then what is wrong.
+    """
+    if source.type != "huggingface":
+        return ""
+    from transformers.utils.hub import resolve_revision
+
+    found = resolve_revision(source.identifier, source.revision)
+    return getattr(found, "resolved", found) or ""
+
+
+def model_revision(place: str) -> str:
+    """Returns what identifies weights that lie in a folder; empty where there is no folder."""
     folder = Path(place)
     return weights_hash(folder) if folder.is_dir() else ""
 

@@ -15,10 +15,10 @@ from celery.signals import worker_shutting_down
 
 from mloc_dagster.events.redis import publishing_to_redis
 from mloc_dagster.executors.base import ModelKey, model_key_text
-from mloc_dagster.executors.model_cache import process_model_cache
 from mloc_dagster.fleet.doorbell import RING, celery_app
 from mloc_dagster.fleet.engine import RUNS_QUEUE, WorkerInfo
 from mloc_dagster.fleet.hardware import detect_hardware, queues_for
+from mloc_dagster.fleet.process_models import process_model_cache
 from mloc_dagster.fleet.redis_engine import open_engine
 from mloc_dagster.fleet.run_worker import RunWorker
 from mloc_dagster.fleet.step_worker import StepWorker

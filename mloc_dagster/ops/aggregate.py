@@ -11,6 +11,7 @@ from mloc_dagster.executors.shard_run import ShardReport, worker_name
 from mloc_dagster.executors.task_start import error_budget_of
 from mloc_dagster.ops.failures import as_dagster
 from mloc_dagster.ops.metadata import responses_metadata
+from mloc_dagster.ops.plan_metadata import plan_metadata
 from mloc_dagster.ops.references import TaskRef
 from mloc_dagster.planning.plan import Plan
 from mloc_dagster.results.aggregate import aggregate
@@ -35,19 +36,23 @@ def aggregate_op(context: dg.OpExecutionContext, reports: list[ShardReport]) -> 
             worker_id=worker_name(),
             started_at=min(report.started_at for report in reports),
             error_budget=error_budget_of(opened.spec),
+            rates=opened.rates,
             metadata={"template": opened.record.template_name, "node": opened.task.name},
         )
     except MlocError as error:
         raise as_dagster(error) from error
     return dg.Output(
         TaskRef(task_id=plan.task_id, node=opened.task.name, rows=summary.rows),
-        metadata=responses_metadata(summary, opened.folder.url),
+        metadata={
+            **responses_metadata(summary, opened.folder.url),
+            **plan_metadata(plan, summary.usage, reports),
+        },
         data_version=dg.DataVersion(data_version(opened, plan)),
     )
 
 
 def data_version(opened: OpenTask, plan: Plan) -> str:
     """Returns what identifies the responses: their input, their task and their seed."""
-    spec = opened.spec.model_dump(mode="json", include={"model", "inference", "echo"})
+    spec = opened.spec.model_dump(mode="json", include={"model", "inference", "pooling", "echo"})
     known = json.dumps([plan.data_version, plan.seed, spec], sort_keys=True)
     return hashlib.sha256(known.encode()).hexdigest()[:16]

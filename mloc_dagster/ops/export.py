@@ -12,6 +12,7 @@ from mloc_dagster.ops.references import TaskRef
 from mloc_dagster.results.delivery import DeliveryReport, deliver
 from mloc_dagster.results.export import export as export_rows
 from mloc_dagster.results.manifest import Manifest, write_manifest
+from mloc_dagster.schema.task import EmbeddingSpec
 
 
 def export(context: dg.AssetExecutionContext, responses: TaskRef) -> dg.Output[TaskRef]:
@@ -54,6 +55,9 @@ def _write(opened: OpenTask) -> Manifest:
         opened.spec.output.formats,
         model=opened.model_name,
         revision=opened.model_revision,
+        rates=opened.rates,
+        submitted_at=opened.record.submitted_at,
+        vectors=isinstance(opened.spec, EmbeddingSpec),
     )
     return write_manifest(opened.folder, opened.spec.output.artifacts)
 

@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import dagster as dg
 
-from mloc_dagster.results.aggregate import TaskSummary
+from mloc_dagster.results.aggregate import TaskSummary, Usage
 
 # Fewer show no distribution, and drawing takes as long as all else in a small task.
 _ROWS_OF_A_HISTOGRAM = 10
@@ -27,11 +27,35 @@ def responses_metadata(summary: TaskSummary, path: str) -> dict[str, dg.Metadata
         "model": dg.MetadataValue.text(summary.model),
         "prompt_tokens": dg.MetadataValue.int(usage.prompt_tokens),
         "completion_tokens": dg.MetadataValue.int(usage.completion_tokens),
+        **_usage_metadata(usage),
         "tokens_per_s": dg.MetadataValue.float(round(summary.tokens_per_s, 1)),
         "task_id": dg.MetadataValue.text(summary.task_id),
         "path": dg.MetadataValue.path(path),
         "preview": dg.MetadataValue.md(_preview(summary)),
         **pictures,
+    }
+
+
+def _usage_metadata(usage: Usage) -> dict[str, dg.MetadataValue]:
+    """Returns what the task took; figures that nothing measured are left out."""
+    figures: dict[str, float | None] = {
+        "cached_tokens": usage.cached_tokens or None,
+        "cache_hit_rate": usage.cache_hit_rate if usage.cached_tokens else None,
+        "rows_reused_in_task": usage.reused_rows.task or None,
+        "rows_reused_from_cache": usage.reused_rows.cache or None,
+        "reused_tokens": usage.reused_tokens or None,
+        "saved_seconds": usage.saved_seconds or None,
+        "engine_seconds": usage.engine_seconds,
+        "gpu_seconds": usage.gpu_seconds or None,
+        "energy_joules": usage.energy_joules,
+        "cost": usage.cost,
+    }
+    return {
+        name: dg.MetadataValue.int(value)
+        if isinstance(value, int)
+        else dg.MetadataValue.float(value)
+        for name, value in figures.items()
+        if value is not None
     }
 
 

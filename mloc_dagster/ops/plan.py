@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from datetime import timedelta
 from functools import cache
 
 import dagster as dg
@@ -11,6 +12,7 @@ from mloc_dagster.errors import MlocError
 from mloc_dagster.events.bus import publish
 from mloc_dagster.events.model import TaskEvent, TaskEventType
 from mloc_dagster.events.payloads import Payload
+from mloc_dagster.executors.open_task import OpenTask
 from mloc_dagster.executors.task_start import start_task
 from mloc_dagster.ops.failures import as_dagster
 from mloc_dagster.ops.references import TaskRef
@@ -76,11 +78,19 @@ def plan_task(
             task_id=task_plan.task_id,
             run_id=context.run_id,
             node=config.node,
-            payload=Payload(rows=task_plan.rows),
+            payload=_start_of(opened, task_plan.rows),
         )
     )
     for shard in task_plan.shards:
         yield dg.DynamicOutput(shard, mapping_key=shard.key)
+
+
+def _start_of(opened: OpenTask, rows: int) -> Payload:
+    slo = opened.task.spec.slo
+    if slo is None:
+        return Payload(rows=rows)
+    due = opened.record.submitted_at + timedelta(seconds=slo.seconds)
+    return Payload(rows=rows, slo_s=slo.seconds, due=due)
 
 
 def workflow_id(run: dg.DagsterRun) -> str:

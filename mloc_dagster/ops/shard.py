@@ -1,21 +1,26 @@
 """The op that computes one shard."""
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import cache
 
 import dagster as dg
+from dagster import DagsterEvent
+from dagster._core.events import EngineEventData
 
 from mloc_dagster.errors import TaskCancelled
 from mloc_dagster.events.bus import publish
 from mloc_dagster.events.model import ShardPlace, TaskEvent, TaskEventType
 from mloc_dagster.events.payloads import Payload
 from mloc_dagster.executors.cancellation import cancel_requested
-from mloc_dagster.executors.model_cache import process_model_cache
-from mloc_dagster.executors.open_task import open_task
+from mloc_dagster.executors.open_task import OpenTask, open_task
 from mloc_dagster.executors.shard_run import ShardReport, run_shard
+from mloc_dagster.fleet.process_models import process_model_cache
 from mloc_dagster.ops.failures import retry_or_fail
 from mloc_dagster.ops.progress import ProgressBatches
+from mloc_dagster.ops.progress_notes import ProgressNotes
 from mloc_dagster.planning.shards import Shard
+from mloc_dagster.settings import settings
 
 RETRY_ERRORS_TAG = "mloc/retry_errors"
 
@@ -55,7 +60,22 @@ def compute_shard(context: dg.OpExecutionContext, shard: Shard) -> ShardReport:
     )
     publish(about)
     try:
-        with ProgressBatches(about) as progress:
+        notes = ProgressNotes(
+            shard,
+            lambda text, data: _note(context, text, data),
+            interval_s=settings().run_note_interval_s,
+            due_s=_due_s(opened),
+        )
+        with ProgressBatches(about, also=notes.add) as progress:
+
+            def resumed(rows: int) -> None:
+                notes.resumed(rows)
+                progress.resumed(rows)
+
+            def cancelled() -> bool:
+                progress.look()  # asked between steps: the clock that a running shard has anyway
+                return cancel_requested()
+
             report = run_shard(
                 opened.folder,
                 shard.task_id,
@@ -64,8 +84,9 @@ def compute_shard(context: dg.OpExecutionContext, shard: Shard) -> ShardReport:
                 shard,
                 attempt=attempt,
                 cache=process_model_cache(),
-                cancelled=cancel_requested,
+                cancelled=cancelled,
                 on_rows=progress.add,
+                on_resumed=resumed,
                 retry_errors=context.run.tags.get(RETRY_ERRORS_TAG) == "true",
             )
     except TaskCancelled as stop:
@@ -78,6 +99,19 @@ def compute_shard(context: dg.OpExecutionContext, shard: Shard) -> ShardReport:
     payload = Payload(rows=report.rows_resumed)
     publish(_next(about, TaskEventType.SHARD_SUCCEEDED, payload=payload))
     return report
+
+
+def _due_s(opened: OpenTask) -> float | None:
+    slo = opened.task.spec.slo
+    if slo is None:
+        return None
+    return slo.seconds - (datetime.now(UTC) - opened.record.submitted_at).total_seconds()
+
+
+def _note(context: dg.OpExecutionContext, text: str, data: Mapping[str, int | float]) -> None:
+    # An engine event is in the run's log at once; an asset's metadata would be there at the end.
+    step = context.get_step_execution_context()
+    DagsterEvent.engine_event(step, text, EngineEventData(metadata=data))
 
 
 def _next(about: TaskEvent, kind: TaskEventType, **changes: object) -> TaskEvent:

@@ -6,13 +6,16 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from mloc_dagster.planning.shards import Shard
 
+PLAN_NAME = "plan.json"
+"""Its file in the task's folder."""
+
 
 class Chunk(BaseModel):
     """One file of the spooled input.
 
     Attributes:
         name: File name below the task's folder.
-        start: Index of its first row.
+        start: Place of its first row.
         rows: How many rows it holds.
     """
 
@@ -23,17 +26,84 @@ class Chunk(BaseModel):
     rows: int = Field(ge=1)
 
 
+class ShardLoad(BaseModel):
+    """What a shard is expected to take.
+
+    Attributes:
+        prompt_tokens: Tokens that are read.
+        cached_tokens: How many of them are expected in the engine's prefix cache.
+        output_tokens: Tokens that are written at most or, where history says less, on average.
+        cost: Tokens that are computed, weighted: see `planning.cost`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    prompt_tokens: int
+    cached_tokens: int
+    output_tokens: int
+    cost: float
+
+
+class Expectation(BaseModel):
+    """What a task is expected to take, as its plan was balanced by.
+
+    Attributes:
+        tokens: How prompt tokens were found: counted, and by which tokenizer, or estimated.
+        counted: Whether they were counted.
+        prefill: Cost of a prompt token that is not in the prefix cache.
+        decode: Cost of a token that is written.
+        block_tokens: Block size of the prefix cache that was assumed; 0 for none.
+        shards: One entry per shard.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    tokens: str
+    counted: bool
+    prefill: float
+    decode: float
+    block_tokens: int
+    shards: tuple[ShardLoad, ...]
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens that all shards read."""
+        return sum(shard.prompt_tokens for shard in self.shards)
+
+    @property
+    def output_tokens(self) -> int:
+        """Tokens that all shards are expected to write."""
+        return sum(shard.output_tokens for shard in self.shards)
+
+    @property
+    def prefix_hit_share(self) -> float:
+        """Share of the prompt tokens that is expected in the prefix cache."""
+        cached = sum(shard.cached_tokens for shard in self.shards)
+        return cached / self.prompt_tokens if self.prompt_tokens else 0.0
+
+    @property
+    def imbalance(self) -> float:
+        """Cost of the costliest shard over the mean: 1 is perfect."""
+        costs = [shard.cost for shard in self.shards]
+        return max(costs) * len(costs) / sum(costs)
+
+
 class Plan(BaseModel):
     """How a task's input became shards.
+
+    A row's *index* is its place in the input. Its *place* is where the plan put it: rows change
+    places within windows only, and a window's rows have the same numbers as places and indexes.
 
     Attributes:
         task_id: The task.
         source: Where the rows came from, for people: `tests/questions.jsonl train[:20]`.
         rows: How many rows there are.
-        data_version: Hex sha256 over the spooled rows, in order.
+        data_version: Hex sha256 over the input rows, in order of index.
         seed: The seed that sampling uses; the template's, or one drawn for this task.
-        chunks: The spooled input, in order.
-        shards: Ranges that cover all rows.
+        chunks: The spooled input, in order of place.
+        shards: Ranges of places that cover all rows.
+        windows: The first index of each window; none where every place is the index.
+        expected: What the shards are expected to take; None where rows were only counted.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -45,3 +115,5 @@ class Plan(BaseModel):
     seed: int
     chunks: tuple[Chunk, ...]
     shards: tuple[Shard, ...]
+    windows: tuple[int, ...] = ()
+    expected: Expectation | None = None

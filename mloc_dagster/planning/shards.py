@@ -6,14 +6,14 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class Shard(BaseModel):
-    """A contiguous range of rows: the unit of placement and retry.
+    """A contiguous range of the plan's places: the unit of placement and retry.
 
     Attributes:
         task_id: The task it belongs to.
         index: Place among the task's shards, from 0.
         total: How many shards the task has.
-        start: First row (inclusive).
-        stop: Last row (exclusive).
+        start: First place (inclusive).
+        stop: Last place (exclusive).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

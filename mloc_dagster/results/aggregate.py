@@ -15,9 +15,11 @@ from mloc_dagster.planning.plan import Plan
 from mloc_dagster.results.budget import allowed_errors
 from mloc_dagster.results.part_files import Part, list_parts, read_rows
 from mloc_dagster.results.rows import OutputRow
+from mloc_dagster.results.spans import Span, attempt_spans, covered_s, mean_at_once
 from mloc_dagster.results.store import Folder
 from mloc_dagster.results.summary import SUMMARY_NAME, PreviewRow, TaskSummary, Usage
 from mloc_dagster.results.tally import Tally
+from mloc_dagster.results.usage import UNPRICED, Rates
 
 __all__ = ["PreviewRow", "TaskSummary", "Usage", "aggregate", "allowed_errors", "read_summary"]
 
@@ -30,6 +32,8 @@ class _Item(msgspec.Struct, omit_defaults=True):
     finish_reason: str
     error: str | None = None
     outputs: list[str] | None = None
+    custom_id: str | None = None
+    embedding: list[float] | None = None
 
 
 def aggregate(
@@ -41,6 +45,7 @@ def aggregate(
     started_at: datetime,
     revision: str | None = None,
     error_budget: float = 0.0,
+    rates: Rates = UNPRICED,
     metadata: Mapping[str, JsonValue] | None = None,
     now: datetime | None = None,
 ) -> TaskSummary:
@@ -53,11 +58,15 @@ def aggregate(
         plan: What must be there.
         model: What answered, for people and programs; `echo` for the echo task.
         worker_id: Who aggregates: `host:pid`.
-        started_at: When the task began.
+        started_at: When the run that ends here began with the task.
         revision: The model's revision.
         error_budget: The share of rows that may have an error with the result still `ok`.
+        rates: What a second of engine time costs.
         metadata: Copied to `responses.json`.
         now: When the rows were there; the present by default.
+
+    The time that the task took is that of all attempts whose part files say when. Where none
+    does, it is that from `started_at` to now.
 
     Raises:
         IncompleteResultsError: If shards or rows do not equal the plan; names what is missing.
@@ -65,7 +74,7 @@ def aggregate(
     metadata = metadata or {}
     parts = list_parts(folder)
     _check_shards(parts, plan)
-    fingerprint = _fingerprint(parts, plan, model, revision, error_budget, metadata)
+    fingerprint = _fingerprint(parts, plan, model, revision, error_budget, metadata, rates)
     earlier = _read_earlier(folder)
     if earlier is not None and earlier.fingerprint == fingerprint:
         return earlier
@@ -78,17 +87,14 @@ def aggregate(
         "received_at": finished_at,
     }
     budget = allowed_errors(plan.rows, error_budget)
-    seconds = max((finished_at - started_at).total_seconds(), 1e-9)
+    timed = attempt_spans(parts)
+    spans = timed or [Span.between(started_at, finished_at)]
+    seconds = max(covered_s(spans), 1e-9)
+    began_at = datetime.fromtimestamp(min(span.start_s for span in spans), UTC)
     with folder.create(RESPONSES_NAME) as file:
         file.write(msgspec.json.encode(head)[:-1] + b',"result":{"items":[')
         _write_items(file, tally.watch(read_rows(folder)))
-        usage = Usage(
-            prompt_tokens=tally.prompt_tokens,
-            completion_tokens=tally.completion_tokens,
-            total_tokens=tally.prompt_tokens + tally.completion_tokens,
-            latency_sec=round(seconds, 6),
-            num_requests=tally.rows,
-        )
+        usage = tally.usage.result(model=model, wall_s=seconds, rates=rates)
         tail = {"ok": tally.errors <= budget, "model": model, "usage": usage.model_dump()}
         file.write(b"\n]," + msgspec.json.encode(tail)[1:] + b"}\n")
     summary = TaskSummary(
@@ -99,22 +105,23 @@ def aggregate(
         source=plan.source,
         data_version=plan.data_version,
         shards=len(plan.shards),
-        rows=tally.rows,
+        rows=usage.num_requests,
         errors=tally.errors,
         allowed_errors=budget,
         empty_outputs=tally.empty_outputs,
         finish_reasons=dict(sorted(tally.finish_reasons.items())),
         usage=usage,
-        rows_per_s=round(tally.rows / seconds, 6),
-        tokens_per_s=round(tally.completion_tokens / seconds, 6),
+        rows_per_s=round(usage.num_requests / seconds, 6),
+        tokens_per_s=round(usage.completion_tokens / seconds, 6),
         latency=tally.latency.result(),
         preview=tuple(tally.preview),
         first_errors=tuple(tally.first_errors),
         engines=tuple(sorted(tally.engines - {""})),
         workers=tuple(sorted(tally.workers - {""})),
-        started_at=started_at,
+        started_at=began_at,
         finished_at=finished_at,
         fingerprint=fingerprint,
+        at_once=mean_at_once(timed),
     )
     folder.write_bytes(SUMMARY_NAME, summary.model_dump_json(indent=2).encode() + b"\n")
     return summary
@@ -138,7 +145,10 @@ def _write_items(file: IO[bytes], rows: Iterable[OutputRow]) -> None:
     encode = msgspec.json.Encoder().encode
     separator = b"\n"
     for row in rows:
-        item = _Item(row.index, row.output, row.finish_reason, row.error, row.outputs)
+        item = _Item(
+            *(row.index, row.output, row.finish_reason, row.error, row.outputs),
+            *(row.custom_id, row.embedding),
+        )
         file.write(separator + encode(item))
         separator = b",\n"
 

@@ -1,4 +1,4 @@
-"""The rows as Parquet, JSON lines and CSV: one pass for all, in order, in constant memory."""
+"""The rows in every format that a template asks for: one pass, in order, in constant memory."""
 
 from __future__ import annotations
 
@@ -6,16 +6,19 @@ import csv
 import io
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from datetime import datetime
 from itertools import batched
 from typing import IO
 
 import msgspec
 
 from mloc_dagster.planning.plan import Plan
-from mloc_dagster.results.export_rows import ExportRow, export_rows
+from mloc_dagster.results.export_rows import ExportRow, VectorRow, export_rows
+from mloc_dagster.results.openai_batch import ERRORS_NAME, OUTPUT_NAME, BatchFiles
 from mloc_dagster.results.shard_files import read_rows
 from mloc_dagster.results.store import Folder
 from mloc_dagster.results.tally import Tally
+from mloc_dagster.results.usage import UNPRICED, Rates
 from mloc_dagster.schema.output import OutputFormat
 
 # Rows that are in memory at a time, and the size of Parquet's row groups.
@@ -32,8 +35,11 @@ def export(
     *,
     model: str,
     revision: str | None = None,
+    rates: Rates = UNPRICED,
+    submitted_at: datetime | None = None,
+    vectors: bool = False,
 ) -> list[str]:
-    """Writes `responses.parquet`, `.jsonl` and `.csv` as asked; `json` is `aggregate`'s.
+    """Writes `responses.parquet`, `.jsonl`, `.csv` and a batch's files; `json` is `aggregate`'s.
 
     Equal rows give equal files, byte for byte.
 
@@ -43,6 +49,9 @@ def export(
         formats: Which files; `json` is passed over.
         model: What answered.
         revision: The model's revision.
+        rates: What a second of engine time costs.
+        submitted_at: When the task was submitted.
+        vectors: Whether the rows are those of an embedding task.
 
     Returns:
         The names of the files written.
@@ -51,25 +60,44 @@ def export(
         IncompleteResultsError: If rows do not equal the plan; then no file appears.
     """
     wanted = [name for name in ("parquet", "jsonl", "csv") if name in formats]
-    if not wanted:
+    batch = [OUTPUT_NAME, ERRORS_NAME] if "openai_batch" in formats else []
+    if not wanted and not batch:
         return []
     names = [f"responses.{name}" for name in wanted]
     with ExitStack() as stack:
         files = [stack.enter_context(folder.create(name)) for name in names]
-        sinks = [_sink(name, file, plan, stack) for name, file in zip(wanted, files, strict=True)]
-        rows = export_rows(Tally(plan).watch(read_rows(folder)), plan, model, revision)
-        for batch in batched(rows, _BATCH_ROWS):
+        sinks = [
+            _sink(name, file, plan, stack, _vector_length(folder) if vectors else None)
+            for name, file in zip(wanted, files, strict=True)
+        ]
+        read = Tally(plan).watch(read_rows(folder))
+        if batch:
+            output, errors = (stack.enter_context(folder.create(name)) for name in batch)
+            read = BatchFiles(output, errors, plan, model, submitted_at).watch(read)
+        rows = export_rows(read, plan, model, revision, rates, vectors=vectors)
+        for some in batched(rows, _BATCH_ROWS):
             for sink in sinks:
-                sink(batch)
-    return names
+                sink(some)
+    return [*names, *batch]
 
 
-def _sink(name: str, file: IO[bytes], plan: Plan, stack: ExitStack) -> Sink:
+def _vector_length(folder: Folder) -> int:
+    """Returns the length of the first vector; 1 where there is none at all.
+
+    Parquet must know it before the first row, which may have failed, and so may many behind it.
+    """
+    vectors = (row.embedding for row in read_rows(folder))
+    return next((len(vector) for vector in vectors if vector), 1)
+
+
+def _sink(name: str, file: IO[bytes], plan: Plan, stack: ExitStack, length: int | None) -> Sink:
     if name == "parquet":
         from mloc_dagster.results.parquet import ParquetSink
 
-        return stack.enter_context(ParquetSink(file, plan)).write
-    return _jsonl_sink(file) if name == "jsonl" else _csv_sink(file)
+        return stack.enter_context(ParquetSink(file, plan, vector_length=length)).write
+    if name == "jsonl":
+        return _jsonl_sink(file)
+    return _csv_sink(file, ExportRow if length is None else VectorRow)
 
 
 def _jsonl_sink(file: IO[bytes]) -> Sink:
@@ -81,9 +109,7 @@ def _jsonl_sink(file: IO[bytes]) -> Sink:
     return write
 
 
-def _csv_sink(file: IO[bytes]) -> Sink:
-    columns = ExportRow.__struct_fields__
-    outputs_at = columns.index("outputs")
+def _csv_sink(file: IO[bytes], kind: type[ExportRow]) -> Sink:
 
     def write(rows: Sequence[Sequence[object]]) -> None:
         text = io.StringIO(newline="")
@@ -92,10 +118,9 @@ def _csv_sink(file: IO[bytes]) -> Sink:
 
     def values(row: ExportRow) -> tuple[object, ...]:
         cells = msgspec.structs.astuple(row)
-        if row.outputs is None:
-            return cells
-        texts = msgspec.json.encode(row.outputs).decode()
-        return (*cells[:outputs_at], texts, *cells[outputs_at + 1 :])
+        return tuple(
+            msgspec.json.encode(cell).decode() if isinstance(cell, list) else cell for cell in cells
+        )
 
-    write([columns])
+    write([kind.__struct_fields__])
     return lambda rows: write([values(row) for row in rows])

@@ -10,6 +10,7 @@ import msgspec
 
 from mloc_dagster.planning.plan import Plan
 from mloc_dagster.results.rows import OutputRow, Prompt
+from mloc_dagster.results.usage import Rates
 
 
 class ExportRow(msgspec.Struct):
@@ -33,6 +34,14 @@ class ExportRow(msgspec.Struct):
         prompt_tokens: Tokens read.
         completion_tokens: Tokens written.
         latency_s: Seconds from the row's start to its end.
+        cached_tokens: Prompt tokens that the engine found in its prefix cache.
+        engine_s: The row's share of the engine's busy seconds.
+        energy_j: The row's share of the device's energy in joules; None where nothing measures it.
+        gpu_s: `engine_s` times the GPUs that the engine ran on; 0 on CPUs.
+        cost: `engine_s` at the price of the task's workers; None without a price.
+        reused: `task` or `cache` when the row was not computed itself.
+        saved_s: Engine seconds that the reuse saved.
+        custom_id: What its sender calls it.
     """
 
     task_id: str
@@ -52,6 +61,24 @@ class ExportRow(msgspec.Struct):
     prompt_tokens: int
     completion_tokens: int
     latency_s: float
+    cached_tokens: int
+    engine_s: float
+    energy_j: float | None
+    gpu_s: float
+    cost: float | None
+    reused: str | None
+    saved_s: float
+    custom_id: str | None
+
+
+class VectorRow(ExportRow):
+    """A row of an embedding task.
+
+    Attributes:
+        embedding: The vector; None when `error` is set.
+    """
+
+    embedding: list[float] | None = None
 
 
 def prompt_text(prompt: Prompt) -> str:
@@ -60,15 +87,22 @@ def prompt_text(prompt: Prompt) -> str:
 
 
 def export_rows(
-    rows: Iterator[OutputRow], plan: Plan, model: str, revision: str | None
+    rows: Iterator[OutputRow],
+    plan: Plan,
+    model: str,
+    revision: str | None,
+    rates: Rates,
+    *,
+    vectors: bool = False,
 ) -> Iterator[ExportRow]:
     """Adds to each row where it comes from; `rows` come in order of index."""
     starts = [shard.start for shard in plan.shards]
     for row in rows:
         prompt = prompt_text(row.prompt)
-        yield ExportRow(
+        place = row.index if row.place < 0 else row.place
+        exported = ExportRow(
             plan.task_id,
-            plan.shards[bisect_right(starts, row.index) - 1].index,
+            plan.shards[bisect_right(starts, place) - 1].index,
             row.index,
             prompt,
             hashlib.sha256(prompt.encode()).hexdigest(),
@@ -84,4 +118,17 @@ def export_rows(
             row.prompt_tokens,
             row.completion_tokens,
             row.latency_s,
+            row.cached_tokens,
+            row.engine_s,
+            row.energy_j,
+            row.gpu_s,
+            rates.cost(row.engine_s),
+            row.reused or None,
+            row.saved_s,
+            row.custom_id,
         )
+        yield _with_vector(exported, row) if vectors else exported
+
+
+def _with_vector(exported: ExportRow, row: OutputRow) -> VectorRow:
+    return VectorRow(*msgspec.structs.astuple(exported), embedding=row.embedding)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from typing import IO, Protocol
 
@@ -19,6 +19,10 @@ class Files(Protocol):
 
     def size(self, key: str) -> int:
         """Returns a file's bytes; raises `FileNotFoundError`."""
+        ...
+
+    def times(self, keys: Sequence[str]) -> dict[str, float]:
+        """Returns when files were written, in seconds since 1970; missing ones are left out."""
         ...
 
     def read(self, key: str) -> bytes:

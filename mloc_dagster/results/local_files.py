@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
@@ -23,6 +23,14 @@ class LocalFiles:
     def size(self, key: str) -> int:
         """Returns a file's bytes."""
         return Path(key).stat().st_size
+
+    def times(self, keys: Sequence[str]) -> dict[str, float]:
+        """Returns when files were written, in seconds since 1970."""
+        found: dict[str, float] = {}
+        for key in keys:
+            with suppress(FileNotFoundError, NotADirectoryError):
+                found[key] = Path(key).stat().st_mtime
+        return found
 
     def read(self, key: str) -> bytes:
         """Returns a file's content."""

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq  # pyright: ignore[reportMissingTypeStubs]
 
 from mloc_dagster import __version__
 from mloc_dagster.planning.plan import Plan
-from mloc_dagster.results.export_rows import ExportRow
+from mloc_dagster.results.export_rows import ExportRow, VectorRow
 
 _pa: Any = pyarrow  # neither has types
 _pq: Any = pq
@@ -35,22 +35,38 @@ _TYPES: dict[str, Any] = {
     "prompt_tokens": _pa.int64(),
     "completion_tokens": _pa.int64(),
     "latency_s": _pa.float64(),
+    "cached_tokens": _pa.int64(),
+    "engine_s": _pa.float64(),
+    "energy_j": _pa.float64(),
+    "gpu_s": _pa.float64(),
+    "cost": _pa.float64(),
+    "reused": _pa.string(),
+    "saved_s": _pa.float64(),
+    "custom_id": _pa.string(),
 }
-_NULLABLE = {"outputs", "error", "revision"}
+_NULLABLE = {"outputs", "error", "revision", "energy_j", "cost", "reused", "custom_id"}
 
 # Few different values; a dictionary of prompts or hashes would only be built to be given up.
-_REPEATED = ["task_id", "shard", "finish_reason", "error", "model", "revision", "engine", "worker"]
+_REPEATED = [
+    *("task_id", "shard", "finish_reason", "error", "model", "revision", "engine", "worker"),
+    "reused",
+]
 
 
 class ParquetSink:
     """Writes each batch as one row group.
 
+    Vectors are lists of one length; a row whose vector has another one (by an option of its own)
+    has null here.
+
     Args:
         file: Where to.
         plan: Its task and data version go into the file's metadata.
+        vector_length: How long the rows' vectors are; None for rows that have none.
     """
 
-    def __init__(self, file: IO[bytes], plan: Plan) -> None:
+    def __init__(self, file: IO[bytes], plan: Plan, *, vector_length: int | None = None) -> None:
+        self._length = vector_length
         metadata = {
             "mloc_version": __version__,
             "mloc_task_id": plan.task_id,
@@ -59,8 +75,10 @@ class ParquetSink:
         fields = [
             _pa.field(name, kind, nullable=name in _NULLABLE) for name, kind in _TYPES.items()
         ]
-        self._schema = _pa.schema(fields, metadata=metadata)
-        self._writer = _pq.ParquetWriter(
+        if vector_length is not None:
+            fields.append(_pa.field("embedding", _pa.list_(_pa.float32(), vector_length)))
+        self._schema: Any = _pa.schema(fields, metadata=metadata)
+        self._writer: Any = _pq.ParquetWriter(
             file, self._schema, compression="zstd", use_dictionary=_REPEATED
         )
 
@@ -80,4 +98,13 @@ class ParquetSink:
         columns = [
             _pa.array(list(map(attrgetter(name), rows)), kind) for name, kind in _TYPES.items()
         ]
+        if self._length is not None:
+            vectors = [each if len(each) == self._length else None for each in map(_vector, rows)]
+            columns.append(_pa.array(vectors, _pa.list_(_pa.float32(), self._length)))
         self._writer.write_batch(_pa.record_batch(columns, schema=self._schema))
+
+
+def _vector(row: ExportRow) -> list[float]:
+    if isinstance(row, VectorRow) and row.embedding is not None:
+        return row.embedding
+    return []

@@ -2,46 +2,28 @@
 
 from __future__ import annotations
 
-import re
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
 from itertools import groupby
 from operator import attrgetter
 
 import msgspec
 
-from mloc_dagster.errors import IncompleteResultsError
 from mloc_dagster.planning.shards import Shard
+from mloc_dagster.results.input_order import Mark, place_of, read_windows, restored_rows
+from mloc_dagster.results.part_list import Part, decode_part, list_parts
 from mloc_dagster.results.rows import OutputRow
 from mloc_dagster.results.store import Folder
 
-_PART = re.compile(r"shards/(\d{4,})/part-(\d+)-(\d+)-[0-9a-z-]+\.jsonl")
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """A part file, as its name describes it.
-
-    Attributes:
-        shard: Index of its shard.
-        first: Index of its first row.
-        last: Index of its last row.
-        name: Its name below the task's folder.
-    """
-
-    shard: int
-    first: int
-    last: int
-    name: str
+__all__ = ["FinishedRows", "Part", "finished_rows", "list_parts", "read_rows", "read_shard"]
 
 
 class FinishedRows:
-    """The indexes of a shard that have a row: a byte each.
+    """The places of a shard that have a row: a byte each.
 
     Attributes:
-        start: First index of the shard.
-        stop: The index after its last.
+        start: First place of the shard.
+        stop: The place after its last.
         count: How many have a row.
     """
 
@@ -51,40 +33,28 @@ class FinishedRows:
         self.count = 0
         self._finished = bytearray(stop - start)
 
-    def __contains__(self, index: int) -> bool:
-        return self.start <= index < self.stop and self._finished[index - self.start] == 1
+    def __contains__(self, place: int) -> bool:
+        return self.start <= place < self.stop and self._finished[place - self.start] == 1
 
     def __len__(self) -> int:
         return self.count
 
-    def add(self, index: int) -> None:
-        """Marks an index as finished; one outside the shard is none of its business."""
-        if self.start <= index < self.stop and not self._finished[index - self.start]:
-            self._finished[index - self.start] = 1
+    def add(self, place: int) -> None:
+        """Marks a place as finished; one outside the shard is none of its business."""
+        if self.start <= place < self.stop and not self._finished[place - self.start]:
+            self._finished[place - self.start] = 1
             self.count += 1
 
     def missing(self) -> Iterator[int]:
-        """Yields the indexes without a row, in order."""
-        place = self._finished.find(0)
-        while place >= 0:
-            yield self.start + place
-            place = self._finished.find(0, place + 1)
+        """Yields the places without a row, in order."""
+        offset = self._finished.find(0)
+        while offset >= 0:
+            yield self.start + offset
+            offset = self._finished.find(0, offset + 1)
 
 
-class _Mark(msgspec.Struct):
-    index: int
-    error: str | None = None
-
-
-_INDEX = attrgetter("index")
-
-
-def list_parts(folder: Folder, shard: Shard | None = None) -> list[Part]:
-    """Returns the part files of a task, or of one shard, by shard, first index and name."""
-    below = "shards" if shard is None else f"shards/{shard.key}"
-    matches = (_PART.fullmatch(name) for name in folder.list(below, recursive=True))
-    parts = [Part(int(m[1]), int(m[2]), int(m[3]), m[0]) for m in matches if m]
-    return sorted(parts, key=lambda part: (part.shard, part.first, part.name))
+_Key = Callable[[OutputRow], int]
+_INDEX: _Key = attrgetter("index")
 
 
 def finished_rows(folder: Folder, shard: Shard, *, retry_errors: bool = False) -> FinishedRows:
@@ -96,18 +66,19 @@ def finished_rows(folder: Folder, shard: Shard, *, retry_errors: bool = False) -
         retry_errors: Whether a row with an error counts as missing.
     """
     finished = FinishedRows(shard.start, shard.stop)
-    decoder = msgspec.json.Decoder(_Mark)
+    decoder = msgspec.json.Decoder(Mark)
     for part in list_parts(folder, shard):
-        for mark in _decode(folder, part, decoder):
+        for mark in decode_part(folder, part, decoder):
             if mark.error is None or not retry_errors:
-                finished.add(mark.index)
+                finished.add(place_of(mark))
     return finished
 
 
 def read_shard(folder: Folder, shard: Shard) -> Iterator[OutputRow]:
-    """Yields the rows of a shard; see `read_rows`."""
+    """Yields the rows of a shard in order of place; else as `read_rows`."""
     parts = list_parts(folder, shard)
-    return _clip(_merge(folder, parts), shard.start, shard.stop)
+    key = place_of if read_windows(folder) else _INDEX
+    return _clip(_merge(folder, parts, key), key, shard.start, shard.stop)
 
 
 def read_rows(folder: Folder, start: int = 0, stop: int | None = None) -> Iterator[OutputRow]:
@@ -115,6 +86,7 @@ def read_rows(folder: Folder, start: int = 0, stop: int | None = None) -> Iterat
 
     Of several rows with one index (a shard was tried twice) the first without an error counts, in
     order of part names; the first of all when each has one. Missing rows are simply not there.
+    Where the plan put rows in an order of its own, one of its windows is in memory at a time.
 
     Args:
         folder: The task's folder.
@@ -124,40 +96,47 @@ def read_rows(folder: Folder, start: int = 0, stop: int | None = None) -> Iterat
     Raises:
         IncompleteResultsError: If a part file is damaged.
     """
+    windows = read_windows(folder)
+    if windows:
+        yield from restored_rows(folder, list_parts(folder), windows, start, stop)
+        return
     parts = [
         part
         for part in list_parts(folder)
         if part.last >= start and (stop is None or part.first < stop)
     ]
     for _, of_shard in groupby(parts, key=attrgetter("shard")):
-        yield from _clip(_merge(folder, of_shard), start, stop)
+        yield from _clip(_merge(folder, of_shard, _INDEX), _INDEX, start, stop)
 
 
-def _clip(rows: Iterator[OutputRow], start: int, stop: int | None) -> Iterator[OutputRow]:
+def _clip(
+    rows: Iterator[OutputRow], key: _Key, start: int, stop: int | None
+) -> Iterator[OutputRow]:
     for row in rows:
-        if stop is not None and row.index >= stop:
+        place = key(row)
+        if stop is not None and place >= stop:
             return
-        if row.index >= start:
+        if place >= start:
             yield row
 
 
-def _merge(folder: Folder, parts: Iterable[Part]) -> Iterator[OutputRow]:
-    """Merges parts that come in order of first index.
+def _merge(folder: Folder, parts: Iterable[Part], key: _Key) -> Iterator[OutputRow]:
+    """Merges parts that come in order of first place.
 
-    All rows below the next part's first index are final. What is left over stays sorted, so
+    All rows below the next part's first place are final. What is left over stays sorted, so
     that sorting it with the next part's rows is one merge of two runs; the sort is stable, so
-    equal indexes stay in order of part names.
+    equal places stay in order of part names.
     """
     decoder = msgspec.json.Decoder(OutputRow)
     open_rows: list[OutputRow] = []
     for part in parts:
-        final = bisect_left(open_rows, part.first, key=_INDEX)
+        final = bisect_left(open_rows, part.first, key=key)
         yield from _unique(open_rows[:final])
         del open_rows[:final]
-        rows = _decode(folder, part, decoder)
+        rows = decode_part(folder, part, decoder)
         if open_rows:
             open_rows += rows
-            open_rows.sort(key=_INDEX)
+            open_rows.sort(key=key)
         else:
             open_rows = rows
     yield from _unique(open_rows)
@@ -175,12 +154,3 @@ def _unique(rows: list[OutputRow]) -> Iterator[OutputRow]:
             kept = row
     if kept is not None:
         yield kept
-
-
-def _decode[RowT](folder: Folder, part: Part, decoder: msgspec.json.Decoder[RowT]) -> list[RowT]:
-    try:
-        return decoder.decode_lines(folder.read_bytes(part.name))
-    except msgspec.DecodeError as error:
-        raise IncompleteResultsError(
-            f"{folder.url}/{part.name} is damaged ({error}); delete that file and resume the task"
-        ) from error

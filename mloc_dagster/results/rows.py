@@ -6,6 +6,18 @@ from typing import Any
 
 import msgspec
 
+BASE64 = "base64"
+"""The `encoding` of vectors as bytes: float32, little-endian."""
+
+SERVER_FAULT = "server"
+"""The `fault` of rows that failed for what computes them."""
+
+
+class ServerFault(str):
+    """Why a row has no answer, where the row is not to blame: what computed it broke down."""
+
+    __slots__ = ()
+
 
 class Message(msgspec.Struct, frozen=True, omit_defaults=True):
     """One chat message.
@@ -22,16 +34,64 @@ class Message(msgspec.Struct, frozen=True, omit_defaults=True):
 Prompt = str | list[Message]
 
 
-class InputRow(msgspec.Struct, frozen=True):
+class SourceRow(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One row as its source gives it.
+
+    Attributes:
+        prompt: Text, or chat messages.
+        custom_id: What its sender calls it.
+        options: Fields of the task's `inference` or `pooling` block that hold for this row alone.
+        adapter: Name of the LoRA adapter that answers it; None for the task's own.
+        verbatim: The model reads this text as it is: no chat template, no system prompt.
+        error: Why the row cannot be answered, known already where it is read.
+        encoding: How its sender wants the vector: `base64`; numbers when empty.
+    """
+
+    prompt: Prompt
+    custom_id: str | None = None
+    options: dict[str, Any] | None = None  # checked against the block where rows are read
+    adapter: str | None = None
+    verbatim: bool = False
+    error: str | None = None
+    encoding: str = ""
+
+
+class InputRow(msgspec.Struct, frozen=True, omit_defaults=True):
     """One input of a task, as the plan spools it.
 
     Attributes:
         index: Place in the whole input (after slicing and shuffling), from 0.
         prompt: Text, or chat messages.
+        custom_id: What its sender calls it.
+        options: As in `SourceRow`.
+        adapter: As in `SourceRow`.
+        verbatim: As in `SourceRow`.
+        error: As in `SourceRow`.
+        encoding: As in `SourceRow`.
     """
 
     index: int
     prompt: Prompt
+    custom_id: str | None = None
+    options: dict[str, Any] | None = None
+    adapter: str | None = None
+    verbatim: bool = False
+    error: str | None = None
+    encoding: str = ""
+
+
+class TokenLogprob(msgspec.Struct, frozen=True):
+    """A token of an answer, and how likely it was.
+
+    Attributes:
+        token: Its text.
+        logprob: Natural logarithm of its probability.
+        top: The likeliest tokens at its place, each with its log probability.
+    """
+
+    token: str
+    logprob: float
+    top: list[tuple[str, float]] = []
 
 
 class OutputRow(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -50,6 +110,21 @@ class OutputRow(msgspec.Struct, frozen=True, omit_defaults=True):
         engine: What computed it, with version: `transformers 5.19.0`.
         worker: Who computed it: `host:pid`.
         attempt: The shard's attempt that computed it, from 1.
+        place: Its place in the plan's order; -1 when that is its index.
+        custom_id: What its sender calls it.
+        embedding: The vector, of an embedding task.
+        logprobs: One list per answer, one entry per token.
+        cached_tokens: Prompt tokens that the engine found in its prefix cache.
+        padding_tokens: Tokens that were computed only to fill this row's batch.
+        engine_s: The row's share of the engine's busy seconds; a step's time is divided among
+            the rows it works on.
+        energy_j: The row's share of the device's energy in joules; None where nothing measures it.
+        gpu_s: `engine_s` times the GPUs that the engine ran on; 0 on CPUs.
+        reused: `task` when an equal row of this task was computed instead, `cache` when an earlier
+            task did; empty when the row was computed itself.
+        saved_s: Engine seconds that the reuse saved.
+        fault: `server` when the error is no fault of the row: the engine or its worker broke down.
+        encoding: As in `SourceRow`; `embedding` is numbers all the same.
     """
 
     index: int
@@ -64,3 +139,16 @@ class OutputRow(msgspec.Struct, frozen=True, omit_defaults=True):
     engine: str = ""
     worker: str = ""
     attempt: int = 1
+    place: int = -1
+    custom_id: str | None = None
+    embedding: list[float] | None = None
+    logprobs: list[list[TokenLogprob]] | None = None
+    cached_tokens: int = 0
+    padding_tokens: int = 0
+    engine_s: float = 0.0
+    energy_j: float | None = None
+    reused: str = ""
+    saved_s: float = 0.0
+    gpu_s: float = 0.0
+    fault: str = ""
+    encoding: str = ""

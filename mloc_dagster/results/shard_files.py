@@ -1,8 +1,9 @@
 """Writing a shard's rows as they finish.
 
-A shard's folder `shards/NNNN/` holds part files, each with some rows in order of index. Its name
-says what is inside, `part-<first index>-<last index>-<attempt>-<unique>.jsonl`, and it never
-changes once written: equal names mean equal rows. `part_files` reads them.
+A shard's folder `shards/NNNN/` holds part files, each with some rows in order of place. Its name
+says what is inside, and when: `part-<first place>-<last place>-<attempt>-<began>-<written>-
+<unique>.jsonl`, the times in milliseconds since 1970. It never changes once written: equal names
+mean equal rows. `part_files` reads them, `spans` the times.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from __future__ import annotations
 import secrets
 import threading
 import time
+from collections.abc import Callable
+from datetime import UTC, datetime
 from types import TracebackType
 from typing import Self
 
@@ -17,6 +20,7 @@ import msgspec
 
 from mloc_dagster.planning.shards import Shard
 from mloc_dagster.results.part_files import FinishedRows, finished_rows, read_rows, read_shard
+from mloc_dagster.results.part_list import part_name
 from mloc_dagster.results.rows import OutputRow
 from mloc_dagster.results.store import Folder
 
@@ -35,6 +39,8 @@ class ShardWriter:
         attempt: Which attempt writes, from 1.
         flush_rows: Rows that may wait.
         flush_interval_s: Seconds that a row may wait, also when none follows it.
+        began: When the attempt began, for the time that the task takes; unknown by default.
+        now: Tells the time.
     """
 
     def __init__(
@@ -45,12 +51,16 @@ class ShardWriter:
         *,
         flush_rows: int,
         flush_interval_s: float,
+        began: datetime | None = None,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._folder = folder
         self._shard = shard
         self._attempt = attempt
         self._flush_rows = flush_rows
         self._interval_s = flush_interval_s
+        self._began = began
+        self._now = now
         self._encoder = msgspec.json.Encoder()
         self._rows: list[tuple[int, bytes]] = []
         self._due_s = 0.0
@@ -86,7 +96,8 @@ class ShardWriter:
         Raises:
             ValueError: If the row is not of this shard.
         """
-        if not self._shard.start <= row.index < self._shard.stop:
+        place = row.index if row.place < 0 else row.place
+        if not self._shard.start <= place < self._shard.stop:
             raise ValueError(
                 f"row {row.index} is not in shard {self._shard.key}, "
                 f"which holds {self._shard.start} to {self._shard.stop - 1}"
@@ -99,7 +110,7 @@ class ShardWriter:
             if not self._rows:
                 self._due_s = time.monotonic() + self._interval_s
                 self._changed.notify_all()
-            self._rows.append((row.index, line))
+            self._rows.append((place, line))
             full = len(self._rows) >= self._flush_rows
         if full:
             self.flush()
@@ -120,9 +131,9 @@ class ShardWriter:
 
     def _write_part(self, rows: list[tuple[int, bytes]]) -> None:
         rows.sort(key=lambda row: row[0])
-        name = (
-            f"shards/{self._shard.key}/part-{rows[0][0]:012d}-{rows[-1][0]:012d}"
-            f"-{self._attempt:02d}-{secrets.token_hex(4)}.jsonl"
+        span = None if self._began is None else (_ms(self._began), _ms(self._now()))
+        name = part_name(
+            self._shard, rows[0][0], rows[-1][0], self._attempt, secrets.token_hex(4), span
         )
         self._folder.write_bytes(name, b"\n".join([*(line for _, line in rows), b""]))
 
@@ -146,3 +157,7 @@ class ShardWriter:
                     return True
                 self._changed.wait(remaining_s)
             return False
+
+
+def _ms(moment: datetime) -> int:
+    return round(moment.timestamp() * 1000)

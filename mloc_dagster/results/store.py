@@ -135,6 +135,20 @@ class ResultStore:
             if _TASK_ID.fullmatch(name) and self._files.exists(f"{self._root}/{name}/task.json"):
                 yield name
 
+    def newest(self, name: str, among: int = 10_000) -> Iterator[Folder]:
+        """Yields the folders of tasks that hold a file, the latest written first.
+
+        Args:
+            name: The file's name in a task's folder.
+            among: At most so many folders are looked at, in order of name.
+        """
+        listed = sorted(visible(self._files.list(self._root)))
+        ids = [each for each in listed if _TASK_ID.fullmatch(each)][:among]
+        keys = {f"{self._root}/{each}/{check_name(name)}": each for each in ids}
+        times = self._files.times(list(keys))
+        for key in sorted(times, key=lambda key: (-times[key], key)):
+            yield self.task(keys[key])
+
 
 def open_store(url: str | None = None) -> ResultStore:
     """Opens a store; nothing is created before the first write.

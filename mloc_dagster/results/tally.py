@@ -10,12 +10,14 @@ from mloc_dagster.planning.plan import Plan
 from mloc_dagster.results.latency import LatencyCounter
 from mloc_dagster.results.rows import OutputRow, Prompt
 from mloc_dagster.results.summary import PreviewRow
+from mloc_dagster.results.usage import UsageCounter
 
 _PREVIEW_ROWS = 5
 _PREVIEW_CHARACTERS = 300
 _NAMED_SHARDS = 5
 _NAMED_INDEXES = 3
 _MAX_WORKERS = 1000
+_ANY_SHARD = -1
 
 
 class Tally:
@@ -28,11 +30,9 @@ class Tally:
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
         self._missing: dict[int, _Missing] = {}
-        self.rows = 0
         self.errors = 0
         self.empty_outputs = 0
-        self.prompt_tokens = 0
-        self.completion_tokens = 0
+        self.usage = UsageCounter()
         self.finish_reasons: Counter[str] = Counter()
         self.engines: set[str] = set()
         self.workers: set[str] = set()
@@ -57,31 +57,30 @@ class Tally:
         self._check(expected)
 
     def _count(self, row: OutputRow) -> None:
-        self.rows += 1
-        self.prompt_tokens += row.prompt_tokens
-        self.completion_tokens += row.completion_tokens
+        self.usage.add(row)
         self.finish_reasons[row.finish_reason] += 1
         self.latency.add(row.latency_s)
         self.engines.add(row.engine)
         if len(self.workers) < _MAX_WORKERS:
             self.workers.add(row.worker)
-        if self.rows <= _PREVIEW_ROWS:
+        if self.usage.rows <= _PREVIEW_ROWS:
             self.preview.append(shorten(row))
         if row.error is not None:
             self.errors += 1
             if len(self.first_errors) < _PREVIEW_ROWS:
                 self.first_errors.append(shorten(row))
-        elif not row.output:
+        elif not row.output and row.embedding is None:
             self.empty_outputs += 1
 
     def _miss(self, start: int, stop: int) -> None:
+        if self._plan.windows:  # a row that is not there cannot say where the plan put it
+            if start < stop:
+                self._missing.setdefault(_ANY_SHARD, _Missing()).add(start, stop)
+            return
         for shard in self._plan.shards:
             first, last = max(start, shard.start), min(stop, shard.stop)
             if first < last:
-                missing = self._missing.setdefault(shard.index, _Missing())
-                missing.rows += last - first
-                room = _NAMED_INDEXES - len(missing.indexes)
-                missing.indexes += range(first, min(last, first + room))
+                self._missing.setdefault(shard.index, _Missing()).add(first, last)
 
     def _check(self, stop: int) -> None:
         plan = self._plan
@@ -89,7 +88,7 @@ class Tally:
             total = sum(missing.rows for missing in self._missing.values())
             named = sorted(self._missing.items())
             listed = "; ".join(
-                f"shard {index:04d} lacks {missing}" for index, missing in named[:_NAMED_SHARDS]
+                f"{_shard_name(index)} {missing}" for index, missing in named[:_NAMED_SHARDS]
             )
             more = f"; and {len(named) - _NAMED_SHARDS} more" if len(named) > _NAMED_SHARDS else ""
             raise IncompleteResultsError(
@@ -108,9 +107,18 @@ class _Missing:
         self.rows = 0
         self.indexes: list[int] = []
 
+    def add(self, start: int, stop: int) -> None:
+        self.rows += stop - start
+        room = _NAMED_INDEXES - len(self.indexes)
+        self.indexes += range(start, min(stop, start + room))
+
     def __str__(self) -> str:
         named = ", ".join(map(str, self.indexes))
         return f"{self.rows} ({named}{', …' if self.rows > len(self.indexes) else ''})"
+
+
+def _shard_name(index: int) -> str:
+    return "it lacks" if index == _ANY_SHARD else f"shard {index:04d} lacks"
 
 
 def shorten(row: OutputRow) -> PreviewRow:

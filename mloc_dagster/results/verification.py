@@ -39,6 +39,6 @@ def count_rows(rows: Iterable[OutputRow]) -> RowCounts:
         if row.error is not None:
             errors += 1
             first_error = first_error or (row.index, row.error)
-        elif not row.output:
+        elif not row.output and row.embedding is None:
             empty += 1
     return RowCounts(expected, first_gap, errors, first_error, empty)

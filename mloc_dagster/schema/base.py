@@ -109,4 +109,6 @@ Name = Annotated[
     str, Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$", max_length=MAX_NAME_LENGTH)
 ]
 
-TaskType = Literal["echo", "inference", "sft", "lora_sft", "dpo", "ppo", "rag", "agent"]
+TaskType = Literal[
+    "echo", "inference", "embedding", "sft", "lora_sft", "dpo", "ppo", "rag", "agent"
+]

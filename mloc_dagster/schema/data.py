@@ -9,14 +9,38 @@ from pydantic import Field, model_validator
 from mloc_dagster.schema.base import Block
 
 
+class TextPart(Block):
+    """A piece of text in a chat message."""
+
+    type: Literal["text"]
+    text: str
+
+
+class ImageUrl(Block):
+    """Where an image is."""
+
+    url: str = Field(min_length=1)
+    """A path (relative to the template), an http(s) or fsspec URL, or a `data:image/…` URI."""
+
+
+class ImagePart(Block):
+    """An image in a chat message."""
+
+    type: Literal["image_url"]
+    image_url: ImageUrl
+
+
+ContentPart = Annotated[TextPart | ImagePart, Field(discriminator="type")]
+
+
 class ChatMessage(Block):
     """One message of a chat row."""
 
     role: Literal["system", "user", "assistant", "tool"]
     """Who speaks."""
 
-    content: str
-    """What is said."""
+    content: str | tuple[ContentPart, ...]
+    """What is said: text, or parts of text and images in OpenAI's form."""
 
 
 class ListData(Block):
@@ -52,6 +76,9 @@ class DatasetData(Block):
     column: str | None = None
     """The column with the prompt; may be left out when there is only one."""
 
+    image_columns: tuple[str, ...] = ()
+    """Columns with images: paths, URLs, data URIs, or lists of these; put before the text."""
+
     shuffle: bool = False
     """Shuffle the rows after slicing."""
 
@@ -60,6 +87,14 @@ class DatasetData(Block):
 
     buffer_size: int | None = Field(default=None, ge=1)
     """Shuffle within a moving window of so many rows; without it the whole input is shuffled."""
+
+
+class OpenaiBatchData(Block):
+    """Requests in the OpenAI batch format: a JSON object a line, each with its own `custom_id`."""
+
+    type: Literal["openai_batch"]
+    url: str = Field(min_length=1)
+    """A path or fsspec URL of the JSONL file."""
 
 
 class TemplateColumn(Block):
@@ -139,7 +174,8 @@ class UpstreamData(Block):
 
 
 InferenceData = Annotated[
-    ListData | DatasetData | GraphTemplateData | UpstreamData, Field(discriminator="type")
+    ListData | DatasetData | OpenaiBatchData | GraphTemplateData | UpstreamData,
+    Field(discriminator="type"),
 ]
 
 

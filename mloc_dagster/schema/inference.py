@@ -2,9 +2,38 @@
 
 from __future__ import annotations
 
-from pydantic import Field, field_validator
+from collections.abc import Mapping
+from typing import Literal
+
+from pydantic import Field, JsonValue, field_validator, model_validator
 
 from mloc_dagster.schema.base import Block
+
+
+class StructuredOutputs(Block):
+    """What every answer has to look like, with vLLM's names; give exactly one."""
+
+    json_schema: Mapping[str, JsonValue] | None = Field(default=None, alias="json")
+    """A JSON Schema that the answer fits."""
+
+    json_object: Literal[True] | None = None
+    """Any JSON object."""
+
+    regex: str | None = None
+    """A regular expression that matches the whole answer."""
+
+    choice: tuple[str, ...] | None = Field(default=None, min_length=1)
+    """The answer is one of these."""
+
+    grammar: str | None = None
+    """A grammar in EBNF, as xgrammar reads it."""
+
+    @model_validator(mode="after")
+    def _one_form(self) -> StructuredOutputs:
+        given = [name for name, value in self if value is not None]
+        if len(given) != 1:
+            raise ValueError("give exactly one of json, json_object, regex, choice and grammar")
+        return self
 
 
 class Inference(Block):
@@ -41,7 +70,8 @@ class Inference(Block):
     """Go on after the end-of-text token."""
 
     seed: int | None = None
-    """Same seed, same output, however the task is sharded; without it `mloc` picks one a task."""
+    """Same seed and same row, same output, however the task is sharded. Without it `mloc` picks
+    one a task, and rows that are alike get answers of their own."""
 
     n: int = Field(default=1, ge=1, le=64)
     """Answers per row."""
@@ -61,6 +91,12 @@ class Inference(Block):
     skip_special_tokens: bool = True
     """Leave special tokens out of the output."""
 
+    logprobs: int | None = Field(default=None, ge=0, le=20)
+    """Keep each token's log probability, and those of so many likeliest tokens at its place."""
+
+    structured_outputs: StructuredOutputs | None = None
+    """Answers of a given form only."""
+
     error_budget: float = Field(default=0.01, ge=0, le=1)
     """Share of rows that may end with an error before the task fails; any share above 0 allows
     at least one row, and never all of them."""
@@ -74,6 +110,39 @@ class Inference(Block):
     def greedy(self) -> bool:
         """Whether the most likely token is always taken."""
         return self.temperature == 0 or self.do_sample is False
+
+    @property
+    def draws(self) -> int:
+        """How many answers have to be computed for `n`: greedy ones are all the same."""
+        return 1 if self.greedy else self.n
+
+    @property
+    def deterministic(self) -> bool:
+        """Whether equal prompts have equal answers: greedy, or sampled with a given seed."""
+        return self.greedy or self.seed is not None
+
+
+class Pooling(Block):
+    """How a text becomes a vector, with vLLM's names."""
+
+    pooling_type: Literal["CLS", "LAST", "MEAN"] | None = None
+    """Which tokens' states make the vector; by default as sentence-transformers' files beside
+    the model say; without them LAST for decoders and MEAN for encoders."""
+
+    normalize: bool = True
+    """Scale each vector to length 1."""
+
+    dimensions: int | None = Field(default=None, ge=1)
+    """Keep the first so many numbers (models trained for it)."""
+
+    instruction: str | None = None
+    """Put before each text, as some models want it."""
+
+    truncate: bool = False
+    """Cut over-long texts at the model's limit instead of refusing the row."""
+
+    error_budget: float = Field(default=0.01, ge=0, le=1)
+    """Share of rows that may end with an error, as for inference."""
 
 
 class Echo(Block):

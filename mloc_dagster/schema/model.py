@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Literal
 
-from pydantic import Field, JsonValue
+from pydantic import Field, JsonValue, ValidationInfo, field_validator
 
 from mloc_dagster.schema.base import Block
+
+_HUB_ID = re.compile(r"(?!.*(?:--|\.\.))(?:[\w-][\w.-]*/)?[\w][\w.-]{0,95}(?<![.-])", re.ASCII)
 
 
 class ModelSource(Block):
@@ -24,6 +27,17 @@ class ModelSource(Block):
 
     trust_remote_code: bool = False
     """Runs code that comes with the weights; the operator must allow it too."""
+
+    @field_validator("identifier")
+    @classmethod
+    def _hub_id(cls, identifier: str, info: ValidationInfo) -> str:
+        of_hub = info.data.get("type") == "huggingface" and "${" not in identifier
+        if of_hub and _HUB_ID.fullmatch(identifier) is None:
+            raise ValueError(
+                f"{identifier!r} is no hub id of the form owner/name; "
+                "a folder is of type local, a model that ships with mloc of type builtin"
+            )
+        return identifier
 
 
 class TransformersOptions(Block):
@@ -55,6 +69,9 @@ class Adapter(Block):
     """A LoRA adapter on top of the model."""
 
     type: Literal["lora"] = "lora"
+    name: str | None = None
+    """What rows call it (`model` of an OpenAI batch); by default the last part of its place."""
+
     path: str | None = None
     """A folder with the adapter."""
 

@@ -9,7 +9,7 @@ from pydantic import Field, SecretStr, field_validator
 
 from mloc_dagster.schema.base import Block
 
-OutputFormat = Literal["json", "parquet", "jsonl", "csv"]
+OutputFormat = Literal["json", "parquet", "jsonl", "csv", "openai_batch"]
 
 
 class LocalDestination(Block):

@@ -50,6 +50,9 @@ class Resources(Block):
 
     hardware: Hardware = Hardware()
 
+    cost_per_hour: float | None = Field(default=None, ge=0)
+    """What one worker costs an hour, in any currency; the usage then says what the task cost."""
+
     pool: str | None = Field(default=None, pattern=r"^[A-Za-z0-9_/]+$")
     """Dagster pool of its shards: `dagster instance concurrency set NAME N` lets at most N run at
     once, over all runs. By default the model's name, with `_` for what Dagster refuses."""
@@ -64,8 +67,10 @@ class Parallel(Block):
     max_shards: int = Field(default=8, ge=1, le=1024)
     """At most this many shards; fewer rows give fewer shards."""
 
-    strategy: Literal["rows"] = "rows"
-    """`rows`: contiguous ranges of rows, sizes differing by at most one."""
+    strategy: Literal["rows", "tokens"] | None = None
+    """`rows`: contiguous ranges of rows, sizes differing by at most one. `tokens`: rows with
+    common beginnings together, as many expected tokens in each shard. By default `tokens` where a
+    model reads the rows, else `rows`; results are in input order either way."""
 
     @property
     def shards(self) -> int:

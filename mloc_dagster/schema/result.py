@@ -22,6 +22,22 @@ class ResultItem(Block):
     outputs: tuple[str, ...] | None = None
     """All answers, when a row asked for several."""
 
+    custom_id: str | None = None
+    """What the row's sender calls it."""
+
+    embedding: tuple[float, ...] | None = None
+    """The vector, of an embedding task."""
+
+
+class ReusedRows(Block):
+    """Rows that were not computed."""
+
+    task: int = 0
+    """An equal row of the same task was computed instead."""
+
+    cache: int = 0
+    """An earlier task had computed them."""
+
 
 class Usage(Block):
     """What a task took."""
@@ -31,6 +47,17 @@ class Usage(Block):
     total_tokens: int
     latency_sec: float
     num_requests: int
+    model: str = ""
+    cached_tokens: int = 0
+    cache_hit_rate: float = 0.0
+    padding_tokens: int = 0
+    reused_rows: ReusedRows = ReusedRows()
+    reused_tokens: int = 0
+    saved_seconds: float = 0.0
+    engine_seconds: float = 0.0
+    gpu_seconds: float = 0.0
+    energy_joules: float | None = None
+    cost: float | None = None
 
 
 class RowsResult(Block):
@@ -64,7 +91,7 @@ class LoraTrainingResult(TrainingResult):
     final_lora_archive_url: str | None = None
 
 
-ROW_TASK_TYPES: frozenset[str] = frozenset({"echo", "inference", "rag", "agent"})
+ROW_TASK_TYPES: frozenset[str] = frozenset({"echo", "inference", "embedding", "rag", "agent"})
 """Task types whose result has a row for each input."""
 
 RESULT_TYPES: Mapping[str, type[RowsResult] | type[TrainingResult]] = {

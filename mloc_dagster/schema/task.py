@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from mloc_dagster.schema.base import Block, Name
 from mloc_dagster.schema.data import InferenceData, TrainingData
-from mloc_dagster.schema.inference import Echo, Inference
+from mloc_dagster.schema.inference import Echo, Inference, Pooling
 from mloc_dagster.schema.model import Model
 from mloc_dagster.schema.output import Checks, Output
 from mloc_dagster.schema.resources import Parallel, Resources, Retries, Slo
@@ -45,6 +45,19 @@ class InferenceSpec(TaskSpec):
     model: Model
     data: InferenceData
     inference: Inference = Inference()
+    reuse: bool = False
+    """Take answers from earlier tasks where model, prompt and sampling are exactly the same."""
+
+
+class EmbeddingSpec(TaskSpec):
+    """Turns each row into a vector."""
+
+    task_type: Literal["embedding"] = Field(alias="taskType")
+    model: Model
+    data: InferenceData
+    pooling: Pooling = Pooling()
+    reuse: bool = False
+    """Take vectors from earlier tasks where model, text and pooling are exactly the same."""
 
 
 class TrainingSpec(TaskSpec):
@@ -116,13 +129,22 @@ class AgentSpec(TaskSpec):
 
 
 AnyTaskSpec = Annotated[
-    EchoSpec | InferenceSpec | SftSpec | LoraSftSpec | DpoSpec | PpoSpec | RagSpec | AgentSpec,
+    EchoSpec
+    | InferenceSpec
+    | EmbeddingSpec
+    | SftSpec
+    | LoraSftSpec
+    | DpoSpec
+    | PpoSpec
+    | RagSpec
+    | AgentSpec,
     Field(discriminator="task_type"),
 ]
 
 SPEC_TYPES: Mapping[str, type[TaskSpec]] = {
     "echo": EchoSpec,
     "inference": InferenceSpec,
+    "embedding": EmbeddingSpec,
     "sft": SftSpec,
     "lora_sft": LoraSftSpec,
     "dpo": DpoSpec,
@@ -132,7 +154,10 @@ SPEC_TYPES: Mapping[str, type[TaskSpec]] = {
 }
 """The spec of each task type."""
 
-RowSpec = EchoSpec | InferenceSpec | RagSpec | AgentSpec
+ModelSpec = InferenceSpec | EmbeddingSpec
+"""Tasks that send each row through a model."""
+
+RowSpec = EchoSpec | InferenceSpec | EmbeddingSpec | RagSpec | AgentSpec
 """Tasks whose result is one output per row."""
 
 

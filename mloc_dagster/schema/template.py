@@ -14,6 +14,7 @@ API_VERSION = "mloc/v1"
 
 Kind = Literal[
     "InferenceTask",
+    "EmbeddingTask",
     "EchoTask",
     "SFTTask",
     "LoRASFTTask",
@@ -26,6 +27,7 @@ Kind = Literal[
 
 KIND_TASK_TYPES: Mapping[str, TaskType | None] = {
     "InferenceTask": "inference",
+    "EmbeddingTask": "embedding",
     "EchoTask": "echo",
     "SFTTask": "sft",
     "LoRASFTTask": "lora_sft",

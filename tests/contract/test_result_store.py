@@ -262,6 +262,17 @@ def test_tasks_are_the_folders_with_a_submission(store: ResultStore) -> None:
     assert list(store.task_ids()) == ["a", "b"]
 
 
+def test_the_latest_task_comes_first(store: ResultStore) -> None:
+    assert list(store.newest("summary.json")) == []
+    for task_id in ("b", "c", "a"):
+        store.task(task_id).write_bytes("summary.json", b"{}")
+        while next(store.newest("summary.json")).name != task_id:  # clocks tick coarsely
+            store.task(task_id).write_bytes("summary.json", b"{}")
+    store.task("unfinished").write_bytes("task.json", b"{}")
+    assert [each.name for each in store.newest("summary.json")] == ["a", "c", "b"]
+    assert [each.name for each in store.newest("summary.json", among=2)] == ["a", "b"]
+
+
 # Rows, aggregate, export, manifest
 
 

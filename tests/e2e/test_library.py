@@ -41,6 +41,8 @@ ROWS = {
     "core/multi_document": [[2], [1]],
     "core/http_delivery": [[2]],
     "core/scheduled": [[4]],
+    "core/embeddings": [[24]],
+    "core/openai_batch": [[9]],
     "experiments/gsm8k_single": [[24]],
     "experiments/gsm8k_two_branch": [[24, 24, 24]],
 }

@@ -16,6 +16,7 @@ from mloc_dagster.results.manifest import verify_manifest
 from mloc_dagster.results.rows import OutputRow
 from mloc_dagster.results.shard_files import read_rows
 from mloc_dagster.results.store import open_store
+from mloc_dagster.settings import settings
 
 pytestmark = pytest.mark.e2e
 
@@ -73,6 +74,29 @@ def test_a_diamond_hands_rows_on_and_shows_them_as_lineage(instance: dg.DagsterI
     assert parents("both_responses") == {"diamond/left_export", "diamond/right_export"}
     assert parents("left_responses") == {"diamond/source_export"}
     assert parents("left_export") == {"diamond/left_responses"}
+
+
+def test_a_shard_at_work_is_heard_of_in_the_runs_log(
+    instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLOC_RUN_NOTE_INTERVAL_S", "0")
+    settings.cache_clear()
+    spec = "{taskType: echo, echo: {delay_s: 0.6}, parallel: {max_shards: 1}, data: {type: list,"
+    outcome = run_template(template("noted", f"{spec} items: [a, b, c, d]}}}}"), instance)
+    entries = instance.all_logs(outcome.run_id)
+    events = [entry.dagster_event for entry in entries if entry.dagster_event is not None]
+    notes = [
+        (place, event.message, event.engine_event_data.metadata)
+        for place, event in enumerate(events)
+        if event.is_engine_event and "rows_total" in event.engine_event_data.metadata
+    ]
+    assert [metadata["rows"].value for _, _, metadata in notes] == [1, 2, 3, 4]
+    assert all(metadata["rows_total"].value == 4 for _, _, metadata in notes)
+    assert notes[1][1].startswith("2 of 4 rows, ")
+    assert notes[1][2]["eta_s"].value is not None
+    shard = events[notes[0][0]].step_key
+    (ended,) = [n for n, e in enumerate(events) if e.is_step_success and e.step_key == shard]
+    assert notes[2][0] < ended
 
 
 def test_the_asset_page_shows_what_the_task_did(instance: dg.DagsterInstance) -> None:

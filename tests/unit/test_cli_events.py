@@ -12,6 +12,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from mloc_dagster.cli import entry
+from mloc_dagster.cli.event_lines import event_line
 from mloc_dagster.cli.events_command import since_time
 from mloc_dagster.errors import InputError
 from mloc_dagster.events.model import (
@@ -81,6 +82,17 @@ def test_each_event_is_a_line(fleet: str, capsys: pytest.CaptureFixture[str]) ->
         "SHARD_FAILED        t1  draft  shard 4/8 attempt 2  on w1  no answer [from] redis://:***@host",
         "TASK_SLO_MISSED     t2  ended late, 2.5 s later than 10 s",
     ]
+
+
+def test_a_shard_that_goes_on_says_what_was_there() -> None:
+    going_on = FAILED.model_copy(
+        update={
+            "type": TaskEventType.TASK_PROGRESS,
+            "error": None,
+            "payload": Payload(resumed=256),
+        }
+    )
+    assert event_line(going_on).plain.endswith("shard 4/8 attempt 2  on w1  256 rows already there")
 
 
 def test_workers_are_shown_when_asked_for(fleet: str, capsys: pytest.CaptureFixture[str]) -> None:

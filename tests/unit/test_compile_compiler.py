@@ -37,6 +37,24 @@ def test_every_construct_compiles(path: Path) -> None:
     assert compile_file(path)
 
 
+@pytest.mark.parametrize(
+    "identifier", ["builtin:tiny-chat", "./models/mine", "a/b/c", "owner/--name", "owner/name."]
+)
+def test_what_can_be_no_hub_id_is_refused_with_the_types_there_are(identifier: str) -> None:
+    (error,) = errors(f"  model: {{source: {{identifier: '{identifier}'}}}}\n" + ROWS)
+    assert error.startswith("t.yaml:5:")
+    assert f"'{identifier}' is no hub id of the form owner/name" in error
+    assert "type local" in error
+
+
+@pytest.mark.parametrize(
+    "identifier", ["gpt2", "meta-llama/Llama-3.1-8B-Instruct", "Qwen/Qwen2.5_0.5B", "_a/b-c.d_1"]
+)
+def test_hub_ids_are_taken(identifier: str) -> None:
+    template = compiled(f"  model: {{source: {{identifier: {identifier}}}}}\n" + ROWS)
+    assert template.tasks
+
+
 def test_stages_without_data_read_the_stage_before() -> None:
     (template,) = compile_file(_fixture("stages"))
     kinds = [getattr(each.task.spec, "data").type for each in template.tasks]  # noqa: B009

@@ -22,7 +22,7 @@ def letters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def rows_of(**block: object) -> list[Prompt]:
     _, rows = open_rows(DatasetData.model_validate({"type": "dataset", **block}), {})
-    return list(rows)
+    return [row.prompt for row in rows]
 
 
 @pytest.mark.parametrize(
@@ -93,11 +93,11 @@ def test_the_origin_is_told_in_words(letters: Path) -> None:
 def test_lists_hold_text_and_chats() -> None:
     chat = (ChatMessage(role="user", content="Hi"),)
     source, rows = open_rows(ListData(type="list", items=("a", chat)), {})
-    assert (source, list(rows)) == ("list of 2", ["a", [Message("user", "Hi")]])
+    assert (source, [row.prompt for row in rows]) == ("list of 2", ["a", [Message("user", "Hi")]])
 
 
 def test_lists_shuffle_by_seed() -> None:
     data = ListData(type="list", items=tuple("abcdefgh"), shuffle=True, seed=1)
-    first, second = (list(open_rows(data, {})[1]) for _ in range(2))
+    first, second = ([row.prompt for row in open_rows(data, {})[1]] for _ in range(2))
     assert first == second != list("abcdefgh")
     assert sorted(map(str, first)) == list("abcdefgh")

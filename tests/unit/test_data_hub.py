@@ -91,7 +91,7 @@ def test_a_hub_id_with_split_arithmetic_streams(
 ) -> None:
     data = DatasetData(type="dataset", url="owner/questions", name="main", split=split)
     source, rows = open_rows(data, {})
-    assert list(rows) == expected
+    assert [row.prompt for row in rows] == expected
     assert source == f"owner/questions main {split}"
     assert on_hub == [True]
 

@@ -62,9 +62,10 @@ def test_the_plan_and_the_chunks(folder: Folder, tmp_path: Path) -> None:
     assert json.loads(first) == {"index": 0, "prompt": "row 0"}
 
 
-def test_the_data_version_is_that_of_the_prompts(folder: Folder) -> None:
+def test_the_data_version_is_that_of_the_rows(folder: Folder) -> None:
     plan = spool_input("t", ListData(type="list", items=("a", "ö")), folder, 1, 1, {})
-    assert plan.data_version == hashlib.sha256('"a"\n"ö"\n'.encode()).hexdigest()
+    lines = '{"prompt":"a"}\n{"prompt":"ö"}\n'
+    assert plan.data_version == hashlib.sha256(lines.encode()).hexdigest()
 
 
 def test_chats_come_back_as_they_were(folder: Folder) -> None:

@@ -54,12 +54,12 @@ def folders(tmp_path: Path) -> Mapping[str, Folder]:
 
 def upstream(folders: Mapping[str, Folder], **block: object) -> list[Prompt]:
     data = UpstreamData.model_validate({"type": "upstream", **block})
-    return list(open_rows(data, folders)[1])
+    return [row.prompt for row in open_rows(data, folders)[1]]
 
 
 def graph(folders: Mapping[str, Folder], **template: object) -> list[Prompt]:
     data = GraphTemplateData.model_validate({"type": "graph_template", "template": template})
-    return list(open_rows(data, folders)[1])
+    return [row.prompt for row in open_rows(data, folders)[1]]
 
 
 def columns(**expressions: str) -> list[dict[str, str]]:

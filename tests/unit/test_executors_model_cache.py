@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import threading
 import weakref
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from mloc_dagster.executors.base import ModelKey, ShardContext, ShardInput, model_key_text
-from mloc_dagster.executors.model_cache import ModelCache, process_model_cache
+from mloc_dagster.executors.inference import InferenceExecutor
+from mloc_dagster.executors.model_cache import ModelCache
+from mloc_dagster.fleet.process_models import process_model_cache
 from mloc_dagster.models import builtin_model_path
 from mloc_dagster.schema.task import InferenceSpec
 from mloc_dagster.settings import settings
@@ -231,9 +236,8 @@ def test_the_process_has_one_cache_sized_by_its_settings(
 def test_the_memory_of_an_evicted_model_is_really_free() -> None:
     torch = pytest.importorskip("torch")
     pytest.importorskip("transformers")
-    from mloc_dagster.executors.transformers import TransformersExecutor
 
-    executor = TransformersExecutor()
+    executor = InferenceExecutor()
     place = str(builtin_model_path("tiny-chat"))
     specs = [
         InferenceSpec.model_validate(
@@ -251,18 +255,49 @@ def test_the_memory_of_an_evicted_model_is_really_free() -> None:
     ]
     keys = [executor.model_key(spec) for spec in specs]
     with ModelCache(1).lease(executor, specs[0]) as model:
-        weights = sum(each.numel() * each.element_size() for each in model.model.parameters())
+        weights = sum(
+            each.numel() * each.element_size() for each in model.loaded.model.parameters()
+        )
         assert executor.model_bytes(model) >= weights > 0
     cache = ModelCache(None, capacity_bytes=int(1.5 * weights))  # either one, never both
 
     traces: list[weakref.ref[object]] = []
     for turn in (0, 1, 0, 1):
         with cache.lease(executor, specs[turn]) as model:
-            parameter = next(model.model.parameters())
-            traces += [weakref.ref(model.model), weakref.ref(parameter)]
+            parameter = next(model.loaded.model.parameters())
+            traces += [weakref.ref(model.loaded.model), weakref.ref(parameter)]
             assert isinstance(parameter, torch.Tensor)
         del model, parameter
         assert cache.keys() == (keys[turn],)
         assert [trace() is None for trace in traces] == [True] * (len(traces) - 2) + [False] * 2
     cache.clear()
     assert [trace() for trace in traces] == [None] * len(traces)
+
+
+def test_a_model_that_was_trained_again_in_its_folder_is_loaded_again(tmp_path: Path) -> None:
+    folder = shutil.copytree(builtin_model_path("tiny-chat"), tmp_path / "model")
+    spec = InferenceSpec.model_validate(
+        {
+            "taskType": "inference",
+            "model": {
+                "source": {"type": "local", "identifier": str(folder)},
+                "engine": "transformers",
+            },
+            "data": {"type": "list", "items": ["x"]},
+        }
+    )
+    cache, executor = ModelCache(1), InferenceExecutor()
+    with cache.lease(executor, spec) as first:
+        pass
+    with cache.lease(executor, spec) as again:
+        assert again is first
+    before = first.revision
+    weights = load_file(folder / "model.safetensors")
+    save_file(
+        {name: tensor * 0.5 for name, tensor in weights.items()}, folder / "model.safetensors"
+    )
+
+    with cache.lease(executor, spec) as trained:
+        assert trained is not first
+        assert trained.revision != before
+    cache.clear()

@@ -23,7 +23,7 @@ PROBABILITIES = [0.5, 0.25, 0.15, 0.06, 0.04]
 def drawn_shares(draws: int = 4000, **fields: Any) -> np.ndarray[Any, Any]:
     """Returns how often each token is drawn, over many rows with the same logits."""
     inference = Inference(**{"temperature": 1.0, **fields})
-    uniforms = UniformStreams(3, [(row, 0) for row in range(draws)])
+    uniforms = UniformStreams([(row, 0) for row in range(draws)])
     logits = torch.log(torch.tensor(PROBABILITIES)).repeat(draws, 1)
     picked = Sampler(inference, uniforms, 1)(torch.zeros(draws, 1, dtype=torch.long), logits)
     assert (torch.isfinite(picked).sum(dim=1) == 1).all()
@@ -60,7 +60,7 @@ def test_a_nucleus_wider_than_the_guess_is_still_exact() -> None:
     size = 5000  # flat: half of it makes up half of the mass
     logits = torch.zeros(64, size) - torch.arange(size) * 1e-6
     sampler = Sampler(
-        Inference(temperature=1.0, top_p=0.5), UniformStreams(0, [(i, 0) for i in range(64)]), 0
+        Inference(temperature=1.0, top_p=0.5), UniformStreams([(i, 0) for i in range(64)]), 0
     )
     picked = sampler(torch.zeros(64, 0, dtype=torch.long), logits).argmax(dim=1)
     assert int(picked.max()) < size // 2 + 20
@@ -68,17 +68,17 @@ def test_a_nucleus_wider_than_the_guess_is_still_exact() -> None:
 
 
 def test_a_stream_depends_on_seed_row_and_answer_alone() -> None:
-    alone = UniformStreams(1, [(7, 2)])
-    among = UniformStreams(1, [(3, 0), (7, 2), (7, 1)])
+    alone = UniformStreams([(7, 2)])
+    among = UniformStreams([(3, 0), (7, 2), (7, 1)])
     long = [float(alone.at(place)[0]) for place in range(200)]
     assert long == [float(among.at(place)[1]) for place in range(200)]
     assert len(set(long)) == 200
-    for other in (UniformStreams(2, [(7, 2)]), UniformStreams(1, [(8, 2), (7, 1)])):
+    for other in (UniformStreams([(6, 2)]), UniformStreams([(8, 2), (7, 1)])):
         assert long[0] not in other.at(0)
 
 
 def test_a_negative_seed_works() -> None:
-    assert 0 <= UniformStreams(-5, [(0, 0)]).at(0)[0] < 1
+    assert 0 <= UniformStreams([(-5, 0)]).at(0)[0] < 1
 
 
 def test_penalties_follow_their_formulas() -> None:
@@ -95,5 +95,5 @@ def test_penalties_follow_their_formulas() -> None:
 def test_plain_greedy_decoding_has_no_processor() -> None:
     mask = torch.ones(1, 3, dtype=torch.long)
     for greedy in (Inference(temperature=0), Inference(do_sample=False)):
-        assert logits_processors(greedy, 0, [(0, 0)], mask, [1]) == []
-    assert len(logits_processors(Inference(min_tokens=2), 0, [(0, 0)], mask, [1])) == 2
+        assert logits_processors(greedy, [(0, 0)], mask, [1]) == []
+    assert len(logits_processors(Inference(min_tokens=2), [(0, 0)], mask, [1])) == 2

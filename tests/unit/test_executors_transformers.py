@@ -21,8 +21,9 @@ from mloc_dagster.errors import (  # noqa: E402 - after torch was found
 )
 from mloc_dagster.executors import batch_run  # noqa: E402
 from mloc_dagster.executors.base import ShardContext, ShardInput  # noqa: E402
-from mloc_dagster.executors.batches import Request  # noqa: E402
-from mloc_dagster.executors.transformers import TransformersExecutor  # noqa: E402
+from mloc_dagster.executors.batches import Slot  # noqa: E402
+from mloc_dagster.executors.inference import InferenceExecutor  # noqa: E402
+from mloc_dagster.executors.transformers_engine import TransformersEngine, load_engine  # noqa: E402
 from mloc_dagster.executors.transformers_model import LoadedModel  # noqa: E402
 from mloc_dagster.results.rows import InputRow, Message, OutputRow, Prompt  # noqa: E402
 from mloc_dagster.schema.task import InferenceSpec  # noqa: E402
@@ -74,7 +75,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def loaded(folder: Path) -> LoadedModel:
-    return TransformersExecutor().load(make_spec(folder))
+    return load_engine(make_spec(folder)).loaded
 
 
 def make_spec(place: Path | str, **blocks: Any) -> InferenceSpec:
@@ -101,7 +102,8 @@ def run(
     given: dict[int, OutputRow] = {}
     context = ShardContext(lambda row: given.__setitem__(row.index, row), cancelled, log)
     spec = make_spec("unused", **inference)
-    TransformersExecutor().run(ShardInput("t", 0, 1, 5, rows, len(rows)), spec, loaded, context)
+    engine = TransformersEngine(loaded, spec.model.transformers)
+    InferenceExecutor().run(ShardInput("t", 0, 1, 5, rows, len(rows)), spec, engine, context)
     return [given[index] for index in range(len(prompts))]
 
 
@@ -130,8 +132,16 @@ def test_a_seed_repeats_and_another_differs(loaded: LoadedModel) -> None:
     assert first == [row.output for row in run(loaded, prompts, seed=1)]
     assert first != [row.output for row in run(loaded, prompts, seed=2)]
     assert [row.output for row in run(loaded, prompts)] == [
-        row.output for row in run(loaded, prompts, seed=5)
-    ]  # the plan's
+        row.output for row in run(loaded, prompts)
+    ]  # the plan's seed
+
+
+def test_equal_rows_have_equal_answers_with_a_seed_and_own_ones_without(
+    loaded: LoadedModel,
+) -> None:
+    same = ["a"] * 4
+    assert len({row.output for row in run(loaded, same, seed=1)}) == 1
+    assert len({row.output for row in run(loaded, same)}) == 4
 
 
 def test_several_answers_to_a_row(loaded: LoadedModel) -> None:
@@ -191,8 +201,9 @@ def test_bad_prompts_end_with_an_error_and_harm_no_other(loaded: LoadedModel) ->
             [Message("user", [{"type": "text", "text": "fine"}])],
         ],
     )
-    assert [row.error is None for row in rows] == [True, False, False, True, True]
+    assert [row.error is None for row in rows] == [True, False, False, False, True]
     assert "no tools here" in (rows[1].error or "")
+    assert rows[3].error == "the prompt is empty"
     assert "image_url" in (rows[2].error or "")
     assert rows[0].prompt_tokens == rows[4].prompt_tokens
 
@@ -209,9 +220,9 @@ def test_a_model_without_chat_template_reads_paragraphs(folder: Path, tmp_path: 
     bare = tmp_path / "bare"
     shutil.copytree(folder, bare)
     (bare / "chat_template.jinja").unlink()
-    model = TransformersExecutor().load(make_spec(bare))
+    model = load_engine(make_spec(bare)).loaded
     assert output(model, "q", system_prompt="brief").prompt_tokens == len("brief\n\nq")
-    assert "no token at all" in (output(model, "").error or "")
+    assert output(model, "").error == "the prompt is empty"
 
 
 def test_one_row_that_breaks_the_model_does_not_break_its_batch(
@@ -219,16 +230,16 @@ def test_one_row_that_breaks_the_model_does_not_break_its_batch(
 ) -> None:
     real = batch_run.generate
 
-    def picky(model: Any, inference: Any, seed: int, batch: list[Request], cancelled: Any) -> Any:
-        if any(each.row.index == 3 for each in batch):
+    def picky(model: Any, inference: Any, batch: list[Slot], cancelled: Any) -> Any:
+        if any(each.request.row.index == 3 for each in batch):
             raise IndexError("row 3 is odd")
-        return real(model, inference, seed, batch, cancelled)
+        return real(model, inference, batch, cancelled)
 
     prompts = [f"p{number}" for number in range(8)]
     whole = run(loaded, prompts)
     monkeypatch.setattr(batch_run, "generate", picky)
     rows = run(loaded, prompts)
-    assert rows[3].error == "IndexError: row 3 is odd"
+    assert (rows[3].error, rows[3].fault) == ("IndexError: row 3 is odd", "server")
     assert [r.output for r in rows if r.index != 3] == [r.output for r in whole if r.index != 3]
 
 
@@ -238,11 +249,11 @@ def test_batches_that_do_not_fit_in_memory_are_halved_from_then_on(
     real = batch_run.generate
     tried: list[int] = []
 
-    def small(model: Any, inference: Any, seed: int, batch: list[Request], cancelled: Any) -> Any:
+    def small(model: Any, inference: Any, batch: list[Slot], cancelled: Any) -> Any:
         tried.append(len(batch))
         if len(batch) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return real(model, inference, seed, batch, cancelled)
+        return real(model, inference, batch, cancelled)
 
     monkeypatch.setattr(batch_run, "generate", small)
     log: list[str] = []
@@ -272,7 +283,7 @@ def test_cancellation_is_seen_between_tokens(loaded: LoadedModel) -> None:
 def test_the_log_says_which_engine_and_why(loaded: LoadedModel) -> None:
     log: list[str] = []
     run(loaded, ["a"], log=log.append)
-    assert "enforce_cpu rules vLLM out: transformers" in log[0]
+    assert "enforce_cpu rules vLLM out" in log[0]
     assert loaded.revision.startswith("sha256:")
     assert loaded.revision in log[1]
 
@@ -280,7 +291,7 @@ def test_the_log_says_which_engine_and_why(loaded: LoadedModel) -> None:
 def test_batch_sizes_share_a_model_and_dtypes_do_not(folder: Path) -> None:
     def key(**options: Any) -> Any:
         spec = make_spec(folder, model={"transformers": options})
-        return TransformersExecutor().model_key(spec)
+        return InferenceExecutor().model_key(spec)
 
     assert key(max_batch_size=1) == key(max_batch_size=2)
     assert key(dtype="float32") != key(dtype="bfloat16")
@@ -288,17 +299,17 @@ def test_batch_sizes_share_a_model_and_dtypes_do_not(folder: Path) -> None:
 
 def test_a_missing_folder_is_named() -> None:
     with pytest.raises(TerminalError, match="'/nowhere/model' does not exist"):
-        TransformersExecutor().load(make_spec("/nowhere/model"))
+        load_engine(make_spec("/nowhere/model"))
 
 
 def test_remote_code_needs_the_operator(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = make_spec(folder, model={"transformers": {"trust_remote_code": True}})
     with pytest.raises(TerminalError, match="MLOC_TRUST_REMOTE_CODE=true"):
-        TransformersExecutor().load(spec)
+        load_engine(spec)
     monkeypatch.setenv("MLOC_TRUST_REMOTE_CODE", "true")
     settings.cache_clear()
     try:
-        TransformersExecutor().load(spec)
+        load_engine(spec)
     finally:
         monkeypatch.undo()
         settings.cache_clear()
@@ -320,7 +331,7 @@ def test_an_unreachable_hub_may_be_retried_and_an_unknown_model_not(
     monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", refuse)
     spec = make_spec("x", model={"source": {"identifier": "some/model", "revision": "v9"}})
     with pytest.raises(expected, match="'some/model' at revision 'v9'"):
-        TransformersExecutor().load(spec)
+        load_engine(spec)
 
 
 def test_an_adapter_is_merged_from_a_folder_or_an_archive(folder: Path, tmp_path: Path) -> None:
@@ -331,7 +342,7 @@ def test_an_adapter_is_merged_from_a_folder_or_an_archive(folder: Path, tmp_path
     archive = shutil.make_archive(str(tmp_path / "packed"), "gztar", tmp_path / "adapter")
 
     def answer(*adapters: dict[str, Any]) -> str:
-        model = TransformersExecutor().load(make_spec(folder, model={"adapters": adapters}))
+        model = load_engine(make_spec(folder, model={"adapters": adapters})).loaded
         return output(model, temperature=0, ignore_eos=True).output
 
     merged = answer({"path": str(tmp_path / "adapter")})
@@ -339,12 +350,15 @@ def test_an_adapter_is_merged_from_a_folder_or_an_archive(folder: Path, tmp_path
     assert merged == answer({"url": archive})
     with pytest.raises(InputError, match="no folder and no archive"):
         answer({"path": str(tmp_path / "nowhere")})
-    with pytest.raises(InputError, match="needs the vLLM engine"):
-        answer({"path": str(tmp_path / "adapter"), "apply": "request"})
+    assert merged == answer({"path": str(tmp_path / "adapter"), "apply": "request"})
+    twice = answer({"path": str(tmp_path / "adapter")}, {"path": str(tmp_path / "adapter")})
+    assert twice not in (merged, answer())
+    with pytest.raises(InputError, match="two adapters are called 'adapter'"):
+        answer(*[{"path": str(tmp_path / "adapter"), "apply": "request"}] * 2)
 
 
 def test_unloading_lets_go_of_the_weights(folder: Path) -> None:
-    executor = TransformersExecutor()
+    executor = InferenceExecutor()
     model = executor.load(make_spec(folder))
     executor.unload(model)
-    assert model.model is None
+    assert model.loaded.model is None

@@ -13,6 +13,8 @@ from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
 
+INHERITED = ("MLOC_HOME", "MLOC_RESULTS_URL", "MLOC_ENGINE")
+
 # Stands in for `mloc worker`: notes how it was called, then waits to be drained.
 WORKER = """
 import json, os, signal, sys
@@ -103,7 +105,7 @@ def test_each_group_is_a_worker_and_sigterm_drains_all(tmp_path: Path) -> None:
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
         "MLOC_WORKER_NAME": "node-gpu0-1",
         "MLOC_MACHINE_SHARE": "2",
-        **{key: first[key] for key in first if key in ("MLOC_HOME", "MLOC_RESULTS_URL")},
+        **{key: first[key] for key in first if key in INHERITED},
     }
     assert second["CUDA_VISIBLE_DEVICES"] == "2,3"
     assert sorted(path.name for path in tmp_path.glob("*.drained")) == [

@@ -80,6 +80,14 @@ def test_parquet_has_every_row_with_where_it_came_from(folder: Folder, plan: Pla
         "prompt_tokens": 4,
         "completion_tokens": 2,
         "latency_s": 0.5,
+        "cached_tokens": 0,
+        "engine_s": 0.0,
+        "energy_j": None,
+        "gpu_s": 0.0,
+        "cost": None,
+        "reused": None,
+        "saved_s": 0.0,
+        "custom_id": None,
     }
     assert json.loads(chat["prompt"]) == [{"role": "user", "content": "hello"}]
     assert chat["outputs"] == ["a", "b"]

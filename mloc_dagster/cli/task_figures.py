@@ -1,0 +1,90 @@
+"""The figures next to a task's bar."""
+
+from __future__ import annotations
+
+from mloc_dagster.cli.figures import Figure, fit
+from mloc_dagster.cli.task_progress import TaskProgress
+from mloc_dagster.cli.wording import count, duration, rate, short_rate
+
+
+def task_figures(task: TaskProgress, width: int | None = None) -> str:
+    """Returns what stands next to a task's bar: speeds, hits, shards, errors, time left, SLO.
+
+    Args:
+        task: The task.
+        width: Characters there are; None is enough for everything.
+    """
+    figures = [
+        *_speed_figures(task),
+        *_saving_figures(task),
+        *_shard_figures(task),
+        *_outlook(task),
+    ]
+    return fit(figures, width)
+
+
+def _speed_figures(task: TaskProgress) -> list[Figure]:
+    if not task.rows_computed or task.finishing or task.succeeded:
+        return []
+    speeds = task.speeds()
+    if not speeds.rows:
+        return []
+    read, written = speeds.prompt_tokens, speeds.tokens
+    return [
+        Figure(8, (f"{rate(speeds.rows)} rows/s", f"{rate(speeds.rows)}/s")),
+        Figure(
+            6,
+            (
+                f"{rate(read)} prompt + {rate(written)} output tokens/s",
+                f"{short_rate(read)} in + {short_rate(written)} out tok/s",
+                f"{short_rate(read)}+{short_rate(written)} tok/s",
+            ),
+        ),
+    ]
+
+
+def _saving_figures(task: TaskProgress) -> list[Figure]:
+    figures: list[Figure] = []
+    if task.cached_tokens:
+        hits = f"{task.cached_tokens / task.prompt_tokens:.0%}"
+        figures.append(Figure(4, (f"{hits} cache hits", f"{hits} hits")))
+    if task.reused:
+        figures.append(
+            Figure(3, (f"{count(task.reused, 'row')} reused", f"{task.reused:,} reused"))
+        )
+    return figures
+
+
+def _shard_figures(task: TaskProgress) -> list[Figure]:
+    figures: list[Figure] = []
+    if task.total_shards:
+        done = f"{task.shards_done}/{task.total_shards}"
+        figures.append(Figure(1, (f"{done} shards", f"{done} sh")))
+    if task.errors:
+        figures.append(Figure(5, (count(task.errors, "error"), f"{task.errors:,} err")))
+    if task.failed_attempts:
+        failed = count(task.failed_attempts, "failed attempt")
+        figures.append(Figure(2, (failed, f"{task.failed_attempts} failed")))
+    return figures
+
+
+def _outlook(task: TaskProgress) -> list[Figure]:
+    if task.succeeded:
+        return [Figure(9, ("done",))]
+    if task.finishing:
+        return [Figure(9, ("writing results",)), *_promise(task, 0.0)]
+    remaining = task.remaining_s()
+    if remaining is None:
+        return _promise(task, None)
+    return [Figure(9, (f"{duration(remaining)} left",)), *_promise(task, remaining)]
+
+
+def _promise(task: TaskProgress, remaining_s: float | None) -> list[Figure]:
+    late_s = task.late_s(remaining_s)
+    if late_s is None:
+        return []
+    name = f"SLO {task.slo_s:g} s"
+    if late_s <= 0:
+        return [Figure(7, (f"{name}: on time", "SLO ok"))]
+    by = f"{late_s:.0f} s" if late_s < 60 else duration(late_s)
+    return [Figure(7, (f"{name}: at risk, about {by} late", f"SLO at risk: +{by}", f"SLO +{by}"))]

@@ -1,0 +1,137 @@
+"""From cells of image columns to references, and from these and a prompt to a chat message."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from mloc_dagster.data.hints import known_names
+from mloc_dagster.errors import DataError
+from mloc_dagster.results.rows import Message, Prompt
+
+Resolve = Callable[[str], str]
+"""Makes a relative path, as a data file has it, one that is good everywhere."""
+
+_SIGNATURES = (
+    (b"\x89PNG\r\n\x1a\n", "png"),
+    (b"\xff\xd8\xff", "jpeg"),
+    (b"GIF8", "gif"),
+    (b"BM", "bmp"),
+    (b"II*\0", "tiff"),
+    (b"MM\0*", "tiff"),
+)
+
+
+def image_kind(data: bytes) -> str | None:
+    """Returns the format that a file's first bytes tell: `png`, `jpeg`, …; None when they don't."""
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return "webp"
+    return next((kind for mark, kind in _SIGNATURES if data.startswith(mark)), None)
+
+
+def cell_images(cell: object, resolve: Resolve) -> list[str]:
+    """Returns the references of one cell; a null or empty one has none.
+
+    A path, URL or data URI stays a reference; bytes become a data URI, which the spool turns into
+    a file.
+
+    Raises:
+        ValueError: If the cell is nothing that can hold an image.
+    """
+    match cell:
+        case None | "":
+            return []
+        case str():
+            return [_anchored(cell, resolve)]
+        case bytes():
+            return [_data_uri(cell)]
+        case {"bytes": bytes(data)}:
+            return [_data_uri(data)]
+        case {"path": str(path)} if path:
+            return [_anchored(path, resolve)]
+        case {"bytes": None} | {"path": None}:
+            return []
+        case list():
+            return [found for each in cell for found in cell_images(each, resolve)]
+        case _:
+            text = repr(cell)
+            raise ValueError(
+                "expected a path, a URL, a data URI, image bytes, or a list of these, got "
+                f"{type(cell).__name__} {text if len(text) <= 60 else text[:59] + '…'}"
+            )
+
+
+def with_images(prompt: Prompt, references: Sequence[str]) -> Prompt:
+    """Returns the prompt with images: before the text, or where it has empty places for them.
+
+    A chat gets them in its first user message, unless its parts say `{"type": "image"}` where
+    they belong, as data sets for vision models do.
+
+    Raises:
+        ValueError: If a chat has no user message, or more or fewer places than images.
+    """
+    if isinstance(prompt, str):
+        if not references:
+            return prompt
+        text = [{"type": "text", "text": prompt}] if prompt else []
+        return [Message("user", [*map(image_part, references), *text])]
+    places = sum(map(_is_place, _all_parts(prompt)))
+    if places:
+        if places != len(references):
+            raise ValueError(f"the chat has places for {places} images, not {len(references)}")
+        waiting = iter(references)
+        return [_filled(message, waiting) for message in prompt]
+    return _before_first_user(prompt, references) if references else prompt
+
+
+def image_part(reference: str) -> dict[str, Any]:
+    """Returns an image as a part of a message's content."""
+    return {"type": "image_url", "image_url": {"url": reference}}
+
+
+def check_image_columns(wanted: Sequence[str], columns: Sequence[str], where: str) -> None:
+    """Raises `DataError` when a column of images does not exist."""
+    for name in wanted:
+        if name not in columns:
+            hint = known_names(name, columns, "columns")
+            raise DataError(f"{where} has no column {name!r} of images{hint}")
+
+
+def _all_parts(messages: Sequence[Message]) -> Iterator[dict[str, Any]]:
+    for message in messages:
+        if not isinstance(message.content, str):
+            yield from message.content
+
+
+def _is_place(part: dict[str, Any]) -> bool:
+    return part.get("type") == "image" and not (part.get("url") or part.get("image"))
+
+
+def _filled(message: Message, waiting: Iterator[str]) -> Message:
+    if isinstance(message.content, str):
+        return message
+    parts = [image_part(next(waiting)) if _is_place(part) else part for part in message.content]
+    return Message(message.role, parts)
+
+
+def _before_first_user(messages: list[Message], references: Sequence[str]) -> list[Message]:
+    place = next((at for at, message in enumerate(messages) if message.role == "user"), None)
+    if place is None:
+        raise ValueError("the chat has no user message that the images could go with")
+    first = messages[place]
+    content = first.content
+    parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+    shown = Message(first.role, [*map(image_part, references), *parts])
+    return [*messages[:place], shown, *messages[place + 1 :]]
+
+
+def _anchored(text: str, resolve: Resolve) -> str:
+    if "://" in text or text.startswith(("data:", "/", "~")):
+        return text
+    return resolve(text)
+
+
+def _data_uri(data: bytes) -> str:
+    mime = f"image/{image_kind(data) or 'unknown'}"
+    return f"data:{mime};base64,{base64.b64encode(data).decode()}"

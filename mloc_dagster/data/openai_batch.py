@@ -1,0 +1,217 @@
+"""Reading files in OpenAI's batch format: one request a line.
+
+The file is read twice, and never held: first as a whole for what would fail it as a whole, as the
+hosted service does before it starts a batch; then request by request.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import lzma
+import zipfile
+import zlib
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, BinaryIO, cast
+
+import fsspec
+import msgspec
+
+from mloc_dagster.data.openai_endpoints import EMBEDDINGS, ENDPOINTS
+from mloc_dagster.data.openai_request import RequestBlock, request_rows
+from mloc_dagster.errors import DataError, TransientError, nearest_hint
+from mloc_dagster.results.rows import SourceRow
+
+NAMED_DEFECTS = 20
+"""Defects that are listed; the rest are counted."""
+
+_CORRUPT = (EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError, zipfile.BadZipFile)
+_ID_BYTES = 10
+_MOST_CHARACTERS = 60
+
+
+@dataclass(slots=True)
+class BatchFile:
+    """What a first reading of a batch file found.
+
+    Attributes:
+        requests: How many requests it has.
+        endpoints: How many for each endpoint.
+        sha256: Hex digest over its bytes.
+        defects: `file:line: message` of what fails it as a whole, the first of them.
+        more_defects: How many more there are.
+    """
+
+    requests: int = 0
+    endpoints: Counter[str] = field(default_factory=Counter[str])
+    sha256: str = ""
+    defects: list[str] = field(default_factory=list[str])
+    more_defects: int = 0
+
+    def check(self) -> None:
+        """Raises what is wrong.
+
+        Raises:
+            DataError: With every defect that is kept.
+        """
+        if not self.defects:
+            return
+        more = [f"… and {self.more_defects:,} more"] if self.more_defects else []
+        raise DataError("\n".join([*self.defects, *more]))
+
+
+def scan_batch(url: str) -> BatchFile:
+    """Reads a batch file and notes everything that fails it as a whole.
+
+    Memory grows by some bytes per request, for finding a `custom_id` that comes twice.
+
+    Raises:
+        DataError: If there is no such file, or no request in it.
+        TransientError: If it cannot be read now.
+    """
+    found, digest = BatchFile(), hashlib.sha256()
+    seen: dict[bytes, int] = {}
+    for number, line in _lines(url):
+        digest.update(line)
+        if line.isspace():
+            continue
+        found.requests += 1
+        try:
+            request = _request(line)
+            found.endpoints[request["url"]] += 1
+            key = hashlib.blake2b(request["custom_id"].encode(), digest_size=_ID_BYTES).digest()
+            _check_new(request["custom_id"], number, seen.setdefault(key, number))
+        except ValueError as error:
+            if len(found.defects) < NAMED_DEFECTS:
+                found.defects.append(f"{url}:{number}: {error}")
+            else:
+                found.more_defects += 1
+    if not found.requests:
+        raise DataError(f"{url}: no requests: the file is empty")
+    found.sha256 = digest.hexdigest()
+    return found
+
+
+def batch_rows(url: str, block: RequestBlock) -> tuple[str, Iterator[SourceRow]]:
+    """Opens a batch file whose requests a task can answer.
+
+    Args:
+        url: A path or fsspec URL.
+        block: What the task says of them.
+
+    Returns:
+        What is read, for people; and the rows. Those of one request follow each other and have
+        the same `custom_id`.
+
+    Raises:
+        DataError: If the file as a whole is no batch, or asks for what the task does not do.
+        TransientError: If it cannot be read now.
+    """
+    found = scan_batch(url)
+    found.check()
+    check_endpoints(url, found, block.task_type)
+    return f"{url}, {found.requests} requests", _rows(url, block)
+
+
+def check_endpoints(url: str, found: BatchFile, task_type: str | None = None) -> str:
+    """Returns the task type that answers a file's requests.
+
+    Args:
+        url: The file, for the message.
+        found: What is in it.
+        task_type: What is to answer them; by default either will do.
+
+    Raises:
+        DataError: If the file asks for texts and vectors, or for what the task does not give.
+    """
+    vectors = found.endpoints[EMBEDDINGS]
+    texts = found.requests - vectors
+    if vectors and texts:
+        raise DataError(
+            f"{url}: {texts:,} requests for text and {vectors:,} for {EMBEDDINGS}: one model "
+            "cannot answer both; make two files of it"
+        )
+    needed = "embedding" if vectors else "inference"
+    if task_type is not None and (needed == "embedding") != (task_type == "embedding"):
+        raise DataError(
+            f"{url}: its {found.requests:,} requests need taskType {needed}, not {task_type}"
+        )
+    return needed
+
+
+def _rows(url: str, block: RequestBlock) -> Iterator[SourceRow]:
+    for number, line in _lines(url):
+        if line.isspace():
+            continue
+        try:
+            request = _request(line)
+        except ValueError as error:  # it was sound when it was read first
+            raise DataError(f"{url}:{number}: {error}") from None
+        yield from request_rows(request["url"], request["custom_id"], request.get("body"), block)
+
+
+def _request(line: bytes) -> dict[str, Any]:
+    """Returns the request in a line.
+
+    Raises:
+        ValueError: If it is none; says why.
+    """
+    try:
+        request = msgspec.json.decode(line)
+    except msgspec.DecodeError as error:
+        raise ValueError(f"not a JSON object in one line: {error}") from None
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    if not isinstance(request, dict):
+        raise ValueError(f"expected a JSON object, got {type(request).__name__}")  # noqa: TRY004
+    given = cast("dict[str, Any]", request)
+    custom_id = given.get("custom_id")
+    if not isinstance(custom_id, str) or not custom_id:
+        raise ValueError(f"custom_id is missing{_shown(given, 'custom_id')}; it must be text")
+    if given.get("url") not in ENDPOINTS:
+        hint = nearest_hint(str(given.get("url")), ENDPOINTS)
+        raise ValueError(f"url is no endpoint of a batch{_shown(given, 'url')}{hint}")
+    if given.get("method", "POST") != "POST":
+        raise ValueError(f"method must be POST{_shown(given, 'method')}")
+    if "body" not in given:
+        raise ValueError("body is missing")
+    return given
+
+
+def _check_new(custom_id: str, number: int, first: int) -> None:
+    if first != number:
+        raise ValueError(f"custom_id {custom_id!r} was used in line {first}")
+
+
+def _shown(given: dict[str, Any], name: str) -> str:
+    if name not in given:
+        return ""
+    text = repr(given[name])
+    return f": {text if len(text) <= _MOST_CHARACTERS else text[:_MOST_CHARACTERS] + '…'}"
+
+
+def _lines(url: str) -> Iterator[tuple[int, bytes]]:
+    with _open(url) as file:
+        for number, line in enumerate(file, start=1):
+            yield number, line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
+
+
+@contextmanager
+def _open(url: str) -> Iterator[BinaryIO]:
+    try:
+        with cast(Any, fsspec.open(url, "rb", compression="infer")) as file:
+            yield file
+    except (FileNotFoundError, IsADirectoryError) as error:
+        what = "no such file" if isinstance(error, FileNotFoundError) else "is a folder"
+        raise DataError(f"{url}: {what}") from error
+    except (ImportError, PermissionError, ValueError) as error:
+        raise DataError(f"{url}: cannot be read: {error}") from error
+    except _CORRUPT as error:
+        raise DataError(f"{url}: damaged, or not compressed as its name says: {error}") from error
+    except OSError as error:
+        if error.errno is None and url.endswith(".bz2"):  # all that its decompressor raises
+            raise DataError(f"{url}: damaged, or no bzip2 file: {error}") from error
+        raise TransientError(f"{url}: cannot be read: {error}") from error

@@ -1,0 +1,122 @@
+"""The task type that sends each row through a model: it picks the engine and feeds it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from mloc_dagster.executors.base import ModelKey, ShardContext, ShardInput
+from mloc_dagster.executors.engine import Engine, SleepingEngine
+from mloc_dagster.executors.engine_choice import choose_engine
+from mloc_dagster.executors.inference_run import answer_rows
+from mloc_dagster.executors.reuse_identity import file_stamps, files_changed, remember_files
+from mloc_dagster.schema.model import ModelSource
+from mloc_dagster.schema.task import EmbeddingSpec, ModelSpec
+
+_LOADING_OPTIONS = {
+    "device_map",
+    "dtype",
+    "attn_implementation",
+    "low_cpu_mem_usage",
+    "trust_remote_code",
+}
+
+
+class InferenceExecutor:
+    """Generates text, or a vector, for each row: on vLLM where it can run, else on transformers."""
+
+    def model_key(self, spec: ModelSpec) -> ModelKey | None:
+        """Returns what identifies the model: source, loading options, adapters and devices.
+
+        Which engine answers is decided where the model is loaded, the same way each time: the
+        key has to be the same on the machine that only hands out the work.
+        """
+        model = spec.model
+        parts = {
+            "source": model.source.model_dump(mode="json"),
+            "transformers": model.transformers.model_dump(mode="json", include=_LOADING_OPTIONS),
+            "vllm": dict(model.vllm),
+            "adapters": [adapter.model_dump(mode="json") for adapter in model.adapters],
+            "enforce_cpu": spec.enforce_cpu,
+            "gpus": spec.resources.hardware.gpu.count,
+            "task_type": spec.task_type,
+        }
+        if isinstance(spec, EmbeddingSpec):
+            parts["pooling_type"] = spec.pooling.pooling_type  # vLLM starts with it
+        identity = json.dumps(parts, sort_keys=True)
+        return ModelKey(model.engine or "auto", identity, name=_short_name(model.source))
+
+    def load(self, spec: ModelSpec) -> Engine:
+        """Loads the model into the engine that `choose_engine` names.
+
+        Raises:
+            MissingExtraError: If the engine is not installed.
+            TerminalError: If there is no such model, or the engine cannot run it.
+            TransientError: If the hub cannot be reached.
+        """
+        stamps = file_stamps(spec)
+        engine = _load(spec)
+        remember_files(engine, stamps)
+        return engine
+
+    def unload(self, model: Engine) -> None:
+        """Ends the engine."""
+        model.close()
+
+    def is_current(self, model: Engine, spec: ModelSpec) -> bool:
+        """Returns whether the model's local files are still those that it was loaded from."""
+        return not files_changed(spec, model)
+
+    def asleep_bytes(self, model: Engine) -> int | None:
+        """Returns what an engine takes asleep; None without `model.vllm.enable_sleep_mode`."""
+        return model.asleep_bytes if isinstance(model, SleepingEngine) else None
+
+    def sleep(self, model: Engine) -> None:
+        """Frees the GPUs of an engine that can sleep."""
+        if isinstance(model, SleepingEngine):
+            model.sleep()
+
+    def wake(self, model: Engine) -> None:
+        """Brings a sleeping engine back to its GPUs."""
+        if isinstance(model, SleepingEngine):
+            model.wake()
+
+    def model_bytes(self, model: Engine) -> int:
+        """Returns the bytes of weights and key-value cache."""
+        return model.size_bytes
+
+    def run(self, shard: ShardInput, spec: ModelSpec, model: Engine, context: ShardContext) -> None:
+        """Answers every row of the shard, emitting each as it finishes.
+
+        Raises:
+            TaskCancelled: If the task was asked to stop; looked at between tokens.
+        """
+        context.log(f"engine: {model.label} on {model.device}: {choose_engine(spec).reason}")
+        context.log(f"model: {model.name}, revision {model.revision}")
+        answer_rows(shard, spec, model, context)
+
+
+def _load(spec: ModelSpec) -> Engine:
+    if isinstance(spec, EmbeddingSpec):
+        return _load_pooling(spec)
+    if choose_engine(spec).engine == "vllm":
+        from mloc_dagster.executors import vllm_engine
+
+        return vllm_engine.load_engine(spec)
+    from mloc_dagster.executors import transformers_engine
+
+    return transformers_engine.load_engine(spec)
+
+
+def _load_pooling(spec: EmbeddingSpec) -> Engine:
+    if choose_engine(spec).engine == "vllm":
+        from mloc_dagster.executors import vllm_pooling
+
+        return vllm_pooling.load_engine(spec)
+    from mloc_dagster.executors import transformers_pooling
+
+    return transformers_pooling.load_engine(spec)
+
+
+def _short_name(source: ModelSource) -> str:
+    return Path(source.identifier).name if source.type == "local" else source.identifier

@@ -1,0 +1,216 @@
+"""What is wrong with a form that answers are to have, before any engine sees it.
+
+Engines build automata from JSON Schemas and regular expressions, and leave out without a word
+what these cannot express. An answer that only looks guided is worse than a template that is
+refused, so everything that would be left out is named here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import cast
+
+from pydantic import JsonValue
+
+from mloc_dagster.errors import nearest_hint
+from mloc_dagster.schema.inference import StructuredOutputs
+
+Path = tuple[str | int, ...]
+
+TYPES = ("array", "boolean", "integer", "null", "number", "object", "string")
+FORMATS = (
+    *("date", "date-time", "duration", "email", "hostname", "ipv4", "ipv6", "json-pointer"),
+    *("relative-json-pointer", "time", "uri", "uri-reference", "uri-template", "uuid"),
+)
+"""Values of `format` that xgrammar enforces."""
+
+_LISTS = ("allOf", "anyOf", "oneOf", "prefixItems")
+_MAPPINGS = ("properties", "patternProperties", "$defs", "definitions")
+_SINGLE = ("items", "additionalProperties", "propertyNames")
+_NOWHERE = ("not", "if", "dependentRequired", "dependentSchemas", "dependencies")
+_NOT_IN_XGRAMMAR = ("multipleOf", "uniqueItems", "contains", "minContains", "maxContains")
+
+# What no flavour of regular expressions reads; where flavours differ the engine has its say.
+_BROKEN_EVERYWHERE = re.compile(
+    "missing \\)|unbalanced parenthesis|unterminated character set|end of pattern|"
+    "nothing to repeat|min repeat greater|bad character range"
+)
+_OUTSIDE_CLASSES = re.compile(r"\[\^?\]?(?:\\.|[^\]\\])*\]|(\\.|\(\?(?!:|<[A-Za-z]).{1,2})", re.S)
+_UNKNOWN_ESCAPES = {
+    **dict.fromkeys("bB", "a word boundary"),
+    **dict.fromkeys("AZz", "an anchor (the whole answer is matched anyway)"),
+    **dict.fromkeys("pP", "a Unicode class"),
+    **dict.fromkeys("123456789", "a reference to a group"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class FormProblem:
+    """Why answers cannot be given a form.
+
+    Attributes:
+        path: Where below `structured_outputs` it stands.
+        reason: What is wrong, and what would work.
+    """
+
+    path: Path
+    reason: str
+
+    def __str__(self) -> str:
+        return f"structured_outputs.{'.'.join(map(str, self.path))}: {self.reason}"
+
+
+def form_problems(form: StructuredOutputs, engine: str | None) -> Iterator[FormProblem]:
+    """Yields what is wrong with a form.
+
+    Args:
+        form: The form.
+        engine: `transformers` or `vllm`; None when either may run it, and only what neither can
+            do is wrong.
+    """
+    if form.json_schema is not None:
+        yield from _Schema(form.json_schema, engine).problems()
+    if form.regex is not None:
+        yield from _regex(form.regex, ("regex",), engine)
+    if form.grammar is not None and not form.grammar.strip():
+        yield FormProblem(("grammar",), "the grammar is empty")
+    if form.choice is not None and len(set(form.choice)) < len(form.choice):
+        twice = next(each for each in form.choice if form.choice.count(each) > 1)
+        yield FormProblem(("choice",), f"{twice!r} stands there twice")
+
+
+def _regex(pattern: str, path: Path, engine: str | None) -> Iterator[FormProblem]:
+    if not pattern or "\0" in pattern:
+        yield FormProblem(path, "the regular expression is empty or holds a NUL character")
+        return
+    try:
+        re.compile(pattern)
+    except (re.error, OverflowError) as error:
+        if _BROKEN_EVERYWHERE.search(str(error)):
+            yield FormProblem(path, f"{pattern!r} is no regular expression: {error}")
+            return
+    if engine != "transformers":
+        return
+    for match in _OUTSIDE_CLASSES.finditer(pattern):
+        part = match[1]
+        if part is None:
+            continue
+        what = _UNKNOWN_ESCAPES.get(part[1]) if part[0] == "\\" else "a special group"
+        if what is not None:
+            reason = f"{part!r} in {pattern!r} is {what}, which guided answers cannot have"
+            yield FormProblem(path, reason)
+
+
+class _Schema:
+    """Walks a JSON Schema."""
+
+    def __init__(self, schema: Mapping[str, JsonValue], engine: str | None) -> None:
+        self._root = schema
+        self._engine = engine
+
+    def problems(self) -> Iterator[FormProblem]:
+        yield from self._schema(cast("JsonValue", self._root), ("json",))
+
+    def _schema(self, schema: JsonValue, path: Path) -> Iterator[FormProblem]:
+        if isinstance(schema, bool):
+            return
+        if not isinstance(schema, Mapping):
+            reason = f"expected a schema: a mapping, true or false; got {schema!r}"
+            yield FormProblem(path, reason)
+            return
+        yield from self._type(schema, path)
+        yield from self._values(schema, path)
+        yield from self._left_out(schema, path)
+        yield from self._below(schema, path)
+
+    def _type(self, schema: Mapping[str, JsonValue], path: Path) -> Iterator[FormProblem]:
+        given = schema.get("type", [])
+        for name in given if isinstance(given, list) else [given]:
+            if name not in TYPES:
+                hint = nearest_hint(str(name), TYPES)
+                yield FormProblem((*path, "type"), f"unknown type {name!r}{hint}")
+
+    def _values(self, schema: Mapping[str, JsonValue], path: Path) -> Iterator[FormProblem]:
+        if "enum" in schema and not (isinstance(schema["enum"], list) and schema["enum"]):
+            yield FormProblem((*path, "enum"), "expected a list with at least one value")
+        required = schema.get("required", [])
+        if not isinstance(required, list) or not all(isinstance(each, str) for each in required):
+            yield FormProblem((*path, "required"), "expected a list of property names")
+        pattern = schema.get("pattern")
+        if isinstance(pattern, str):
+            yield from _regex(pattern, (*path, "pattern"), self._engine)
+        for low, high in (("minimum", "maximum"), ("minLength", "maxLength")):
+            least, most = schema.get(low), schema.get(high)
+            if isinstance(least, int | float) and isinstance(most, int | float) and least > most:
+                yield FormProblem((*path, low), f"{low} {least} is more than {high} {most}")
+        reference = schema.get("$ref")
+        if reference is not None and not self._resolves(reference):
+            reason = f"{reference!r} is nowhere in this schema; references start with '#/'"
+            yield FormProblem((*path, "$ref"), reason)
+
+    def _left_out(self, schema: Mapping[str, JsonValue], path: Path) -> Iterator[FormProblem]:
+        for key in _NOWHERE:
+            if key in schema:
+                yield FormProblem((*path, key), f"no engine can enforce {key!r}")
+        if self._engine != "transformers":
+            return
+        for key in _NOT_IN_XGRAMMAR:
+            if key in schema:
+                yield self._not_here(path, key, repr(key))
+        if len(_list(schema.get("allOf"))) > 1:
+            yield self._not_here(path, "allOf", "'allOf' with several schemas")
+        text = next((key for key in ("pattern", "format") if key in schema), None)
+        length = next((key for key in ("minLength", "maxLength") if key in schema), None)
+        if text and length:
+            yield self._not_here(path, length, f"{length!r} beside {text!r}")
+        if schema.get("format", "uuid") not in FORMATS:
+            hint = nearest_hint(str(schema["format"]), FORMATS)
+            yield FormProblem((*path, "format"), f"unknown format {schema['format']!r}{hint}")
+        names = [
+            key for key in ("properties", "patternProperties", "propertyNames") if key in schema
+        ]
+        if len(names) > 1 or len(_mapping(schema.get("patternProperties"))) > 1:
+            yield self._not_here(path, names[-1], f"{names[-1]!r} beside other names")
+
+    @staticmethod
+    def _not_here(path: Path, key: str, what: str) -> FormProblem:
+        return FormProblem((*path, key), f"the transformers engine cannot enforce {what}")
+
+    def _below(self, schema: Mapping[str, JsonValue], path: Path) -> Iterator[FormProblem]:
+        for key in _SINGLE:
+            if key in schema:
+                yield from self._schema(schema[key], (*path, key))
+        for key in _LISTS:
+            if key in schema and not isinstance(schema[key], list):
+                yield FormProblem((*path, key), "expected a list of schemas")
+            for place, each in enumerate(_list(schema.get(key))):
+                yield from self._schema(each, (*path, key, place))
+        for key in _MAPPINGS:
+            if key in schema and not isinstance(schema[key], Mapping):
+                yield FormProblem((*path, key), "expected a mapping of names to schemas")
+            for name, each in _mapping(schema.get(key)).items():
+                yield from self._schema(each, (*path, key, name))
+
+    def _resolves(self, reference: JsonValue) -> bool:
+        if reference == "#":
+            return True
+        if not isinstance(reference, str) or not reference.startswith("#/"):
+            return False
+        found: JsonValue = cast("JsonValue", self._root)
+        for step in reference[2:].split("/"):
+            below = _mapping(found)
+            name = step.replace("~1", "/").replace("~0", "~")
+            if name not in below:
+                return False
+            found = below[name]
+        return True
+
+
+def _list(value: JsonValue) -> Sequence[JsonValue]:
+    return value if isinstance(value, list) else ()
+
+
+def _mapping(value: JsonValue) -> Mapping[str, JsonValue]:
+    return value if isinstance(value, Mapping) else {}

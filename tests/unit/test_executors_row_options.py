@@ -1,0 +1,51 @@
+"""What a row may say about its own answer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from mloc_dagster.executors.row_options import RowOptions
+from mloc_dagster.results.rows import InputRow
+from mloc_dagster.schema.inference import Inference
+
+BLOCK = Inference(temperature=0.5, max_tokens=9)
+
+
+def of(**options: Any) -> Any:
+    return RowOptions(BLOCK).of(InputRow(0, "x", options=options))
+
+
+def test_rows_without_options_have_the_tasks_block() -> None:
+    assert RowOptions(BLOCK).of(InputRow(0, "x")) is BLOCK
+
+
+def test_options_lie_over_the_tasks_block_and_equal_ones_share_theirs() -> None:
+    options = RowOptions(BLOCK)
+    first = options.of(InputRow(0, "x", options={"seed": 1, "stop": "a"}))
+    again = options.of(InputRow(1, "y", options={"stop": "a", "seed": 1}))
+    assert first is again
+    assert first == Inference(temperature=0.5, max_tokens=9, seed=1, stop=("a",))
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"temprature": 1}, "the row's option 'temprature'"),
+        ({"top_p": 7}, "the row's option 'top_p': .* not 7"),
+        ({"min_tokens": 10}, "'min_tokens': min_tokens 10 is more than max_tokens 9"),
+        ({"stop": ["a", ""]}, "'stop.1': an empty stop string"),
+        (
+            {"structured_outputs": {"regex": "a"}, "ignore_eos": True},
+            "'ignore_eos': ignore_eos cannot be kept with structured_outputs",
+        ),
+        (
+            {"structured_outputs": {"json": {"type": "strin"}}},
+            "'structured_outputs.json.type': unknown type 'strin'; did you mean 'string'?",
+        ),
+    ],
+)
+def test_what_a_row_cannot_ask_for_is_said(options: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ValueError, match=reason.replace("?", r"\?")):
+        of(**options)

@@ -1,0 +1,125 @@
+"""What a shard stamps on its rows: GPU seconds, whose fault an error is, and when it began."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterator
+from datetime import datetime
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from mloc_dagster.data.spool import spool_input
+from mloc_dagster.executors import shard_run
+from mloc_dagster.executors.engine import EngineRequest, Replies
+from mloc_dagster.executors.inference import InferenceExecutor
+from mloc_dagster.executors.model_cache import ModelCache
+from mloc_dagster.executors.shard_run import run_shard
+from mloc_dagster.results.part_list import list_parts
+from mloc_dagster.results.rows import OutputRow, ServerFault
+from mloc_dagster.results.shard_files import read_rows
+from mloc_dagster.results.store import Folder, open_store
+from mloc_dagster.schema.task import InferenceSpec
+from tests.unit.test_executors_row_reuse import CountingEngine
+
+
+class Engine(CountingEngine):
+    def __init__(self, device: str | None) -> None:
+        super().__init__()
+        self.device = device  # type: ignore[assignment]
+
+    def _answer(self, request: EngineRequest, replies: Replies) -> None:
+        if "deadly" in request.rendered.text:
+            replies.failed(request, ServerFault("this row breaks the engine"))
+        else:
+            super()._answer(request, replies)
+
+
+class Executor(InferenceExecutor):
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def load(self, spec: Any) -> Any:
+        return self._engine
+
+
+@pytest.fixture
+def cache() -> Iterator[ModelCache]:
+    cache = ModelCache(1)
+    yield cache
+    cache.clear()
+
+
+def ran(
+    monkeypatch: pytest.MonkeyPatch,
+    cache: ModelCache,
+    prompts: list[str],
+    device: str | None = "cpu",
+    **changes: object,
+) -> tuple[Folder, list[OutputRow], datetime]:
+    monkeypatch.setattr(shard_run, "task_executor", lambda _: Executor(Engine(device)))
+    spec = InferenceSpec.model_validate(
+        {
+            "taskType": "inference",
+            "model": {"source": {"type": "local", "identifier": os.devnull}},
+            "data": {"type": "list", "items": prompts},
+            "inference": {"temperature": 0},
+            **changes,
+        }
+    )
+    assert spec.data is not None
+    folder = open_store(f"memory://{uuid.uuid4().hex}").task("t")
+    plan = spool_input("t", spec.data, folder, 1, 7, {})
+    report = run_shard(
+        *(folder, "t", spec, plan, plan.shards[0]),
+        attempt=1,
+        cache=cache,
+        cancelled=lambda: False,
+    )
+    return folder, list(read_rows(folder)), report.started_at
+
+
+@pytest.mark.parametrize(
+    ("device", "gpus"), [("cpu", 0), ("cuda:0", 1), ("cuda:0-3", 4), ("cuda", 1)]
+)
+def test_gpu_seconds_are_those_of_the_gpus_that_the_model_is_on(
+    monkeypatch: pytest.MonkeyPatch, cache: ModelCache, device: str, gpus: int
+) -> None:
+    _, rows, _ = ran(monkeypatch, cache, ["one", "two", "one"], device)
+    assert [row.engine_s for row in rows] == [0.25, 0.25, 0.0]
+    assert [row.gpu_s for row in rows] == [0.25 * gpus, 0.25 * gpus, 0.0]
+
+
+def test_an_executor_that_does_not_say_where_it_runs_has_what_was_asked_for() -> None:
+    rows: list[OutputRow] = []
+    spec: Any = SimpleNamespace(
+        enforce_cpu=False,
+        resources=SimpleNamespace(hardware=SimpleNamespace(gpu=SimpleNamespace(count=2))),
+    )
+    shard_run._counting_gpus(rows.append, spec, object())(OutputRow(0, "p", engine_s=1.5))
+    assert rows[0].gpu_s == 3.0
+
+
+def test_an_engine_that_breaks_is_no_fault_of_the_row(
+    monkeypatch: pytest.MonkeyPatch, cache: ModelCache
+) -> None:
+    _, rows, _ = ran(monkeypatch, cache, ["fine", "deadly", "broken", "deadly"])
+    assert [(row.error, row.fault) for row in rows] == [
+        (None, ""),
+        ("this row breaks the engine", "server"),
+        ("the engine cannot digest this", ""),
+        ("this row breaks the engine", "server"),
+    ]
+
+
+def test_part_files_say_when_their_attempt_began(
+    monkeypatch: pytest.MonkeyPatch, cache: ModelCache
+) -> None:
+    folder, _, started_at = ran(monkeypatch, cache, ["one"])
+    (part,) = list_parts(folder)
+    assert part.span is not None
+    began, written = part.span
+    assert began == round(started_at.timestamp() * 1000)
+    assert began <= written
