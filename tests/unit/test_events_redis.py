@@ -43,6 +43,8 @@ def tasks_in(url: str) -> list[str]:
 def test_what_is_published_while_redis_is_away_arrives_in_order(
     own_redis: RedisServer, caplog: pytest.LogCaptureFixture
 ) -> None:
+    with open_redis(own_redis.url) as client:
+        client.config_set("appendfsync", "always")  # what Redis itself may lose is not the subject
     publisher = RedisPublisher(own_redis.url)
     publisher.publish(event(0))
     assert publisher.flush(20)
