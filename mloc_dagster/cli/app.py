@@ -94,6 +94,75 @@ def _run(
     raise typer.Exit(run(options))
 
 
+@app.command("batch", rich_help_panel=_TASKS)
+def _batch(
+    source: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="INPUT.jsonl", help="Requests in OpenAI's batch format.", show_default=False
+        ),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option("-m", "--model", help="A hub id, a folder, or a name such as tiny-chat."),
+    ] = None,
+    output: Annotated[
+        Path, typer.Option("-o", "--output", metavar="FILE", help="Where the answers go.")
+    ] = Path("output.jsonl"),
+    errors: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Failed requests; OUTPUT.errors.jsonl by default."),
+    ] = None,
+    engine: Annotated[str | None, typer.Option(help="vllm or transformers.")] = None,
+    shards: Annotated[int, typer.Option(help="Shards; one is fastest on one machine.")] = 1,
+    error_budget: Annotated[
+        float, typer.Option(help="Share of rows that may fail; by default all but one.")
+    ] = 1.0,
+    resume: Annotated[
+        str | None, typer.Option(metavar="TASK_ID", help="Go on with this task.")
+    ] = None,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Forget what an equal command has done already.")
+    ] = False,
+    retry_errors: Annotated[
+        bool, typer.Option("--retry-errors", help="Compute rows again that ended with an error.")
+    ] = False,
+    sets: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="PATH=VALUE", help="As for mloc run. Repeatable."),
+    ] = None,
+    results: Annotated[
+        str | None, typer.Option(metavar="URL", help="Where rows are kept meanwhile.")
+    ] = None,
+    as_json: Json = False,
+    no_progress: Annotated[bool, typer.Option("--no-progress", help="No live progress.")] = False,
+) -> None:
+    """Answer a batch that was prepared for a hosted API; the files' paths are printed last.
+
+    The same command goes on where it was stopped. Exit code: 0, 1 (every request failed, or more
+    than the budget allows), 2 (bad input), 130 (interrupted).
+    """
+    from mloc_dagster.cli.batch_command import BatchOptions, batch
+
+    options = BatchOptions(
+        source=source,
+        model=model,
+        output=output,
+        errors=errors,
+        engine=engine,
+        shards=shards,
+        error_budget=error_budget,
+        resume=resume,
+        fresh=fresh,
+        retry_errors=retry_errors,
+        sets=tuple(sets or ()),
+        results=results,
+        as_json=as_json,
+        progress=not (no_progress or as_json),
+    )
+    raise typer.Exit(batch(options))
+
+
 @app.command("validate", rich_help_panel=_TEMPLATES)
 def _validate(
     files: Annotated[
