@@ -180,6 +180,29 @@ def _validate(
     raise typer.Exit(validate(files, as_json=as_json, strict=strict))
 
 
+@app.command("estimate", rich_help_panel=_TASKS)
+def _estimate(
+    template: Annotated[
+        str, typer.Argument(help="A YAML file, or the name of a library template.")
+    ],
+    sets: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="PATH=VALUE", help="As for mloc run. Repeatable."),
+    ] = None,
+    results: Annotated[
+        str | None, typer.Option(metavar="URL", help="Where results of earlier tasks are.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Say what a template is going to take: rows, tokens, time and cost. Runs nothing.
+
+    Exit code: 0, or 2 when the template or its input is wrong.
+    """
+    from mloc_dagster.cli.estimate_command import estimate
+
+    raise typer.Exit(estimate(template, sets=sets or (), results=results, as_json=as_json))
+
+
 @app.command("schema", rich_help_panel=_TEMPLATES)
 def _schema() -> None:
     """Print the JSON Schema of templates; editors complete and check with it."""

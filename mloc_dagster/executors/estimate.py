@@ -1,0 +1,202 @@
+"""What a task is going to take, from its input and from earlier tasks like it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import batched
+
+from mloc_dagster.data.planned_spool import IMAGE_TOKENS
+from mloc_dagster.data.row_keys import image_count, row_key
+from mloc_dagster.data.rows import open_rows
+from mloc_dagster.errors import DataError
+from mloc_dagster.executors.input_planning import kind_of, row_forecast
+from mloc_dagster.executors.task_start import input_of
+from mloc_dagster.executors.token_count import TokenCounter
+from mloc_dagster.results.history import History, Kind
+from mloc_dagster.results.rows import SourceRow
+from mloc_dagster.results.usage import Rates
+from mloc_dagster.schema.task import EmbeddingSpec, InferenceSpec, ModelSpec, RowSpec
+
+_ROWS_AT_ONCE = 256  # of the largest rows, what one batch holds in memory
+
+NO_HISTORY = "no earlier task like it"
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """A number, and where it comes from.
+
+    Attributes:
+        value: None where nothing tells.
+        source: In words, for people.
+        at_most: Whether it is a bound rather than what is expected.
+    """
+
+    value: float | None
+    source: str
+    at_most: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What a task is expected to take.
+
+    Attributes:
+        rows: How many rows it has.
+        prompt_tokens: Tokens read.
+        output_tokens: Tokens written.
+        engine_seconds: Seconds in which engines work, over all workers.
+        seconds: Wall seconds from start to last row, when nothing else is in the way.
+        cost: Of the engines' time.
+    """
+
+    rows: Figure
+    prompt_tokens: Figure
+    output_tokens: Figure
+    engine_seconds: Figure
+    seconds: Figure
+    cost: Figure
+
+
+def unknown_estimate(reason: str) -> Estimate:
+    """Returns the estimate of a task of which nothing can be said.
+
+    Args:
+        reason: Why.
+    """
+    unknown = Figure(None, reason)
+    return Estimate(unknown, unknown, unknown, unknown, unknown, unknown)
+
+
+def estimate_rows(spec: RowSpec, history: History) -> Estimate:
+    """Estimates a task whose input is there: reads it once, in bounded memory.
+
+    Args:
+        spec: The task; reads no upstream results.
+        history: Earlier tasks like it.
+
+    Raises:
+        DataError: If the input is missing, unreadable or empty.
+    """
+    source, rows = open_rows(input_of(spec), {})
+    counter = TokenCounter(spec.model.source if isinstance(spec, ModelSpec) else None)
+    per_row = history.completion_tokens_per_row
+    size = _measure(rows, counter, _system_prompt(spec), _outputs(spec, per_row))
+    if not size.rows:
+        raise DataError(f"the input is empty: {source} gave no rows")
+    return combine(
+        rows=Figure(size.rows, source),
+        prompt_tokens=Figure(size.prompt_tokens, counter.source),
+        output_tokens=_output_figure(spec, size.output_tokens, history),
+        history=history,
+        kind=kind_of(spec),
+        rates=Rates(spec.resources.cost_per_hour),
+        most_workers=min(spec.parallel.shards, size.rows),
+    )
+
+
+def combine(
+    *,
+    rows: Figure,
+    prompt_tokens: Figure,
+    output_tokens: Figure,
+    history: History,
+    kind: Kind,
+    rates: Rates,
+    most_workers: int,
+) -> Estimate:
+    """Returns the estimate that follows from the size of a task and the speed of earlier ones."""
+    per_token = history.engine_seconds_per_token
+    engine_s = seconds = None
+    source = reason = f"{NO_HISTORY}: no time known"
+    if history.summaries and per_token is None:
+        source = reason = "earlier tasks did not measure their engine's time"
+    elif per_token is not None and output_tokens.value is not None:
+        workers = min(history.workers, most_workers)
+        engine_s = ((prompt_tokens.value or 0) + output_tokens.value) * per_token
+        seconds = (history.other_seconds or 0.0) + engine_s / workers
+        source = _told_by(history, kind)
+        reason = f"{source}, with {workers} worker{'s' if workers > 1 else ''}"
+    cost = None if engine_s is None else rates.cost(engine_s)
+    if rates.cost_per_hour is None:
+        cost_source = "the template has no resources.cost_per_hour"
+    else:
+        cost_source = (
+            f"engine time at {rates.cost_per_hour:g} an hour" if cost is not None else source
+        )
+    return Estimate(
+        rows=rows,
+        prompt_tokens=prompt_tokens,
+        output_tokens=output_tokens,
+        engine_seconds=Figure(engine_s, source),
+        seconds=Figure(seconds, reason),
+        cost=Figure(cost, cost_source),
+    )
+
+
+@dataclass(slots=True)
+class _Size:
+    rows: int = 0
+    prompt_tokens: int = 0
+    output_tokens: float = 0.0
+
+
+def _measure(
+    rows: Iterable[SourceRow],
+    counter: TokenCounter,
+    system_prompt: str | None,
+    outputs: Callable[[SourceRow], float],
+) -> _Size:
+    size = _Size()
+    before = counter([system_prompt])[0] if system_prompt else 0
+    for batch in batched(rows, _ROWS_AT_ONCE):
+        size.rows += len(batch)
+        size.prompt_tokens += sum(counter([row_key(row).text for row in batch]))
+        size.prompt_tokens += sum(
+            IMAGE_TOKENS * image_count(row) + (0 if row.verbatim else before) for row in batch
+        )
+        size.output_tokens += sum(map(outputs, batch))
+    return size
+
+
+def _system_prompt(spec: RowSpec) -> str | None:
+    return spec.inference.system_prompt if isinstance(spec, InferenceSpec) else None
+
+
+def _outputs(spec: RowSpec, per_row: float | None) -> Callable[[SourceRow], float]:
+    """Returns what says how many tokens a row's answers have: as usual, and at most as allowed."""
+    if not isinstance(spec, InferenceSpec):
+        expected = 0.0 if isinstance(spec, EmbeddingSpec) or per_row is None else per_row
+        return lambda _: expected
+    at_most = row_forecast(spec)
+    if per_row is None:
+        return lambda row: at_most(row).output_tokens
+    return lambda row: min(per_row, at_most(row).output_tokens)
+
+
+def _output_figure(spec: RowSpec, tokens: float, history: History) -> Figure:
+    if isinstance(spec, EmbeddingSpec):
+        return Figure(0, "vectors have none")
+    if history.summaries:
+        return Figure(round(tokens), _told_by(history, kind_of(spec)))
+    if isinstance(spec, InferenceSpec):
+        return Figure(round(tokens), f"{NO_HISTORY}: at most max_tokens a row", at_most=True)
+    return Figure(None, NO_HISTORY)
+
+
+def _told_by(history: History, kind: Kind) -> str:
+    number = len(history.summaries)
+    return (
+        f"from {number} earlier task{'s' if number > 1 else ''} of {kind.model} on {history.engine}"
+    )
+
+
+def add_up(figures: Sequence[Figure]) -> Figure:
+    """Returns the sum of figures; of what is known, with how many that is."""
+    known = [each.value for each in figures if each.value is not None]
+    bound = any(each.at_most for each in figures if each.value is not None)
+    if len(known) == len(figures):
+        return Figure(sum(known), "all tasks", bound)
+    source = f"{len(known)} of {len(figures)} tasks"
+    return Figure(sum(known) if known else None, source, bound)
