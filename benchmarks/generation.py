@@ -33,6 +33,7 @@ spec:
   taskType: inference
   parallel: {{max_shards: {shards}}}
   model:
+    engine: transformers
     source: {{type: builtin, identifier: tiny-chat}}
     transformers: {{max_batch_size: {batch_size}, max_batch_tokens: 1000000}}
   data: {{type: dataset, url: {data}, column: {column}, split: "train[:{rows}]"}}
