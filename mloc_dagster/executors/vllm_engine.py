@@ -71,15 +71,19 @@ class VllmEngine:
         self._adapters = adapters
         self.llm: Any = None
         self._start()
-        self._lock = TURN if in_process(self.llm) else threading.RLock()
-        self.label = f"vllm {vllm_version()}"
-        self.name = plan.source.identifier
-        self.revision = model_revision(plan.place) or str(plan.arguments.get("revision", ""))
-        self.capacity: int = self.llm.vllm_config.scheduler_config.max_num_seqs
-        self._max_tokens: int = self.llm.model_config.max_model_len
-        self._threads = engine_threads(weights_bytes_of(self.llm)) if plan.on_cpu else None
-        self._size_bytes = held_bytes(self.llm)
-        self._device = device_of(self.llm)
+        try:
+            self._lock = TURN if in_process(self.llm) else threading.RLock()
+            self.label = f"vllm {vllm_version()}"
+            self.name = plan.source.identifier
+            self.revision = model_revision(plan.place) or str(plan.arguments.get("revision", ""))
+            self.capacity: int = self.llm.vllm_config.scheduler_config.max_num_seqs
+            self._max_tokens: int = self.llm.model_config.max_model_len
+            self._threads = engine_threads(weights_bytes_of(self.llm)) if plan.on_cpu else None
+            self._size_bytes = held_bytes(self.llm)
+            self._device = device_of(self.llm)
+        except BaseException:
+            self._stop()
+            raise
 
     @property
     def device(self) -> str:

@@ -8,13 +8,20 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from mloc_dagster.errors import TaskCancelled, TransientError
 from mloc_dagster.executors.engine import Completion, EngineRequest, Replies
 from mloc_dagster.executors.request_source import RequestSource, halves
+from mloc_dagster.executors.vllm_breakdown import (
+    BrokenDown,
+    cause_of,
+    is_dead,
+    noticing_breakdowns,
+    one_line,
+)
 from mloc_dagster.results.rows import ServerFault
 
 LOOK_EVERY_S = 0.1
@@ -109,8 +116,9 @@ class Feed:
                 if not self._running:
                     continue
                 before = time.perf_counter()
-                outputs = self._step()
-            except _BrokenDown as broken:
+                with noticing_breakdowns():
+                    outputs = self._engine.llm.step()
+            except BrokenDown as broken:
                 self._why = str(broken)
                 break  # the handler's traceback would hold on to the old engine's memory
             now = time.perf_counter()
@@ -131,25 +139,20 @@ class Feed:
             self._look(time.perf_counter())  # a request may have waited for its pictures
 
     def _add(self, request: EngineRequest, source: RequestSource) -> None:
-        self._number += 1
         request_id = str(self._number)
+        self._number += 1
         running = _Running(request, self._busy_s, time.perf_counter())
         try:
             self._engine.add(request_id, request)
         except Exception as error:
             if is_dead(error):
                 source.put_back(request)  # it never reached the engine, which was dead before
-                raise _BrokenDown(_cause(error)) from error
-            self._engine.llm.abort_request([request_id])
-            self._replies.failed(request, _line(error))
+                raise BrokenDown(cause_of(error)) from error
+            self._replies.failed(request, one_line(error))
+            with noticing_breakdowns():
+                self._engine.llm.abort_request([request_id])  # some of its answers may be in
         else:
             self._running[request_id] = running
-
-    def _step(self) -> Sequence[Any]:
-        try:
-            return self._engine.llm.step()
-        except Exception as error:
-            raise _BrokenDown(_cause(error)) from error
 
     def _finish(self, output: Any, now: float) -> None:
         running = self._running.pop(output.request_id, None)
@@ -163,7 +166,7 @@ class Feed:
                 latency_s=now - running.started,
             )
         except ValueError as error:
-            self._replies.failed(running.request, _line(error))
+            self._replies.failed(running.request, one_line(error))
             return
         self._answered += 1
         self._tell_condemned()  # an engine that answers was not what broke
@@ -226,21 +229,4 @@ class Feed:
             try:
                 self._engine.llm.abort_request(abandoned)
             except Exception as error:  # noqa: BLE001  what we are told of already matters more
-                self._replies.log(f"the engine could not be emptied: {_line(error)}")
-
-
-class _BrokenDown(Exception):
-    """Says why the engine broke down."""
-
-
-def _cause(error: Exception) -> str:
-    return f"{type(error).__name__}: {_line(error)}"
-
-
-def is_dead(error: Exception) -> bool:
-    """Tells whether vLLM's engine was found dead: its process has ended."""
-    return type(error).__name__ == "EngineDeadError"
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+                self._replies.log(f"the engine could not be emptied: {one_line(error)}")

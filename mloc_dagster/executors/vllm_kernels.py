@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
@@ -22,11 +23,13 @@ def only_readable_modules() -> Iterator[None]:
     original = dispatcher._rebind_kernels  # noqa: SLF001  what scans, and nothing else
 
     def rebind(overrides: Any) -> None:
-        dispatcher.sys = SimpleNamespace(modules=_readable_modules())
-        try:
-            original(overrides)
-        finally:
-            dispatcher.sys = sys
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what is deprecated, and merely looked at here
+            dispatcher.sys = SimpleNamespace(modules=_readable_modules())
+            try:
+                original(overrides)
+            finally:
+                dispatcher.sys = sys
 
     dispatcher._rebind_kernels = rebind  # noqa: SLF001
     try:

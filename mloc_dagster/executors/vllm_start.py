@@ -23,6 +23,7 @@ from mloc_dagster.executors.transformers_model import (
     model_place,
     trusts_remote_code,
 )
+from mloc_dagster.executors.vllm_breakdown import one_line
 from mloc_dagster.executors.vllm_environment import kept_process_state, prepare_environment
 from mloc_dagster.executors.vllm_kernels import only_readable_modules
 from mloc_dagster.executors.vllm_shutdown import TURN, announce
@@ -196,10 +197,10 @@ def _clear_refusals() -> Iterator[None]:
         )
         raise TerminalError(f"vLLM refuses model.vllm: {wrong}") from error
     except (TypeError, AssertionError, NotImplementedError) as error:
-        raise TerminalError(f"vLLM refuses model.vllm: {_line(error)}") from error
+        raise TerminalError(f"vLLM refuses model.vllm: {one_line(error)}") from error
     except ValueError as error:
         if "memory" in str(error).lower():
-            raise MemoryError(f"vLLM needs more memory than there is: {_line(error)}") from error
+            raise MemoryError(f"vLLM needs more memory than there is: {one_line(error)}") from error
         raise
     except RuntimeError as error:
         if "out of memory" in str(error).lower():
@@ -207,10 +208,6 @@ def _clear_refusals() -> Iterator[None]:
         if PROCESS_ENDED in str(error):
             raise NoRoomError(
                 "the vLLM engine did not start; its process ended, for want of memory or for a "
-                f"reason that it printed: {_line(error)}"
+                f"reason that it printed: {one_line(error)}"
             ) from error
-        raise TransientError(f"the vLLM engine did not start: {_line(error)}") from error
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+        raise TransientError(f"the vLLM engine did not start: {one_line(error)}") from error

@@ -249,3 +249,22 @@ def test_a_branch_is_not_merged_where_the_hub_does_not_say_which_commit_it_is(
 
     with pytest.raises(TransientError, match="which commit of 'someone/unknown'"):
         merge("someone/unknown", voice)
+
+
+def test_an_engine_that_cannot_be_measured_is_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    llm, ended = object(), []
+
+    def unmeasurable(_: Any) -> int:
+        raise EngineDeadError("see above")
+
+    monkeypatch.setattr(vllm_engine, "start_engine", lambda plan: llm)
+    monkeypatch.setattr(vllm_engine, "processor_template", lambda llm: None)
+    monkeypatch.setattr(vllm_engine, "in_process", unmeasurable)
+    monkeypatch.setattr(vllm_engine, "shut_down", ended.append)
+
+    with pytest.raises(EngineDeadError):
+        vllm_engine.VllmEngine(EnginePlan(TINY.model.source, str(tmp_path), {}), ServedAdapters())
+
+    assert ended == [llm]

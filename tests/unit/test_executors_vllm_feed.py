@@ -43,10 +43,11 @@ class FakeEngine:
         self.poison = frozenset(poison)
         self.capacity = 4
         self.starts = 1
+        self.refused = {1000}
         self.llm: Any = FakeLlm(self.poison)
 
     def add(self, request_id: str, request: EngineRequest) -> None:
-        if request.row.index == 1000:
+        if request.row.index in self.refused:
             raise ValueError("too long")
         self.llm.waiting[request_id] = request
 
@@ -140,12 +141,20 @@ class EngineDeadError(Exception):
 class MortalEngine(FakeEngine):
     """Dies at the attempts to add, and in the steps, that it is told to (each counted from 0).
 
-    A death outside of a step is found when the next request is added, as with vLLM's process.
+    A death outside of a step is found when the next request is added, as with vLLM's process; one
+    that is found while a refused request is withdrawn has its place among `aborts`.
     """
 
-    def __init__(self, *poison: int, adds: Iterable[int] = (), steps: Iterable[int] = ()) -> None:
+    def __init__(
+        self,
+        *poison: int,
+        adds: Iterable[int] = (),
+        steps: Iterable[int] = (),
+        aborts: Iterable[int] = (),
+    ) -> None:
         super().__init__(*poison)
-        self._adds, self._steps = set(adds), set(steps)
+        self._adds, self._steps, self._aborts = set(adds), set(steps), set(aborts)
+        self._aborted = -1
         self._added = self._stepped = -1
         self._watch()
 
@@ -161,7 +170,13 @@ class MortalEngine(FakeEngine):
 
     def _watch(self) -> None:
         llm = self.llm
-        answer = llm.step
+        answer, withdraw = llm.step, llm.abort_request
+
+        def abort(names: list[str]) -> None:
+            self._aborted += 1
+            if self._aborted in self._aborts:
+                raise EngineDeadError("see above")
+            withdraw(names)
 
         def step() -> list[Any]:
             self._stepped += 1
@@ -170,7 +185,7 @@ class MortalEngine(FakeEngine):
                 raise EngineDeadError("killed")
             return answer()
 
-        llm.step = step
+        llm.step, llm.abort_request = step, abort
 
 
 def test_an_engine_found_dead_while_adding_is_started_again() -> None:
@@ -200,6 +215,17 @@ def test_a_death_that_is_found_within_a_group_of_suspects_drops_none_of_them() -
 
     assert sorted(desk.done) == list(range(30))
     assert not desk.failed
+
+
+def test_a_death_that_is_found_while_a_refused_row_is_withdrawn_costs_no_other() -> None:
+    engine, desk = MortalEngine(aborts=[0]), Desk()
+
+    Feed(engine, desk.replies()).run(requests(*range(6), 1000, *range(6, 20)))
+
+    assert sorted(desk.done) == list(range(20))
+    assert desk.told == [1000]
+    assert desk.failed == {1000: "too long"}
+    assert engine.starts == 2
 
 
 def test_the_last_row_of_a_task_is_not_condemned_for_one_death() -> None:
@@ -233,17 +259,27 @@ def test_an_engine_that_is_dead_whenever_it_is_looked_at_is_given_up() -> None:
     poison=st.sets(st.integers(0, 39), max_size=2),
     adds=st.sets(st.integers(0, 120), max_size=6),
     steps=st.sets(st.integers(0, 60), max_size=4),
+    refused=st.sets(st.integers(0, 39), max_size=3),
+    aborts=st.sets(st.integers(0, 5), max_size=3),
 )
 def test_wherever_the_engine_dies_each_request_ends_once_and_innocent_ones_are_answered(
-    count: int, poison: set[int], adds: set[int], steps: set[int]
+    count: int,
+    poison: set[int],
+    adds: set[int],
+    steps: set[int],
+    refused: set[int],
+    aborts: set[int],
 ) -> None:
-    engine, desk = MortalEngine(*poison, adds=adds, steps=steps), Desk()
+    engine, desk = MortalEngine(*poison, adds=adds, steps=steps, aborts=aborts), Desk()
+    engine.refused = refused
 
     Feed(engine, desk.replies()).run(requests(*range(count)))
 
-    culprits = [index for index in range(count) if index in poison]
-    assert sorted(desk.done) == [index for index in range(count) if index not in poison]
-    assert sorted(desk.told) == culprits
+    failing = poison | refused
+    assert sorted(desk.done) == [index for index in range(count) if index not in failing]
+    assert sorted(desk.told) == [index for index in range(count) if index in failing]
+    for index, reason in desk.failed.items():
+        assert reason == "too long" if index in refused else "breaks the engine" in reason
 
 
 def test_a_cancelled_run_empties_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
