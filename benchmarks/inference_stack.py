@@ -70,6 +70,7 @@ def write_template(
             "model": model_block,
             "data": {"type": "dataset", "url": str(prompts), "column": "question"},
             "inference": {"temperature": 0, "max_tokens": new_tokens, "ignore_eos": True},
+            "checks": {"max_empty_fraction": 1},  # random weights may write nothing but spaces
             **spec,
         },
     }
