@@ -24,6 +24,7 @@ from mloc_dagster.executors.vllm_environment import (
     prepare_environment,
 )
 from mloc_dagster.executors.vllm_feed import LOOK_EVERY_S, Feed
+from mloc_dagster.executors.vllm_prefill import PromptSteps
 from mloc_dagster.executors.vllm_sampling import completion_of, sampling_params
 from mloc_dagster.executors.vllm_shutdown import TURN, in_process, shut_down
 from mloc_dagster.executors.vllm_size import device_of, held_bytes, weights_bytes_of
@@ -142,6 +143,7 @@ class VllmEngine:
                 self._start()
             for note in self._plan.notes:
                 replies.log(note)
+            self._steps.in_pieces()
             with self._prepared():
                 Feed(self, replies).run(requests)
 
@@ -160,6 +162,8 @@ class VllmEngine:
                 f"the prompt has {len(request.tokens)} tokens, which leaves no room for a new "
                 f"one: {self.name} reads at most {self._max_tokens}"
             )
+        if not sampling.greedy:
+            self._steps.whole()
         params = sampling_params(sampling, request.seed, room)
         lora = self._adapters.pick(request.adapter)
         self.llm.add_request(request_id, self._prompt(request), params, lora_request=lora)
@@ -223,6 +227,7 @@ class VllmEngine:
     def _start(self) -> None:
         self.llm = start_engine(self._plan)
         try:
+            self._steps = PromptSteps(self.llm, self._plan.given)
             self._template = processor_template(self.llm)
             load_adapters(self.llm, self._adapters)
         except BaseException:

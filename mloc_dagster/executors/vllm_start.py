@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,12 +49,14 @@ class EnginePlan:
         place: The folder or hub id that is really loaded.
         arguments: vLLM's engine arguments.
         notes: What the template asks for and this machine does another way, for the task's log.
+        given: Those of the arguments that the template gives itself.
     """
 
     source: ModelSource
     place: str
     arguments: Mapping[str, Any]
     notes: tuple[str, ...] = ()
+    given: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def on_cpu(self) -> bool:
@@ -95,6 +97,9 @@ def plan_engine(spec: ModelSpec, **extra: Any) -> EnginePlan:
     if build == "cpu":
         notes = _drop_parallel(given) + drop_sleep_mode(given)
         arguments |= _cpu_defaults(place)
+        if "max_num_batched_tokens" not in given:
+            # Steps that any prompt fits into; `vllm_prefill` has prompts read in pieces even so.
+            arguments["enable_chunked_prefill"] = False
     else:
         if spec.enforce_cpu:
             raise TerminalError("vLLM's CUDA build runs on GPUs only, and enforce_cpu forbids one")
@@ -102,7 +107,7 @@ def plan_engine(spec: ModelSpec, **extra: Any) -> EnginePlan:
     arguments |= given
     arguments["model"] = place
     arguments["trust_remote_code"] = trusts_remote_code(source, asked=asked)
-    return EnginePlan(source, place, arguments, notes)
+    return EnginePlan(source, place, arguments, notes, given)
 
 
 def start_engine(plan: EnginePlan) -> Any:
@@ -119,6 +124,7 @@ def start_engine(plan: EnginePlan) -> Any:
     """
     prepare_environment()
     from vllm import EngineArgs
+    from vllm.usage.usage_lib import UsageContext
     from vllm.v1.engine.llm_engine import LLMEngine
 
     _check_names(plan.arguments, EngineArgs)
@@ -129,16 +135,18 @@ def start_engine(plan: EnginePlan) -> Any:
         around.enter_context(clear_load_errors(plan.source))
         around.enter_context(_clear_refusals())
         around.enter_context(kept_process_state())
-        return announce(LLMEngine.from_engine_args(EngineArgs(**plan.arguments)))
+        # As `vllm.LLM` does: without a context, steps have room for few requests and tokens.
+        return announce(
+            LLMEngine.from_engine_args(
+                EngineArgs(**plan.arguments), usage_context=UsageContext.LLM_CLASS
+            )
+        )
 
 
 def _cpu_defaults(place: str) -> dict[str, Any]:
     defaults: dict[str, Any] = {
         "enforce_eager": True,
         "kv_cache_memory_bytes": CPU_CACHE_BYTES,
-        # A seeded request whose prompt is read in two steps breaks vLLM 0.32's engine on a CPU:
-        # it turns the request's generator back, which torch can only do on GPUs.
-        "enable_chunked_prefill": False,
     }
     config = Path(place) / "config.json"
     if config.is_file():

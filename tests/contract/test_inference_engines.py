@@ -132,6 +132,7 @@ def send(
     requests: Iterable[EngineRequest],
     cancelled: Callable[[], bool] = lambda: False,
     on_reply: Callable[[], None] = lambda: None,
+    log: Callable[[str], None] = lambda line: None,
 ) -> dict[int, Outcome]:
     outcomes: dict[int, Outcome] = {}
 
@@ -147,7 +148,7 @@ def send(
             done=lambda request, completion: reply(request, completion, None),
             failed=lambda request, reason: reply(request, None, reason),
             cancelled=cancelled,
-            log=lambda line: None,
+            log=log,
         ),
     )
     return outcomes
@@ -257,6 +258,20 @@ def test_rows_of_a_batch_have_each_their_seed(engine: Engine) -> None:
     texts = [outcomes[place].text for place in range(12)]
     assert texts[:4] == texts[4:8] == texts[8:]
     assert len(set(texts)) > 1
+
+
+def test_seeded_answers_to_long_prompts_do_not_depend_on_the_others(engine: Engine) -> None:
+    long = f"{NONSENSE} " * 120
+    how = {"temperature": 1.5, "max_tokens": 8}
+    seeded = [request_for(engine, f"{n} {long}", n, seed=n, **how) for n in range(24)]
+    greedy = [request_for(engine, f"{n} {long}", n) for n in range(24, 30)]
+    assert sum(len(each.tokens) for each in seeded) > 8192, "more than an engine reads at once"
+    lines: list[str] = []
+    together = send(engine, [*greedy, *seeded], log=lines.append)
+    assert [each.error for each in together.values()] == [None] * 30
+    assert not [line for line in lines if "broke down" in line]
+    for one in seeded[::8]:
+        assert send(engine, [one])[one.row.index].text == together[one.row.index].text
 
 
 @pytest.mark.parametrize("limit", [{"top_k": 1}, {"top_p": 1e-6}, {"min_p": 1.0}])

@@ -37,7 +37,7 @@ TEMPLATES = {
     "hopeless": "echo: {fail_rate: 1}\nretries: {max: 0}\nparallel: {max_shards: 1}",
     "forgiving": "echo: {poison: [3], error_budget: 0.5}",
     "strict": "echo: {poison: [3], error_budget: 0}",
-    "slow": "echo: {delay_s: 0.25}\nparallel: {max_shards: 4}",
+    "slow": "echo: {delay_s: 1}\nparallel: {max_shards: 4}",
 }
 STAGES = """\
 stages:

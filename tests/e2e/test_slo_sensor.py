@@ -93,11 +93,13 @@ def test_a_job_that_takes_long_has_less_slack(instance: dg.DagsterInstance) -> N
 
 
 def test_a_missed_slo_is_told_once(instance: dg.DagsterInstance, with_redis: str) -> None:
-    run = queued(instance, echo_template("late-one", more=slo(10)))
-    now = time()
-    assert [each.run_id for each in tell_missed(instance, now)] == []
-    (event,) = tell_missed(instance, now + 15)
-    assert tell_missed(instance, now + 16) == []
+    run = queued(instance, echo_template("late-one", more=slo(600)))
+    record = instance.get_run_record_by_id(run.run_id)
+    assert record is not None
+    submitted = record.create_timestamp.timestamp()
+    assert [each.run_id for each in tell_missed(instance, submitted + 595)] == []
+    (event,) = tell_missed(instance, submitted + 605)
+    assert tell_missed(instance, submitted + 606) == []
     assert (event.task_id, event.run_id) == (run.run_id, run.run_id)
     tagged = instance.get_run_by_id(run.run_id)
     assert tagged is not None
@@ -106,7 +108,7 @@ def test_a_missed_slo_is_told_once(instance: dg.DagsterInstance, with_redis: str
         (logged,) = read_events(client, {Channel.TASKS: BEGINNING})
     assert isinstance(logged.event, TaskEvent)
     assert logged.event.payload.slo is not None
-    assert logged.event.payload.slo.seconds == 10
+    assert logged.event.payload.slo.seconds == 600
     assert 4 < logged.event.payload.slo.late_s < 6
 
 

@@ -69,6 +69,14 @@ class TestOnACpu:
         with pytest.raises(TerminalError, match="MLOC_TRUST_REMOTE_CODE"):
             plan(folder, trust_remote_code=True)
 
+    def test_a_step_has_room_for_any_prompt_unless_the_template_says_how_much(
+        self, folder: Path
+    ) -> None:
+        assert plan(folder).arguments["enable_chunked_prefill"] is False
+        limited = plan(folder, max_num_batched_tokens=512)
+        assert "enable_chunked_prefill" not in limited.arguments
+        assert limited.given == {"max_num_batched_tokens": 512}
+
     def test_a_folder_without_a_model_is_named(self, tmp_path: Path) -> None:
         with pytest.raises(TerminalError, match=r"has no config\.json"):
             plan(tmp_path)
@@ -131,8 +139,13 @@ def engine_args(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[str], ob
             self.model = model
 
     def starts_by(start: Callable[[str], object]) -> None:
-        engine = SimpleNamespace(from_engine_args=lambda arguments: start(arguments.model))
+        engine = SimpleNamespace(from_engine_args=lambda given, **_: start(given.model))
         monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(EngineArgs=EngineArgs))
+        monkeypatch.setitem(
+            sys.modules,
+            "vllm.usage.usage_lib",
+            SimpleNamespace(UsageContext=SimpleNamespace(LLM_CLASS="llm")),
+        )
         monkeypatch.setitem(
             sys.modules, "vllm.v1.engine.llm_engine", SimpleNamespace(LLMEngine=engine)
         )
