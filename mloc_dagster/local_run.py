@@ -20,6 +20,7 @@ from mloc_dagster.ops.plan import WORKFLOW_TAG
 from mloc_dagster.ops.shard import RETRY_ERRORS_TAG
 from mloc_dagster.results.aggregate import TaskSummary
 from mloc_dagster.results.store import open_store
+from mloc_dagster.results.training_summary import TRAINING_NAME, TrainingSummary, read_training
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,13 +31,15 @@ class TaskOutcome:
         task_id: The task.
         node: Its stage or node.
         folder: Address of its results.
-        summary: Its figures; None when it was not aggregated.
+        summary: Its figures; None when it was not aggregated, and of a training.
+        training: Its figures, of a training that is done.
     """
 
     task_id: str
     node: str
     folder: str
     summary: TaskSummary | None
+    training: TrainingSummary | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,8 +127,9 @@ def outcomes(compiled: CompiledTemplate, workflow_id: str) -> tuple[TaskOutcome,
         summary = None
         if folder.exists("summary.json"):
             summary = TaskSummary.model_validate_json(folder.read_bytes("summary.json"))
+        training = read_training(folder) if folder.exists(TRAINING_NAME) else None
         task_id = task_id_for(workflow_id, compiled, node.task.name)
-        found.append(TaskOutcome(task_id, node.task.name, folder.url, summary))
+        found.append(TaskOutcome(task_id, node.task.name, folder.url, summary, training))
     return tuple(found)
 
 

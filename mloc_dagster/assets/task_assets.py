@@ -1,4 +1,4 @@
-"""The assets of one task: its responses, their checks, their export."""
+"""The assets of one task: its responses or checkpoint, their checks, their export."""
 
 import re
 
@@ -7,24 +7,32 @@ import dagster as dg
 from mloc_dagster.assets.names import asset_key, op_name
 from mloc_dagster.assets.row_checks import row_checks
 from mloc_dagster.assets.task_graph import task_graph
+from mloc_dagster.assets.training_checks import training_checks
 from mloc_dagster.compile.compiler import CompiledTask, CompiledTemplate
 from mloc_dagster.ops.export import export
 from mloc_dagster.ops.references import TaskRef
-from mloc_dagster.schema.task import ModelSpec
+from mloc_dagster.schema.task import ModelSpec, TrainingSpec
 
 
 def task_assets(
     compiled: CompiledTemplate, node: CompiledTask
 ) -> list[dg.AssetsDefinition | dg.AssetChecksDefinition]:
     """Builds the assets and checks of one task of a template."""
+    trains = isinstance(node.task.spec, TrainingSpec)
     return [
-        _responses(compiled, node),
-        row_checks(compiled, node),
+        _result(compiled, node),
+        training_checks(compiled, node) if trains else row_checks(compiled, node),
         _export(compiled, node),
     ]
 
 
-def _responses(compiled: CompiledTemplate, node: CompiledTask) -> dg.AssetsDefinition:
+def result_key(compiled: CompiledTemplate, node: CompiledTask) -> dg.AssetKey:
+    """Returns the key of what a task computes: `checkpoint` of a training, else `responses`."""
+    trains = isinstance(node.task.spec, TrainingSpec)
+    return asset_key(compiled, node.task.name, "checkpoint" if trains else "responses")
+
+
+def _result(compiled: CompiledTemplate, node: CompiledTask) -> dg.AssetsDefinition:
     graph = task_graph(compiled, node)
     assets = dg.AssetsDefinition.from_graph(
         graph,
@@ -32,7 +40,7 @@ def _responses(compiled: CompiledTemplate, node: CompiledTask) -> dg.AssetsDefin
             f"in_{op_name(each)}": asset_key(compiled, each, "export")
             for each in node.task.depends_on
         },
-        keys_by_output_name={"result": asset_key(compiled, node.task.name, "responses")},
+        keys_by_output_name={"result": result_key(compiled, node)},
         group_name=op_name(compiled.metadata.name),
     )
     return assets.map_asset_specs(
@@ -47,14 +55,20 @@ def _responses(compiled: CompiledTemplate, node: CompiledTask) -> dg.AssetsDefin
 
 def _export(compiled: CompiledTemplate, node: CompiledTask) -> dg.AssetsDefinition:
     key = asset_key(compiled, node.task.name, "export")
-    formats = ", ".join(f"responses.{each}" for each in node.task.spec.output.formats)
+    spec = node.task.spec
+    trains = isinstance(spec, TrainingSpec)
+    formats = (
+        "responses.json"
+        if trains
+        else ", ".join(f"responses.{each}" for each in spec.output.formats)
+    )
 
     @dg.asset(
         key=key,
-        ins={"responses": dg.AssetIn(asset_key(compiled, node.task.name, "responses"))},
+        ins={"responses": dg.AssetIn(result_key(compiled, node))},
         group_name=op_name(compiled.metadata.name),
-        description=f"The responses as files: {formats}, and a manifest with their sha256.",
-        kinds={each for each in node.task.spec.output.formats if each != "jsonl"},
+        description=f"The result as files: {formats}, and a manifest with their sha256.",
+        kinds={"json"} if trains else {each for each in spec.output.formats if each != "jsonl"},
         owners=_owners(compiled),
         tags=_tags(compiled, node),
     )
@@ -67,13 +81,17 @@ def _export(compiled: CompiledTemplate, node: CompiledTask) -> dg.AssetsDefiniti
 def _description(compiled: CompiledTemplate, node: CompiledTask) -> str:
     given = compiled.metadata.description or compiled.metadata.annotations.get("description", "")
     spec = node.task.spec
+    if isinstance(spec, TrainingSpec):
+        return (
+            f"{given}\n\nWeights of {spec.model.source.identifier} after {spec.task_type}.".strip()
+        )
     model = f" with {spec.model.source.identifier}" if isinstance(spec, ModelSpec) else ""
     return f"{given}\n\nOne output per row: {spec.task_type}{model}.".strip()
 
 
 def _kinds(node: CompiledTask) -> set[str]:
     spec = node.task.spec
-    if not isinstance(spec, ModelSpec):
+    if not isinstance(spec, ModelSpec | TrainingSpec):
         return {spec.task_type}
     source = {"huggingface": "huggingface"}.get(spec.model.source.type)
     return {"llm", "pytorch"} | ({source} if source else set())

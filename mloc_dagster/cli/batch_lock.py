@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import fcntl
-import os
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from mloc_dagster.errors import InputError
 from mloc_dagster.settings import settings
+
+_FLOCK = "hhqqi"
+"""`struct flock` on 64-bit Linux: type, whence, start, length, process."""
 
 
 @contextmanager
@@ -31,12 +34,19 @@ def answering_alone(task_id: str) -> Iterator[None]:
             # Ends with this process, also by `kill -9`: engines that it left behind inherit none.
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):
-            file.seek(0)
-            where = f" in process {pid}" if (pid := file.read()) else ""
+            where = f" in process {pid}" if (pid := _holder(file.fileno())) else ""
             raise InputError(
                 f"task {task_id} is running{where}; wait for it, or stop it first"
             ) from None
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
         yield
+
+
+def _holder(descriptor: int) -> int:
+    """Returns the process that holds the lock; 0 if it was let go of meanwhile.
+
+    The kernel knows from the first moment on; what a process wrote into the file would not be there
+    yet when two commands start at once.
+    """
+    asked = struct.pack(_FLOCK, fcntl.F_WRLCK, 0, 0, 0, 0)
+    kind, *_, pid = struct.unpack(_FLOCK, fcntl.fcntl(descriptor, fcntl.F_GETLK, asked))
+    return 0 if kind == fcntl.F_UNLCK else pid

@@ -120,9 +120,8 @@ class LinesView:
             self.say(f"{task.node}: {count(task.total_rows, 'row')}")
         elif monotonic() >= self._next_line_s and event.type is TaskEventType.TASK_PROGRESS:
             self._next_line_s = monotonic() + LINE_INTERVAL_S
-            self.say(
-                f"{task.node}: {task.rows_done:,}/{task.total_rows:,} rows · {task_figures(task)}"
-            )
+            done, total, unit = task.done
+            self.say(f"{task.node}: {done:,}/{total:,} {unit}s · {task_figures(task)}")
 
     def say(self, message: str) -> None:
         """Prints a line."""
@@ -138,7 +137,7 @@ class BarsView:
     def __init__(self, console: Console) -> None:
         roomy = console.width >= ROOMY
         self._name_width = 24 if roomy else 12
-        self._unit = " rows" if console.width >= ROOMY + 30 else ""
+        self._names_unit = console.width >= ROOMY + 30
         # A narrow terminal has room for the figures or for a bar.
         bar = (BarColumn(bar_width=12),) if roomy else ()
         self._figures = _FiguresColumn(console, 2 + (13 if roomy else 0))
@@ -166,17 +165,17 @@ class BarsView:
             self._progress.remove_task(self._starting)
             self._starting = None
         name = shorten(task.node, self._name_width)
-        rows = f"{task.rows_done:,}/{task.total_rows:,}{self._unit}"
+        count_done, total, unit = task.done
+        named = f" {unit}s" if self._names_unit or unit == "step" else ""
+        rows = f"{count_done:,}/{total:,}{named}"
         self._figures.make_room(f"{name} {rows} ")
         bar = self._bars.get(id(task))
         if bar is None:
-            bar = self._progress.add_task(
-                name, total=task.total_rows or None, rows="", progress=task
-            )
+            bar = self._progress.add_task(name, total=total or None, rows="", progress=task)
             self._bars[id(task)] = bar
         # A bar that is full looks done; the files are still to be written.
-        done = task.rows_done if task.succeeded else min(task.rows_done, task.total_rows - 0.01)
-        self._progress.update(bar, total=task.total_rows or None, completed=done, rows=rows)
+        done = total if task.succeeded else min(count_done, total - 0.01)
+        self._progress.update(bar, total=total or None, completed=done, rows=rows)
 
     def say(self, message: str) -> None:
         """Prints a line above the bars."""

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.text import Text
 
 from mloc_dagster.cli.tables import print_table
+from mloc_dagster.cli.training_report import print_trainings, training_json
 from mloc_dagster.cli.wording import count, duration, rate, shorten
 from mloc_dagster.results.usage import ModelUsage, usage_by_model
 
@@ -88,6 +89,8 @@ def _task_json(run: TemplateRun, task: TaskOutcome) -> dict[str, object]:
         "status": run.status(task),
         "folder": task.folder,
     }
+    if task.training is not None:
+        found["training"] = training_json(task.training)
     if task.summary is not None:
         usage = task.summary.usage
         found |= {
@@ -111,6 +114,7 @@ def print_folders(runs: Sequence[TemplateRun]) -> None:
 
 def print_report(run: TemplateRun, out: Console) -> None:
     """Prints a table of the tasks, and the first answers."""
+    print_trainings(run.outcome.tasks, out)
     tasks = [task for task in run.outcome.tasks if task.summary is not None]
     if tasks:
         summaries = [task.summary for task in tasks if task.summary is not None]

@@ -15,12 +15,40 @@ def task_figures(task: TaskProgress, width: int | None = None) -> str:
         width: Characters there are; None is enough for everything.
     """
     figures = [
+        *_training_figures(task),
         *_speed_figures(task),
         *_saving_figures(task),
         *_shard_figures(task),
         *_outlook(task),
     ]
     return fit(figures, width)
+
+
+_SHOWN_OF_A_TRAINING = {
+    "loss": "loss",
+    "objective/score": "score",
+    "objective/kl": "KL",
+    "reward": "reward",
+    "rewards/accuracies": "accuracy",
+    "learning_rate": "lr",
+    "tokens_per_s": "tokens/s",
+}
+"""What stands next to a training's bar, where its trainer logs it, and how it is called there."""
+
+
+def _training_figures(task: TaskProgress) -> list[Figure]:
+    training = task.training
+    if training is None or task.finishing or task.succeeded:
+        return []
+    figures: list[Figure] = []
+    if training.steps_per_s:
+        speed = f"{training.steps_per_s:.3g}"
+        figures.append(Figure(8, (f"{speed} steps/s", f"{speed}/s")))
+    for importance, (name, called) in enumerate(_SHOWN_OF_A_TRAINING.items()):
+        if name in training.metrics:
+            value = f"{training.metrics[name]:.3g}"
+            figures.append(Figure(7 - min(importance, 6), (f"{called} {value}",)))
+    return figures
 
 
 def _speed_figures(task: TaskProgress) -> list[Figure]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from time import monotonic
 
 from mloc_dagster.events.model import TaskEvent, TaskEventType
-from mloc_dagster.events.payloads import Payload
+from mloc_dagster.events.payloads import Payload, TrainingFigures
 
 WINDOW_S = 20.0
 """Speeds are those of the last seconds: a model that loads first does not spoil the estimate."""
@@ -68,6 +68,7 @@ class TaskProgress:
         failed_attempts: Attempts at shards that failed.
         succeeded: Whether everything of the task is done.
         slo_s: Seconds that the template allows from submission to the last result.
+        training: How far a training is; None of other tasks, and before its first step.
     """
 
     def __init__(self, node: str, now: Callable[[], float] = monotonic) -> None:
@@ -75,6 +76,7 @@ class TaskProgress:
         self.total_rows = self.tokens = self.errors = 0
         self.prompt_tokens = self.cached_tokens = self.reused = 0
         self.slo_s: float | None = None
+        self.training: TrainingFigures | None = None
         self.shards_done = self.total_shards = self.failed_attempts = 0
         self.succeeded = False
         self._now = now
@@ -82,11 +84,20 @@ class TaskProgress:
         self._rows_done = self._rows_computed = 0
         self._marks: deque[_Mark] = deque()
         self._due: float | None = None
+        self._eta_s: float | None = None
+        self._heard = 0.0
 
     @property
     def rows_done(self) -> int:
         """Rows that are there, those of earlier runs included."""
         return self._rows_done
+
+    @property
+    def done(self) -> tuple[int, int, str]:
+        """How much there is and will be, in rows or in a training's steps."""
+        if self.training is None:
+            return self._rows_done, self.total_rows, "row"
+        return self.training.step, self.training.steps, "step"
 
     @property
     def rows_computed(self) -> int:
@@ -124,6 +135,9 @@ class TaskProgress:
             case TaskEventType.SHARD_STARTED:
                 shard.rows_this_attempt = 0
                 self._mark()
+            case TaskEventType.TASK_PROGRESS if event.payload.training is not None:
+                self.training, self._eta_s = event.payload.training, event.payload.eta_s
+                self._heard = self._now()
             case TaskEventType.TASK_PROGRESS:
                 shard.rows_this_attempt += event.payload.rows
                 before = event.payload.resumed or shard.rows
@@ -194,7 +208,10 @@ class TaskProgress:
         return first.at - began.at > LOADING_S and now - first.at < SETTLED_S
 
     def remaining_s(self) -> float | None:
-        """Returns the estimated seconds until the last row; None while nothing is known."""
+        """Returns the estimated seconds until the last row or step; None while none is known."""
+        if self.training is not None:
+            since = self._now() - self._heard
+            return None if self._eta_s is None else max(self._eta_s - since, 0.0)
         rows_per_s = self.speeds().rows
         if not rows_per_s or not self.total_rows:
             return None

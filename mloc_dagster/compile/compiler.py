@@ -17,6 +17,7 @@ from mloc_dagster.compile.merge import check_base_keys, merged_spec
 from mloc_dagster.compile.nodes import NodeDraft, ancestors_of, read_nodes
 from mloc_dagster.compile.reference_check import ReferenceCheck
 from mloc_dagster.compile.spelling import find, merge_value, normalise
+from mloc_dagster.compile.training_check import check_training
 from mloc_dagster.compile.tree import Position, Tree, tree_of
 from mloc_dagster.compile.typed import validate
 from mloc_dagster.errors import TemplateError, nearest_hint
@@ -209,6 +210,7 @@ class _Compiler:
         depends_on = tuple(dict.fromkeys((*node.depends_on, *check.reads)))
         typed = _unresolved(block, spec, example) or typed
         check_engine(spec, typed, self._findings)
+        check_training(spec, typed, self._findings)
         # The name is metadata's or a node's, and was checked there.
         task = Task.model_construct(name=node.name, depends_on=depends_on, spec=typed)
         mapping = {key: child.plain() for key, child in spec.fields.items()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Protocol
@@ -21,7 +21,7 @@ _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 
 
 class Table(Protocol):
-    """Named splits of rows, one column of which holds prompts."""
+    """Named splits of rows."""
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -35,7 +35,13 @@ class Table(Protocol):
     def prompts(
         self, split: str, column: str | None, image_columns: Sequence[str] = ()
     ) -> Iterator[Prompt]:
-        """Yields every row of the split, in order, with its images before its text."""
+        """Yields the prompt of every row, in order, with its images before its text."""
+        ...
+
+    def records(
+        self, split: str, columns: Sequence[str] | None = None
+    ) -> Generator[dict[str, object]]:
+        """Yields every row of the split, in order, with these columns as far as it has them."""
         ...
 
 
@@ -48,7 +54,12 @@ def dataset_rows(data: DatasetData) -> Iterator[Prompt]:
         DataError: If the dataset, the split or the column does not exist.
     """
     parts = parse_split(data.split)
-    rows = sliced(open_table(data), parts, data)
+    table = open_table(data)
+
+    def prompts(split: str) -> Iterator[Prompt]:
+        return table.prompts(split, data.column, data.image_columns)
+
+    rows = sliced(table, parts, data.url, prompts)
     if not data.shuffle:
         return rows
     if data.buffer_size is not None:
@@ -71,40 +82,57 @@ def describe_dataset(data: DatasetData) -> str:
     return " ".join(words)
 
 
-def open_table(data: DatasetData) -> Table:
+def open_table(data: DatasetData, names: tuple[str, str] = ("url", "name")) -> Table:
     """Opens files or a hub dataset, whichever the URL means.
+
+    Args:
+        data: What to open.
+        names: How the template calls the URL and the configuration, for messages.
 
     Raises:
         DataError: If it is neither.
     """
     if looks_like_files(data.url):
-        for field in ("name", "revision"):
-            if getattr(data, field) is not None:
+        for field, value in ((names[1], data.name), ("revision", data.revision)):
+            if value is not None:
                 raise DataError(
-                    f"data.{field} selects within a hub dataset, but data.url {data.url!r} is a "
-                    f"file; remove it (or set it to null)"
+                    f"data.{field} selects within a hub dataset, but data.{names[0]} {data.url!r} "
+                    f"is a file; remove it (or set it to null)"
                 )
         return FileTable(data.url)
     if _HUB_ID.fullmatch(data.url) is None:
         raise DataError(
-            f"data.url {data.url!r} is neither a file or folder that exists (looked in "
+            f"data.{names[0]} {data.url!r} is neither a file or folder that exists (looked in "
             f"{Path.cwd()}) nor a hub id of the form owner/name"
         )
     from mloc_dagster.data.hub import HubTable
 
     whole_shuffle = data.shuffle and data.buffer_size is None
-    return HubTable(data.url, data.name, data.revision, streaming=not whole_shuffle)
+    return HubTable(
+        data.url, data.name, data.revision, streaming=not whole_shuffle, config_field=names[1]
+    )
 
 
-def sliced(table: Table, parts: tuple[SplitPart, ...], data: DatasetData) -> Iterator[Prompt]:
-    """Returns the rows of one slice after the other, with the columns that `data` names.
+def sliced[RowT](
+    table: Table,
+    parts: tuple[SplitPart, ...],
+    where: str,
+    rows_of: Callable[[str], Iterator[RowT]],
+) -> Iterator[RowT]:
+    """Returns the rows of one slice after the other.
+
+    Args:
+        table: What is sliced.
+        parts: The slices.
+        where: The file or dataset, for the message.
+        rows_of: Reads a split from its start.
 
     Raises:
         DataError: If a split does not exist.
     """
-    named = [(_known_split(part.split, table.splits, data.url), part) for part in parts]
+    named = [(known_split(part.split, table.splits, where), part) for part in parts]
 
-    def rows() -> Iterator[Prompt]:
+    def rows() -> Iterator[RowT]:
         for split, part in named:
             if part.needs_total:
                 wanted = part.resolve(table.count(split))
@@ -112,13 +140,17 @@ def sliced(table: Table, parts: tuple[SplitPart, ...], data: DatasetData) -> Ite
             else:
                 start, stop = part.start or 0, part.stop
             if stop is None or start < stop:
-                prompts = table.prompts(split, data.column, data.image_columns)
-                yield from islice(prompts, start, stop)
+                yield from islice(rows_of(split), start, stop)
 
     return rows()
 
 
-def _known_split(wanted: str | None, splits: tuple[str, ...], where: str) -> str:
+def known_split(wanted: str | None, splits: tuple[str, ...], where: str) -> str:
+    """Returns a split's name, or the usual one where none is wanted.
+
+    Raises:
+        DataError: If there is no such split.
+    """
     if wanted is None:
         return "train" if "train" in splits or not splits else splits[0]
     if wanted in splits:

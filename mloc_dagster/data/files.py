@@ -5,16 +5,17 @@ from __future__ import annotations
 import gzip
 import io
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import PurePosixPath
 from typing import Any, BinaryIO, cast
 
 from mloc_dagster.data.cells import choose_column, to_prompt
-from mloc_dagster.data.formats import Cell, Csv, Format, JsonLines, Parquet, Place, RowError, Text
+from mloc_dagster.data.formats import Cell, Csv, Format, JsonLines, Place, RowError, Text
 from mloc_dagster.data.image_cells import cell_images, check_image_columns, with_images
 from mloc_dagster.data.json_stream import Json
 from mloc_dagster.data.locate import DataFiles, data_suffix, locate
+from mloc_dagster.data.parquet_format import Parquet
 from mloc_dagster.errors import DataError, TransientError
 from mloc_dagster.results.rows import Prompt
 
@@ -70,6 +71,26 @@ class FileTable:
                     yield from self._prompts_with_images(path, column, image_columns)
                 else:
                     yield from self._prompts_of(path, column)
+
+    def records(
+        self, split: str, columns: Sequence[str] | None = None
+    ) -> Generator[dict[str, object]]:
+        """Yields every row of the split, in file order.
+
+        Args:
+            split: The split.
+            columns: What is needed of a row, where it has it; by default all of it.
+
+        Raises:
+            DataError: If a row cannot be read (the message says where).
+        """
+        for path in self._files.splits[split]:
+            with (
+                _in_context(path),
+                self._open(path) as file,
+                closing(_format_of(path).rows(file, columns)) as rows,
+            ):
+                yield from rows
 
     def _prompts_of(self, path: str, column: str | None) -> Iterator[Prompt]:
         columns = self._columns(path)

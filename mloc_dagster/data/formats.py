@@ -1,8 +1,8 @@
-"""Reading one data file as a stream of cells: jsonl, csv, parquet and plain text.
+"""Reading one data file as a stream of cells: jsonl, csv and plain text.
 
 Each format is a `Format`: the columns, the cells of one column with the place where each was
-found, and a count of rows that decodes as little as it can. Memory is bounded by one row (or one
-record batch) except where a docstring says otherwise.
+found, and a count of rows that decodes as little as it can. Memory is bounded by one row
+except where a docstring says otherwise.
 """
 
 from __future__ import annotations
@@ -10,21 +10,22 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Generator
+from collections.abc import Collection, Generator
 from contextlib import closing
 from typing import BinaryIO, Protocol, cast
 
 import msgspec
 
 _MAX_CSV_CELL_BYTES = 1 << 28
-_BATCH_ROWS = 1024
-_BYTES_BATCH_ROWS = 16  # a row of such a column may well be an image of some megabytes
 
 Place = int | str
 """A line's number; `row 12` where there are no lines."""
 
 Cell = tuple[Place, object]
 """Where it was found, and the value."""
+
+Row = dict[str, object]
+"""Values by column."""
 
 
 class RowError(Exception):
@@ -49,6 +50,14 @@ class Format(Protocol):
 
     def cells(self, file: BinaryIO, column: str) -> Generator[Cell]:
         """Yields one cell a row.
+
+        Raises:
+            RowError: If a row cannot be read.
+        """
+        ...
+
+    def rows(self, file: BinaryIO, columns: Collection[str] | None = None) -> Generator[Row]:
+        """Yields each row with `columns`, or all of them, as far as the row has them.
 
         Raises:
             RowError: If a row cannot be read.
@@ -85,9 +94,27 @@ class JsonLines:
                 cell = json_cell(_json_object(line, number), column, number)
             yield number, cell
 
+    def rows(self, file: BinaryIO, columns: Collection[str] | None = None) -> Generator[Row]:
+        """Yields each line's object."""
+        decode = msgspec.json.Decoder(Row).decode
+        for number, line in enumerate(file, start=1):
+            if line := _without_mark(line, number).strip():
+                try:
+                    row = decode(line)
+                except (msgspec.DecodeError, UnicodeDecodeError):
+                    row = _json_object(line, number)
+                yield only(row, columns)
+
     def count(self, file: BinaryIO) -> int:
         """Counts lines that are not blank."""
         return sum(1 for line in file if not line.isspace())
+
+
+def only(row: Row, columns: Collection[str] | None) -> Row:
+    """Returns a row with these columns, or whole."""
+    if columns is None:
+        return row
+    return {name: row[name] for name in columns if name in row}
 
 
 def json_cell(row: dict[str, object], column: str, place: Place) -> object:
@@ -139,6 +166,15 @@ class Csv:
                     raise RowError(line, f"{len(record)} cells where the header has {len(header)}")
                 yield line, record[place]
 
+    def rows(self, file: BinaryIO, columns: Collection[str] | None = None) -> Generator[Row]:
+        """Yields each record."""
+        with closing(self._records(file)) as records:
+            _, header = next(records, (0, cast("list[str]", [])))
+            for line, record in records:
+                if len(record) != len(header):
+                    raise RowError(line, f"{len(record)} cells where the header has {len(header)}")
+                yield only(dict(zip(header, record, strict=True)), columns)
+
     def count(self, file: BinaryIO) -> int:
         """Counts records."""
         return max(sum(1 for _ in self._records(file)) - 1, 0)
@@ -174,38 +210,11 @@ class Text:
                 raise RowError(number, f"not UTF-8 ({error.reason})") from None
             yield number, text.removesuffix("\n").removesuffix("\r")
 
+    def rows(self, file: BinaryIO, columns: Collection[str] | None = None) -> Generator[Row]:
+        """Yields each line."""
+        for _, text in self.cells(file, "text"):
+            yield only({"text": text}, columns)
+
     def count(self, file: BinaryIO) -> int:
         """Counts lines."""
         return sum(1 for _ in file)
-
-
-class Parquet:
-    """Apache Parquet, by record batches of the one column that is needed."""
-
-    def columns(self, file: BinaryIO) -> list[str]:
-        """Returns the schema's top-level names."""
-        return list(self._open(file).schema_arrow.names)
-
-    def cells(self, file: BinaryIO, column: str) -> Generator[Cell]:
-        """Yields `column` of each row."""
-        number = 1
-        opened = self._open(file)
-        holds_bytes = "binary" in str(opened.schema_arrow.field(column).type)
-        rows = _BYTES_BATCH_ROWS if holds_bytes else _BATCH_ROWS
-        for batch in opened.iter_batches(batch_size=rows, columns=[column]):
-            for cell in batch.column(0).to_pylist():
-                yield f"row {number}", cell
-                number += 1
-
-    def count(self, file: BinaryIO) -> int:
-        """Reads the footer."""
-        return int(self._open(file).metadata.num_rows)
-
-    def _open(self, file: BinaryIO):
-        from pyarrow import ArrowException
-        from pyarrow.parquet import ParquetFile
-
-        try:
-            return ParquetFile(file)
-        except ArrowException as error:
-            raise RowError("", f"not a Parquet file: {error}") from None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -23,6 +23,7 @@ class HubTable:
         streaming: Read rows off the network as they are needed; otherwise the dataset is
             downloaded into `datasets`' cache and read from there. Offline (`HF_HUB_OFFLINE`)
             it is always read from the cache.
+        config_field: How the template calls the configuration, for messages.
 
     Raises:
         DataError: If the dataset or the configuration does not exist.
@@ -31,7 +32,13 @@ class HubTable:
     """
 
     def __init__(
-        self, url: str, name: str | None = None, revision: str | None = None, *, streaming: bool
+        self,
+        url: str,
+        name: str | None = None,
+        revision: str | None = None,
+        *,
+        streaming: bool,
+        config_field: str = "name",
     ) -> None:
         try:
             import datasets
@@ -46,7 +53,7 @@ class HubTable:
                     url, name, revision=revision, streaming=streaming
                 )
             except ValueError as error:
-                raise _config_error(url, name, revision, error) from error
+                raise _config_error(url, name, revision, config_field, error) from error
         self._splits: dict[str, Any] = dict(loaded)
 
     @property
@@ -97,6 +104,25 @@ class HubTable:
                     ) from error
                 yield prompt
 
+    def records(
+        self, split: str, columns: Sequence[str] | None = None
+    ) -> Generator[dict[str, object]]:
+        """Yields every row of the split, in order.
+
+        Args:
+            split: The split.
+            columns: What is needed of a row; by default all of it.
+
+        Raises:
+            DataError: If a row cannot be read.
+            TransientError: If the hub cannot be reached.
+        """
+        with _in_context(self._url):
+            rows = self._splits[split]
+            if columns is not None:
+                rows = rows.select_columns(list(columns))
+            yield from rows
+
 
 def _undecoded(rows: Any, image_columns: Sequence[str]) -> Any:
     """Returns the rows with images as `{bytes, path}`, the way the data set stores them."""
@@ -111,14 +137,16 @@ def _undecoded(rows: Any, image_columns: Sequence[str]) -> Any:
     return rows
 
 
-def _config_error(url: str, name: str | None, revision: str | None, error: ValueError) -> DataError:
+def _config_error(
+    url: str, name: str | None, revision: str | None, field: str, error: ValueError
+) -> DataError:
     """Explains what `datasets` says of a configuration, with the names there are."""
     import datasets
 
     names = datasets.get_dataset_config_names(url, revision=revision)
     if name is None and len(names) > 1:
         return DataError(
-            f"dataset {url!r} has several configurations; choose one with data.name: "
+            f"dataset {url!r} has several configurations; choose one with data.{field}: "
             f"{', '.join(names)}"
         )
     if name is not None and name not in names:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Generator, Iterator
+from collections.abc import Collection, Generator, Iterator
 from io import BufferedReader
 from typing import BinaryIO, cast
 
-from mloc_dagster.data.formats import Cell, JsonLines, Place, RowError, json_cell
+from mloc_dagster.data.formats import Cell, JsonLines, Place, Row, RowError, json_cell, only
 
 _BLOCK_BYTES = 1 << 18
 _SPACE = re.compile(r"[ \t\r\n]*")
@@ -35,6 +35,14 @@ class Json:
             return
         for place, row in _Rows(file).rows():
             yield place, json_cell(row, column, place)
+
+    def rows(self, file: BinaryIO, columns: Collection[str] | None = None) -> Generator[Row]:
+        """Yields each row."""
+        if _is_lines(file):
+            yield from JsonLines().rows(file, columns)
+            return
+        for _, row in _Rows(file).rows():
+            yield only(row, columns)
 
     def count(self, file: BinaryIO) -> int:
         """Counts rows; the whole file is parsed."""

@@ -12,6 +12,7 @@ import struct
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -28,18 +29,22 @@ _HEADER = struct.Struct("<QQI")
 _Entry = tuple[int, int, bytes]
 
 
-def shuffle_all(
-    rows: Iterable[Prompt], seed: int, memory_bytes: int = MEMORY_BYTES
-) -> Iterator[Prompt]:
+def shuffle_all[RowT](
+    rows: Iterable[RowT],
+    seed: int,
+    memory_bytes: int = MEMORY_BYTES,
+    row_type: Any = Prompt,
+) -> Iterator[RowT]:
     """Yields every row once, in an order that is uniformly random over the whole input.
 
     Args:
         rows: A stream; it is read to its end before the first row comes out.
         seed: Equal seeds give equal orders, on any machine and with any memory budget.
         memory_bytes: How much to hold before temporary files are used.
+        row_type: What a row is, for msgspec: rows are held as JSON.
     """
     encode = msgspec.json.Encoder().encode
-    decode = msgspec.json.Decoder(Prompt).decode
+    decode = msgspec.json.Decoder(row_type).decode
     draw = random.Random(seed).random  # noqa: S311 - a shuffle, not a secret
     keys = ((int(draw() * (1 << _KEY_BITS)), index, encode(row)) for index, row in enumerate(rows))
     for _, _, data in _sorted(keys, _KEY_BITS - _FAN_BITS, memory_bytes):

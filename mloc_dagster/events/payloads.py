@@ -40,6 +40,24 @@ class SloMiss(BaseModel):
     """How many of them were too many."""
 
 
+class TrainingFigures(BaseModel):
+    """How far a training is."""
+
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
+
+    step: int
+    """Optimiser steps done, those before a resume included."""
+
+    steps: int
+    """How many there will be; 0 while that is unknown."""
+
+    steps_per_s: float
+    """Steps in a second, in this attempt."""
+
+    metrics: dict[str, float]
+    """What was logged last: `loss`, `learning_rate`, …, as the trainer names it."""
+
+
 class Payload(BaseModel):
     """Numbers and reasons that go with a task's event; what does not apply is 0 or absent."""
 
@@ -70,6 +88,9 @@ class Payload(BaseModel):
     eta_s: float | None = Field(default=None, exclude_if=_is_none)
     """Seconds until the shard's last row, at its speed of late, in TASK_PROGRESS; absent while no
     speed is known."""
+
+    training: TrainingFigures | None = Field(default=None, exclude_if=_is_none)
+    """How far a training is, in its TASK_PROGRESS."""
 
     losses: int = Field(default=0, exclude_if=_is_zero)
     """How many workers this attempt at the shard has lost, in TASK_REQUEUED."""

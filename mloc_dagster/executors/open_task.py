@@ -13,7 +13,7 @@ from mloc_dagster.planning.plan import Plan
 from mloc_dagster.results.record import TaskRecord, read_record
 from mloc_dagster.results.store import Folder, open_store
 from mloc_dagster.results.usage import Rates
-from mloc_dagster.schema.task import ModelSpec, RowSpec, Task
+from mloc_dagster.schema.task import ModelSpec, RowSpec, Task, TrainingSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,10 +38,16 @@ class OpenTask:
         return self.task.spec  # type: ignore[return-value]
 
     @property
+    def training_spec(self) -> TrainingSpec:
+        """The spec of a training."""
+        return self.task.spec  # type: ignore[return-value]
+
+    @property
     def model_name(self) -> str:
         """What answers: the model's identifier, or the task type where there is no model."""
         spec = self.task.spec
-        return spec.model.source.identifier if isinstance(spec, ModelSpec) else spec.task_type
+        named = isinstance(spec, ModelSpec | TrainingSpec)
+        return spec.model.source.identifier if named else spec.task_type
 
     @property
     def model_revision(self) -> str | None:

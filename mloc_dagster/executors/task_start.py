@@ -17,11 +17,19 @@ from mloc_dagster.errors import InputError
 from mloc_dagster.executors.input_planning import input_planning, usual_output_tokens
 from mloc_dagster.executors.open_task import OpenTask, open_task
 from mloc_dagster.executors.registry import task_executor
+from mloc_dagster.executors.training_plan import plan_training
 from mloc_dagster.planning.plan import Plan
 from mloc_dagster.results.record import TaskRecord, write_record
 from mloc_dagster.results.store import open_store
 from mloc_dagster.schema.data import InferenceData, OpenaiBatchData
-from mloc_dagster.schema.task import EchoSpec, EmbeddingSpec, InferenceSpec, ModelSpec, RowSpec
+from mloc_dagster.schema.task import (
+    EchoSpec,
+    EmbeddingSpec,
+    InferenceSpec,
+    ModelSpec,
+    RowSpec,
+    TrainingSpec,
+)
 
 
 def task_id_for(workflow_id: str, compiled: CompiledTemplate, node: str) -> str:
@@ -64,6 +72,8 @@ def start_task(
 
 
 def _plan(opened: OpenTask) -> Plan:
+    if isinstance(opened.task.spec, TrainingSpec):
+        return plan_training(opened.folder, opened.record.task_id, opened.task.spec)
     spec = opened.spec
     return spool_input(
         opened.record.task_id,

@@ -135,11 +135,19 @@ def load_model(block: Model, enforce_cpu: bool) -> LoadedModel:
 def model_place(source: ModelSource) -> str:
     """Returns where the weights are: a folder, or the hub's id.
 
+    What lies at an address, such as the results of a training on a store elsewhere, is fetched.
+
     Raises:
         TerminalError: If the template names a folder without a model.
+        InputError: If there are no weights at the address.
+        TransientError: If they cannot be fetched now.
     """
     if source.type == "builtin":
         return str(builtin_model_path(source.identifier))
+    if source.type == "local" and "://" in source.identifier:
+        from mloc_dagster.executors.training.weights import fetched_model
+
+        return str(fetched_model(source.identifier))
     if source.type == "local":
         folder = Path(source.identifier).expanduser()
         if not (folder / "config.json").is_file():

@@ -13,8 +13,10 @@ from mloc_dagster.ops.failures import as_dagster
 from mloc_dagster.ops.metadata import responses_metadata
 from mloc_dagster.ops.plan_metadata import plan_metadata
 from mloc_dagster.ops.references import TaskRef
+from mloc_dagster.ops.training_result import training_output
 from mloc_dagster.planning.plan import Plan
 from mloc_dagster.results.aggregate import aggregate
+from mloc_dagster.schema.task import TrainingSpec
 
 
 @dg.op(
@@ -26,6 +28,8 @@ from mloc_dagster.results.aggregate import aggregate
 def aggregate_op(context: dg.OpExecutionContext, reports: list[ShardReport]) -> dg.Output[TaskRef]:
     """Aggregates a task; see `results.aggregate`."""
     opened = open_task(reports[0].task_id)
+    if isinstance(opened.task.spec, TrainingSpec):
+        return training_output(opened)
     plan = opened.plan()
     try:
         summary = aggregate(

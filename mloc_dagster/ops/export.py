@@ -12,7 +12,9 @@ from mloc_dagster.ops.references import TaskRef
 from mloc_dagster.results.delivery import DeliveryReport, deliver
 from mloc_dagster.results.export import export as export_rows
 from mloc_dagster.results.manifest import Manifest, write_manifest
-from mloc_dagster.schema.task import EmbeddingSpec
+from mloc_dagster.results.training_result import artifact_names
+from mloc_dagster.results.training_summary import read_training
+from mloc_dagster.schema.task import EmbeddingSpec, TrainingSpec
 
 
 def export(context: dg.AssetExecutionContext, responses: TaskRef) -> dg.Output[TaskRef]:
@@ -24,7 +26,8 @@ def export(context: dg.AssetExecutionContext, responses: TaskRef) -> dg.Output[T
         for name in sorted(missing):
             context.log.warning(f"the template asks for {name!r}, which this task did not make")
         output = opened.spec.output
-        artifacts = [name for name in output.artifacts if name.rstrip("/") not in missing]
+        wanted = [each.path for each in manifest.entries if each.required]
+        artifacts = [name for name in wanted if name not in missing]
         delivered = deliver(opened.folder, responses.task_id, output.destination, artifacts)
     except MlocError as error:
         raise as_dagster(error) from error
@@ -49,6 +52,11 @@ def export(context: dg.AssetExecutionContext, responses: TaskRef) -> dg.Output[T
 
 
 def _write(opened: OpenTask) -> Manifest:
+    artifacts = opened.task.spec.output.artifacts
+    if isinstance(opened.task.spec, TrainingSpec):
+        return write_manifest(
+            opened.folder, artifact_names(artifacts, read_training(opened.folder))
+        )
     export_rows(
         opened.folder,
         opened.plan(),
@@ -59,7 +67,7 @@ def _write(opened: OpenTask) -> Manifest:
         submitted_at=opened.record.submitted_at,
         vectors=isinstance(opened.spec, EmbeddingSpec),
     )
-    return write_manifest(opened.folder, opened.spec.output.artifacts)
+    return write_manifest(opened.folder, artifacts)
 
 
 def _deliveries(report: DeliveryReport) -> str:

@@ -19,7 +19,9 @@ from mloc_dagster.fleet.process_models import process_model_cache
 from mloc_dagster.ops.failures import retry_or_fail
 from mloc_dagster.ops.progress import ProgressBatches
 from mloc_dagster.ops.progress_notes import ProgressNotes
+from mloc_dagster.ops.training import train_shard
 from mloc_dagster.planning.shards import Shard
+from mloc_dagster.schema.task import TrainingSpec
 from mloc_dagster.settings import settings
 
 RETRY_ERRORS_TAG = "mloc/retry_errors"
@@ -47,7 +49,7 @@ def shard_op(pool: str | None = None) -> dg.OpDefinition:
 
 
 def compute_shard(context: dg.OpExecutionContext, shard: Shard) -> ShardReport:
-    """Computes one shard; see `executors.shard_run`."""
+    """Computes one shard: rows, or a whole training."""
     opened = open_task(shard.task_id)
     attempt = context.retry_number + 1
     about = TaskEvent(
@@ -60,45 +62,55 @@ def compute_shard(context: dg.OpExecutionContext, shard: Shard) -> ShardReport:
     )
     publish(about)
     try:
-        notes = ProgressNotes(
-            shard,
-            lambda text, data: _note(context, text, data),
-            interval_s=settings().run_note_interval_s,
-            due_s=_due_s(opened),
-        )
-        with ProgressBatches(about, also=notes.add) as progress:
-
-            def resumed(rows: int) -> None:
-                notes.resumed(rows)
-                progress.resumed(rows)
-
-            def cancelled() -> bool:
-                progress.look()  # asked between steps: the clock that a running shard has anyway
-                return cancel_requested()
-
-            report = run_shard(
-                opened.folder,
-                shard.task_id,
-                opened.spec,
-                opened.plan(),
-                shard,
-                attempt=attempt,
-                cache=process_model_cache(),
-                cancelled=cancelled,
-                on_rows=progress.add,
-                on_resumed=resumed,
-                retry_errors=context.run.tags.get(RETRY_ERRORS_TAG) == "true",
-            )
+        if isinstance(opened.task.spec, TrainingSpec):
+            report = train_shard(context, opened, shard, about)
+        else:
+            report = _compute_rows(context, opened, shard, about)
     except TaskCancelled as stop:
         # Nothing failed: whoever asked says what follows.
-        raise retry_or_fail(stop, attempt, opened.spec.retries) from stop
+        raise retry_or_fail(stop, attempt, opened.task.spec.retries) from stop
     except Exception as error:
         context.log.warning(f"attempt {attempt} at shard {shard.key} failed: {error}")
         publish(_next(about, TaskEventType.SHARD_FAILED, error=str(error)))
-        raise retry_or_fail(error, attempt, opened.spec.retries) from error
+        raise retry_or_fail(error, attempt, opened.task.spec.retries) from error
     payload = Payload(rows=report.rows_resumed)
     publish(_next(about, TaskEventType.SHARD_SUCCEEDED, payload=payload))
     return report
+
+
+def _compute_rows(
+    context: dg.OpExecutionContext, opened: OpenTask, shard: Shard, about: TaskEvent
+) -> ShardReport:
+    """Computes the rows that are not there yet; see `executors.shard_run`."""
+    notes = ProgressNotes(
+        shard,
+        lambda text, data: _note(context, text, data),
+        interval_s=settings().run_note_interval_s,
+        due_s=_due_s(opened),
+    )
+    with ProgressBatches(about, also=notes.add) as progress:
+
+        def resumed(rows: int) -> None:
+            notes.resumed(rows)
+            progress.resumed(rows)
+
+        def cancelled() -> bool:
+            progress.look()  # asked between steps: the clock that a running shard has anyway
+            return cancel_requested()
+
+        return run_shard(
+            opened.folder,
+            shard.task_id,
+            opened.spec,
+            opened.plan(),
+            shard,
+            attempt=about.attempt,
+            cache=process_model_cache(),
+            cancelled=cancelled,
+            on_rows=progress.add,
+            on_resumed=resumed,
+            retry_errors=context.run.tags.get(RETRY_ERRORS_TAG) == "true",
+        )
 
 
 def _due_s(opened: OpenTask) -> float | None:

@@ -110,5 +110,17 @@ Name = Annotated[
 ]
 
 TaskType = Literal[
-    "echo", "inference", "embedding", "sft", "lora_sft", "dpo", "ppo", "rag", "agent"
+    "echo",
+    "inference",
+    "embedding",
+    "sft",
+    "lora_sft",
+    "dpo",
+    "kto",
+    "reward",
+    "ppo",
+    "grpo",
+    "rloo",
+    "rag",
+    "agent",
 ]

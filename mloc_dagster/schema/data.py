@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, JsonValue, model_validator
 
 from mloc_dagster.schema.base import Block
 
@@ -222,8 +223,20 @@ class TrainingData(Block):
     rejected_column: str | None = None
     """DPO: the column with the worse answer."""
 
+    label_column: str | None = None
+    """KTO: the column that says whether the answer is good."""
+
     separator: str = "\n\n"
-    """Stands between prompt and response."""
+    """Stands between prompt and response; giving it means plain text."""
+
+    format: Literal["auto", "chat", "plain"] = "auto"
+    """Whether rows go through the chat template; `auto`: if there is one and no `separator`."""
+
+    error_budget: float = Field(default=0.0, ge=0, le=1)
+    """Share of rows that may be unusable; they are counted, shown and left out."""
+
+    revision: str | None = None
+    """Branch, tag or commit of a hub dataset."""
 
     max_samples: int | None = Field(default=None, ge=1)
     """Rows at most."""
@@ -238,10 +251,14 @@ class TrainingData(Block):
     """DPO: comparisons written into the template."""
 
     prompts: tuple[str, ...] = ()
-    """PPO: prompts written into the template."""
+    """PPO, GRPO, RLOO: prompts written into the template."""
+
+    rows: tuple[Mapping[str, JsonValue], ...] = ()
+    """Rows written into the template, with the columns that a dataset would have."""
 
     @model_validator(mode="after")
     def _has_rows(self) -> TrainingData:
-        if not (self.dataset_name or self.preferences or self.prompts):
-            raise ValueError("give one of dataset_name, preferences or prompts")
+        given = [self.dataset_name, self.preferences, self.prompts, self.rows]
+        if sum(bool(each) for each in given) != 1:
+            raise ValueError("give one of dataset_name, preferences, prompts or rows")
         return self

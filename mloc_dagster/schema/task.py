@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -14,7 +14,15 @@ from mloc_dagster.schema.model import Model
 from mloc_dagster.schema.output import Checks, Output
 from mloc_dagster.schema.resources import Parallel, Resources, Retries, Slo
 from mloc_dagster.schema.retrieval import Agent, Embedding, Qdrant, Search
-from mloc_dagster.schema.training import Checkpoint, Generation, Lora, RewardModel, Training
+from mloc_dagster.schema.training import (
+    Checkpoint,
+    Evaluation,
+    Generation,
+    Lora,
+    RewardFunction,
+    RewardModel,
+    Training,
+)
 
 
 class TaskSpec(Block):
@@ -63,10 +71,16 @@ class EmbeddingSpec(TaskSpec):
 class TrainingSpec(TaskSpec):
     """What every training has."""
 
+    # Any: each class of specs narrows it to its own literal, which nobody could do to a str.
+    task_type: Any = Field(alias="taskType")
     model: Model
     data: TrainingData
     training: Training = Training()
+    lora: Lora | None = None
     checkpoint: Checkpoint | None = None
+    evaluation: Evaluation | None = None
+    require_gpu: bool = False
+    """Refuse to train on a CPU."""
 
 
 class SftSpec(TrainingSpec):
@@ -74,28 +88,76 @@ class SftSpec(TrainingSpec):
 
     task_type: Literal["sft"] = Field(alias="taskType")
 
+    @model_validator(mode="after")
+    def _trains_all(self) -> Self:
+        if self.lora is not None:
+            raise ValueError("sft trains all weights; an adapter (lora) is trained by lora_sft")
+        return self
+
 
 class LoraSftSpec(TrainingSpec):
     """Supervised fine-tuning of a LoRA adapter."""
 
     task_type: Literal["lora_sft"] = Field(alias="taskType")
-    lora: Lora = Lora()
+    lora: Lora | None = Lora()
 
 
 class DpoSpec(TrainingSpec):
     """Direct preference optimisation, of all weights or of a LoRA adapter."""
 
     task_type: Literal["dpo"] = Field(alias="taskType")
-    lora: Lora | None = None
 
 
-class PpoSpec(TrainingSpec):
-    """Proximal policy optimisation against a reward model."""
+class KtoSpec(TrainingSpec):
+    """Kahneman-Tversky optimisation: answers that are good or bad, each by itself."""
+
+    task_type: Literal["kto"] = Field(alias="taskType")
+
+
+class RewardSpec(TrainingSpec):
+    """A reward model, from preferences: a classifier that scores the better answer higher."""
+
+    task_type: Literal["reward"] = Field(alias="taskType")
+
+
+class OnlineSpec(TrainingSpec):
+    """A training that samples answers and has them scored."""
+
+    reward_model: RewardModel | None = None
+    rewards: tuple[RewardFunction, ...] = ()
+    """Registered functions that score answers, summed with the reward model's score."""
+
+    generation: Generation = Generation()
+
+    @model_validator(mode="after")
+    def _has_rewards(self) -> Self:
+        if self.reward_model is None and not self.rewards:
+            raise ValueError("give reward_model, rewards or both: something has to score answers")
+        return self
+
+
+class PpoSpec(OnlineSpec):
+    """Proximal policy optimisation against a reward."""
 
     task_type: Literal["ppo"] = Field(alias="taskType")
-    reward_model: RewardModel
-    generation: Generation = Generation()
-    lora: Lora | None = None
+
+    @model_validator(mode="after")
+    def _is_one_process(self) -> Self:
+        if (self.training.num_processes or 1) > 1:
+            raise ValueError("PPO trains in one process: leave training.num_processes out")
+        return self
+
+
+class GrpoSpec(OnlineSpec):
+    """Group-relative policy optimisation: answers compared with others to the same prompt."""
+
+    task_type: Literal["grpo"] = Field(alias="taskType")
+
+
+class RlooSpec(OnlineSpec):
+    """REINFORCE, with the other answers to the same prompt as the baseline."""
+
+    task_type: Literal["rloo"] = Field(alias="taskType")
 
 
 class RagSpec(TaskSpec):
@@ -135,7 +197,11 @@ AnyTaskSpec = Annotated[
     | SftSpec
     | LoraSftSpec
     | DpoSpec
+    | KtoSpec
+    | RewardSpec
     | PpoSpec
+    | GrpoSpec
+    | RlooSpec
     | RagSpec
     | AgentSpec,
     Field(discriminator="task_type"),
@@ -148,7 +214,11 @@ SPEC_TYPES: Mapping[str, type[TaskSpec]] = {
     "sft": SftSpec,
     "lora_sft": LoraSftSpec,
     "dpo": DpoSpec,
+    "kto": KtoSpec,
+    "reward": RewardSpec,
     "ppo": PpoSpec,
+    "grpo": GrpoSpec,
+    "rloo": RlooSpec,
     "rag": RagSpec,
     "agent": AgentSpec,
 }

@@ -5,13 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal
 
-from pydantic import Field, JsonValue
+from pydantic import ConfigDict, Field, JsonValue, model_validator
 
 from mloc_dagster.schema.base import Block
+from mloc_dagster.schema.data import TrainingData
 
 
 class Training(Block):
-    """Arguments of the trainer (`transformers.TrainingArguments` and TRL's configs)."""
+    """Arguments of the trainer (`transformers.TrainingArguments` and TRL's configs).
+
+    Any other argument of the task type's own config in the installed TRL may stand here as well, by
+    its own name; the compiler checks it.
+    """
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, JsonValue] = Field(init=False)  # pyright: ignore[reportIncompatibleVariableOverride]
 
     num_train_epochs: float = Field(default=1.0, gt=0)
     """Passes over the data."""
@@ -76,6 +84,9 @@ class Training(Block):
     bf16: bool = False
     """Train in bfloat16."""
 
+    num_processes: int | None = Field(default=None, ge=1)
+    """Processes that train together, each with a GPU; by default one for each GPU."""
+
     deepspeed: Mapping[str, JsonValue] | None = None
     """A DeepSpeed configuration, verbatim."""
 
@@ -96,7 +107,10 @@ class Training(Block):
 
 
 class Lora(Block):
-    """`peft.LoraConfig`."""
+    """`peft.LoraConfig`; any other of its options may stand here as well, by its own name."""
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, JsonValue] = Field(init=False)  # pyright: ignore[reportIncompatibleVariableOverride]
 
     r: int = Field(default=16, ge=1)
     """Rank of the adapter."""
@@ -121,16 +135,60 @@ class Lora(Block):
 
 
 class RewardModel(Block):
-    """The model that scores rollouts."""
+    """The model that scores rollouts: a sequence classifier."""
 
     identifier: str
-    """A hub id or a path."""
+    """A hub id, a folder, or an earlier stage: `${reward.result.final_model_path}`."""
 
     type: Literal["classification", "sentiment"] = "classification"
-    """What the model's score means."""
+    """`classification`: its only logit, or that of `label`; `sentiment`: positive less negative."""
+
+    label: str | None = None
+    """Which class's logit is the score, of a classifier with several; by default the last."""
 
     revision: str | None = None
     """Branch, tag or commit on the hub."""
+
+
+class RewardFunction(Block):
+    """A function that scores rollouts, by the name that it is registered under."""
+
+    name: str
+    """A name of the entry-point group `mloc_dagster.reward_functions`, such as `contains`."""
+
+    weight: float = 1.0
+    """What its score counts in the sum."""
+
+    options: Mapping[str, JsonValue] = Field(default_factory=dict)
+    """Keyword arguments of the function."""
+
+
+class Evaluation(Block):
+    """What a model is measured by, before and after its training."""
+
+    data: TrainingData
+    """Rows to measure on."""
+
+    metrics: tuple[str, ...] = ("loss",)
+    """`loss`, `perplexity`, `exact_match`, `contains`, `regex`, `win_rate`, or a registered one."""
+
+    every: int | None = Field(default=None, ge=1)
+    """Measured every so many steps as well."""
+
+    pattern: str | None = None
+    """What `regex` looks for in an answer."""
+
+    max_new_tokens: int = Field(default=64, ge=1)
+    """Tokens of an answer at most; answers are greedy."""
+
+    gate: str | None = None
+    """What must hold for the model to be handed on: `exact_match >= before + 0.05`."""
+
+    @model_validator(mode="after")
+    def _has_pattern(self) -> Evaluation:
+        if "regex" in self.metrics and self.pattern is None:
+            raise ValueError("the metric 'regex' needs a pattern")
+        return self
 
 
 class Generation(Block):
@@ -175,3 +233,5 @@ class Checkpoint(Block):
     """Where training starts."""
 
     load: CheckpointLoad | None = None
+    allow_pickle: bool = False
+    """Load weights that are pickled (`.bin`, `.pt`), which can run any code."""

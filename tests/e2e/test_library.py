@@ -43,6 +43,7 @@ ROWS = {
     "core/scheduled": [[4]],
     "core/embeddings": [[24]],
     "core/openai_batch": [[9]],
+    "core/align_tiny": [[24]],
     "experiments/gsm8k_single": [[24]],
     "experiments/gsm8k_two_branch": [[24, 24, 24]],
 }
@@ -129,8 +130,9 @@ def test_the_template_runs(
         assert outcome.succeeded, outcome.failures
         assert [each.summary.rows for each in outcome.tasks if each.summary] == rows
         for task in outcome.tasks:
-            assert task.summary is not None
-            assert task.summary.errors == 0
+            if task.training is None:
+                assert task.summary is not None
+                assert task.summary.errors == 0
             assert verify_manifest(open_store().task(task.task_id)) == ()
     if name == "core/http_delivery":
         assert len(heard := receiver) == 4  # the result, responses.json, and a log per shard

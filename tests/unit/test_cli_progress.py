@@ -14,7 +14,7 @@ from mloc_dagster.cli.task_figures import task_figures
 from mloc_dagster.cli.task_progress import Speeds, TaskProgress
 from mloc_dagster.cli.wording import count, duration, rate, short_rate, shorten
 from mloc_dagster.events.model import ShardPlace, TaskEvent, TaskEventType
-from mloc_dagster.events.payloads import Payload
+from mloc_dagster.events.payloads import Payload, TrainingFigures
 
 
 class Clock:
@@ -267,3 +267,16 @@ def test_numbers_and_texts() -> None:
     assert [rate(0.844), rate(31.24), rate(4096.2)] == ["0.84", "31.2", "4,096"]
     assert [count(1, "row"), count(1024, "row")] == ["1 row", "1,024 rows"]
     assert shorten("one\n two   three", 8) == "one two…"
+
+
+def test_a_training_shows_its_steps_and_figures(task: TaskProgress, clock: Clock) -> None:
+    figures = TrainingFigures(
+        step=3, steps=12, steps_per_s=1.5, metrics={"loss": 0.25, "learning_rate": 1e-4}
+    )
+    about = event("TASK_PROGRESS", shard=0)
+    task.take(about.model_copy(update={"payload": Payload(training=figures, eta_s=6.0)}))
+    assert task.done == (3, 12, "step")
+    assert task_figures(task).startswith("1.5 steps/s · loss 0.25 · lr 0.0001")
+    assert task.remaining_s() == 6.0
+    clock.now += 4
+    assert task.remaining_s() == 2.0

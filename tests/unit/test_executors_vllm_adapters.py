@@ -233,6 +233,7 @@ def test_an_engine_that_cannot_serve_its_adapters_is_ended(
     monkeypatch.setattr(vllm_engine, "prepare_environment", lambda: None)
     monkeypatch.setattr(vllm_engine, "prepare_adapters", lambda plan, _: (plan, served))
     monkeypatch.setattr(vllm_engine, "start_engine", lambda plan: llm)
+    monkeypatch.setattr(vllm_engine, "PromptSteps", lambda llm, given: None)
     monkeypatch.setattr(vllm_engine, "processor_template", lambda llm: None)
     monkeypatch.setattr(vllm_engine, "shut_down", ended.append)
 
@@ -260,6 +261,7 @@ def test_an_engine_that_cannot_be_measured_is_ended(
         raise EngineDeadError("see above")
 
     monkeypatch.setattr(vllm_engine, "start_engine", lambda plan: llm)
+    monkeypatch.setattr(vllm_engine, "PromptSteps", lambda llm, given: None)
     monkeypatch.setattr(vllm_engine, "processor_template", lambda llm: None)
     monkeypatch.setattr(vllm_engine, "in_process", unmeasurable)
     monkeypatch.setattr(vllm_engine, "shut_down", ended.append)

@@ -1,0 +1,146 @@
+"""What a cell must hold for a training to learn from it: text, chat messages, or a label.
+
+Each reader returns the value, or raises `ValueError` with the reason that a person is shown.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import cast
+
+from mloc_dagster.errors import nearest_hint
+
+ROLES = ("system", "user", "assistant", "tool")
+
+Messages = list[dict[str, object]]
+"""Chat messages, each with at least `role` and `content`."""
+
+Speech = str | Messages
+"""A prompt or an answer, in either of TRL's forms."""
+
+_TRUE = frozenset(("true", "1", "yes"))
+_FALSE = frozenset(("false", "0", "no"))
+
+
+def read_text(cell: object) -> str:
+    """Reads text; numbers are written as JSON writes them.
+
+    Raises:
+        ValueError: If there is none, or nothing but white space.
+    """
+    match cell:
+        case None:
+            raise ValueError("is missing")
+        case float() if math.isnan(cell):  # how data frames write "missing"
+            raise ValueError("is missing")
+        case str():
+            if not cell.strip():
+                raise ValueError("is empty")
+            return cell
+        case bool():
+            return "true" if cell else "false"
+        case int() | float():
+            return str(cell)
+        case _:
+            raise ValueError(f"holds {_kind(cell)}, not text")
+
+
+def read_messages(cell: object) -> Messages:
+    """Reads chat messages: `role` and `content`, and what else a message has.
+
+    Raises:
+        ValueError: If it holds none, or something in it is not a message of text.
+    """
+    match cell:
+        case None:
+            raise ValueError("is missing")
+        case list() | tuple():
+            given = cast("Sequence[object]", cell)
+        case _:
+            raise ValueError(f"holds {_kind(cell)}, not a list of chat messages")
+    if not given:
+        raise ValueError("is empty")
+    messages = [_message(place, each) for place, each in enumerate(given)]
+    if not any(str(message["content"]).strip() for message in messages):
+        raise ValueError("has no message with any text")
+    return messages
+
+
+def read_speech(cell: object) -> Speech:
+    """Reads text or chat messages, whichever the cell holds.
+
+    Raises:
+        ValueError: If it is neither.
+    """
+    return read_messages(cell) if isinstance(cell, list | tuple) else read_text(cell)
+
+
+def read_answer(cell: object) -> Speech:
+    """Reads an answer: text, or messages of which the last is the assistant's.
+
+    Raises:
+        ValueError: If it is neither.
+    """
+    answer = read_speech(cell)
+    if not isinstance(answer, str) and answer[-1]["role"] != "assistant":
+        raise ValueError("does not end with a message of the assistant")
+    return answer
+
+
+def read_label(cell: object) -> bool:
+    """Reads whether an answer is good: a boolean, 0 or 1, or one of these as text.
+
+    Raises:
+        ValueError: If it is none of these.
+    """
+    if cell is None:
+        raise ValueError("is missing")
+    text = str(cell).strip().lower()
+    if isinstance(cell, float) and cell in (0.0, 1.0):  # a column of numbers with gaps
+        return cell == 1.0
+    if isinstance(cell, bool | int | str) and text in _TRUE | _FALSE:
+        return text in _TRUE
+    raise ValueError(f"holds {_shown(cell)}, which is neither true nor false")
+
+
+def _message(place: int, given: object) -> dict[str, object]:
+    match given:
+        case Mapping():
+            fields = cast("Mapping[object, object]", given)
+        case _:
+            raise ValueError(f"holds {_kind(given)} where message {place} should be")
+    # Tables give every message the keys of all: those without a value are none.
+    message = {str(key): value for key, value in fields.items() if value is not None}
+    role = message.get("role")
+    if role not in ROLES:
+        hint = nearest_hint(str(role), ROLES) if role is not None else ""
+        raise ValueError(f"has a message {place} with the role {role!r}{hint}")
+    content = message.get("content")
+    if isinstance(content, list | tuple):
+        message["content"] = _text_of(place, cast("Sequence[object]", content))
+    elif content is None and "tool_calls" in message:
+        message["content"] = ""
+    elif not isinstance(content, str):
+        raise ValueError(f"has a message {place} whose content is {_kind(content)}, not text")
+    return message
+
+
+def _text_of(place: int, parts: Sequence[object]) -> str:
+    texts: list[str] = []
+    for part in parts:
+        fields = cast("Mapping[str, object]", part) if isinstance(part, Mapping) else {}
+        text = fields.get("text")
+        if fields.get("type") != "text" or not isinstance(text, str):
+            raise ValueError(f"has a message {place} with a part that is not text")
+        texts.append(text)
+    return "\n".join(texts)
+
+
+def _kind(value: object) -> str:
+    return "nothing" if value is None else f"{type(value).__name__} {_shown(value)}"
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else text[:39] + "…"

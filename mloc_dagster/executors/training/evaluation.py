@@ -1,0 +1,83 @@
+"""Measuring a model, which leaves no trace: neither in the model nor in what is drawn at random."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from mloc_dagster.errors import DataError, TerminalError
+from mloc_dagster.executors.training.base import Row
+from mloc_dagster.executors.training.classifier import is_classifier
+from mloc_dagster.executors.training.metrics import Measurement, check_metrics, measure
+from mloc_dagster.schema.metrics import BUILTIN_METRICS
+from mloc_dagster.schema.training import Evaluation
+
+
+def evaluate(
+    model: Any,
+    tokenizer: Any,
+    rows: Sequence[Row],
+    evaluation: Evaluation,
+    *,
+    reference_answers: Sequence[str] | None = None,
+    log: Callable[[str], None],
+) -> dict[str, float]:
+    """Returns the metrics that an `evaluation` block asks for, in its order.
+
+    Answers are greedy, and are compared without white space around them and without regard to
+    upper case. `loss` and `perplexity` are of the right answers alone, each token counting the
+    same; a reward model's `loss` is that of its training. `win_rate` compares log probabilities
+    per token.
+
+    Args:
+        model: A causal language model or a reward model; may be in the middle of its training.
+        tokenizer: Its tokenizer.
+        rows: What it is measured on, out of `examples.rendered_rows`.
+        evaluation: The block.
+        reference_answers: What answers are compared with, instead of the rows' own.
+        log: Hears of rows that were cut.
+
+    Raises:
+        DataError: If there are no rows, or they lack what a metric needs.
+        TerminalError: If a metric is unknown, does not fit the model, fails, or is not a number.
+    """
+    if not rows:
+        raise DataError("evaluation.data gave no rows to measure on")
+    check_metrics(evaluation.metrics, classifies=is_classifier(model))
+    with undisturbed(model):
+        measurement = Measurement(model, tokenizer, rows, evaluation, reference_answers)
+        found = {name: measure(name, measurement) for name in evaluation.metrics}
+    if measurement.cut:
+        log(f"evaluation: {measurement.cut} texts were too long and lost their beginning")
+    for name, value in found.items():
+        # Of ours, only a model that has gone astray makes one: that is for the gate to tell.
+        if not math.isfinite(value) and name not in BUILTIN_METRICS:
+            raise TerminalError(f"the metric {name!r} gave {value}, which is no number")
+    return found
+
+
+@contextmanager
+def undisturbed(model: Any) -> Iterator[None]:
+    """Puts a model into evaluation mode, and afterwards everything back where it was.
+
+    That is the mode of each module, and the state of each source of randomness: a training with
+    evaluations draws what it would draw without.
+    """
+    import numpy as np
+    import torch
+
+    modes = [(module, module.training) for module in model.modules()]
+    python, numbers = random.getstate(), np.random.get_state()
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    try:
+        with torch.random.fork_rng(devices=devices):
+            model.eval()
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
+        random.setstate(python)
+        np.random.set_state(numbers)

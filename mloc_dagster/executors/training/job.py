@@ -1,0 +1,71 @@
+"""What a worker hands to the process that trains: one file, `job.json`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from mloc_dagster.schema.task import (
+    DpoSpec,
+    GrpoSpec,
+    KtoSpec,
+    LoraSftSpec,
+    PpoSpec,
+    RewardSpec,
+    RlooSpec,
+    SftSpec,
+)
+
+AnyTrainingSpec = Annotated[
+    SftSpec | LoraSftSpec | DpoSpec | KtoSpec | RewardSpec | PpoSpec | GrpoSpec | RlooSpec,
+    Field(discriminator="task_type"),
+]
+
+JOB_NAME = "job.json"
+CHECKPOINTS_NAME = "checkpoints"
+OUTBOX_NAME = "outbox"
+
+
+class TrainingJob(BaseModel):
+    """One attempt at a training.
+
+    Attributes:
+        task_id: The task.
+        spec: What to do, with all references resolved.
+        folder: Where the process may write: checkpoints, logs, the final weights. Local.
+        rows: JSON lines in TRL's formats.
+        eval_rows: Rows to measure on; None without an evaluation.
+        start_from: Weights to start from instead of the model's own: a folder.
+        resume_from: A checkpoint of this task to go on from: a folder.
+        before: What an earlier attempt measured before it began; None to measure now.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    task_id: str
+    spec: AnyTrainingSpec
+    folder: Path
+    rows: Path
+    eval_rows: Path | None = None
+    start_from: Path | None = None
+    resume_from: Path | None = None
+    before: dict[str, float] | None = None
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where the trainer puts its checkpoints, and takes the oldest away."""
+        return self.folder / CHECKPOINTS_NAME
+
+    @property
+    def outbox(self) -> Path:
+        """Where complete checkpoints wait for the worker, which the trainer knows nothing of."""
+        return self.folder / OUTBOX_NAME
+
+    def write(self) -> Path:
+        """Writes `job.json` into the job's folder; returns its path."""
+        path = self.folder / JOB_NAME
+        # What the template does not say is left to the trainer, whose defaults are others.
+        path.write_text(self.model_dump_json(by_alias=True, exclude_unset=True))
+        return path

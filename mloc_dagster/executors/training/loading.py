@@ -1,0 +1,184 @@
+"""Loading what a training starts from: model and tokenizer, with adapters merged or added."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+from mloc_dagster.errors import InputError, MissingExtraError, TerminalError
+from mloc_dagster.executors.adapters import adapter_folder
+from mloc_dagster.executors.training.devices import (
+    check_gpu,
+    pick_device,
+    quantization_config,
+    seed_everything,
+    weights_dtype,
+)
+from mloc_dagster.executors.training.lora import continue_adapter, merge_adapter, wrap
+from mloc_dagster.executors.training.pad_token import ensure_pad_token
+from mloc_dagster.executors.training.saving import remember_source
+from mloc_dagster.executors.training.weight_files import weights_kind
+from mloc_dagster.executors.transformers_model import (
+    clear_load_errors,
+    hub_commit,
+    model_place,
+    trusts_remote_code,
+)
+from mloc_dagster.schema.task import TrainingSpec
+
+Log = Callable[[str], None]
+_Head = Literal["causal_lm", "classifier"]
+_CLASSIFIER = "ForSequenceClassification"
+
+
+def load_policy(spec: TrainingSpec, start_from: Path | None, log: Log) -> tuple[Any, Any]:
+    """Returns a causal language model that is ready to be trained, and its tokenizer.
+
+    Args:
+        spec: The task's spec. With `lora`, the model is a `PeftModel`.
+        start_from: A folder with a full model, which takes the place of the model's own weights, or
+            with a LoRA adapter, which the training goes on with; without `lora` it is merged.
+        log: Hears of choices that the template leaves open.
+
+    Raises:
+        InputError: If weights or adapters cannot be found.
+        MissingExtraError: If torch, transformers or peft is not installed.
+        TerminalError: If the model cannot be loaded or trained as the spec asks.
+        TransientError: If something cannot be downloaded now.
+    """
+    return _load(spec, start_from, log, "causal_lm")
+
+
+def load_classifier(spec: TrainingSpec, start_from: Path | None, log: Log) -> tuple[Any, Any]:
+    """Returns a sequence classifier with one logit that is ready to be trained, and its tokenizer.
+
+    Arguments and errors are those of `load_policy`. Of a causal language model, the layer that
+    scores is new.
+    """
+    return _load(spec, start_from, log, "classifier")
+
+
+def _load(spec: TrainingSpec, start_from: Path | None, log: Log, head: _Head) -> tuple[Any, Any]:
+    if not (importlib.util.find_spec("torch") and importlib.util.find_spec("transformers")):
+        raise MissingExtraError("training", "hf")
+    device = pick_device(spec, log)
+    if device != "cpu":
+        check_gpu(spec, device)
+    allow_pickle = spec.checkpoint is not None and spec.checkpoint.allow_pickle
+    kind = weights_kind(start_from, allow_pickle=allow_pickle) if start_from else None
+    place = str(start_from) if kind == "model" else model_place(spec.model.source)
+    seed_everything(spec.training.seed)  # layers that are new here are the same each time
+    with clear_load_errors(spec.model.source):
+        tokenizer = _load_tokenizer(spec, start_from)
+        model = _load_model(spec, place, device, head, allow_pickle)
+    ensure_pad_token(model, tokenizer, log)
+    model = _with_adapters(model, spec, start_from if kind == "adapter" else None, log)
+    if device == "cpu":
+        model.to(device)
+    model.train()
+    return model, tokenizer
+
+
+def _with_adapters(model: Any, spec: TrainingSpec, start_from: Path | None, log: Log) -> Any:
+    allow_pickle = spec.checkpoint is not None and spec.checkpoint.allow_pickle
+    for number, adapter in enumerate(spec.model.adapters):
+        if adapter.apply != "merge":
+            raise InputError(
+                f"model.adapters[{number}] has apply: {adapter.apply}, which is for inference: a "
+                "training takes apply: merge, or goes on with the adapter in checkpoint.load"
+            )
+        with adapter_folder(adapter) as folder:
+            weights_kind(folder, allow_pickle=allow_pickle)
+            model = merge_adapter(model, folder)
+    if start_from is not None:
+        model = continue_adapter(model, start_from, spec, log)
+    return wrap(model, spec)
+
+
+def _load_tokenizer(spec: TrainingSpec, start_from: Path | None) -> Any:
+    """Returns the tokenizer that lies beside the weights, else the model's own."""
+    from transformers import AutoTokenizer
+
+    if start_from is not None and (start_from / "tokenizer_config.json").is_file():
+        return AutoTokenizer.from_pretrained(str(start_from), **_origin(spec, str(start_from)))
+    place = model_place(spec.model.source)
+    return AutoTokenizer.from_pretrained(place, **_origin(spec, place))
+
+
+def _load_model(
+    spec: TrainingSpec, place: str, device: str, head: _Head, allow_pickle: bool
+) -> Any:
+    import torch
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    if Path(place).is_dir():
+        weights_kind(Path(place), allow_pickle=allow_pickle)
+    origin = _origin(spec, place)
+    config = transformers.AutoConfig.from_pretrained(place, **origin)
+    _check_head(config, head, place)
+    own = str(config.dtype or "float32").removeprefix("torch.")
+    dtype = weights_dtype(spec, device, own)
+    options = spec.model.transformers
+    how: dict[str, Any] = {
+        "dtype": getattr(torch, dtype),
+        "attn_implementation": options.attn_implementation,
+        "low_cpu_mem_usage": options.low_cpu_mem_usage,
+        "use_safetensors": None if allow_pickle else True,
+        "device_map": _device_map(spec, device),
+        "quantization_config": quantization_config(spec, device, dtype),
+        "num_labels": 1 if head == "classifier" else None,
+    }
+    loader: Any = transformers.AutoModelForCausalLM
+    if head == "classifier":
+        loader = transformers.AutoModelForSequenceClassification
+    given = {name: value for name, value in how.items() if value is not None}
+    model = loader.from_pretrained(place, **origin, **given)
+    remember_source(model, own)
+    if how["quantization_config"] is not None:
+        from peft import prepare_model_for_kbit_training
+
+        model = prepare_model_for_kbit_training(
+            model, use_gradient_checkpointing=spec.training.gradient_checkpointing
+        )
+    return model
+
+
+def _origin(spec: TrainingSpec, place: str) -> dict[str, Any]:
+    """Returns how files are had from a place: a folder, or the hub."""
+    source = spec.model.source
+    asked = spec.model.transformers.trust_remote_code
+    on_hub = source.type == "huggingface" and place == source.identifier
+    origin: dict[str, Any] = {
+        "trust_remote_code": trusts_remote_code(source, asked=asked),
+        "local_files_only": not on_hub,
+    }
+    commit = hub_commit(source) if on_hub else ""
+    return {**origin, "revision": commit} if commit else origin
+
+
+def _device_map(spec: TrainingSpec, device: str) -> Any:
+    """Returns where weights are loaded to; None for main memory.
+
+    DeepSpeed places them itself, and a process of several has but the one GPU.
+    """
+    if device == "cpu" or spec.training.deepspeed is not None:
+        return None
+    return spec.model.transformers.device_map or {"": device}
+
+
+def _check_head(config: Any, head: _Head, place: str) -> None:
+    """Raises if the weights are another kind of model's: what is missing would be random."""
+    architectures = config.architectures or []
+    classifies = any(each.endswith(_CLASSIFIER) for each in architectures)
+    if classifies and head == "causal_lm":
+        raise TerminalError(
+            f"the model in {place!r} is a classifier ({architectures[0]}), which writes no text: "
+            "start from a causal language model"
+        )
+    if classifies and config.num_labels != 1:
+        raise TerminalError(
+            f"the classifier in {place!r} has {config.num_labels} labels: a reward model has one"
+        )

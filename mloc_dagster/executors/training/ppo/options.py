@@ -1,0 +1,199 @@
+"""What a PPO training does, worked out of its spec; needs no torch, so that checking is cheap."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError, model_validator
+
+from mloc_dagster.errors import TerminalError, nearest_hint
+from mloc_dagster.schema.base import Block
+from mloc_dagster.schema.task import PpoSpec
+from mloc_dagster.schema.training import Training
+
+# Named options of `training` that mean nothing here, with the value that means "not given".
+_UNUSED: Mapping[str, object] = {
+    "packing": False,
+    "deepspeed": None,
+    "beta": None,
+    "loss_type": None,
+}
+_OPTIMISERS = (None, "adamw_torch", "adamw_torch_fused")
+
+
+class PpoExtras(Block):
+    """Options of `training` that only PPO has; names and defaults are those of TRL's last PPO."""
+
+    num_mini_batches: int | None = Field(default=None, ge=1)
+    """Optimiser steps per pass over the rollouts; or give `mini_batch_size`."""
+
+    total_episodes: int | None = Field(default=None, ge=1)
+    """Rollouts in all; or give `max_steps` or `num_train_epochs`."""
+
+    cliprange: float = Field(default=0.2, gt=0)
+    """How far the ratio of new to old probability may pay off."""
+
+    cliprange_value: float = Field(default=0.2, gt=0)
+    """How far a new value estimate may pay off."""
+
+    vf_coef: float = Field(default=0.1, ge=0)
+    """Weight of the value loss."""
+
+    gamma: float = Field(default=1.0, ge=0, le=1)
+    """Discount per token."""
+
+    lam: float = Field(default=0.95, ge=0, le=1)
+    """GAE's lambda: 0 trusts the value head, 1 the rewards."""
+
+    kl_coef: float = Field(default=0.05, ge=0)
+    """Price per nat of leaving the reference; where it starts, if `adaptive_kl`."""
+
+    adaptive_kl: bool = False
+    """Steer the price so that the KL divergence comes near `kl_target`."""
+
+    kl_target: float = Field(default=6.0, gt=0)
+    """Nats per answer that `adaptive_kl` aims at."""
+
+    kl_horizon: float = Field(default=10000, gt=0)
+    """Rollouts over which `adaptive_kl` corrects; smaller is faster."""
+
+    kl_estimator: Literal["k1", "k3"] = "k1"
+    """How the divergence is estimated from samples."""
+
+    whiten_rewards: bool = False
+    """Scale rewards to unit variance."""
+
+    whiten_advantages: bool = True
+    """Scale advantages to mean 0 and unit variance."""
+
+    missing_eos_penalty: float | None = Field(default=None, ge=0)
+    """Taken off the score of an answer that did not end by itself."""
+
+
+class PpoOptions(PpoExtras):
+    """Everything that steers the loop."""
+
+    updates: int
+    """Rounds of sampling and learning: the steps that a user sees."""
+
+    rollouts: int
+    """Answers sampled per update."""
+
+    chunk: int
+    """Rows that go through the model at once."""
+
+    mini_batch: int
+    """Rows per optimiser step."""
+
+    passes: int
+    """Passes over the rollouts of an update."""
+
+    target_kl: float | None
+    """An update ends once the policy moved this far from where it sampled."""
+
+    warmup: int
+    """Updates until the learning rate is reached."""
+
+    max_prompt_tokens: int | None
+    """Longer prompts lose their beginning."""
+
+    @model_validator(mode="after")
+    def _no_more_than_there_is(self) -> PpoOptions:
+        if self.mini_batch > self.rollouts:
+            raise ValueError(
+                f"mini_batch_size {self.mini_batch} is more than the {self.rollouts} rollouts of "
+                "an update (per_device_train_batch_size × gradient_accumulation_steps)"
+            )
+        return self
+
+
+def ppo_options(spec: PpoSpec, rows: int) -> PpoOptions:
+    """Works out the options of a training.
+
+    Args:
+        spec: The task's spec.
+        rows: Prompts to train on.
+
+    Raises:
+        TerminalError: If an option is unknown, out of bounds, or contradicts another; the message
+            tells all of them.
+    """
+    training = spec.training
+    extras = check_training(spec)
+    rollouts = training.per_device_train_batch_size * training.gradient_accumulation_steps
+    updates = _updates(training, extras, rollouts, rows)
+    warmup = training.warmup_steps or 0
+    derived = {
+        "updates": updates,
+        "rollouts": rollouts,
+        "chunk": training.per_device_train_batch_size,
+        "mini_batch": _mini_batch(training, extras, rollouts),
+        "passes": training.num_ppo_epochs or 4,
+        "target_kl": training.target_kl,
+        "warmup": math.ceil(warmup * updates) if warmup < 1 else int(warmup),
+        "max_prompt_tokens": training.max_length,
+    }
+    return _validated(PpoOptions, {**extras.model_dump(), **derived})
+
+
+def check_training(spec: PpoSpec) -> PpoExtras:
+    """Returns PPO's own options, after a look at all names and values that need no data.
+
+    Raises:
+        TerminalError: As `ppo_options`.
+    """
+    given = spec.training.model_extra or {}
+    known = {*PpoExtras.model_fields, *Training.model_fields} - set(_UNUSED)
+    problems = [
+        f"training.{name}: PPO has no such option{nearest_hint(name, known)}"
+        for name in given
+        if name not in PpoExtras.model_fields
+    ]
+    problems += [
+        f"training.{name}: {getattr(spec.training, name)!r} means nothing to PPO; leave it out"
+        for name, absent in _UNUSED.items()
+        if getattr(spec.training, name) != absent
+    ]
+    if spec.training.optim not in _OPTIMISERS:
+        problems.append(f"training.optim: PPO has 'adamw_torch' only, not {spec.training.optim!r}")
+    if not spec.generation.do_sample:
+        problems.append("generation.do_sample: PPO learns from samples, it cannot be false")
+    if problems:
+        raise TerminalError("\n".join(problems))
+    return _validated(PpoExtras, given)
+
+
+def _validated[Kind: Block](kind: type[Kind], given: Mapping[str, Any]) -> Kind:
+    try:
+        return kind.model_validate(given)
+    except ValidationError as error:
+        problems = [
+            ".".join(["training", *map(str, each["loc"])])
+            + f": {each['msg']}"
+            + (f", not {each['input']!r}" if each["loc"] else "")
+            for each in error.errors()
+        ]
+        raise TerminalError("\n".join(problems)) from None
+
+
+def _updates(training: Training, extras: PpoExtras, rollouts: int, rows: int) -> int:
+    if training.max_steps > 0 and extras.total_episodes is not None:
+        raise TerminalError(
+            f"training: give max_steps ({training.max_steps}) or total_episodes "
+            f"({extras.total_episodes}), not both"
+        )
+    if training.max_steps > 0:
+        return training.max_steps
+    episodes = extras.total_episodes or math.ceil(training.num_train_epochs * rows)
+    return max(1, math.ceil(episodes / rollouts))
+
+
+def _mini_batch(training: Training, extras: PpoExtras, rollouts: int) -> int:
+    if training.mini_batch_size is not None and extras.num_mini_batches is not None:
+        raise TerminalError(
+            f"training: give mini_batch_size ({training.mini_batch_size}) or num_mini_batches "
+            f"({extras.num_mini_batches}), not both"
+        )
+    return training.mini_batch_size or math.ceil(rollouts / (extras.num_mini_batches or 1))

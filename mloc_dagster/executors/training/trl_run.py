@@ -1,0 +1,209 @@
+"""Builds a TRL trainer for a run, and sees the training through."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mloc_dagster.errors import DataError, TaskCancelled, TerminalError
+from mloc_dagster.executors.training.arguments import config_arguments
+from mloc_dagster.executors.training.base import Row, TrainingOutcome, TrainingRun
+from mloc_dagster.executors.training.trl_callbacks import RunReporter, numbers, reporter
+from mloc_dagster.schema.trainer_arguments import CONFIG_CLASSES
+
+REFERENCE_ADAPTER = "ref"
+"""TRL's name for the frozen copy that it makes of an adapter, to compare with."""
+
+
+def config_of(run: TrainingRun, overrides: Mapping[str, Any] | None = None) -> Any:
+    """Returns the task type's TRL config.
+
+    Args:
+        run: What to train.
+        overrides: What the rows decide, such as the part of each row that is trained on.
+
+    Raises:
+        TerminalError: If TRL refuses an option, or the spec names one that it has not.
+    """
+    import trl
+
+    name = CONFIG_CLASSES[run.spec.task_type]
+    arguments = config_arguments(run.spec, run.output_dir, run.hooks.log) | dict(overrides or {})
+    try:
+        return getattr(trl, name)(**arguments)
+    except (TypeError, ValueError) as error:
+        raise TerminalError(f"training: {name} says: {error}") from error
+
+
+def dataset_of(rows: Sequence[Row], columns: Sequence[str]) -> Any:
+    """Returns a `datasets.Dataset` of some columns; a column that a row lacks is None there.
+
+    Raises:
+        DataError: If there are no rows, or a column holds values of different types.
+    """
+    from datasets import Dataset
+    from pyarrow import ArrowException
+
+    if not rows:
+        raise DataError("there are no rows to train on")
+    table = {column: [row.get(column) for row in rows] for column in columns}
+    try:
+        return Dataset.from_dict(table)
+    except (ArrowException, TypeError, ValueError) as error:
+        mixed = [name for name, values in table.items() if len({type(each) for each in values}) > 1]
+        named = f"column {mixed[0]!r}" if mixed else "a column"
+        raise DataError(f"{named} holds values of more than one type: {error}") from error
+
+
+def build_trainer(run: TrainingRun, config: Any, dataset: Any, **parts: Any) -> Any:
+    """Returns the task type's TRL trainer, ready to train.
+
+    Args:
+        run: What to train.
+        config: From `config_of`.
+        dataset: From `dataset_of`.
+        parts: More arguments of the trainer's class: `ref_model`, `reward_funcs`.
+
+    Raises:
+        TerminalError: If TRL refuses the combination, or no row fits.
+    """
+    from datasets import disable_progress_bars
+    from huggingface_hub import constants
+    from transformers import PrinterCallback
+
+    disable_progress_bars()  # the process prints into a file
+    constants.HF_HUB_DISABLE_TELEMETRY = True  # a training is its owner's business
+    kind = _trainer_class(run, config)
+    reports = _take_tensorboard(config)
+    try:
+        trainer = kind(
+            model=run.model,
+            args=config,
+            train_dataset=dataset,
+            processing_class=run.tokenizer,
+            **parts,
+        )
+    except (TypeError, ValueError, NotImplementedError) as error:
+        raise TerminalError(f"training: {kind.__name__} says: {error}") from error
+    if len(trainer.train_dataset) == 0:
+        raise TerminalError(
+            f"no row has anything to train on within max_length={config.max_length} tokens"
+        )
+    trainer.remove_callback(PrinterCallback)  # it prints what the reporter reports
+    if reports and config.process_index == 0:
+        trainer.add_callback(_tensorboard(run))
+    return trainer
+
+
+def train_with(trainer: Any, run: TrainingRun, *, left_out: int = 0) -> TrainingOutcome:
+    """Trains to the end, and says what it came to.
+
+    Args:
+        trainer: From `build_trainer`.
+        run: What to train.
+        left_out: Rows that the trainer dropped.
+
+    Raises:
+        TaskCancelled: If the task was asked to stop; the step that it was in is done.
+    """
+    report: RunReporter = reporter(run)
+    trainer.add_callback(report)
+    resume_from = str(run.resume_from) if run.resume_from is not None else None
+    _load_adapter(run)
+    try:
+        with contextlib.redirect_stdout(sys.stderr):  # trainers print; stdout is not theirs
+            result = trainer.train(resume_from_checkpoint=resume_from)
+    finally:
+        _drop_reference_adapter(run.model)
+    if report.stopped:
+        raise TaskCancelled(f"training stopped after step {trainer.state.global_step}, as asked")
+    history = [numbers(entry) for entry in trainer.state.log_history if _is_open(entry)]
+    metrics = numbers(result.metrics)
+    if run.resume_from is not None:  # the trainer's own figure knows only the steps since
+        metrics["train_loss"] = _mean_loss(history, fallback=metrics["train_loss"])
+    return TrainingOutcome(
+        steps=trainer.state.global_step,
+        metrics=metrics,
+        history=history,
+        dataset_size=len(run.rows) - left_out,
+    )
+
+
+def log_left_out(run: TrainingRun, count: int, why: str) -> None:
+    """Logs how many rows are not as they were given, if any."""
+    if count:
+        run.hooks.log(f"{count} of {len(run.rows)} rows {why}")
+
+
+def _mean_loss(history: Sequence[Mapping[str, float]], *, fallback: float) -> float:
+    """Returns the mean loss of all logged steps; a figure stands for the steps since the last."""
+    total, done = 0.0, 0.0
+    for entry in history:
+        if "loss" in entry:
+            total += entry["loss"] * (entry["step"] - done)
+            done = entry["step"]
+    return total / done if done else fallback
+
+
+def _is_open(entry: Mapping[str, Any]) -> bool:
+    return "train_runtime" not in entry  # the closing figures are the outcome's metrics
+
+
+def _trainer_class(run: TrainingRun, config: Any) -> Any:
+    """Returns the trainer's class, imported without vLLM unless rollouts are to come from it.
+
+    TRL's online trainers import vLLM wherever it is installed: 3.5 s and 170 MiB for nothing, and
+    an error where the two versions do not go together.
+    """
+    import trl
+    from trl import import_utils
+
+    name = CONFIG_CLASSES[run.spec.task_type].replace("Config", "Trainer")
+    look = import_utils.is_vllm_available
+    if not getattr(config, "use_vllm", False):
+        import_utils.is_vllm_available = lambda min_version=None: False
+    try:
+        return getattr(trl, name)
+    finally:
+        import_utils.is_vllm_available = look
+
+
+def _load_adapter(run: TrainingRun) -> None:
+    """Loads the adapter of the checkpoint to resume from, which `Trainer` forgets.
+
+    Next to a reference, it stands in the checkpoint's root and the reference in a folder;
+    transformers 5.19 loads what is in folders, and nothing else when there are any.
+    """
+    adapters = getattr(run.model, "peft_config", None) or {}
+    if run.resume_from is not None and REFERENCE_ADAPTER in adapters:
+        run.model.load_adapter(str(run.resume_from), "default", is_trainable=True)
+
+
+def _drop_reference_adapter(model: Any) -> None:
+    adapters = getattr(model, "peft_config", None) or {}
+    if REFERENCE_ADAPTER in adapters and len(adapters) > 1:
+        model.delete_adapter(REFERENCE_ADAPTER)
+
+
+def _take_tensorboard(config: Any) -> bool:
+    """Tells if TensorBoard is to get the figures, and takes it out of the config.
+
+    By default it does where it is installed. Left in the config it would write among the
+    checkpoints.
+    """
+    if "tensorboard" in config.report_to:
+        config.report_to = [name for name in config.report_to if name != "tensorboard"]
+        return True
+    installed = importlib.util.find_spec("tensorboard") is not None
+    return installed and not config.report_to
+
+
+def _tensorboard(run: TrainingRun) -> Any:
+    from torch.utils.tensorboard import SummaryWriter
+    from transformers.integrations.integration_utils import TensorBoardCallback
+
+    folder = run.output_dir.parent / "logs" / "tensorboard"
+    return TensorBoardCallback(SummaryWriter(log_dir=str(folder)))

@@ -1,0 +1,68 @@
+"""What kind of weights a folder holds, told by its files; pickled ones are refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from mloc_dagster.errors import InputError, TerminalError
+
+Kind = Literal["model", "adapter"]
+
+ADAPTER_CONFIG = "adapter_config.json"
+MODEL_CONFIG = "config.json"
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+# Names of weights; a checkpoint's optimiser, scheduler and random states lie beside them.
+_WEIGHTS = ("model", "pytorch_model", "adapter_model", "consolidated", "weights")
+
+
+def find_weights(folder: Path, place: str) -> Path:
+    """Returns the folder with weights that is least deep below one.
+
+    Args:
+        folder: Where to look: itself, or what an archive was unpacked to.
+        place: What the user calls it, for messages.
+
+    Raises:
+        InputError: If there is none.
+    """
+    found = [each for name in (ADAPTER_CONFIG, MODEL_CONFIG) for each in folder.rglob(name)]
+    if not found:
+        raise InputError(
+            f"{place!r} holds no weights: expected a folder or an archive with {MODEL_CONFIG} or "
+            f"{ADAPTER_CONFIG}"
+        )
+    return min(found, key=lambda path: (len(path.parts), path)).parent
+
+
+def weights_kind(folder: Path, *, allow_pickle: bool) -> Kind:
+    """Tells whether a folder holds a model or an adapter, whose weights may be loaded.
+
+    Raises:
+        InputError: If it holds neither.
+        TerminalError: If the weights are pickled, and that is not allowed.
+    """
+    if (folder / ADAPTER_CONFIG).is_file():
+        kind: Kind = "adapter"
+    elif (folder / MODEL_CONFIG).is_file():
+        kind = "model"
+    else:
+        missing = "has no" if folder.is_dir() else "does not exist: expected"
+        raise InputError(f"{str(folder)!r} {missing} {MODEL_CONFIG} or {ADAPTER_CONFIG}")
+    stem = "adapter_model" if kind == "adapter" else ""
+    if any(folder.glob(f"{stem}*.safetensors")):
+        return kind
+    pickles = sorted(
+        each.name
+        for each in folder.iterdir()
+        if each.suffix in _PICKLES and each.name.startswith(_WEIGHTS)
+    )
+    if not pickles:
+        raise InputError(f"{str(folder)!r} holds the settings of a {kind}, but no weights")
+    if not allow_pickle:
+        raise TerminalError(
+            f"{str(folder)!r} holds pickled weights ({', '.join(pickles[:3])}), which can run any "
+            "code: save them as safetensors, or set checkpoint.allow_pickle: true if you trust "
+            "who made them"
+        )
+    return kind

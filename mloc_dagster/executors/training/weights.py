@@ -1,0 +1,179 @@
+"""Weights handed over to a training (`checkpoint.load`), brought to a folder of this machine."""
+
+from __future__ import annotations
+
+import tempfile
+from os.path import normpath
+from pathlib import Path
+from urllib.parse import unquote, urldefrag, urlsplit
+
+from mloc_dagster.errors import IncompleteResultsError, InputError, nearest_hint
+from mloc_dagster.executors.training.archives import SUFFIXES
+from mloc_dagster.executors.training.checkpoints import is_complete
+from mloc_dagster.executors.training.store_transfer import local_path, take_file
+from mloc_dagster.executors.training.weight_files import find_weights, weights_kind
+from mloc_dagster.executors.training.weights_download import (
+    check_suffix,
+    downloaded_archive,
+    kept_folder,
+    unpacked_archive,
+)
+from mloc_dagster.results.files import TEMPORARY_PREFIX
+from mloc_dagster.results.manifest import MANIFEST_NAME, ManifestEntry, read_manifest
+from mloc_dagster.results.store import Folder, ResultStore, open_store
+from mloc_dagster.schema.training import CheckpointLoad
+from mloc_dagster.settings import settings
+
+FINAL_NAMES = ("final_model", "final_lora")
+"""Folders of a task's results with weights, in the order in which they are looked for."""
+
+
+def locate_weights(
+    load: CheckpointLoad, results: ResultStore, cache_dir: Path, *, allow_pickle: bool = False
+) -> Path:
+    """Returns a local folder with the weights to start from: a full model, or a LoRA adapter.
+
+    Results of earlier tasks are read where they lie, if that is on this machine, else fetched;
+    they are checked against the task's manifest. What is fetched or unpacked is kept.
+
+    Args:
+        load: Where the weights are.
+        results: The store of all results.
+        cache_dir: Where what was fetched or unpacked is kept; local.
+        allow_pickle: Whether weights may be pickled.
+
+    Raises:
+        InputError: If there are no weights, or they cannot be read.
+        IncompleteResultsError: If the earlier task is not done, or its files are damaged.
+        TerminalError: If the weights are pickled, or their sha256 is wrong.
+        TransientError: If they cannot be had now.
+    """
+    if load.task_id is not None:
+        place = f"{load.task_id}/{load.file or ''}".rstrip("/")
+        folder = _of_task(results.task(load.task_id), load.file, cache_dir)
+    else:
+        place = load.path or load.url
+        if place is None or load.type == "task":
+            needed = {"local": "path", "http": "url", "task": "task_id"}[load.type]
+            raise InputError(f"checkpoint.load of type {load.type!r} needs {needed}")
+        folder = _at(place, results, cache_dir)
+    found = find_weights(folder, place)
+    weights_kind(found, allow_pickle=allow_pickle)
+    return found
+
+
+def fetched_model(place: str) -> Path:
+    """Returns a local folder with weights that lie at an address, such as an earlier task's.
+
+    Raises:
+        MlocError: As `locate_weights`.
+    """
+    load = CheckpointLoad(type="local", path=place)
+    return locate_weights(load, open_store(), settings().home / "weights")
+
+
+def _at(place: str, results: ResultStore, cache_dir: Path) -> Path:
+    own = _name_in_store(place, results)
+    if own is not None:
+        task, name = own
+        return _of_task(task, name, cache_dir)
+    if place.startswith("file://"):
+        place = unquote(urlsplit(place).path)
+    if "://" in place:
+        return downloaded_archive(place, cache_dir)
+    path = Path(place).expanduser()
+    if path.is_dir():
+        return path
+    if not path.is_file():
+        raise InputError(f"checkpoint.load: {place!r} does not exist")
+    return unpacked_archive(path, cache_dir, place)
+
+
+def _name_in_store(place: str, results: ResultStore) -> tuple[Folder, str] | None:
+    """Returns the task and the name in its folder, of an address inside our own results."""
+    address = urldefrag(place).url
+    if address.startswith("file://"):
+        address = unquote(urlsplit(address).path)
+    if "://" not in address:
+        address = normpath(Path(address).expanduser().absolute())
+    if not address.startswith(f"{results.url}/"):
+        return None
+    task_id, _, name = address.removeprefix(f"{results.url}/").partition("/")
+    task = results.folder(task_id)
+    is_task = task.exists("task.json") or task.exists(MANIFEST_NAME)
+    return (task, name.rstrip("/")) if is_task and name else None
+
+
+def _of_task(task: Folder, name: str | None, cache_dir: Path) -> Path:
+    name = _wanted(task, name)
+    place = local_path(task)
+    if place is not None and is_complete(place / name):
+        return place / name  # a checkpoint; its task need not be done
+    files = _listed(task, name)
+    if name.endswith(SUFFIXES):
+        return _unpacked(task, name, files[0], cache_dir)
+    if place is not None:
+        _check_sizes(place, files)
+        return place / name
+
+    def fill(folder: Path) -> None:
+        for file in files:
+            take_file(task, file.path, folder / file.path.removeprefix(f"{name}/"), file.sha256)
+
+    content = "\n".join(f"{file.path} {file.sha256}" for file in files)
+    return kept_folder(cache_dir, f"task {task.url}\n{content}", fill)
+
+
+def _wanted(task: Folder, name: str | None) -> str:
+    """Returns which of a task's files or folders to take; of an archive the folder it is of."""
+    if name is None:
+        found = next((each for each in FINAL_NAMES if task.exists(each)), None)
+        if found is None:
+            listed = ", ".join(task.list()) or "nothing"
+            raise InputError(
+                f"checkpoint.load: the task {task.name!r} left no {' or '.join(FINAL_NAMES)}; "
+                f"it holds {listed}"
+            )
+        return found
+    stem = name.rsplit("/", 1)[-1]
+    for suffix in SUFFIXES:
+        stem = stem.removesuffix(suffix)
+    # Reading the folder saves to unpack gigabytes.
+    return stem if stem in FINAL_NAMES and task.exists(stem) else name
+
+
+def _listed(task: Folder, name: str) -> list[ManifestEntry]:
+    """Returns the manifest's entries of a file, or of all files in a folder."""
+    entries = [each for each in read_manifest(task).entries if each.type == "file"]
+    present = [each for each in entries if each.status == "present"]
+    found = [each for each in present if each.path == name or each.path.startswith(f"{name}/")]
+    if not found:
+        known = {each.path.rpartition("/")[0] or each.path for each in present}
+        raise InputError(
+            f"checkpoint.load: the task {task.name!r} left no {name!r}{nearest_hint(name, known)}"
+        )
+    if found[0].path == name:
+        check_suffix(name)
+    return found
+
+
+def _unpacked(task: Folder, name: str, entry: ManifestEntry, cache_dir: Path) -> Path:
+    place = local_path(task)
+    if place is not None:
+        return unpacked_archive(place / name, cache_dir, name, entry.sha256)
+    cache_dir.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=TEMPORARY_PREFIX, dir=cache_dir) as scratch:
+        archive = Path(scratch) / Path(name).name
+        take_file(task, name, archive, entry.sha256)
+        return unpacked_archive(archive, cache_dir, name)
+
+
+def _check_sizes(place: Path, files: list[ManifestEntry]) -> None:
+    for file in files:
+        path = place / file.path
+        found = path.stat().st_size if path.is_file() else None
+        if found != file.size:
+            state = "is missing" if found is None else f"has {found:,} bytes"
+            raise IncompleteResultsError(
+                f"{path} {state}, but {MANIFEST_NAME} lists {file.size:,} bytes"
+            )
