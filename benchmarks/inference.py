@@ -9,15 +9,6 @@ only prints.
 
 from __future__ import annotations
 
-import argparse
-import json
-import logging
-import signal
-import sys
-import tempfile
-from dataclasses import asdict
-from pathlib import Path
-
 import inference_cold
 import inference_gpu
 import inference_invariance
@@ -25,8 +16,8 @@ import inference_ray
 import inference_saved
 import inference_scaling
 import inference_warm
-from inference_options import Options, parse
-from record import record
+from inference_options import parse
+from parts import run_parts
 
 PARTS = {
     "warm": inference_warm.measure_warm,
@@ -40,32 +31,5 @@ PARTS = {
     "gpu": inference_gpu.measure_gpu,
 }
 
-
-def run_part(name: str, options: Options) -> dict[str, object]:
-    """Measures one part in a temporary folder; returns its figures."""
-    with tempfile.TemporaryDirectory(prefix=f"mloc-{name}-") as temporary:
-        folder = Path(temporary)
-        folder.chmod(0o755)  # the embedded PostgreSQL runs as another user when this one is root
-        library = folder / "templates"
-        library.mkdir()
-        return PARTS[name](options, folder, library)
-
-
-def main() -> None:
-    """Measures the parts that were asked for, one after the other, and records each."""
-    parser = argparse.ArgumentParser(description="Measures inference, in real processes.")
-    parser.add_argument("part", choices=[*PARTS, "all"])
-    arguments, options = parse(parser)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    logging.getLogger("dagster").setLevel(logging.ERROR)
-    for name in PARTS if arguments.part == "all" else [arguments.part]:
-        sizes = {**asdict(options), "prompts": options.prompts.name, "ray_path": ""}
-        figures = {"part": name, "options": sizes, **run_part(name, options)}
-        if arguments.quick:
-            print(json.dumps(figures, indent=2))
-        else:
-            record("inference", figures)
-
-
 if __name__ == "__main__":
-    main()
+    run_parts("inference", "Measures inference, in real processes.", PARTS, parse)

@@ -24,7 +24,7 @@ def measure_samples(options: Options, folder: Path, library: Path) -> dict[str, 
     """Returns the samples a second of each, and the ratios to GRPO."""
     import torch
     import transformers
-    from training_ppo import GENERATION, ROLLOUTS, train_grpo
+    from training_ppo import GENERATION, ROLLOUTS, train_grpo, train_ppo
 
     torch.set_num_threads(options.threads)
     transformers.utils.logging.disable_progress_bar()
@@ -32,8 +32,8 @@ def measure_samples(options: Options, folder: Path, library: Path) -> dict[str, 
     model = folder / "model"
     parameters = build_model(model, hidden=options.hidden, layers=options.layers)
     trainers: dict[str, Callable[..., dict[str, Any]]] = {
-        "ppo": _train_ppo,
-        "ppo_one_optimiser_step": partial(_train_ppo, **ONE_STEP),
+        "ppo": train_ppo,
+        "ppo_one_optimiser_step": partial(train_ppo, **ONE_STEP),
         "grpo": train_grpo,
     }
     for train in trainers.values():  # imports, and what else is done but once
@@ -72,43 +72,3 @@ def _measured(train: Callable[..., dict[str, Any]], model: Path, updates: int) -
         "seconds": round(seconds, 2),
         "samples_per_s": round(facts["sampled"] / seconds, 1),
     }
-
-
-def _train_ppo(
-    model: Any, tokenizer: Any, seed: int, updates: int, folder: Path, **extras: int
-) -> dict[str, Any]:
-    """Trains as `training_ppo.train_ppo` does, with more arguments."""
-    from training_ppo import GENERATION, LEARNING_RATE, QUESTIONS, ROLLOUTS, ROWS, WantsRefusals
-
-    from mloc_dagster.executors.training.base import Hooks, TrainingRun
-    from mloc_dagster.executors.training.ppo.trainer import PpoTrainer
-    from mloc_dagster.schema.task import PpoSpec
-
-    scorer, steps = WantsRefusals(), list[float]()
-    spec = PpoSpec.model_validate(
-        {
-            "taskType": "ppo",
-            "model": {"source": {"type": "builtin", "identifier": "tiny-chat"}},
-            "data": {"prompts": list(QUESTIONS)},
-            "rewards": [{"name": "exact"}],
-            "training": {
-                "max_steps": updates,
-                "per_device_train_batch_size": ROLLOUTS,
-                "learning_rate": LEARNING_RATE,
-                "lr_scheduler_type": "constant",
-                "save_strategy": "no",
-                "seed": seed,
-                **extras,
-            },
-            "generation": GENERATION,
-        }
-    )
-    hooks = Hooks(
-        progress=lambda _, __, figures: steps.append(figures["policy/optimizer_steps"]),
-        log=lambda _: None,
-        cancelled=lambda: False,
-        checkpoint=lambda *_: None,
-    )
-    run = TrainingRun(spec, model, tokenizer, ROWS, folder, None, hooks)
-    PpoTrainer(lambda *_: scorer).train(run)
-    return {"sampled": scorer.seen, "optimiser_steps": int(sum(steps))}

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
-import tarfile
 import tempfile
-import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,13 +12,13 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from mloc_dagster.errors import InputError, MissingExtraError, TransientError
+from mloc_dagster.executors.archives import SUFFIXES, unpack
 from mloc_dagster.schema.model import Adapter
 
-ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
 DOWNLOAD_TIMEOUT_S = 60.0
 SUPPORTED = (
     "give `path` (a folder, or an archive on disk) or `url` (http or https, or any fsspec URL, "
-    f"of an archive: {', '.join(ARCHIVES)})"
+    f"of an archive: {', '.join(SUFFIXES)})"
 )
 
 
@@ -68,7 +66,7 @@ def adapter_folder(adapter: Adapter) -> Iterator[Path]:
     if local.is_dir():
         yield _find_config(local, place)
         return
-    if not urlsplit(place).path.endswith(ARCHIVES):
+    if not urlsplit(place).path.endswith(SUFFIXES):
         raise InputError(f"model.adapters: {place!r} is no folder and no archive: {SUPPORTED}")
     with tempfile.TemporaryDirectory(prefix="mloc-adapter-") as scratch:
         archive = Path(scratch) / Path(urlsplit(place).path).name
@@ -111,12 +109,9 @@ def _download(url: str, target: Path) -> None:
 
 def _unpack(archive: Path, target: Path, place: str) -> None:
     try:
-        if archive.suffix == ".zip":
-            shutil.unpack_archive(archive, target)
-        else:
-            shutil.unpack_archive(archive, target, filter="data")
-    except (shutil.ReadError, zipfile.BadZipFile, tarfile.TarError, EOFError) as error:
-        raise InputError(f"model.adapters: {place!r} is not a sound archive: {error}") from error
+        unpack(archive, target, place)
+    except InputError as error:
+        raise InputError(f"model.adapters: {error}") from error
 
 
 def _find_config(folder: Path, place: str) -> Path:

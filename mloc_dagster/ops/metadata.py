@@ -8,7 +8,8 @@ from itertools import pairwise
 
 import dagster as dg
 
-from mloc_dagster.results.aggregate import TaskSummary, Usage
+from mloc_dagster.results.aggregate import TaskSummary
+from mloc_dagster.schema.result import Usage
 
 # Fewer show no distribution, and drawing takes as long as all else in a small task.
 _ROWS_OF_A_HISTOGRAM = 10

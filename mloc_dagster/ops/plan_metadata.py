@@ -8,7 +8,7 @@ import dagster as dg
 
 from mloc_dagster.executors.shard_run import ShardReport
 from mloc_dagster.planning.plan import Expectation, Plan
-from mloc_dagster.results.summary import Usage
+from mloc_dagster.schema.result import Usage
 
 
 def plan_metadata(

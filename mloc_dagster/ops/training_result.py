@@ -6,9 +6,9 @@ import re
 
 import dagster as dg
 
+from mloc_dagster.executors.archives import archive_folder
 from mloc_dagster.executors.open_task import OpenTask
 from mloc_dagster.executors.shard_run import worker_name
-from mloc_dagster.executors.training.archives import archive_folder
 from mloc_dagster.ops.references import TaskRef
 from mloc_dagster.results.training_result import ARCHIVES_NAME, write_training_result
 from mloc_dagster.results.training_summary import TrainingSummary, compared, read_training

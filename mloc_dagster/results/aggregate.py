@@ -17,11 +17,11 @@ from mloc_dagster.results.part_files import Part, list_parts, read_rows
 from mloc_dagster.results.rows import OutputRow
 from mloc_dagster.results.spans import Span, attempt_spans, covered_s, mean_at_once
 from mloc_dagster.results.store import Folder
-from mloc_dagster.results.summary import SUMMARY_NAME, PreviewRow, TaskSummary, Usage
+from mloc_dagster.results.summary import SUMMARY_NAME, PreviewRow, TaskSummary
 from mloc_dagster.results.tally import Tally
 from mloc_dagster.results.usage import UNPRICED, Rates
 
-__all__ = ["PreviewRow", "TaskSummary", "Usage", "aggregate", "allowed_errors", "read_summary"]
+__all__ = ["PreviewRow", "TaskSummary", "aggregate", "allowed_errors", "read_summary"]
 
 RESPONSES_NAME = "responses.json"
 

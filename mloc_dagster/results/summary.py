@@ -5,70 +5,13 @@ from __future__ import annotations
 from pydantic import AwareDatetime, BaseModel, ConfigDict
 
 from mloc_dagster.results.latency import Latencies
+from mloc_dagster.schema.result import Usage
 
 SUMMARY_NAME = "summary.json"
 
 
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class ReusedRows(_Frozen):
-    """Rows that were not computed.
-
-    Attributes:
-        task: An equal row of the same task was computed instead.
-        cache: An earlier task had computed them.
-    """
-
-    task: int = 0
-    cache: int = 0
-
-
-class Usage(_Frozen):
-    """What a task took, as `responses.json` has it.
-
-    Everything but `latency_sec` is a sum over the rows that stand in the result. What was computed
-    and lost, with a worker that died, is in none of it.
-
-    Attributes:
-        prompt_tokens: Tokens of all prompts, those of reused rows included.
-        completion_tokens: Tokens of all answers, those of reused rows included.
-        total_tokens: Both.
-        latency_sec: Wall seconds in which shards were at work, from loading the model to their last
-            row; of all attempts and runs, without the pauses between them.
-        num_requests: Rows.
-        model: What answered.
-        cached_tokens: Prompt tokens that the engine found in its prefix cache.
-        cache_hit_rate: `cached_tokens` as a share of the prompt tokens of rows that were computed.
-        padding_tokens: Tokens that were computed only to fill batches.
-        reused_rows: Rows that were not computed.
-        reused_tokens: Tokens, read and written, that nobody computed because of that.
-        saved_seconds: Engine seconds that the reuse saved.
-        engine_seconds: Seconds in which engines worked on these rows, over all workers.
-        gpu_seconds: `engine_seconds` times the GPUs that the engines ran on; 0 on CPUs.
-        energy_joules: What the GPUs drew meanwhile; None where nothing measures it.
-        cost: `engine_seconds` in hours times `resources.cost_per_hour`; None without that price.
-            Workers that load models or wait are not in it.
-    """
-
-    prompt_tokens: int
-    completion_tokens: int
-    total_tokens: int
-    latency_sec: float
-    num_requests: int
-    # Summaries of earlier versions have none of these.
-    model: str = ""
-    cached_tokens: int = 0
-    cache_hit_rate: float = 0.0
-    padding_tokens: int = 0
-    reused_rows: ReusedRows = ReusedRows()
-    reused_tokens: int = 0
-    saved_seconds: float = 0.0
-    engine_seconds: float = 0.0
-    gpu_seconds: float = 0.0
-    energy_joules: float | None = None
-    cost: float | None = None
 
 
 class PreviewRow(_Frozen):

@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from mloc_dagster.results.rows import OutputRow
-from mloc_dagster.results.summary import ReusedRows, TaskSummary, Usage
+from mloc_dagster.results.summary import TaskSummary
+from mloc_dagster.schema.result import ReusedRows, Usage
 
 SECONDS_PER_HOUR = 3600.0
 

@@ -40,24 +40,62 @@ class ReusedRows(Block):
 
 
 class Usage(Block):
-    """What a task took."""
+    """What a task took.
+
+    Everything but `latency_sec` is a sum over the rows that stand in the result. What was computed
+    and lost, with a worker that died, is in none of it. Results of earlier versions lack what has
+    a default here.
+    """
 
     prompt_tokens: int
+    """Tokens of all prompts, those of reused rows included."""
+
     completion_tokens: int
+    """Tokens of all answers, those of reused rows included."""
+
     total_tokens: int
+    """Both."""
+
     latency_sec: float
+    """Wall seconds in which shards were at work, from loading the model to their last row; of all
+    attempts and runs, without the pauses between them."""
+
     num_requests: int
+    """Rows."""
+
     model: str = ""
+    """What answered."""
+
     cached_tokens: int = 0
+    """Prompt tokens that the engine found in its prefix cache."""
+
     cache_hit_rate: float = 0.0
+    """`cached_tokens` as a share of the prompt tokens of rows that were computed."""
+
     padding_tokens: int = 0
+    """Tokens that were computed only to fill batches."""
+
     reused_rows: ReusedRows = ReusedRows()
+    """Rows that were not computed."""
+
     reused_tokens: int = 0
+    """Tokens, read and written, that nobody computed because of that."""
+
     saved_seconds: float = 0.0
+    """Engine seconds that the reuse saved."""
+
     engine_seconds: float = 0.0
+    """Seconds in which engines worked on these rows, over all workers."""
+
     gpu_seconds: float = 0.0
+    """`engine_seconds` times the GPUs that the engines ran on; 0 on CPUs."""
+
     energy_joules: float | None = None
+    """What the GPUs drew meanwhile; None where nothing measures it."""
+
     cost: float | None = None
+    """`engine_seconds` in hours times `resources.cost_per_hour`; None without that price. Workers
+    that load models or wait are not in it."""
 
 
 class RowsResult(Block):

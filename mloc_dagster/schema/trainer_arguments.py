@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import ast
-import importlib.util
 from collections.abc import Mapping
 from functools import cache
-from pathlib import Path
 from types import MappingProxyType
 
 from mloc_dagster.errors import nearest_hint
+from mloc_dagster.schema.library_fields import class_fields, library_source
 from mloc_dagster.schema.training import Lora, Training
 
 CONFIG_CLASSES: Mapping[str, str] = MappingProxyType(
@@ -108,18 +106,18 @@ def trainer_argument_names(task_type: str) -> frozenset[str]:
     if config is None:
         return frozenset()
     module = config.removesuffix("Config").lower()
-    own = class_fields(_source("trl", f"trainer/{module}_config.py"), config)
+    own = class_fields(library_source("trl", f"trainer/{module}_config.py"), config)
     if not own:
         return frozenset()
-    base = class_fields(_source("trl", "trainer/base_config.py"), "_BaseConfig")
-    root = class_fields(_source("transformers", "training_args.py"), "TrainingArguments")
+    base = class_fields(library_source("trl", "trainer/base_config.py"), "_BaseConfig")
+    root = class_fields(library_source("transformers", "training_args.py"), "TrainingArguments")
     return own | base | root
 
 
 @cache
 def lora_argument_names() -> frozenset[str]:
     """Returns the fields of `peft.LoraConfig`; empty when PEFT is not installed."""
-    own = class_fields(_source("peft", "tuners/lora/config.py"), "LoraConfig")
+    own = class_fields(library_source("peft", "tuners/lora/config.py"), "LoraConfig")
     return own | frozenset(Lora.model_fields) if own else own
 
 
@@ -136,26 +134,3 @@ def refused_argument(task_type: str, name: str) -> str | None:
     trainer = CONFIG_CLASSES.get(task_type, "its trainer")
     allowed = known - OWNED.keys()
     return f"{task_type} ({trainer}) has no option {name!r}{nearest_hint(name, allowed)}"
-
-
-def class_fields(source: str, class_name: str) -> frozenset[str]:
-    """Returns the annotated public fields of a class in a module's source, class variables not."""
-    for node in ast.parse(source).body:
-        if isinstance(node, ast.ClassDef) and node.name == class_name:
-            return frozenset(
-                field.target.id
-                for field in node.body
-                if isinstance(field, ast.AnnAssign)
-                and isinstance(field.target, ast.Name)
-                and not field.target.id.startswith("_")
-                and "ClassVar" not in ast.unparse(field.annotation)
-            )
-    return frozenset()
-
-
-def _source(package: str, path: str) -> str:
-    found = importlib.util.find_spec(package)
-    if found is None or not found.submodule_search_locations:
-        return ""
-    source = Path(found.submodule_search_locations[0]) / path
-    return source.read_text() if source.is_file() else ""

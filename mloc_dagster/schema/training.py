@@ -33,8 +33,8 @@ class Training(Block):
     gradient_accumulation_steps: int = Field(default=1, ge=1)
     """Batches per optimiser step."""
 
-    learning_rate: float = Field(default=5e-5, gt=0)
-    """The highest learning rate."""
+    learning_rate: float | None = Field(default=None, gt=0)
+    """The highest learning rate; by default the method's own (of PPO 5e-5)."""
 
     lr_scheduler_type: str | None = None
     """How the learning rate changes: `linear`, `cosine`, …"""

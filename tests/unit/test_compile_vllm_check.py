@@ -6,7 +6,8 @@ from mloc_dagster.compile import vllm_check
 from mloc_dagster.compile.compiler import compile_document
 from mloc_dagster.compile.loader import parse_documents
 from mloc_dagster.errors import TemplateError
-from mloc_dagster.schema.vllm_arguments import argument_names, vllm_argument_names
+from mloc_dagster.schema.library_fields import class_fields
+from mloc_dagster.schema.vllm_arguments import vllm_argument_names
 
 TEMPLATE = """\
 apiVersion: mloc/v1
@@ -68,8 +69,8 @@ class EngineArgs:
     alias = 4
 """
 
-    assert argument_names(source) == {"model", "seed"}
-    assert argument_names("") == frozenset()
+    assert class_fields(source, "EngineArgs") == {"model", "seed"}
+    assert class_fields("", "EngineArgs") == frozenset()
 
 
 def test_the_installed_vllm_is_read_without_importing_it() -> None:

@@ -19,8 +19,9 @@ from mloc_dagster.results.export import export
 from mloc_dagster.results.rows import OutputRow
 from mloc_dagster.results.shard_files import ShardWriter
 from mloc_dagster.results.store import Folder, open_store
-from mloc_dagster.results.summary import TaskSummary, Usage
+from mloc_dagster.results.summary import TaskSummary
 from mloc_dagster.results.usage import UNPRICED, Rates, UsageCounter, usage_by_model
+from mloc_dagster.schema.result import Usage
 from mloc_dagster.schema.result import Usage as UsageSchema
 
 _STARTED = datetime(2026, 1, 1, tzinfo=UTC)

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from mloc_dagster.errors import TerminalError, UnknownNameError
-from mloc_dagster.executors.training import registered
-from mloc_dagster.executors.training.registered import REWARDS_GROUP, registered_function
+from mloc_dagster.executors import registered
+from mloc_dagster.executors.registered import REWARDS_GROUP, registered_function
 from mloc_dagster.executors.training.rewards import Part, Scorer, build_scorer
 from mloc_dagster.models import builtin_model_path
 from mloc_dagster.schema.task import GrpoSpec

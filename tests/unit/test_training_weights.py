@@ -21,7 +21,7 @@ from mloc_dagster.errors import (
     TerminalError,
     TransientError,
 )
-from mloc_dagster.executors.training.archives import archive_folder, unpack
+from mloc_dagster.executors.archives import archive_folder, unpack
 from mloc_dagster.executors.training.checkpoints import seal
 from mloc_dagster.executors.training.weights import locate_weights
 from mloc_dagster.executors.transformers_model import model_place

@@ -68,7 +68,7 @@ def hooks_for(
         if not math.isfinite(metrics.get("loss", 0.0)):
             raise TerminalError(
                 f"the loss of step {step} is {metrics['loss']}: training.learning_rate "
-                f"({job.spec.training.learning_rate}) may be too high, or fp16 too narrow"
+                "may be too high, or fp16 too narrow"
             )
         say(Progress(step, total, finite(metrics)))
 

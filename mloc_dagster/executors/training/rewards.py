@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mloc_dagster.errors import MlocError, TerminalError
-from mloc_dagster.executors.training.registered import REWARDS_GROUP, registered_function
+from mloc_dagster.executors.registered import REWARDS_GROUP, registered_function
 from mloc_dagster.executors.training.sequences import Speech
 from mloc_dagster.schema.task import OnlineSpec
 from mloc_dagster.schema.training import RewardFunction

@@ -18,9 +18,6 @@ from mloc_dagster.executors.training.trl_run import (
 FORMS = (("text",), ("messages",), ("prompt", "completion"))
 """The columns of a row, by form."""
 
-OPTIONAL = ("tools", "chat_template_kwargs")
-"""Columns that TRL hands to the chat template."""
-
 
 class SftTrainer:
     """`trl.SFTTrainer`, for `sft` and `lora_sft`.
@@ -56,8 +53,7 @@ def sft_trainer(run: TrainingRun) -> Any:
     rows, overrides = run.rows, dict[str, Any]()
     if form == ("messages",):
         form, rows, overrides = _conversations(run)
-    columns = [*form, *(name for name in OPTIONAL if name in run.rows[0])]
-    return build_trainer(run, config_of(run, overrides), dataset_of(rows, columns))
+    return build_trainer(run, config_of(run, overrides), dataset_of(rows, form))
 
 
 def _form(rows: Sequence[Row]) -> tuple[str, ...]:

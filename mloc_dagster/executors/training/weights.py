@@ -8,7 +8,7 @@ from pathlib import Path
 from urllib.parse import unquote, urldefrag, urlsplit
 
 from mloc_dagster.errors import IncompleteResultsError, InputError, nearest_hint
-from mloc_dagster.executors.training.archives import SUFFIXES
+from mloc_dagster.executors.archives import SUFFIXES
 from mloc_dagster.executors.training.checkpoints import is_complete
 from mloc_dagster.executors.training.store_transfer import local_path, take_file
 from mloc_dagster.executors.training.weight_files import find_weights, weights_kind

@@ -16,7 +16,7 @@ import httpx
 
 from mloc_dagster.data.http_addresses import RefusedAddressError, guarding_hooks
 from mloc_dagster.errors import InputError, TerminalError, TransientError
-from mloc_dagster.executors.training.archives import SUFFIXES, unpack
+from mloc_dagster.executors.archives import SUFFIXES, unpack
 from mloc_dagster.executors.training.store_transfer import sha256_of
 from mloc_dagster.results.files import BUFFER_BYTES, TEMPORARY_PREFIX
 

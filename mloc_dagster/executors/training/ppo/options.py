@@ -20,6 +20,9 @@ _UNUSED: Mapping[str, object] = {
     "beta": None,
     "loss_type": None,
 }
+LEARNING_RATE = 5e-5
+"""Where the template says nothing."""
+
 _OPTIMISERS = (None, "adamw_torch", "adamw_torch_fused")
 
 
@@ -93,6 +96,9 @@ class PpoOptions(PpoExtras):
     target_kl: float | None
     """An update ends once the policy moved this far from where it sampled."""
 
+    learning_rate: float
+    """The highest learning rate."""
+
     warmup: int
     """Updates until the learning rate is reached."""
 
@@ -132,6 +138,7 @@ def ppo_options(spec: PpoSpec, rows: int) -> PpoOptions:
         "mini_batch": _mini_batch(training, extras, rollouts),
         "passes": training.num_ppo_epochs or 4,
         "target_kl": training.target_kl,
+        "learning_rate": training.learning_rate or LEARNING_RATE,
         "warmup": math.ceil(warmup * updates) if warmup < 1 else int(warmup),
         "max_prompt_tokens": training.max_length,
     }

@@ -71,7 +71,7 @@ class PpoTrainer:
             temperature=spec.generation.temperature,
             bf16=_computes_in_bf16(run, spec.training),
         )
-        optimizer = make_optimizer(policy, spec.training.learning_rate, spec.training.weight_decay)
+        optimizer = make_optimizer(policy, options.learning_rate, spec.training.weight_decay)
         return Parts(
             run=run,
             options=options,

@@ -1,4 +1,4 @@
-"""Functions that somebody registered by entry point: metrics and rewards, ours and anyone's."""
+"""What somebody registered by entry point: task types, metrics, rewards; ours and anyone's."""
 
 from __future__ import annotations
 
