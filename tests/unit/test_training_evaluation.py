@@ -16,9 +16,9 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 from mloc_dagster.errors import DataError, TerminalError  # noqa: E402 - after torch was found
+from mloc_dagster.executors import registered  # noqa: E402
 from mloc_dagster.executors.registered import METRICS_GROUP  # noqa: E402
 from mloc_dagster.executors.training import evaluation as evaluating  # noqa: E402
-from mloc_dagster.executors import registered  # noqa: E402
 from mloc_dagster.executors.training import measurement, metrics  # noqa: E402
 from mloc_dagster.executors.training.answers import greedy_answers  # noqa: E402
 from mloc_dagster.executors.training.evaluation import evaluate, undisturbed  # noqa: E402
