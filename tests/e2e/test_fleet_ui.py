@@ -10,11 +10,10 @@ from signal import SIGKILL
 from typing import TYPE_CHECKING, cast
 
 import pytest
-import redis
 
-from mloc_dagster.fleet.records import members_key, ticket_key
-from mloc_dagster.fleet.redis_client import connect
-from mloc_dagster.fleet.registry import WorkerRegistry
+from mloc_dagster.fleet.engine import TicketState
+from mloc_dagster.fleet.records import members_key
+from mloc_dagster.fleet.redis_engine import RedisFleetEngine, open_engine
 from mloc_dagster.results.rows import OutputRow
 from mloc_dagster.results.shard_files import read_rows
 from mloc_dagster.results.store import open_store
@@ -61,8 +60,8 @@ def test_a_worker_killed_in_mid_shard_costs_a_launch_from_the_ui_nothing(stack: 
 
     with sync_playwright() as playwright:
         page = launched(playwright, stack)
-        client = connect(stack.redis_url)
-        pid, run_id = until(lambda: busy_worker(client), "a worker is in mid-shard")
+        engine = open_engine(stack.redis_url)
+        pid, run_id = until(lambda: busy_worker(engine), "a worker is in mid-shard")
         os.kill(pid, SIGKILL)
         page.goto(f"{stack.webserver_url}/runs/{run_id}")
         expect(page.get_by_text("Success", exact=True).first).to_be_visible(timeout=180_000)
@@ -77,14 +76,14 @@ def test_a_task_terminated_in_the_ui_stops_and_keeps_its_finished_rows(stack: St
 
     with sync_playwright() as playwright:
         page = launched(playwright, stack)
-        client = connect(stack.redis_url)
-        _, run_id = until(lambda: busy_worker(client), "a worker is in mid-shard")
+        engine = open_engine(stack.redis_url)
+        _, run_id = until(lambda: busy_worker(engine), "a worker is in mid-shard")
         page.goto(f"{stack.webserver_url}/runs/{run_id}")
         page.get_by_role("button", name="Terminate").first.click()
         page.get_by_role("dialog").get_by_role("button", name="Terminate").click()
         expect(page.get_by_text("Canceled", exact=True).first).to_be_visible(timeout=60_000)
         page.context.close()
-    until(lambda: busy_worker(client) is None, "no worker works on it any more")
+    until(lambda: busy_worker(engine) is None, "no worker works on it any more")
     assert 0 < len(rows_of(stack, run_id)) < ROWS
     shown = stack.mloc("show", run_id, "--json")
     assert [task["state"] for task in json.loads(shown.stdout)["tasks"]] == ["CANCELLED"]
@@ -109,14 +108,16 @@ def rows_of(stack: Stack, run_id: str) -> list[OutputRow]:
     return list(read_rows(open_store(stack.environment["MLOC_RESULTS_URL"]).task(run_id)))
 
 
-def busy_worker(client: redis.Redis) -> tuple[int, str] | None:
-    """Returns a worker whose run has finished a shard: its pid and the run."""
-    for worker in WorkerRegistry(client).live():
-        if "cpu" not in worker.queues or not worker.running:
-            continue
-        run_id = worker.running[0].partition(":")[0]
-        tickets = cast("set[str]", client.smembers(members_key(run_id)))
-        states = [client.hget(ticket_key(each), "state") for each in tickets]
-        if "done" in states:
-            return worker.pid, run_id
+def busy_worker(engine: RedisFleetEngine) -> tuple[int, str] | None:
+    """Returns a worker in mid-shard whose run has finished another shard: its pid and the run."""
+    for worker in engine.workers():
+        for run_id in {each.partition(":")[0] for each in worker.running}:
+            if "cpu" not in worker.queues:
+                continue
+            ids = cast("set[str]", engine.client.smembers(members_key(run_id)))
+            tickets = engine.status(ids).values()
+            # What a worker says of itself is as old as its last heartbeat; a ticket is not.
+            mine = {each.state for each in tickets if each.worker_id == worker.worker_id}
+            if TicketState.RUNNING in mine and TicketState.DONE in {each.state for each in tickets}:
+                return worker.pid, run_id
     return None
