@@ -1,7 +1,7 @@
 """Start-up: seconds until the first optimiser step is done, on a fleet's worker and bare.
 
-Each attempt at a training is a process of its own, which loads PyTorch and the model anew: what a
-worker keeps warm is nothing but what the operating system has read already. `cold` is measured
+Each attempt at a training is a process of its own, which loads the model anew; a worker's first one
+waits for the server that it is forked from to import PyTorch and TRL. `cold` is measured
 after its cached pages of the installed packages were let go, as far as no process uses them.
 """
 

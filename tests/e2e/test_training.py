@@ -92,10 +92,10 @@ def train(
 
 
 def trainers() -> list[psutil.Process]:
-    """The processes that train, oldest first."""
-    found = psutil.Process().children(recursive=True)
-    alive = [each for each in found if each.status() != psutil.STATUS_ZOMBIE]
-    return [each for each in alive if "mloc_dagster.executors.training.child" in each.cmdline()]
+    """The processes that train, oldest first: what the fork server has started."""
+    servers = psutil.Process().children()
+    found = [each for server in servers for each in server.children()]
+    return [each for each in found if each.status() != psutil.STATUS_ZOMBIE]
 
 
 def kill_at(step: int, which: int = 0) -> Callable[[Progress], None]:

@@ -10,11 +10,14 @@ import threading
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 from mloc_dagster.errors import MlocError, TaskCancelled, TerminalError, TransientError
 from mloc_dagster.executors.training.base import Hooks, Metrics
 from mloc_dagster.executors.training.job import TrainingJob
 from mloc_dagster.executors.training.messages import (
+    LIFELINE_VARIABLE,
+    PIPE_VARIABLE,
     Failed,
     LogLine,
     Message,
@@ -22,15 +25,14 @@ from mloc_dagster.executors.training.messages import (
     encode_line,
     finite,
 )
-from mloc_dagster.executors.training.processes import LIFELINE_VARIABLE, PIPE_VARIABLE
 
 # What another attempt would only run into again.
 _BUGS = (ImportError, NameError, AttributeError, TypeError, NotImplementedError, AssertionError)
 
 
-def main() -> None:
+def main(path: Path) -> NoReturn:
     """Trains as the job's file says; exit code 0 if what there is to say was said."""
-    job = TrainingJob.model_validate_json(Path(sys.argv[1]).read_bytes())
+    job = TrainingJob.model_validate_json(path.read_bytes())
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     end_with_the_worker()
@@ -110,4 +112,4 @@ def _channel() -> Callable[[Message], None]:
 
 
 if __name__ == "__main__":
-    main()
+    main(Path(sys.argv[1]))

@@ -8,6 +8,12 @@ from typing import Literal
 
 import msgspec
 
+PIPE_VARIABLE = "MLOC_TRAINING_PIPE"
+"""Tells the first process which of its files the messages go to."""
+
+LIFELINE_VARIABLE = "MLOC_TRAINING_LIFELINE"
+"""Tells each process which of its files closes when the worker is gone."""
+
 Figures = dict[str, float]
 
 

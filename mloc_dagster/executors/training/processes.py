@@ -1,7 +1,7 @@
 """The processes of a training: started together, heard through a pipe, ended together.
 
-They form one process group of their own. Each holds the end of a pipe that nobody ever writes to:
-when the worker dies, whatever way, the pipe closes and they end themselves.
+Each founds a process group, for what it starts itself. Each holds the end of a pipe that nobody
+ever writes to: when the worker dies, whatever way, the pipe closes and they end themselves.
 """
 
 from __future__ import annotations
@@ -10,20 +10,24 @@ import os
 import select
 import signal
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Self
+from typing import Self
 
 from mloc_dagster.errors import TaskCancelled, TransientError
-from mloc_dagster.executors.training.messages import Failed, Message, decode_line
+from mloc_dagster.executors.training.fork_server import fork_training
+from mloc_dagster.executors.training.messages import (
+    LIFELINE_VARIABLE,
+    PIPE_VARIABLE,
+    Failed,
+    Message,
+    decode_line,
+)
 
-PIPE_VARIABLE = "MLOC_TRAINING_PIPE"
-LIFELINE_VARIABLE = "MLOC_TRAINING_LIFELINE"
 LOOK_EVERY_S = 0.25
 GRACE_S = 20.0
 """Seconds that processes have for ending their step after they were asked to stop."""
@@ -46,7 +50,7 @@ class TrainingProcesses:
         self._ranks = ranks
         self._output = output
         self._silence_s = silence_s
-        self._processes: list[subprocess.Popen[bytes]] = []
+        self._processes: list[ForkServerProcess] = []
         self._open = ExitStack()
         self._reader = -1
         self._left_over = b""
@@ -60,7 +64,7 @@ class TrainingProcesses:
             output = self._open.enter_context(self._output.open("ab"))
             port = _free_port()
             for rank in range(self._ranks):
-                self._processes.append(self._start(rank, port, writer, lifeline, output))
+                self._processes.append(self._start(rank, port, writer, lifeline, output.fileno()))
         except BaseException:
             self._end()
             raise
@@ -118,15 +122,9 @@ class TrainingProcesses:
             return file.read().decode(errors="replace").strip()
 
     def _start(
-        self, rank: int, port: int, writer: int, lifeline: int, output: IO[bytes]
-    ) -> subprocess.Popen[bytes]:
-        environment = {
-            **os.environ,
-            LIFELINE_VARIABLE: str(lifeline),
-            "TOKENIZERS_PARALLELISM": "false",
-        }
-        if rank == 0:
-            environment[PIPE_VARIABLE] = str(writer)
+        self, rank: int, port: int, writer: int, lifeline: int, output: int
+    ) -> ForkServerProcess:
+        environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false"}
         if self._ranks > 1:
             environment |= {
                 "RANK": str(rank),
@@ -136,15 +134,8 @@ class TrainingProcesses:
                 "MASTER_ADDR": "127.0.0.1",
                 "MASTER_PORT": str(port),
             }
-        return subprocess.Popen(  # noqa: S603  this interpreter, this package
-            [sys.executable, "-m", "mloc_dagster.executors.training.child", str(self._job)],
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            env=environment,
-            pass_fds=(lifeline, writer) if rank == 0 else (lifeline,),
-            process_group=self._processes[0].pid if self._processes else 0,
-        )
+        pipes = {LIFELINE_VARIABLE: lifeline} | ({PIPE_VARIABLE: writer} if rank == 0 else {})
+        return fork_training(self._job, environment, output=output, pipes=pipes)
 
     def _lines(self, data: bytes) -> Iterator[Message]:
         *lines, self._left_over = (self._left_over + data).split(b"\n")
@@ -157,7 +148,7 @@ class TrainingProcesses:
 
     def _check_alive(self, *, stopping: bool) -> None:
         """A process that died takes the others with it: they would wait for it for ever."""
-        codes = [process.poll() for process in self._processes]
+        codes = [process.exitcode for process in self._processes]
         if not stopping and any(codes[1:]):
             self._fail(codes)
 
@@ -166,9 +157,8 @@ class TrainingProcesses:
         deadline = time.monotonic() + GRACE_S
         for process in self._processes:
             # What it waits for may have died: the codes tell.
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(max(0.0, deadline - time.monotonic()))
-        codes = [process.poll() for process in self._processes]
+            process.join(max(0.0, deadline - time.monotonic()))
+        codes = [process.exitcode for process in self._processes]
         if any(codes):
             self._fail(codes)
         if None in codes:
@@ -185,14 +175,17 @@ class TrainingProcesses:
         try:
             self._signal(signal.SIGKILL)
             for process in self._processes:
-                process.wait()
+                process.kill()  # it may not have come as far as to found its group
+                process.join()
         finally:
             self._open.close()
 
     def _signal(self, number: signal.Signals) -> None:
-        """Signals the whole group; once all have ended, its number may be somebody else's."""
-        if any(process.poll() is None for process in self._processes):
-            os.killpg(self._processes[0].pid, number)
+        """Signals each group; once a process has ended, its number may be somebody else's."""
+        for process in self._processes:
+            if process.exitcode is None and process.pid is not None:
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, number)
 
 
 def _free_port() -> int:
