@@ -7,9 +7,7 @@ import io
 import json
 import threading
 import uuid
-from collections.abc import Iterator
 from datetime import UTC, datetime
-from itertools import count
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -25,44 +23,16 @@ from mloc_dagster.results.rows import OutputRow
 from mloc_dagster.results.shard_files import ShardWriter, finished_rows, read_rows
 from mloc_dagster.results.store import Folder, ResultStore, open_store
 
-_BUCKET = "results"
 _STARTED = datetime(2026, 1, 1, tzinfo=UTC)
-_numbers = count()
-
-
-@pytest.fixture(scope="session")
-def s3_endpoint() -> Iterator[str]:
-    boto3 = pytest.importorskip("boto3")
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    endpoint = f"http://{host}:{port}"
-    client = boto3.client(
-        "s3",
-        endpoint_url=endpoint,
-        region_name="us-east-1",
-        aws_access_key_id="test",
-        aws_secret_access_key="test",
-    )
-    client.create_bucket(Bucket=_BUCKET)
-    client.close()
-    yield endpoint
-    server.stop()
 
 
 @pytest.fixture(params=["local", "memory", "s3"])
-def url(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "local":
         return str(tmp_path / "results")
     if request.param == "memory":
         return f"memory://{uuid.uuid4().hex}"
-    monkeypatch.setenv("AWS_ENDPOINT_URL", request.getfixturevalue("s3_endpoint"))
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    return f"s3://{_BUCKET}/prefix-{next(_numbers)}"
+    return request.getfixturevalue("s3_url")
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -221,3 +222,49 @@ def test_a_model_that_its_gate_refuses_is_not_handed_on(instance: dg.DagsterInst
     assert tune.training.passed is False
     assert "+ 2" in tune.training.gate
     assert read_training(open_store().task(tune.task_id)).final == "final_model"
+
+
+def test_stages_hand_weights_on_through_s3(
+    instance: dg.DagsterInstance, s3_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLOC_RESULTS_URL", s3_url)
+    settings.cache_clear()
+    tuned = {"source": {"type": "local", "identifier": "${tune.result.final_model_path}"}}
+    load = {"load": {"type": "local", "path": "${tune.result.final_model_path}"}}
+    compiled = compile_mapping(
+        {
+            "apiVersion": "mloc/v1",
+            "kind": "SFTTask",
+            "metadata": {"name": "remote"},
+            "spec": {
+                "enforce_cpu": True,
+                "model": MODEL,
+                "stages": [
+                    {"name": "tune", "spec": {**SPECS["sft"], "taskType": "sft"}},
+                    {
+                        "name": "adapt",
+                        "spec": {**SPECS["sft"], "taskType": "lora_sft", "checkpoint": load},
+                    },
+                    {
+                        "name": "ask",
+                        "dependsOn": ["tune"],
+                        "spec": {
+                            "taskType": "inference",
+                            "model": tuned,
+                            "data": {"type": "list", "items": ["What is 1 + 1?"]},
+                            "inference": {"temperature": 0, "max_tokens": 4},
+                        },
+                    },
+                ],
+            },
+        }
+    )
+    outcome = run_template(compiled, instance)
+    assert outcome.succeeded, outcome.failures
+    ids = {each.node: each.task_id for each in outcome.tasks}
+    store = open_store()
+    assert store.url == s3_url
+    assert store.task(ids["adapt"]).exists("final_lora/adapter_model.safetensors")
+    assert store.task(ids["adapt"]).list("checkpoints")
+    answers = json.loads(store.task(ids["ask"]).read_bytes("responses.json"))
+    assert answers["result"]["items"][0]["output"]
