@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING
 
 import typer
@@ -12,12 +13,14 @@ import typer
 from mloc_dagster.cli.exit_codes import OK
 from mloc_dagster.cli.fleet_context import Fleet, open_fleet
 from mloc_dagster.cli.tables import print_table
+from mloc_dagster.cli.training_lines import training_lines
 from mloc_dagster.cli.wording import count, duration, shorten
 from mloc_dagster.errors import UnknownNameError
 
 if TYPE_CHECKING:
     from mloc_dagster.tasks.dead_letters import DeadLetter
     from mloc_dagster.tasks.task_status import TaskStatus
+    from mloc_dagster.tasks.training_status import TrainingStatus
     from mloc_dagster.tasks.workflows import Found
 
 _PAGE = 100
@@ -38,7 +41,7 @@ def show(task_or_run_id: str, *, as_json: bool) -> int:
             document = {
                 "workflow_id": found.workflow.workflow_id,
                 "run_id": found.workflow.latest.run_id,
-                "tasks": [each.model_dump(mode="json") for each in _statuses(fleet, found)],
+                "tasks": [_shown(*each) for each in _statuses(fleet, found)],
             }
             typer.echo(json.dumps(document, ensure_ascii=False))
         else:
@@ -48,27 +51,56 @@ def show(task_or_run_id: str, *, as_json: bool) -> int:
 
 def print_tasks(fleet: Fleet, found: Found) -> None:
     """Prints what is known of tasks."""
-    for place, status in enumerate(_statuses(fleet, found)):
+    for place, (status, training) in enumerate(_statuses(fleet, found)):
         if place:
             typer.echo("")
-        for name, text in _lines(status):
+        for name, text in status_lines(status, training):
             typer.echo(f"{name:<9} {text}")
 
 
-def _statuses(fleet: Fleet, found: Found) -> list[TaskStatus]:
+def _statuses(fleet: Fleet, found: Found) -> list[tuple[TaskStatus, TrainingStatus | None]]:
+    from mloc_dagster.events.recall import last_training_news
+    from mloc_dagster.events.stream import open_redis
+    from mloc_dagster.fleet.redis_client import redis_url
     from mloc_dagster.tasks.task_status import status_of
+    from mloc_dagster.tasks.training_status import training_status
 
-    return [status_of(fleet.instance, fleet.engine, found.workflow, each) for each in found.tasks]
+    with open_redis(redis_url()) as client:
+        last_word = partial(last_training_news, client)
+        statuses = [
+            status_of(fleet.instance, fleet.engine, found.workflow, each) for each in found.tasks
+        ]
+        return [(each, training_status(each, last_word)) for each in statuses]
 
 
-def _lines(status: TaskStatus) -> Iterator[tuple[str, str]]:
+def _shown(status: TaskStatus, training: TrainingStatus | None) -> dict[str, object]:
+    """Returns the task for `--json`; a training finishes steps and not rows."""
+    if training is None:
+        return {**status.model_dump(mode="json"), "training": None}
+    status = status.model_copy(update={"rows_finished": None})
+    return {**status.model_dump(mode="json"), "training": training.model_dump(mode="json")}
+
+
+def status_lines(
+    status: TaskStatus, training: TrainingStatus | None = None
+) -> Iterator[tuple[str, str]]:
+    """Yields what is said of a task, line by line.
+
+    Args:
+        status: How it is.
+        training: How far it is, if it is a training.
+    """
     yield "task", status.task_id
     yield "status", status.state.value
     yield "template", status.template + (f", {status.node}" * (status.node != status.template))
     yield "run", status.run_id + (f" (number {status.runs})" if status.runs > 1 else "")
     if status.waiting_for:
         yield "waiting", status.waiting_for
-    if status.rows is not None:
+    if training is not None:
+        yield from training_lines(training)
+        if status.rows is not None:
+            yield "rows", f"{status.rows:,}"
+    elif status.rows is not None:
         errors = f", {count(status.errors, 'error')}" if status.errors else ""
         yield "rows", f"{status.rows_finished or 0:,} of {status.rows:,}{errors}"
     shards = {name: number for name, number in status.shards.model_dump().items() if number}

@@ -35,6 +35,7 @@ def conclude(opened: OpenTask, attempt: Attempt) -> TrainingSummary:
         dataset_size=finished.dataset_size,
         bad_rows=bad_row_count(opened.folder),
         steps=finished.steps,
+        resumed_step=attempt.resumed_step,
         seconds=round(attempt.seconds, 3),
         metrics=finished.metrics,
         history=tuple(finished.history),

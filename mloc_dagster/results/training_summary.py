@@ -27,6 +27,7 @@ class TrainingSummary(BaseModel):
         dataset_size: Rows that it trained on.
         bad_rows: Rows of the input that could not be used.
         steps: Optimiser steps.
+        resumed_step: The one that the attempt that finished it went on from; 0 for none.
         seconds: Wall seconds of the attempt that finished it.
         metrics: Closing figures, named as the trainer names them.
         history: What was logged, in order; each entry has its `step`.
@@ -52,6 +53,7 @@ class TrainingSummary(BaseModel):
     dataset_size: int
     bad_rows: int
     steps: int
+    resumed_step: int = 0
     seconds: float
     metrics: dict[str, float]
     history: tuple[dict[str, float], ...]

@@ -1,0 +1,121 @@
+"""How far a training is, by what it left, else what it last said, else its checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+
+from pydantic import BaseModel, ConfigDict
+
+from mloc_dagster.errors import IncompleteResultsError
+from mloc_dagster.events.recall import LastNews
+from mloc_dagster.executors.training.checkpoints import published_checkpoints
+from mloc_dagster.results.record import RECORD_NAME, read_record
+from mloc_dagster.results.store import Folder, open_store
+from mloc_dagster.results.training_summary import TrainingSummary, read_training
+from mloc_dagster.schema.task import SPEC_TYPES, TrainingSpec
+from mloc_dagster.tasks.task_state import TaskState
+from mloc_dagster.tasks.task_status import TaskStatus
+
+LastWord = Callable[[str, datetime], LastNews | None]
+"""Takes a task and when it was submitted; returns what it last said."""
+
+
+class TrainingStatus(BaseModel):
+    """How far a training is.
+
+    Attributes:
+        step: Steps done; after a restart those of the newest checkpoint.
+        steps: How many there will be; None while nobody said.
+        metrics: What was logged last, as the trainer names it; closing figures once it is done.
+        steps_per_s: Steps in a second; None where it does not run.
+        eta_s: Seconds until the last step; None where it does not run, and while no speed is known.
+        seconds: Wall seconds of the attempt that finished it; None before it is done.
+        checkpoint: The step of the newest checkpoint; None without one.
+        gate: Whether and why the model is handed on; empty without a gate, and before the end.
+        told_at: When that was so.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    step: int
+    steps: int | None = None
+    metrics: Mapping[str, float] = {}
+    steps_per_s: float | None = None
+    eta_s: float | None = None
+    seconds: float | None = None
+    checkpoint: int | None = None
+    gate: str = ""
+    told_at: datetime | None = None
+
+
+def training_status(
+    status: TaskStatus, last_word: LastWord, now: datetime | None = None
+) -> TrainingStatus | None:
+    """Returns how far a task is that trains; None if it is no training, or has no record yet.
+
+    Args:
+        status: The task.
+        last_word: Tells what a task last said.
+        now: The time; the clock's by default.
+    """
+    folder = open_store().task(status.task_id)
+    if not _trains(folder):
+        return None
+    checkpoint = _newest_checkpoint(folder)
+    try:
+        return _done(read_training(folder), checkpoint)
+    except IncompleteResultsError:
+        news = last_word(status.task_id, status.created_at)
+    if news is None or news.event.payload.training is None:
+        return TrainingStatus(step=checkpoint or 0, checkpoint=checkpoint)
+    figures, told_at = news.event.payload.training, news.event.ts
+    if news.superseded:
+        # Steps after the checkpoint are lost, and the figures were those of such steps.
+        return TrainingStatus(
+            step=checkpoint or 0,
+            steps=figures.steps or None,
+            checkpoint=checkpoint,
+            told_at=told_at,
+        )
+    runs = status.state is TaskState.RUNNING
+    return TrainingStatus(
+        step=figures.step,
+        steps=figures.steps or None,
+        metrics=figures.metrics,
+        steps_per_s=figures.steps_per_s if runs and figures.steps_per_s else None,
+        eta_s=_left(news, now or datetime.now(UTC)) if runs else None,
+        checkpoint=checkpoint,
+        told_at=told_at,
+    )
+
+
+def _trains(folder: Folder) -> bool:
+    if not folder.exists(RECORD_NAME):
+        return False
+    return issubclass(SPEC_TYPES[read_record(folder).task_type], TrainingSpec)
+
+
+def _newest_checkpoint(folder: Folder) -> int | None:
+    names = published_checkpoints(folder)
+    return int(names[-1].rpartition("-")[2]) if names else None
+
+
+def _done(summary: TrainingSummary, checkpoint: int | None) -> TrainingStatus:
+    loss = {} if summary.loss is None else {"loss": summary.loss}
+    return TrainingStatus(
+        step=summary.steps,
+        steps=summary.steps,
+        metrics={**loss, **summary.metrics},
+        seconds=summary.seconds,
+        checkpoint=checkpoint,
+        gate=summary.gate,
+        told_at=summary.finished_at,
+    )
+
+
+def _left(news: LastNews, now: datetime) -> float | None:
+    told = news.event.payload.eta_s
+    if told is None:
+        return None
+    return round(max(told - (now - news.event.ts).total_seconds(), 0.0), 1)
