@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -77,6 +78,7 @@ def train_on(parts: Parts, progress: Progress) -> TrainingOutcome:
     run, total = parts.run, parts.options.updates
     order = PromptOrder(len(run.rows), run.spec.training.seed)
     figures: dict[str, float] = {}
+    began = time.monotonic()
     while progress.global_step < total:
         if run.hooks.cancelled():
             raise TaskCancelled(f"stopped after update {progress.global_step} of {total}")
@@ -92,7 +94,7 @@ def train_on(parts: Parts, progress: Progress) -> TrainingOutcome:
             _save(parts, progress)
     return TrainingOutcome(
         steps=progress.global_step,
-        metrics=_last(progress),
+        metrics={**_last(progress), "train_runtime": time.monotonic() - began},
         history=list(progress.log_history),
         dataset_size=len(run.rows),
     )
