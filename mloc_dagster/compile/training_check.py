@@ -10,6 +10,7 @@ from mloc_dagster.compile.tree import Tree
 from mloc_dagster.errors import nearest_hint
 from mloc_dagster.schema.gate import GateError, parse_gate
 from mloc_dagster.schema.metrics import BUILTIN_METRICS
+from mloc_dagster.schema.reporters import REPORTERS, reporters
 from mloc_dagster.schema.task import OnlineSpec, TaskSpec, TrainingSpec
 from mloc_dagster.schema.trainer_arguments import lora_argument_names, refused_argument
 
@@ -32,10 +33,19 @@ def check_training(spec: Tree, typed: TaskSpec, findings: Findings) -> None:
         reason = refused_argument(typed.task_type, name)
         if reason is not None:
             findings.add(at_key(value, reason))
+    _check_reporters(spec, typed, findings)
     _check_lora(spec, findings)
     _check_evaluation(spec, typed, findings)
     if isinstance(typed, OnlineSpec):
         _check_rewards(spec, findings)
+
+
+def _check_reporters(spec: Tree, typed: TrainingSpec, findings: Findings) -> None:
+    given = find(spec, ("training", "report_to"))
+    for name in reporters(typed.training) if given is not None else ():
+        if name not in REPORTERS:
+            hint = nearest_hint(name, REPORTERS)
+            findings.add(at_value(given or spec, f"report_to: nothing is called {name!r}{hint}"))
 
 
 def _check_lora(spec: Tree, findings: Findings) -> None:
@@ -55,6 +65,9 @@ def _check_evaluation(spec: Tree, typed: TrainingSpec, findings: Findings) -> No
         if each.text not in known:
             hint = nearest_hint(str(each.content), known)
             findings.add(at_value(each, f"unknown metric {str(each.content)!r}{hint}"))
+    harness = find(spec, ("evaluation", "harness"))
+    if harness is not None and typed.task_type == "reward":
+        findings.add(at_key(harness, "benchmarks are not for a reward model, which writes no text"))
     gate = find(spec, ("evaluation", "gate"))
     if gate is None or typed.evaluation is None or typed.evaluation.gate is None:
         return
@@ -63,7 +76,7 @@ def _check_evaluation(spec: Tree, typed: TrainingSpec, findings: Findings) -> No
     except GateError as error:
         findings.add(at_value(gate, str(error)))
         return
-    for name in sorted(asked - set(typed.evaluation.metrics)):
+    for name in sorted(each for each in asked if not typed.evaluation.may_measure(each)):
         hint = nearest_hint(name, typed.evaluation.metrics)
         findings.add(at_value(gate, f"the gate's metric {name!r} is not measured{hint}"))
 

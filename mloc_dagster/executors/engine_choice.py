@@ -39,6 +39,8 @@ def choose_engine(spec: ModelSpec) -> EngineChoice:
     named = spec.model.engine
     if named == "transformers":
         return EngineChoice("transformers", "the template asks for it")
+    if named is None and (option := spec.model.transformers.quantised):
+        return EngineChoice("transformers", f"model.transformers.{option} is its option")
     obstacle = _vllm_obstacle(on_cpu=spec.enforce_cpu)
     if named == "vllm":
         if obstacle is not None:

@@ -19,6 +19,11 @@ _LOADING_OPTIONS = {
     "attn_implementation",
     "low_cpu_mem_usage",
     "trust_remote_code",
+    "load_in_8bit",
+    "load_in_4bit",
+    "bnb_4bit_quant_type",
+    "bnb_4bit_compute_dtype",
+    "bnb_4bit_use_double_quant",
 }
 
 

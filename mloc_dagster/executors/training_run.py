@@ -31,6 +31,7 @@ from mloc_dagster.executors.training.messages import (
     Progress,
     Saved,
 )
+from mloc_dagster.executors.training.packages import check_packages
 from mloc_dagster.executors.training.processes import TrainingProcesses
 from mloc_dagster.executors.training.shelf import Shelf
 from mloc_dagster.results.training_summary import BEFORE_NAME
@@ -104,6 +105,7 @@ def run_training(
     done = Attempt(datetime.now(UTC), before=_measured_before(folder))
     log.line(f"{worker_name()} starts attempt {attempt} at the training")
     try:
+        check_packages(spec)
         with _scratch(task_id, attempt) as scratch:
             shelf = Shelf(folder, scratch, keep=spec.training.save_total_limit, log=log.line)
             resume_from = shelf.fetch_newest()

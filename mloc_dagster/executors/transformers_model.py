@@ -12,6 +12,7 @@ from typing import Any
 
 from mloc_dagster.errors import MissingExtraError, MlocError, TerminalError, TransientError
 from mloc_dagster.executors.memory import release_memory, weights_bytes
+from mloc_dagster.executors.quantization import quantised_loading
 from mloc_dagster.executors.row_adapters import RowAdapters
 from mloc_dagster.executors.transformers_vision import model_class, take_chat_template
 from mloc_dagster.models import builtin_model_path
@@ -104,6 +105,7 @@ def load_model(block: Model, enforce_cpu: bool) -> LoadedModel:
         "attn_implementation": options.attn_implementation,
         "low_cpu_mem_usage": options.low_cpu_mem_usage,
         "device_map": "cpu" if enforce_cpu else options.device_map,
+        **quantised_loading(options, enforce_cpu=enforce_cpu),
     }
     transformers.utils.logging.disable_progress_bar()  # a worker's terminal is not its own
     with clear_load_errors(source):

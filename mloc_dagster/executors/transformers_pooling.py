@@ -20,6 +20,7 @@ from mloc_dagster.executors.engine import Completion, EngineRequest, Rendered, R
 from mloc_dagster.executors.memory import release_memory, weights_bytes
 from mloc_dagster.executors.pooling import PoolingPlan, fitted_tokens, pooling_plan, scaled
 from mloc_dagster.executors.prompts import render_plain
+from mloc_dagster.executors.quantization import quantised_loading
 from mloc_dagster.executors.transformers_model import (
     clear_load_errors,
     hub_commit,
@@ -75,6 +76,7 @@ def load_engine(spec: EmbeddingSpec) -> PoolingEngine:
         "attn_implementation": options.attn_implementation,
         "low_cpu_mem_usage": options.low_cpu_mem_usage,
         "device_map": "cpu" if spec.enforce_cpu else options.device_map,
+        **quantised_loading(options, enforce_cpu=spec.enforce_cpu),
     }
     transformers.utils.logging.disable_progress_bar()
     with clear_load_errors(source):

@@ -25,7 +25,7 @@ Refusal = tuple[Path, str]
 
 def certain_engine(model: Model, *, enforce_cpu: bool) -> EngineName | None:
     """Returns the engine that will run a task wherever it runs; None when that depends."""
-    if model.engine is None and enforce_cpu:
+    if model.engine is None and (enforce_cpu or model.transformers.quantised):
         return "transformers"
     return model.engine
 
@@ -71,6 +71,9 @@ def refused_in_model(
         logprobs: What `inference.logprobs` asks for.
     """
     yield from _refused_adapters(model.adapters)
+    if engine == "vllm" and (option := model.transformers.quantised):
+        reason = f"{option} is for transformers: vLLM has model.vllm.quantization: bitsandbytes"
+        yield ("transformers", option), reason
     most = model.vllm.get("max_logprobs", VLLM_MAX_LOGPROBS)
     if engine == "vllm" and isinstance(most, int) and 0 <= most < (logprobs or 0):
         reason = f"inference.logprobs asks for {logprobs}, and max_logprobs allows {most}"
@@ -96,5 +99,9 @@ def without_effect(model: Model, engine: EngineName | None) -> Iterator[Refusal]
     """Yields blocks of options that the certain engine does not read."""
     if engine == "transformers" and model.vllm:
         yield ("vllm",), "model.vllm has no effect: this task runs on transformers"
-    if engine == "vllm" and model.transformers.model_fields_set:
+    if (
+        engine == "vllm"
+        and model.transformers.model_fields_set
+        and not model.transformers.quantised
+    ):
         yield ("transformers",), "model.transformers has no effect: this task runs on vLLM"

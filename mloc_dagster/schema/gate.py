@@ -4,7 +4,8 @@
     CONDITION = METRIC OPERATOR (NUMBER | "before" [("+" | "-" | "*") NUMBER])
     OPERATOR  = ">=" | ">" | "<=" | "<" | "==" | "!="
 
-`before` is the same metric before the training. Nothing is evaluated but this.
+`before` is the same metric before the training. Nothing is evaluated but this. A metric with a
+slash is a benchmark's and may hold dashes: `task/metric`.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 _TOKEN = re.compile(
-    r"\s*(?:(?P<number>\d+(?:\.\d*)?(?:[eE][+-]?\d+)?|\.\d+(?:[eE][+-]?\d+)?)"
+    r"\s*(?:(?P<benchmark>\w[\w.+-]*(?:/[\w.-]+)+)"
+    r"|(?P<number>\d+(?:\.\d*)?(?:[eE][+-]?\d+)?|\.\d+(?:[eE][+-]?\d+)?)"
     r"|(?P<name>[A-Za-z_][\w.]*)"
     r"|(?P<compare>>=|<=|==|!=|>|<)"
     r"|(?P<sign>[+*-]))"
@@ -168,7 +170,8 @@ def _words(text: str) -> list[tuple[str, str, int]]:
             at += len(text[at:]) - len(text[at:].lstrip())
             raise GateError(f"gate {text!r}: {text[at]!r} at position {at + 1}; {_EXAMPLE}")
         kind = match.lastgroup
-        words.append((kind, match[kind], match.start(kind)))
+        word = ("name" if kind == "benchmark" else kind, match[kind], match.start(kind))
+        words.append(word)
         at = match.end()
     return words
 

@@ -82,6 +82,16 @@ class TrainingSpec(TaskSpec):
     require_gpu: bool = False
     """Refuse to train on a CPU."""
 
+    @model_validator(mode="after")
+    def _trains_what_is_whole(self) -> Self:
+        option = self.model.transformers.quantised
+        if option is not None and self.lora is None:
+            raise ValueError(
+                f"model.transformers.{option} freezes the model's weights: a lora block trains an "
+                "adapter on them"
+            )
+        return self
+
 
 class SftSpec(TrainingSpec):
     """Supervised fine-tuning of all weights."""

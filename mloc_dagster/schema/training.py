@@ -163,6 +163,31 @@ class RewardFunction(Block):
     """Keyword arguments of the function."""
 
 
+class Harness(Block):
+    """Benchmarks of lm-evaluation-harness, under the names of `lm_eval.simple_evaluate`.
+
+    Needs the extra `eval`. Each figure is a metric by the name `task/metric`.
+    """
+
+    tasks: tuple[str, ...] = Field(min_length=1)
+    """Tasks, groups, tags or patterns, such as `arc_easy` or `mmlu_*`."""
+
+    include_path: str | None = None
+    """A folder with task files of your own; Python that they name is run."""
+
+    num_fewshot: int | None = Field(default=None, ge=0)
+    """Solved examples before each question; by default the task's own number."""
+
+    limit: float | None = Field(default=None, gt=0)
+    """Questions of each task at most; below 1 a share of them."""
+
+    batch_size: int = Field(default=8, ge=1)
+    """Questions that are computed together."""
+
+    apply_chat_template: bool = False
+    """Ask through the model's chat template."""
+
+
 class Evaluation(Block):
     """What a model is measured by, before and after its training."""
 
@@ -181,6 +206,9 @@ class Evaluation(Block):
     max_new_tokens: int = Field(default=64, ge=1)
     """Tokens of an answer at most; answers are greedy."""
 
+    harness: Harness | None = None
+    """Benchmarks to measure by as well."""
+
     gate: str | None = None
     """What must hold for the model to be handed on: `exact_match >= before + 0.05`."""
 
@@ -189,6 +217,10 @@ class Evaluation(Block):
         if "regex" in self.metrics and self.pattern is None:
             raise ValueError("the metric 'regex' needs a pattern")
         return self
+
+    def may_measure(self, metric: str) -> bool:
+        """Tells whether a metric is among those asked for; of benchmarks only a run knows them."""
+        return metric in self.metrics or (self.harness is not None and "/" in metric)
 
 
 class Generation(Block):

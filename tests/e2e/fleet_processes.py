@@ -141,7 +141,7 @@ class FleetProcesses:
         open_engine().close()
         return done.run_id
 
-    def await_end(self, run_id: str, timeout_s: float = 60.0) -> DagsterRunStatus:
+    def await_end(self, run_id: str, timeout_s: float = 120.0) -> DagsterRunStatus:
         """Returns how a run ended."""
 
         def ended() -> DagsterRunStatus | None:

@@ -27,7 +27,7 @@ from tests.redis_server import free_port
 ROOT = Path(__file__).parents[2]
 
 
-def until[T](answer: Callable[[], T], what: str, timeout_s: float = 60.0) -> T:
+def until[T](answer: Callable[[], T], what: str, timeout_s: float = 120.0) -> T:
     """Returns the first true answer; for what other processes do in their own time."""
     deadline = monotonic() + timeout_s
     while True:

@@ -199,7 +199,7 @@ def test_in_the_foreground_it_tells_of_deaths_and_stops_at_ctrl_c(idle: Stack) -
             stderr=output,
         )
         try:
-            until(lambda: "Ctrl-C" in said.read_text(), "it is up", timeout_s=120)
+            until(lambda: "Ctrl-C" in said.read_text(), "it is up", timeout_s=240)
             before = idle.kill("redis")
             until(lambda: f"redis ({before}) died" in said.read_text(), "its death is told")
             until(lambda: "redis runs (" in said.read_text(), "its return is told")

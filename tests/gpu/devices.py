@@ -1,4 +1,4 @@
-"""Whether this machine has a GPU."""
+"""Which GPUs this machine has."""
 
 from __future__ import annotations
 
@@ -6,8 +6,12 @@ import importlib.util
 
 
 def has_gpu() -> bool:
+    return gpus() > 0
+
+
+def gpus() -> int:
     if importlib.util.find_spec("torch") is None:
-        return False
+        return 0
     import torch
 
-    return torch.cuda.is_available()
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0

@@ -35,6 +35,14 @@ def test_a_file_beside_the_template_is_found_from_anywhere(
     assert spec["other"]["url"] == "rows.jsonl"
 
 
+def test_a_folder_of_benchmarks_beside_the_template_is_found(tmp_path: Path) -> None:
+    (tmp_path / "tasks").mkdir()
+    template = tmp_path / "t.yaml"
+    template.write_text("spec: {evaluation: {harness: {include_path: tasks}}}")
+    spec = load_documents(template)[0].mapping["spec"]
+    assert spec["evaluation"]["harness"]["include_path"] == str(tmp_path / "tasks")
+
+
 def test_a_glob_beside_the_template_is_found(tmp_path: Path) -> None:
     (tmp_path / "rows-1.jsonl").write_text("{}")
     assert load(tmp_path, "rows-*.jsonl")["data"]["url"] == str(tmp_path / "rows-*.jsonl")

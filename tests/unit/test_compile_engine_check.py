@@ -152,6 +152,15 @@ def test_options_that_the_engine_does_not_read_are_a_warning() -> None:
     assert not warnings(", vllm: {max_num_seqs: 4}, transformers: {dtype: float32}")
 
 
+def test_fewer_bits_are_not_ignored_by_an_engine_that_does_not_know_them() -> None:
+    (finding,) = errors(model=", engine: vllm, transformers: {load_in_4bit: true}")
+    assert "load_in_4bit is for transformers: vLLM has model.vllm.quantization" in finding
+    (warned,) = compiled(
+        model=", vllm: {max_num_seqs: 4}, transformers: {load_in_8bit: true}"
+    ).warnings
+    assert "model.vllm has no effect" in str(warned)
+
+
 def test_adapters_that_cannot_be_told_apart_are_refused() -> None:
     for engine in ("vllm", "transformers"):
         two = f", engine: {engine}, adapters: [{{path: a/x}}, {{path: b/x}}]"

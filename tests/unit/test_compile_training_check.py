@@ -101,3 +101,29 @@ def test_metrics_and_gates_are_checked() -> None:
 def test_sft_trains_no_adapter() -> None:
     (finding,) = findings("sft", "  lora: {r: 4}\n")
     assert "lora_sft" in finding
+
+
+EVALUATION = "  evaluation: {data: {rows: [{prompt: a, completion: b}]}, %s}\n"
+
+
+def test_a_gate_may_name_figures_of_benchmarks_where_there_are_any() -> None:
+    gate = "gate: 'arc_easy/acc >= before'"
+    assert findings("sft", EVALUATION % f"harness: {{tasks: [arc_easy]}}, {gate}") == []
+    (finding,) = findings("sft", EVALUATION % gate)
+    assert "the gate's metric 'arc_easy/acc' is not measured" in finding
+
+
+def test_benchmarks_need_a_model_that_writes_and_the_librarys_names() -> None:
+    (finding,) = findings("reward", EVALUATION % "harness: {tasks: [arc_easy]}")
+    assert "benchmarks are not for a reward model" in finding
+    (finding,) = findings("sft", EVALUATION % "harness: {tasks: [arc_easy], num_few_shot: 2}")
+    assert "did you mean 'num_fewshot'?" in finding
+
+
+def test_a_reporter_that_nobody_knows_is_refused() -> None:
+    assert findings("sft", "  training: {report_to: [wandb, tensorboard], run_name: a}\n") == []
+    assert findings("sft", "  training: {report_to: all}\n") == []
+    (finding,) = findings("sft", "  training: {report_to: [mlflo]}\n")
+    assert "report_to: nothing is called 'mlflo'; did you mean 'mlflow'?" in finding
+    (finding,) = findings("ppo", "  rewards: [{name: contains}]\n  training: {report_to: wandb}\n")
+    assert "has no option 'report_to'" in finding

@@ -24,7 +24,6 @@ from mloc_dagster.errors import InputError, TerminalError
 from mloc_dagster.executors.training.devices import (
     mixed_precision,
     pick_device,
-    quantization_config,
     weights_dtype,
 )
 from mloc_dagster.executors.training.loading import load_classifier, load_policy
@@ -259,20 +258,6 @@ def test_the_precision_on_a_gpu_depends_on_what_is_trained() -> None:
         weights_dtype(make_spec(model={"transformers": {"dtype": "float16"}}), "cuda", "float32")
     with pytest.raises(TerminalError, match="cannot both be true"):
         mixed_precision(make_spec(training={"bf16": True, "fp16": True}), "cuda:0")
-
-
-def test_quantised_weights_need_a_gpu_and_an_adapter() -> None:
-    spec = make_spec()
-    assert quantization_config(spec, "cpu", "float32") is None
-    options = spec.model.transformers.model_copy()
-    object.__setattr__(options, "quantization", "4bit")
-    asked = spec.model_copy(
-        update={"model": spec.model.model_copy(update={"transformers": options})}
-    )
-    with pytest.raises(TerminalError, match="needs a GPU"):
-        quantization_config(asked, "cpu", "float32")
-    with pytest.raises(TerminalError, match="add a lora block"):
-        quantization_config(asked, "cuda:0", "bfloat16")
 
 
 @pytest.mark.parametrize(

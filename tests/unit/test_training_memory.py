@@ -159,8 +159,34 @@ def test_the_explanation_offers_only_what_is_not_done_yet() -> None:
             "max_length": 128,
             "bf16": True,
         },
+        model={
+            "source": {"type": "builtin", "identifier": "tiny-chat"},
+            "transformers": {"load_in_4bit": True},
+        },
     )
     assert explain_oom(MemoryError(), None, spec).splitlines() == [
         "the training ran out of memory (MemoryError). What helps:",
         "use a smaller model, or a device with more memory",
     ]
+
+
+@pytest.mark.parametrize(("option", "each"), [("load_in_4bit", 0.55), ("load_in_8bit", 1.05)])
+def test_fewer_bits_take_less_memory_on_a_gpu_alone(option: str, each: float) -> None:
+    source = {"type": "builtin", "identifier": "tiny-chat"}
+    spec = make_spec(LoraSftSpec, model={"source": source, "transformers": {option: True}})
+    on_gpu, on_cpu = estimate(LLAMA_8B, spec), estimate(LLAMA_8B, spec, device="cpu")
+    assert on_gpu is not None
+    assert on_cpu is not None
+    adapter = 4 * on_gpu.trained
+    assert on_gpu.weights_bytes == int(each * on_gpu.parameters) + adapter
+    assert on_cpu.weights_bytes == 4 * on_cpu.parameters + adapter
+
+
+def test_an_adapter_that_does_not_fit_is_told_of_fewer_bits() -> None:
+    told = explain_oom(MemoryError(), None, make_spec(LoraSftSpec))
+    assert "model.transformers.load_in_4bit: true" in told
+    source = {"type": "builtin", "identifier": "tiny-chat"}
+    quantised = {"source": source, "transformers": {"load_in_4bit": True}}
+    assert "load_in" not in explain_oom(
+        MemoryError(), None, make_spec(LoraSftSpec, model=quantised)
+    )

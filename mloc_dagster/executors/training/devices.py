@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from collections.abc import Callable
 from typing import Any, Literal
 
 from mloc_dagster.errors import TerminalError
+from mloc_dagster.executors.quantization import bitsandbytes_config
 from mloc_dagster.schema.task import TrainingSpec
 
 Precision = Literal["no", "bf16", "fp16"]
@@ -38,10 +38,17 @@ def pick_device(spec: TrainingSpec, log: Callable[[str], None]) -> str:
         )
     else:
         device = "cpu"
-    if device == "cpu" and (spec.training.bf16 or spec.training.fp16):
-        asked = "training.bf16" if spec.training.bf16 else "training.fp16"
-        log(f"training on a CPU in float32: {asked} is for GPUs and is left aside")
+    if device == "cpu":
+        for asked in _for_gpus(spec):
+            log(f"training on a CPU in float32: {asked} is for GPUs and is left aside")
     return device
+
+
+def _for_gpus(spec: TrainingSpec) -> list[str]:
+    """Returns the options of the spec that a CPU cannot do."""
+    asked = [f"training.{name}" for name in ("bf16", "fp16") if getattr(spec.training, name)]
+    option = spec.model.transformers.quantised
+    return asked + ([f"model.transformers.{option}"] if option else [])
 
 
 def mixed_precision(spec: TrainingSpec, device: str) -> Precision:
@@ -89,7 +96,9 @@ def weights_dtype(spec: TrainingSpec, device: str, own: str) -> str:
 
 
 def quantization_config(spec: TrainingSpec, device: str, dtype: str) -> Any:
-    """Returns how transformers quantises the weights; None if the spec does not ask for it.
+    """Returns how transformers quantises the weights; None if it does not.
+
+    On a CPU it does not: that the option is left aside is logged by `pick_device`.
 
     Args:
         spec: The task's spec.
@@ -97,29 +106,9 @@ def quantization_config(spec: TrainingSpec, device: str, dtype: str) -> Any:
         dtype: The precision to compute in, by torch's name.
 
     Raises:
-        TerminalError: If they cannot be quantised here, or are to be trained themselves.
+        MissingExtraError: If bitsandbytes is not installed.
     """
-    asked = getattr(spec.model.transformers, "quantization", None)
-    if asked is None:
-        return None
-    what = f"model.transformers.quantization {asked!r}"
-    if device == "cpu":
-        raise TerminalError(f"{what} needs a GPU, and this training runs on a CPU: remove it")
-    if spec.lora is None:
-        raise TerminalError(f"{what} trains no weights but those of an adapter: add a lora block")
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise TerminalError(f"{what} needs bitsandbytes: pip install bitsandbytes")
-    import torch
-    from transformers import BitsAndBytesConfig
-
-    if asked == "8bit":
-        return BitsAndBytesConfig(load_in_8bit=True)
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=getattr(torch, dtype),
-    )
+    return None if device == "cpu" else bitsandbytes_config(spec.model.transformers, dtype)
 
 
 def check_gpu(spec: TrainingSpec, device: str) -> None:

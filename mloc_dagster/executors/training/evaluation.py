@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from mloc_dagster.errors import DataError, TerminalError
+from mloc_dagster.errors import DataError, TerminalError, nearest_hint
 from mloc_dagster.executors.training.base import Row
 from mloc_dagster.executors.training.classifier import is_classifier
+from mloc_dagster.executors.training.harness import harness_metrics
 from mloc_dagster.executors.training.metrics import Measurement, check_metrics, measure
+from mloc_dagster.schema.gate import parse_gate
 from mloc_dagster.schema.metrics import BUILTIN_METRICS
 from mloc_dagster.schema.training import Evaluation
 
@@ -25,7 +27,7 @@ def evaluate(
     reference_answers: Sequence[str] | None = None,
     log: Callable[[str], None],
 ) -> dict[str, float]:
-    """Returns the metrics that an `evaluation` block asks for, in its order.
+    """Returns the metrics that an `evaluation` block asks for, in its order, then benchmarks'.
 
     Answers are greedy, and are compared without white space around them and without regard to
     upper case. `loss` and `perplexity` are of the right answers alone, each token counting the
@@ -42,14 +44,22 @@ def evaluate(
 
     Raises:
         DataError: If there are no rows, or they lack what a metric needs.
-        TerminalError: If a metric is unknown, does not fit the model, fails, or is not a number.
+        MissingExtraError: If benchmarks are asked for, and their library is not installed.
+        TerminalError: If a metric is unknown, does not fit the model, fails, or is not a number; or
+            if the gate names what is not measured.
     """
     if not rows:
         raise DataError("evaluation.data gave no rows to measure on")
-    check_metrics(evaluation.metrics, classifies=is_classifier(model))
+    classifies = is_classifier(model)
+    check_metrics(evaluation.metrics, classifies=classifies)
+    if evaluation.harness is not None and classifies:
+        raise TerminalError("evaluation.harness is not for a reward model, which writes no text")
     with undisturbed(model):
         measurement = Measurement(model, tokenizer, rows, evaluation, reference_answers)
         found = {name: measure(name, measurement) for name in evaluation.metrics}
+        if evaluation.harness is not None:
+            found |= harness_metrics(model, tokenizer, evaluation.harness, log)
+    _check_gate(evaluation, found)
     if measurement.cut:
         log(f"evaluation: {measurement.cut} texts were too long and lost their beginning")
     for name, value in found.items():
@@ -57,6 +67,16 @@ def evaluate(
         if not math.isfinite(value) and name not in BUILTIN_METRICS:
             raise TerminalError(f"the metric {name!r} gave {value}, which is no number")
     return found
+
+
+def _check_gate(evaluation: Evaluation, found: Mapping[str, float]) -> None:
+    """Checks, before a training spends its hours, that the gate can be judged after it."""
+    named = parse_gate(evaluation.gate).metrics if evaluation.gate else frozenset[str]()
+    for name in sorted(named - found.keys()):
+        raise TerminalError(
+            f"evaluation.gate {evaluation.gate!r} asks for {name!r}, which was not measured"
+            f"{nearest_hint(name, found)}"
+        )
 
 
 @contextmanager

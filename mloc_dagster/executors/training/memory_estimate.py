@@ -14,6 +14,8 @@ from mloc_dagster.schema.training import Lora
 DEFAULT_LENGTH = 1024  # TRL's `max_length`
 PROMPT_LENGTH = 512  # a guess at the prompts that answers are sampled to
 _BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+# With the scales of their blocks, and the parts that stay whole.
+_QUANTISED_BYTES = {"load_in_4bit": 0.55, "load_in_8bit": 1.05}
 # Bytes that an optimiser keeps for each trained weight; AdamW two averages in float32.
 _OPTIMISER_BYTES = {"8bit": 2.0, "4bit": 1.0, "adafactor": 0.1, "lion": 4.0, "sgd": 0.0}
 _ADAMW_BYTES = 8.0
@@ -96,10 +98,8 @@ def estimate(
     parameters = parameters or shape.parameters
     trained = parameters if spec.lora is None else _adapter_parameters(shape, spec.lora)
     adapter = 0 if spec.lora is None else 4 * trained  # adapters are float32
-    quantised = {"4bit": 0.55, "8bit": 1.05}.get(
-        getattr(spec.model.transformers, "quantization", None) or "", each
-    )
-    weights = int(quantised * parameters)
+    option = None if device == "cpu" else spec.model.transformers.quantised
+    weights = int(_QUANTISED_BYTES.get(option or "", each) * parameters)
     return MemoryEstimate(
         weights_bytes=weights + adapter,
         gradient_bytes=trained * (each if spec.lora is None else 4),
@@ -161,7 +161,9 @@ def _ways(spec: TrainingSpec, estimate: MemoryEstimate | None) -> Iterator[str]:
         saved = f", up to {_size(kept)} less" if kept else ""
         yield f"a lora block: an adapter is trained instead of all weights{saved}"
         if "8bit" not in (training.optim or ""):
-            yield "training.optim: adamw_8bit (needs bitsandbytes and a GPU)"
+            yield "training.optim: adamw_8bit (needs the extra quantization and a GPU)"
+    elif spec.model.transformers.quantised is None and not spec.enforce_cpu:
+        yield "model.transformers.load_in_4bit: true (needs the extra quantization and a GPU)"
     if not (training.bf16 or training.fp16 or spec.enforce_cpu):
         yield "training.bf16: true, on a GPU"
 

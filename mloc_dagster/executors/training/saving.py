@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,9 @@ def remember_source(model: Any, dtype: str) -> None:
     setattr(model, _USE_CACHE, getattr(model.config, "use_cache", None))
 
 
-def save_final(model: Any, tokenizer: Any, folder: Path) -> str:
+def save_final(
+    model: Any, tokenizer: Any, folder: Path, weights: Mapping[str, Any] | None = None
+) -> str:
     """Saves the weights of a finished training, with tokenizer, chat template and settings.
 
     An adapter is saved as `final_lora`, in the precision that it was trained in. A model is saved
@@ -39,6 +42,7 @@ def save_final(model: Any, tokenizer: Any, folder: Path) -> str:
         model: What was trained.
         tokenizer: Its tokenizer.
         folder: Where `final_lora` or `final_model` goes.
+        weights: The weights by name, where the model itself holds but a part of them.
 
     Returns:
         Which of the two it is.
@@ -48,9 +52,9 @@ def save_final(model: Any, tokenizer: Any, folder: Path) -> str:
     coming = Path(tempfile.mkdtemp(prefix=f"{TEMPORARY_PREFIX}{name}-", dir=folder))
     try:
         if name == FINAL_LORA:
-            _save_adapter(model, coming)
+            _save_adapter(model, coming, weights)
         else:
-            _save_model(model, coming)
+            _save_model(model, coming, weights)
         tokenizer.save_pretrained(str(coming))
         coming.chmod(0o755)  # temporary folders are their owner's alone
         sync_tree(coming)
@@ -60,23 +64,30 @@ def save_final(model: Any, tokenizer: Any, folder: Path) -> str:
     return name
 
 
-def _save_adapter(model: Any, target: Path) -> None:
+def _save_adapter(model: Any, target: Path, weights: Mapping[str, Any] | None) -> None:
     # DPO keeps a frozen copy as a second adapter.
     kept = "default" if "default" in model.peft_config else model.active_adapter
     # Embeddings that grew by a pad token stay out of it: the adapter fits the model as published.
-    model.save_pretrained(str(target), selected_adapters=[kept], save_embedding_layers=False)
+    model.save_pretrained(
+        str(target),
+        selected_adapters=[kept],
+        save_embedding_layers=False,
+        state_dict=None if weights is None else dict(weights),
+    )
     (target / "README.md").unlink(missing_ok=True)  # PEFT's form for a model card, not filled in
 
 
-def _save_model(model: Any, target: Path) -> None:
+def _save_model(model: Any, target: Path, weights: Mapping[str, Any] | None) -> None:
     import torch
 
     dtype = getattr(torch, getattr(model, _DTYPE, "float32"))
-    state = _in_precision(model.state_dict(), dtype) if model.dtype == torch.float32 else None
+    state = None if weights is None else dict(weights)
+    if model.dtype == torch.float32:
+        state = _in_precision(model.state_dict() if state is None else state, dtype)
     model.save_pretrained(str(target), state_dict=state)
     saved = target / "config.json"
     config = json.loads(saved.read_text())
-    if state is not None:
+    if model.dtype == torch.float32:
         config["dtype"] = str(dtype).removeprefix("torch.")
     # Gradient checkpointing turns the cache off, which would make the model slow to generate with.
     use_cache = getattr(model, _USE_CACHE, None)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -51,8 +52,9 @@ def _train(job: TrainingJob, hooks: Hooks, say: Callable[[Message], None]) -> Fi
     from mloc_dagster.executors.training.examples import rendered_rows
     from mloc_dagster.executors.training.model_config import estimate_of
     from mloc_dagster.executors.training.saving import save_final
+    from mloc_dagster.executors.training.spread import is_spread
 
-    spec = job.spec
+    spec, spread = job.spec, is_spread(job.spec)
     if (estimate := estimate_of(spec, job.start_from)) is not None:
         hooks.log(f"memory: {estimate.text()}")
     trainer = _trainer(spec.task_type)
@@ -61,9 +63,12 @@ def _train(job: TrainingJob, hooks: Hooks, say: Callable[[Message], None]) -> Fi
     revision = _revision(job)
     given = read_rows(job.rows)
     rows = rendered_rows(given, spec.data, spec.task_type, tokenizer, hooks.log)
-    measure = _measure(job, model, tokenizer, hooks)
-    if measure is not None and job.before is None:
-        say(Evaluated("before", dict(measure())))
+    measure = _measure(job, model, tokenizer, hooks, everywhere=spread)
+
+    def tell(when: Literal["before", "after"]) -> None:
+        if measure is not None and (when == "after" or job.before is None):
+            say(Evaluated(when, dict(measure())))
+
     run = TrainingRun(
         spec=spec,
         model=model,
@@ -74,16 +79,37 @@ def _train(job: TrainingJob, hooks: Hooks, say: Callable[[Message], None]) -> Fi
         hooks=hooks,
         evaluate=measure if spec.evaluation is not None and spec.evaluation.every else None,
     )
-    outcome = trainer.train(run)
-    if measure is not None:
-        say(Evaluated("after", dict(measure())))
+    if spread:
+        outcome, weights = _train_spread(run, trainer, tell)
+    else:
+        tell("before")
+        outcome, weights = trainer.train(run), None
+        tell("after")
     keeps = spec.training.save_model and is_first_rank()
-    final = save_final(model, tokenizer, job.folder) if keeps else ""
+    final = save_final(model, tokenizer, job.folder, weights) if keeps else ""
     return _finished(outcome, model, final, revision)
 
 
+def _train_spread(
+    run: TrainingRun, trainer: Trainer, tell: Callable[[Literal["before", "after"]], None]
+) -> tuple[TrainingOutcome, dict[str, Any] | None]:
+    """Trains weights that are spread over the processes; returns them in the first process.
+
+    All processes measure and gather: each of them has a part of the model.
+    """
+    from mloc_dagster.executors.training.spread import SpreadRun
+
+    given = {each.name: getattr(run, each.name) for each in fields(TrainingRun)}
+    spread = SpreadRun(**given, begin=lambda: tell("before"))
+    outcome = trainer.train(spread)
+    tell("after")
+    gather = spread.weights.gather
+    keeps = run.spec.training.save_model and gather is not None
+    return outcome, gather() if keeps and gather is not None else None
+
+
 def is_first_rank() -> bool:
-    """Returns whether this process is the one that measures, saves and is heard."""
+    """Returns whether this process is the one that saves and is heard."""
     return os.environ.get("RANK", "0") == "0"
 
 
@@ -109,10 +135,10 @@ def _load(job: TrainingJob, trainer: Trainer, hooks: Hooks) -> tuple[Any, Any]:
 
 
 def _measure(
-    job: TrainingJob, model: Any, tokenizer: Any, hooks: Hooks
+    job: TrainingJob, model: Any, tokenizer: Any, hooks: Hooks, *, everywhere: bool
 ) -> Callable[[], Metrics] | None:
     evaluation = job.spec.evaluation
-    if evaluation is None or job.eval_rows is None or not is_first_rank():
+    if evaluation is None or job.eval_rows is None or not (everywhere or is_first_rank()):
         return None
     from mloc_dagster.executors.training.evaluation import evaluate
     from mloc_dagster.executors.training.examples import rendered_rows, with_form_of

@@ -25,7 +25,8 @@ class RunReporter:
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Starts the clock of the tokens per second."""
-        self._counted = (time.monotonic(), 0.0)
+        counted = [each["num_tokens"] for each in state.log_history if "num_tokens" in each]
+        self._counted = (time.monotonic(), counted[-1] if counted else 0.0)
 
     def on_log(
         self, args: Any, state: Any, control: Any, *, logs: Mapping[str, Any], **kwargs: Any

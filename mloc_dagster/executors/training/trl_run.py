@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,7 +10,13 @@ from typing import Any
 from mloc_dagster.errors import DataError, TaskCancelled, TerminalError
 from mloc_dagster.executors.training.arguments import config_arguments
 from mloc_dagster.executors.training.base import Row, TrainingOutcome, TrainingRun
-from mloc_dagster.executors.training.trl_callbacks import RunReporter, numbers, reporter
+from mloc_dagster.executors.training.reports import (
+    end_reports,
+    take_tensorboard,
+    tensorboard_callback,
+)
+from mloc_dagster.executors.training.spread import prepare_environment, reporter_of
+from mloc_dagster.executors.training.trl_callbacks import RunReporter, numbers
 from mloc_dagster.schema.trainer_arguments import CONFIG_CLASSES
 
 REFERENCE_ADAPTER = "ref"
@@ -32,6 +37,7 @@ def config_of(run: TrainingRun, overrides: Mapping[str, Any] | None = None) -> A
 
     name = CONFIG_CLASSES[run.spec.task_type]
     arguments = config_arguments(run.spec, run.output_dir, run.hooks.log) | dict(overrides or {})
+    prepare_environment(arguments.get("fsdp_config"))
     try:
         return getattr(trl, name)(**arguments)
     except (TypeError, ValueError) as error:
@@ -77,7 +83,7 @@ def build_trainer(run: TrainingRun, config: Any, dataset: Any, **parts: Any) -> 
     disable_progress_bars()  # the process prints into a file
     constants.HF_HUB_DISABLE_TELEMETRY = True  # a training is its owner's business
     kind = _trainer_class(run, config)
-    reports = _take_tensorboard(config)
+    take_tensorboard(config)
     try:
         trainer = kind(
             model=run.model,
@@ -93,8 +99,10 @@ def build_trainer(run: TrainingRun, config: Any, dataset: Any, **parts: Any) -> 
             f"no row has anything to train on within max_length={config.max_length} tokens"
         )
     trainer.remove_callback(PrinterCallback)  # it prints what the reporter reports
-    if reports and config.process_index == 0:
-        trainer.add_callback(_tensorboard(run))
+    if config.process_index == 0:
+        board = tensorboard_callback(run.output_dir.parent, run.hooks.log)
+        if board is not None:
+            trainer.add_callback(board)
     return trainer
 
 
@@ -108,16 +116,19 @@ def train_with(trainer: Any, run: TrainingRun, *, left_out: int = 0) -> Training
 
     Raises:
         TaskCancelled: If the task was asked to stop; the step that it was in is done.
+        TerminalError: If weights are spread over processes, which the template does not say.
     """
-    report: RunReporter = reporter(run)
+    report: RunReporter = reporter_of(trainer, run)
     trainer.add_callback(report)
     resume_from = str(run.resume_from) if run.resume_from is not None else None
     _load_adapter(run)
+    _go_on_counting(trainer, run)
     try:
         with contextlib.redirect_stdout(sys.stderr):  # trainers print; stdout is not theirs
             result = trainer.train(resume_from_checkpoint=resume_from)
     finally:
         _drop_reference_adapter(run.model)
+        end_reports()
     if report.stopped:
         raise TaskCancelled(f"training stopped after step {trainer.state.global_step}, as asked")
     history = [numbers(entry) for entry in trainer.state.log_history if _is_open(entry)]
@@ -182,28 +193,23 @@ def _load_adapter(run: TrainingRun) -> None:
         run.model.load_adapter(str(run.resume_from), "default", is_trainable=True)
 
 
+def _go_on_counting(trainer: Any, run: TrainingRun) -> None:
+    """Tells a resumed trainer how many tokens it has seen, which TRL counts from 0 again.
+
+    What was logged last is as near as the checkpoint knows.
+    """
+    if run.resume_from is None or not hasattr(trainer, "_total_train_tokens"):
+        return
+    from transformers import TrainerState
+    from transformers.trainer import TRAINER_STATE_NAME
+
+    state = TrainerState.load_from_json(str(run.resume_from / TRAINER_STATE_NAME))
+    counted = [entry["num_tokens"] for entry in state.log_history if "num_tokens" in entry]
+    if counted:
+        trainer._total_train_tokens = counted[-1]  # noqa: SLF001  there is no other way
+
+
 def _drop_reference_adapter(model: Any) -> None:
     adapters = getattr(model, "peft_config", None) or {}
     if REFERENCE_ADAPTER in adapters and len(adapters) > 1:
         model.delete_adapter(REFERENCE_ADAPTER)
-
-
-def _take_tensorboard(config: Any) -> bool:
-    """Tells if TensorBoard is to get the figures, and takes it out of the config.
-
-    By default it does where it is installed. Left in the config it would write among the
-    checkpoints.
-    """
-    if "tensorboard" in config.report_to:
-        config.report_to = [name for name in config.report_to if name != "tensorboard"]
-        return True
-    installed = importlib.util.find_spec("tensorboard") is not None
-    return installed and not config.report_to
-
-
-def _tensorboard(run: TrainingRun) -> Any:
-    from torch.utils.tensorboard import SummaryWriter
-    from transformers.integrations.integration_utils import TensorBoardCallback
-
-    folder = run.output_dir.parent / "logs" / "tensorboard"
-    return TensorBoardCallback(SummaryWriter(log_dir=str(folder)))
