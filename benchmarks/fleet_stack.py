@@ -17,6 +17,7 @@ from fleet_client import Client
 
 from mloc_dagster.fleet.engine import RUNS_QUEUE, WorkerInfo, WorkerStatus
 from mloc_dagster.fleet.redis_engine import open_engine
+from mloc_dagster.services.stack.dagster_home import DAEMON_WORKSPACE
 from mloc_dagster.services.stack.layout import StackLayout
 from mloc_dagster.services.stack.leftovers import stack_processes
 from mloc_dagster.services.stack.lifecycle import kill_stack
@@ -64,12 +65,15 @@ class FleetStack:
         folder: Keeps the home and the results.
         library: The templates.
         workers: Workers for shards that the stack itself starts.
+        api: Whether the HTTP API and its dispatcher belong to it; there is no `client` then.
     """
 
-    def __init__(self, folder: Path, library: Path, *, workers: int) -> None:
+    def __init__(self, folder: Path, library: Path, *, workers: int, api: bool = False) -> None:
         self.layout = StackLayout((folder / "fleet").resolve())
         self._folder = folder
         self._workers = workers
+        self._api = api
+        self._port = choose_port("127.0.0.1", None, None, "")
         self._more: list[psutil.Popen] = []
         self._stopping = ExitStack()
         self.environment = {
@@ -77,15 +81,15 @@ class FleetStack:
             "MLOC_HOME": str(self.layout.home),
             "MLOC_RESULTS_URL": str(folder / "results"),
             "MLOC_TEMPLATES_DIR": str(library),
+            "MLOC_API_PORT": str(choose_port("127.0.0.1", None, None, "", unless=self._port)),
         }
 
     def __enter__(self) -> Self:
-        port = choose_port("127.0.0.1", None, None, "")
         self._stopping.callback(self._stop)
         try:
-            sizes = ("--workers", str(self._workers), "--run-workers", "1")
-            self._mloc("up", *sizes, "--port", str(port), "--detach")
-            self.client = self._stopping.enter_context(self._client())
+            self.up()
+            if not self._api:
+                self.client = self._stopping.enter_context(self._client())
         except BaseException:
             self._stopping.close()
             raise
@@ -99,8 +103,14 @@ class FleetStack:
     ) -> None:
         self._stopping.close()
 
+    def up(self) -> None:
+        """Starts it, or what is missing of it, and waits until every component answers."""
+        sizes = ("--workers", str(self._workers), "--run-workers", "1")
+        api = () if self._api else ("--no-api",)
+        self._mloc("up", *sizes, "--port", str(self._port), *api, "--detach")
+
     def _client(self) -> Client:
-        workspace = self.layout.dagster_home / "workspace.yaml"
+        workspace = self.layout.dagster_home / DAEMON_WORKSPACE
         return Client(self._folder / "client", self.plan.postgres_url, workspace, RUN_CONFIG)
 
     def _mloc(self, *arguments: str) -> None:

@@ -31,14 +31,17 @@ def run_parts(
         name: Of the file of results.
         description: What `--help` says.
         parts: All parts.
-        parse: Adds the options and reads the command line; options are a dataclass with `prompts`.
+        parse: Adds the options and reads the command line; options are a dataclass.
     """
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("part", choices=[*parts, "all"])
     arguments, options = parse(parser)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     logging.getLogger("dagster").setLevel(logging.ERROR)
-    sizes = {**asdict(options), "prompts": options.prompts.name}
+    sizes = {
+        name: size.name if isinstance(size, Path) else size
+        for name, size in asdict(options).items()
+    }
     if "ray_path" in sizes:
         sizes["ray_path"] = ""  # a path of this machine
     for part in parts if arguments.part == "all" else [arguments.part]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import dagster as dg
 
+from mloc_dagster.assets.batch_job import batch_definitions
 from mloc_dagster.assets.names import job_name
 from mloc_dagster.assets.template_job import template_definitions
 from mloc_dagster.compile.compiler import CompiledTemplate, compile_files
@@ -21,15 +22,26 @@ _log = logging.getLogger("dagster.mloc")
 
 
 def build_definitions(
-    templates: Sequence[CompiledTemplate], sensors: Sequence[dg.SensorDefinition] = ()
+    templates: Sequence[CompiledTemplate],
+    sensors: Sequence[dg.SensorDefinition] = (),
+    *,
+    tags_of: Callable[[CompiledTemplate], Mapping[str, str]] = lambda _: {},
+    schedules: bool = True,
 ) -> dg.Definitions:
-    """Builds the definitions of compiled templates; names must differ from one another."""
-    built = [template_definitions(each) for each in templates]
+    """Builds the definitions of compiled templates; names must differ from one another.
+
+    Args:
+        templates: What to build.
+        sensors: To go with them.
+        tags_of: Tags of a template's runs, beyond its own.
+        schedules: Whether templates may run by themselves.
+    """
+    built = [template_definitions(each, tags_of(each)) for each in templates]
     return dg.Definitions(
         assets=[asset for each in built for asset in each.assets],
         asset_checks=[check for each in built for check in each.checks],
         jobs=[each.job for each in built],
-        schedules=[schedule for each in built for schedule in each.schedules],
+        schedules=[each for one in built for each in one.schedules] if schedules else [],
         sensors=list(sensors),
         resources={"io_manager": reference_io_manager},
         executor=job_executor(),
@@ -62,4 +74,7 @@ def runnable_library() -> list[CompiledTemplate]:
 @dg.definitions
 def defs() -> dg.Definitions:
     """Builds the code location when Dagster loads it; importing this module does nothing."""
-    return build_definitions(runnable_library(), [publish_events_sensor(), slo_sensor()])
+    return dg.Definitions.merge(
+        build_definitions(runnable_library(), [publish_events_sensor(), slo_sensor()]),
+        batch_definitions(),
+    )

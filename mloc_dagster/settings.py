@@ -6,7 +6,7 @@ from functools import cache
 from pathlib import Path
 from typing import Literal
 
-from pydantic import AliasChoices, Field
+from pydantic import AliasChoices, Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -68,6 +68,54 @@ class Settings(BaseSettings):
 
     image_private_addresses: bool = True
     """Whether `http` images may lie at private and loopback addresses; never at link-local ones."""
+
+    destination_private_addresses: bool = True
+    """Whether a worker may send results to private and loopback addresses over HTTP; never to
+    link-local ones. Templates that come in over the API obey `api_private_addresses` as well."""
+
+    api_url: str | None = None
+    """Where commands and clients find the API; by default that of this home's stack."""
+
+    api_host: str = "127.0.0.1"
+    """Address that the API listens on; give it a token before it is one that others reach."""
+
+    api_port: int = Field(default=8000, ge=1, le=65535)
+    """Port of the API."""
+
+    api_token: SecretStr | None = None
+    """What the API's callers give as `Authorization: Bearer`; without one it asks nobody."""
+
+    api_token_file: Path | None = None
+    """A file of tokens, one a line, read anew when it changes; any of them opens the API."""
+
+    api_private_addresses: bool = False
+    """Whether templates that come in over the API may name private and loopback addresses as HTTP
+    destinations, images and data; never link-local ones."""
+
+    api_max_body_bytes: int = Field(default=5_000_000, ge=1)
+    """Bytes of the largest request that is no upload and no result; no template may have more."""
+
+    api_max_upload_bytes: int = Field(default=1 << 30, ge=1)
+    """Bytes of the largest request with files."""
+
+    api_max_result_bytes: int = Field(default=64_000_000, ge=1)
+    """Bytes of the largest result document that is posted; it is checked in memory."""
+
+    api_max_rows: int = Field(default=100_000, ge=1)
+    """Rows that one request may carry in its templates; data files may have any number."""
+
+    api_max_documents: int = Field(default=1_000, ge=1)
+    """Templates that one request may carry."""
+
+    api_max_streams: int = Field(default=200, ge=1)
+    """Live logs that the API serves at a time."""
+
+    api_max_connections: int = Field(default=1_000, ge=1)
+    """Connections that the API holds at a time; it answers 503 beyond."""
+
+    api_patience_s: float = Field(default=30.0, gt=0)
+    """Seconds that a client may take for its headers, for each pause in its body, and for each
+    256 KiB of an answer, before the API hangs up."""
 
     webserver_port: int = Field(default=3000, ge=1, le=65535)
     """Port of Dagster's UI under `mloc up`."""

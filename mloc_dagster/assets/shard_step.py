@@ -15,9 +15,13 @@ from mloc_dagster.schema.task import ModelSpec, TaskSpec, TrainingSpec
 
 def shard_invocation(spec: TaskSpec) -> dg.PendingNodeInvocation[dg.OpDefinition]:
     """Returns the op of a task's shards: what each needs, how often it is tried, its pool."""
+    return shard_op(_pool(spec)).alias("run_shard").tag(fleet_tags_of(spec))
+
+
+def fleet_tags_of(spec: TaskSpec) -> dict[str, str]:
+    """Returns what a task's shards need of their workers, as tags."""
     requirements = requirements_of(spec.resources.hardware, enforce_cpu=spec.enforce_cpu)
-    tags = fleet_tags(requirements, _model_key(spec), spec.retries)
-    return shard_op(_pool(spec)).alias("run_shard").tag(tags)
+    return fleet_tags(requirements, _model_key(spec), spec.retries)
 
 
 def _pool(spec: TaskSpec) -> str | None:

@@ -1,5 +1,6 @@
 """A template as Dagster sees it: assets, checks, a job, perhaps a schedule."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -28,8 +29,15 @@ class TemplateDefinitions:
     schedules: list[dg.ScheduleDefinition]
 
 
-def template_definitions(compiled: CompiledTemplate) -> TemplateDefinitions:
-    """Builds the Dagster definitions of a compiled template."""
+def template_definitions(
+    compiled: CompiledTemplate, tags: Mapping[str, str] | None = None
+) -> TemplateDefinitions:
+    """Builds the Dagster definitions of a compiled template.
+
+    Args:
+        compiled: The template.
+        tags: Tags of its runs, beyond those that all have.
+    """
     built = [each for node in compiled.tasks for each in task_assets(compiled, node)]
     assets = [each for each in built if not isinstance(each, dg.AssetChecksDefinition)]
     job = dg.define_asset_job(
@@ -37,7 +45,7 @@ def template_definitions(compiled: CompiledTemplate) -> TemplateDefinitions:
         selection=dg.AssetSelection.assets(*assets),
         description=compiled.metadata.description
         or str(compiled.metadata.annotations.get("description", "")),
-        tags=_tags(compiled),
+        tags={**_tags(compiled), **(tags or {})},
         config=execution_config(),
     )
     checks = [each for each in built if isinstance(each, dg.AssetChecksDefinition)]

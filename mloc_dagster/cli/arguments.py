@@ -8,6 +8,3 @@ import typer
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
 Wait = Annotated[bool, typer.Option("--wait", help="Return when the run has ended.")]
-TaskOrRun = Annotated[
-    str, typer.Argument(metavar="ID", help="Of a task or of a run.", show_default=False)
-]

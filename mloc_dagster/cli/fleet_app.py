@@ -31,6 +31,9 @@ def _up(
     detach: Annotated[
         bool, typer.Option("--detach", "-d", help="Leave when everything answers.")
     ] = False,
+    api: Annotated[
+        bool, typer.Option("--api/--no-api", help="With the HTTP API, on MLOC_API_PORT.")
+    ] = True,
 ) -> None:
     """Start the whole system on this machine, and stop it at Ctrl-C.
 
@@ -38,7 +41,7 @@ def _up(
     """
     from mloc_dagster.cli.up_command import UpOptions, up
 
-    raise typer.Exit(up(UpOptions(workers, run_workers, port, detach)))
+    raise typer.Exit(up(UpOptions(workers, run_workers, port, detach, api)))
 
 
 @fleet.command("down", rich_help_panel=_FLEET)
@@ -90,6 +93,37 @@ def _worker(
 
     names = tuple(name.strip() for name in queues.split(",") if name.strip())
     raise typer.Exit(work(WorkerOptions(names, gpus, gpus_per_worker, tuple(tags or ()))))
+
+
+@fleet.command("dispatcher", rich_help_panel=_FLEET)
+def _dispatcher() -> None:
+    """Give what the API accepted to the fleet, until SIGTERM; of several one leads.
+
+    `mloc up` starts one. Exit code: 0, or 2 (bad input).
+    """
+    from mloc_dagster.cli.dispatcher_command import dispatch
+
+    raise typer.Exit(dispatch())
+
+
+@fleet.command("api", rich_help_panel=_FLEET)
+def _api(
+    host: Annotated[
+        str | None,
+        typer.Option(metavar="ADDRESS", help="Listen there, else on MLOC_API_HOST (127.0.0.1)."),
+    ] = None,
+    port: Annotated[
+        int | None,
+        typer.Option(metavar="P", min=1, max=65535, help="Port, else MLOC_API_PORT (8000)."),
+    ] = None,
+) -> None:
+    """Serve the HTTP API of the fleet until SIGTERM or Ctrl-C; `mloc up` does it, too.
+
+    Exit code: 0, 1 (the port is taken), 2 (bad input).
+    """
+    from mloc_dagster.cli.api_command import serve
+
+    raise typer.Exit(serve(host, port))
 
 
 @fleet.command("workers", rich_help_panel=_FLEET)

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from mloc_dagster.cli.api_choice import ask
 from mloc_dagster.cli.exit_codes import FAILED, OK
 from mloc_dagster.cli.fleet_context import Fleet, open_fleet
 from mloc_dagster.cli.waiting import wait_for
 from mloc_dagster.errors import InputError
 
 if TYPE_CHECKING:
+    from mloc_dagster.client.client import Client
     from mloc_dagster.tasks.workflows import Workflow
 
 
@@ -47,8 +49,8 @@ def _library_path(template: str) -> Path:
     path = template_path(template)
     if path.resolve() not in {each.resolve() for each in library_files().values()}:
         raise InputError(
-            f"{template} is not in the template library, and submitting any template comes with"
-            f" the HTTP API; `mloc run {template}` runs it here"
+            f"{template} is not in the template library: `mloc submit {template}` queues any"
+            f" template over the HTTP API, `mloc run {template}` runs it here"
         )
     return path
 
@@ -59,6 +61,16 @@ def retry(task_or_run_id: str, *, failed_rows: bool, wait: bool) -> int:
     Raises:
         InputError: If there is no such task, or nothing to retry.
     """
+
+    def over_api(client: Client) -> int:
+        from mloc_dagster.cli.api_tasks import api_retry
+
+        return api_retry(client, task_or_run_id, failed_rows=failed_rows, wait=wait)
+
+    return ask(over_api, lambda: _retry(task_or_run_id, failed_rows=failed_rows, wait=wait))
+
+
+def _retry(task_or_run_id: str, *, failed_rows: bool, wait: bool) -> int:
     with open_fleet() as fleet:
         from mloc_dagster.tasks.retry import retry
         from mloc_dagster.tasks.workflows import find
@@ -82,6 +94,16 @@ def cancel(task_or_run_id: str, *, wait: bool) -> int:
     Raises:
         InputError: If there is no such task, or it has ended.
     """
+
+    def over_api(client: Client) -> int:
+        from mloc_dagster.cli.api_tasks import api_cancel
+
+        return api_cancel(client, task_or_run_id, wait=wait)
+
+    return ask(over_api, lambda: _cancel(task_or_run_id, wait=wait))
+
+
+def _cancel(task_or_run_id: str, *, wait: bool) -> int:
     with open_fleet() as fleet:
         from mloc_dagster.tasks.cancel import cancel
 

@@ -10,8 +10,10 @@ from pathlib import Path
 
 from mloc_dagster.errors import TerminalError
 from mloc_dagster.services.stack.answers import (
+    api_answers,
     code_answers,
     daemon_answers,
+    dispatcher_answers,
     postgres_answers,
     redis_answers,
     webserver_answers,
@@ -102,6 +104,10 @@ def component_answers(plan: StackPlan, component: ComponentState, since: datetim
             return webserver_answers(plan.webserver_url)
         case "daemon":
             return daemon_answers(plan.postgres_url, since)
+        case "dispatcher":
+            return dispatcher_answers(plan.postgres_url)
+        case "api":
+            return plan.api_url is not None and api_answers(plan.api_url)
     return component.pid in _registered(plan)
 
 

@@ -2,15 +2,45 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from mloc_dagster.cli.arguments import Json, TaskOrRun, Wait
+from mloc_dagster.cli.arguments import Json, Wait
+from mloc_dagster.cli.completion import TaskId, TaskOrRun
 
 _PANEL = "Tasks on the fleet"
 
 tasks = typer.Typer()
+
+
+@tasks.command("submit", rich_help_panel=_PANEL)
+def _submit(
+    templates: Annotated[
+        list[str], typer.Argument(metavar="T.yaml…", help="YAML files, or library templates.")
+    ],
+    sets: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="PATH=VALUE", help="Change a value. Repeatable."),
+    ] = None,
+    wait: Wait = False,
+    as_json: Json = False,
+    idempotency_key: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KEY", help="The same key again gives the same tasks, and runs nothing twice."
+        ),
+    ] = None,
+) -> None:
+    """Submit any template to the API, with the data files that it names; prints the tasks' ids.
+
+    Exit code: 0, 1 (the API fails; with --wait: a task failed), 2 (bad input), 130 (interrupted).
+    """
+    from mloc_dagster.cli.submit_command import SubmitOptions, submit
+
+    options = SubmitOptions(tuple(templates), tuple(sets or ()), wait, as_json, idempotency_key)
+    raise typer.Exit(submit(options))
 
 
 @tasks.command("launch", rich_help_panel=_PANEL)
@@ -33,17 +63,40 @@ def _launch(
 
 @tasks.command("list", rich_help_panel=_PANEL)
 def _list(
-    state: Annotated[
-        str | None,
-        typer.Option("--status", metavar="S", help="Only these, such as RUNNING or DEAD."),
+    statuses: Annotated[
+        list[str] | None,
+        typer.Option("--status", metavar="S", help="Such as RUNNING or DEAD. Repeatable."),
+    ] = None,
+    owner: Annotated[str | None, typer.Option(help="Only this owner's.")] = None,
+    name: Annotated[str | None, typer.Option(help="Only of this template.")] = None,
+    task_type: Annotated[str | None, typer.Option("--type", help="Such as inference.")] = None,
+    labels: Annotated[
+        list[str] | None,
+        typer.Option("--label", metavar="KEY=VALUE", help="Only with this label. Repeatable."),
+    ] = None,
+    worker: Annotated[str | None, typer.Option(help="Only what this worker computed.")] = None,
+    since: Annotated[
+        str | None, typer.Option(metavar="WHEN", help="Submitted 30s, 10m, 2h, 1d ago, or later.")
     ] = None,
     limit: Annotated[int, typer.Option(metavar="N", min=1, help="How many.")] = 20,
     as_json: Json = False,
 ) -> None:
     """List the latest tasks."""
+    from mloc_dagster.cli.list_options import ListOptions
     from mloc_dagster.cli.task_commands import list_tasks
 
-    raise typer.Exit(list_tasks(state=state, limit=limit, as_json=as_json))
+    options = ListOptions(
+        statuses=tuple(statuses or ()),
+        owner=owner,
+        name=name,
+        task_type=task_type,
+        labels=tuple(labels or ()),
+        worker=worker,
+        since=since,
+        limit=limit,
+        as_json=as_json,
+    )
+    raise typer.Exit(list_tasks(options))
 
 
 @tasks.command("show", rich_help_panel=_PANEL)
@@ -52,6 +105,61 @@ def _show(task_or_run: TaskOrRun, as_json: Json = False) -> None:
     from mloc_dagster.cli.task_commands import show
 
     raise typer.Exit(show(task_or_run, as_json=as_json))
+
+
+@tasks.command("logs", rich_help_panel=_PANEL)
+def _logs(
+    task: TaskOrRun,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Go on until the task has ended.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON document a line.")] = False,
+) -> None:
+    """Print the logs of a task: its run's, and its shards'. Needs the API.
+
+    Exit code: 0, 1 (the API fails), 2 (there is no such task), 130 (interrupted).
+    """
+    from mloc_dagster.cli.logs_command import show_logs
+
+    raise typer.Exit(show_logs(task, follow=follow, as_json=as_json))
+
+
+@tasks.command("result", rich_help_panel=_PANEL)
+def _result(
+    task: TaskId,
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", metavar="FILE", help="Save it here; a folder will do."),
+    ] = None,
+    format: Annotated[
+        str | None,
+        typer.Option(help="json, jsonl, parquet, csv; else what FILE's name ends with."),
+    ] = None,
+    file: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Save this file of the task instead.")
+    ] = None,
+    bundle: Annotated[
+        bool, typer.Option("--bundle", help="Save all files of the task, as a tar archive.")
+    ] = False,
+    list_files: Annotated[bool, typer.Option("--files", help="List the task's files.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Print a task's result, or save it; the saved file's path is printed last. Needs the API.
+
+    Exit code: 0, 1 (the API fails), 2 (there is no such task, or no result yet).
+    """
+    from mloc_dagster.cli.result_command import ResultOptions, result
+
+    options = ResultOptions(
+        task_id=task,
+        output=output,
+        format=format,
+        file=file,
+        bundle=bundle,
+        list_files=list_files,
+        as_json=as_json,
+    )
+    raise typer.Exit(result(options))
 
 
 @tasks.command("cancel", rich_help_panel=_PANEL)
@@ -90,3 +198,39 @@ def _retry(
     from mloc_dagster.cli.launch_command import retry
 
     raise typer.Exit(retry(task_or_run, failed_rows=failed_rows, wait=wait))
+
+
+@tasks.command("cleanup", rich_help_panel=_PANEL)
+def _cleanup(
+    apply: Annotated[
+        bool, typer.Option("--apply", help="Remove; without it nothing is removed.")
+    ] = False,
+    stale_workers: Annotated[bool, typer.Option(help="Workers that are silent.")] = True,
+    orphaned_shards: Annotated[
+        bool, typer.Option(help="Shard files of tasks that are done.")
+    ] = True,
+    older_than_days: Annotated[
+        float | None,
+        typer.Option(metavar="D", min=0, help="Results of tasks that ended longer ago."),
+    ] = None,
+    max_bytes: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=0, help="The oldest results, until so much is left."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Say what nobody needs any more, or remove it. Needs the API.
+
+    Exit code: 0, 1 (the API fails), 2 (bad input).
+    """
+    from mloc_dagster.cli.cleanup_command import cleanup
+    from mloc_dagster.client.models import CleanupRequest
+
+    wanted = CleanupRequest(
+        dry_run=not apply,
+        stale_workers=stale_workers,
+        orphaned_shards=orphaned_shards,
+        results_older_than_days=older_than_days,
+        results_max_bytes=max_bytes,
+    )
+    raise typer.Exit(cleanup(wanted, as_json=as_json))

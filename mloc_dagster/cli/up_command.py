@@ -43,12 +43,14 @@ class UpOptions:
         run_workers: How many workers for runs.
         port: Port of Dagster's UI; None for the setting's.
         detach: Whether to leave when everything answers.
+        api: Whether the HTTP API and its dispatcher belong to it.
     """
 
     workers: int | None
     run_workers: int
     port: int | None
     detach: bool
+    api: bool = True
 
 
 def up(options: UpOptions) -> int:
@@ -98,6 +100,7 @@ def _prepare(layout: StackLayout, options: UpOptions, console: Console) -> Stack
         worker_gpus=_worker_gpus(options.workers),
         run_workers=options.run_workers,
         webserver_port=options.port,
+        api=options.api,
     )
 
 

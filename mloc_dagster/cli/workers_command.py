@@ -6,14 +6,19 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 import typer
 
+from mloc_dagster.cli.api_choice import ask
 from mloc_dagster.cli.tables import print_table
 from mloc_dagster.fleet.engine import WorkerInfo
 from mloc_dagster.fleet.hardware import GPU_QUEUE, Hardware
 from mloc_dagster.fleet.redis_client import require_redis
 from mloc_dagster.fleet.redis_engine import open_engine
+
+if TYPE_CHECKING:
+    from mloc_dagster.client.client import Client
 
 _HEADINGS = ("worker", "host", "status", "queues", "hardware", "warm models", "runs", "seen")
 _SHOWN = 3
@@ -26,8 +31,19 @@ def list_workers(*, as_json: bool) -> None:
         InputError: If no Redis is configured.
         TransientError: If it does not answer.
     """
+
+    def over_api(client: Client) -> Sequence[WorkerInfo]:
+        return client.workers().workers
+
+    _print(ask(over_api, _registered), as_json=as_json)
+
+
+def _registered() -> Sequence[WorkerInfo]:
     require_redis()
-    workers = open_engine().workers()
+    return open_engine().workers()
+
+
+def _print(workers: Sequence[WorkerInfo], *, as_json: bool) -> None:
     if as_json:
         entries = [each.model_dump(mode="json") for each in workers]
         typer.echo(json.dumps(entries, ensure_ascii=False))

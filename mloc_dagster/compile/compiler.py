@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 
 from pydantic import JsonValue
@@ -12,7 +13,7 @@ from pydantic import JsonValue
 from mloc_dagster.compile.compiled import CompiledTask, CompiledTemplate
 from mloc_dagster.compile.diagnostics import Diagnostic, Findings, at_key, at_value, in_file_order
 from mloc_dagster.compile.engine_check import check_engine
-from mloc_dagster.compile.loader import Document, load_documents
+from mloc_dagster.compile.loader import Document, load_documents, parse_documents
 from mloc_dagster.compile.merge import check_base_keys, merged_spec
 from mloc_dagster.compile.nodes import NodeDraft, ancestors_of, read_nodes
 from mloc_dagster.compile.reference_check import ReferenceCheck
@@ -33,6 +34,7 @@ __all__ = [
     "compile_file",
     "compile_files",
     "compile_mapping",
+    "compile_text",
 ]
 
 
@@ -76,19 +78,39 @@ def compile_files(paths: Iterable[Path]) -> tuple[list[CompiledTemplate], list[D
     templates: list[CompiledTemplate] = []
     diagnostics: list[Diagnostic] = []
     for path in paths:
-        compiled, found = _compile_one_file(path)
+        compiled, found = _compile_documents(partial(load_documents, path))
         templates += compiled
-        diagnostics += in_file_order(found)
+        diagnostics += found
     return templates, diagnostics
 
 
-def _compile_one_file(path: Path) -> tuple[list[CompiledTemplate], list[Diagnostic]]:
-    templates: list[CompiledTemplate] = []
-    diagnostics: list[Diagnostic] = []
+def compile_text(
+    text: bytes | str, name: str, anchor: Callable[[Tree], Tree] = lambda root: root
+) -> tuple[list[CompiledTemplate], list[Diagnostic]]:
+    """Compiles every document of a YAML text that came from elsewhere than a file.
+
+    Args:
+        text: The YAML.
+        name: What to call it in findings.
+        anchor: Says where the data files are that a document names; see `anchor.anchor_files`.
+
+    Returns:
+        The templates without errors, and every error and warning, in the text's order.
+    """
+    return _compile_documents(
+        lambda: [Document(each.name, anchor(each.root)) for each in parse_documents(text, name)]
+    )
+
+
+def _compile_documents(
+    read: Callable[[], Iterable[Document]],
+) -> tuple[list[CompiledTemplate], list[Diagnostic]]:
     try:
-        documents = load_documents(path)
+        documents = read()
     except TemplateError as error:
         return [], [item for item in error.diagnostics if isinstance(item, Diagnostic)]
+    templates: list[CompiledTemplate] = []
+    diagnostics: list[Diagnostic] = []
     names: dict[str, int] = {}
     for document in documents:
         name = find(document.root, ("metadata", "name"))
@@ -104,7 +126,7 @@ def _compile_one_file(path: Path) -> tuple[list[CompiledTemplate], list[Diagnost
         else:
             templates.append(template)
             diagnostics += template.warnings
-    return templates, diagnostics
+    return templates, list(in_file_order(diagnostics))
 
 
 class _Compiler:

@@ -21,10 +21,10 @@ from tenacity import (
 )
 
 from mloc_dagster import __version__
-from mloc_dagster.data.http_addresses import RefusedAddressError, guarding_hooks
 from mloc_dagster.data.inline_images import TASK_PROTOCOL, data_uri_bytes
 from mloc_dagster.errors import InputError
 from mloc_dagster.executors.timed_calls import HangingError, TimedCalls, TooSlowError
+from mloc_dagster.results.http_addresses import RefusedAddressError, guarding_hooks
 
 ATTEMPTS = 3
 MAX_REDIRECTS = 5

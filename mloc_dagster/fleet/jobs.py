@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from collections.abc import Mapping
 
 from dagster import DagsterRun, JobDefinition, RepositoryDefinition
-from dagster._core.code_pointer import CodePointer, ModuleCodePointer
+from dagster._core.code_pointer import CodePointer, CustomPointer, ModuleCodePointer
 from dagster._core.definitions.job_base import InMemoryJob
 from dagster._core.definitions.reconstruct import reconstruct_repository_def_from_pointer
 
@@ -14,9 +15,21 @@ from mloc_dagster.errors import TerminalError
 from mloc_dagster.library import library_fingerprint
 
 _KEPT_JOBS = 256
+_KEPT_REPOSITORIES = 64
 
 LIBRARY = ModuleCodePointer("mloc_dagster.definitions", "defs")
 """Where the jobs of the template library are."""
+
+CONTENT_TAG = "mloc/content"
+"""On runs of a template that came over the API: the hash of its content."""
+
+_SUBMITTED = "mloc_dagster.dispatch.submitted"
+_SUBMITTED_LOCATION = "mloc_dagster.dispatch.submitted_location"
+
+
+def submitted_pointer(content_hash: str) -> CustomPointer:
+    """Returns where the job of a template is that came over the API."""
+    return CustomPointer(ModuleCodePointer(_SUBMITTED, "load"), [content_hash], [])
 
 
 class Jobs:
@@ -29,7 +42,7 @@ class Jobs:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._fingerprint: object = None
-        self._repositories: dict[CodePointer, RepositoryDefinition] = {}
+        self._repositories: OrderedDict[CodePointer, RepositoryDefinition] = OrderedDict()
         self._jobs: OrderedDict[object, JobDefinition] = OrderedDict()
 
     def job_of(self, run: DagsterRun) -> InMemoryJob:
@@ -40,7 +53,7 @@ class Jobs:
         """
         if run.job_code_origin is None:
             raise TerminalError(f"run {run.run_id} does not say where its code is")
-        pointer = _canonical(run.job_code_origin.repository_origin.code_pointer)
+        pointer = _canonical(run.job_code_origin.repository_origin.code_pointer, run.tags)
         selection = (
             frozenset(run.resolved_op_selection or ()),
             run.asset_selection,
@@ -70,6 +83,10 @@ class Jobs:
     def _repository(self, pointer: CodePointer) -> RepositoryDefinition:
         if pointer not in self._repositories:
             self._repositories[pointer] = reconstruct_repository_def_from_pointer(pointer)
+        # Each template that was submitted has one of its own; the library's is used the most.
+        self._repositories.move_to_end(pointer)
+        if len(self._repositories) > _KEPT_REPOSITORIES:
+            self._repositories.popitem(last=False)
         return self._repositories[pointer]
 
     def _forget_old_code(self) -> None:
@@ -80,9 +97,16 @@ class Jobs:
             self._jobs.clear()
 
 
-def _canonical(pointer: CodePointer) -> CodePointer:
-    """Returns the library's own pointer for it, wherever the code server that named it runs."""
-    known = (LIBRARY.module, LIBRARY.fn_name)
-    if isinstance(pointer, ModuleCodePointer) and (pointer.module, pointer.fn_name) == known:
+def _canonical(pointer: CodePointer, tags: Mapping[str, str]) -> CodePointer:
+    """Returns our own pointer for it, wherever the code server that named it runs.
+
+    The location of the submitted templates is another one every few seconds: a run that was
+    launched from it goes on with the template that it was launched with.
+    """
+    if not isinstance(pointer, ModuleCodePointer):
+        return pointer
+    if (pointer.module, pointer.fn_name) == (LIBRARY.module, LIBRARY.fn_name):
         return LIBRARY
+    if pointer.module == _SUBMITTED_LOCATION and CONTENT_TAG in tags:
+        return submitted_pointer(tags[CONTENT_TAG])
     return pointer

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from dagster import DagsterEvent, EventLogEntry
 from dagster._core.errors import DagsterExecutionInterruptedError
@@ -22,7 +22,7 @@ from mloc_dagster.fleet.redis_engine import RedisFleetEngine
 from mloc_dagster.fleet.replay import fact_of, rebuild, replayable
 from mloc_dagster.fleet.requeue_note import Requeue, requeue_data
 from mloc_dagster.fleet.run_claim import current_run_claim
-from mloc_dagster.fleet.step_tags import requirements_of_step, retries_of_step
+from mloc_dagster.fleet.step_tags import requirements_of_step, retries_of_step, tags_of_step
 from mloc_dagster.fleet.ticket_watch import TicketWatch
 from mloc_dagster.fleet.tickets import ticket_for
 from mloc_dagster.services.event_log import EventLog
@@ -95,7 +95,7 @@ class RunLoop:
             assert state is not None  # noqa: S101 (for the type checker)
             upstream = step.get_execution_dependency_keys()
             request = StepRequest(step.key, state_for_step(state, step.key, upstream))
-            requirements = requirements_of_step(step.tags or {})
+            requirements = requirements_of_step(self._tags_of(step))
             if requirements is None:
                 self._steps.start(request)
             else:
@@ -106,6 +106,9 @@ class RunLoop:
             tickets = self._watch.unlapsed(tickets)
         if tickets:
             self._engine.submit_all(tickets)
+
+    def _tags_of(self, step: ExecutionStep) -> Mapping[str, str]:
+        return tags_of_step(step.tags, self._context.dagster_run.tags)
 
     def _resume(self) -> Iterator[DagsterEvent]:
         self._note("a new run worker goes on with this run")
@@ -193,7 +196,7 @@ class RunLoop:
     ) -> Iterator[DagsterEvent]:
         step = self._active.get_step_by_key(step_key)
         context = self._context.for_step(step)
-        retries = retries_of_step(step.tags or {}) if retry else None
+        retries = retries_of_step(self._tags_of(step)) if retry else None
         failed = self._active.retry_state.get_attempt_count(step_key) + 1
         if retries is not None and failed <= retries.max:
             again = StepRetryData(error=error, seconds_to_wait=retries.wait_s(failed))

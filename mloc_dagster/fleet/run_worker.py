@@ -75,9 +75,16 @@ class RunWorker:
             return
         if claim.reason is StopReason.CANCELLED:
             leave_pools(self._instance, claim.run_id)
+            self._end_cancelled(claim.run_id)
         if claim.reason is not StopReason.LOST:
             self._engine.forget_run(claim.run_id)
             claim.finish()
+
+    def _end_cancelled(self, run_id: str) -> None:
+        """Ends a run that was cancelled while it began, which Dagster takes for an interruption."""
+        run = self._instance.get_run_by_id(run_id)
+        if run is not None and not run.is_finished:
+            end_cancelled_run(self._instance, self._engine, run)
 
     def _execute(self, claim: Claim, run: DagsterRun) -> None:
         try:

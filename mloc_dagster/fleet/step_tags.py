@@ -31,6 +31,18 @@ def fleet_tags(
     return tags if model_key is None else {**tags, MODEL_TAG: model_key}
 
 
+def tags_of_step(step: Mapping[str, str] | None, run: Mapping[str, str]) -> Mapping[str, str]:
+    """Returns what holds for a step: its op's tags, or those of its run where it has the same.
+
+    An op that belongs on the fleet and serves runs of many kinds cannot know what each needs.
+    """
+    own = step or {}
+    if REQUIREMENTS_TAG not in own:
+        return own
+    known = (REQUIREMENTS_TAG, MODEL_TAG, RETRIES_TAG)
+    return {**own, **{name: run[name] for name in known if name in run}}
+
+
 def requirements_of_step(tags: Mapping[str, str]) -> Requirements | None:
     """Returns what a step needs of its worker; None for a step of the run itself."""
     text = tags.get(REQUIREMENTS_TAG)

@@ -9,7 +9,7 @@ from dagster._core.storage.tags import PRIORITY_TAG
 from mloc_dagster.fleet.engine import RUNS_QUEUE, StepTicket
 from mloc_dagster.fleet.hardware import Requirements, queue_of
 from mloc_dagster.fleet.messages import StepRequest
-from mloc_dagster.fleet.step_tags import MODEL_TAG
+from mloc_dagster.fleet.step_tags import MODEL_TAG, tags_of_step
 
 # Beyond this the places within a priority would blur in Redis' floating-point scores.
 _MAX_PRIORITY = 100_000
@@ -29,7 +29,7 @@ def ticket_for(
         queue=queue_of(requirements),
         requirements=requirements,
         priority=priority_of(run),
-        model_key=(step.tags or {}).get(MODEL_TAG),
+        model_key=tags_of_step(step.tags, run.tags).get(MODEL_TAG),
         payload=request.to_text(),
     )
 

@@ -17,8 +17,10 @@ from mloc_dagster.errors import DeliveryError
 from mloc_dagster.results.aggregate import RESPONSES_NAME
 from mloc_dagster.results.delivery_report import DeliveredItem
 from mloc_dagster.results.files import BUFFER_BYTES
+from mloc_dagster.results.http_addresses import RefusedAddressError, guarding_hooks
 from mloc_dagster.results.store import Folder
 from mloc_dagster.schema.output import HttpDestination
+from mloc_dagster.settings import settings
 
 _FIRST_PAUSE_S = 0.5
 _LONGEST_PAUSE_S = 60.0
@@ -50,8 +52,15 @@ def send(
     """Sends the result document, then each file; see `delivery.deliver`."""
     target = _Target(_expanded_url(destination), _without_user(destination.url))
     headers = _headers(destination)
+    hooks = guarding_hooks(
+        private=settings().destination_private_addresses,
+        setting="MLOC_DESTINATION_PRIVATE_ADDRESSES",
+    )
     with httpx.Client(
-        headers=headers, timeout=destination.timeout_s, follow_redirects=False
+        headers=headers,
+        timeout=destination.timeout_s,
+        follow_redirects=False,
+        event_hooks={**hooks},
     ) as client:
         sender = _Sender(folder, task_id, client, destination, pause)
         yield sender.document(target)
@@ -121,6 +130,8 @@ class _Sender:
             try:
                 with self._folder.open(name) as file:
                     response = post(file)
+            except RefusedAddressError as error:
+                raise DeliveryError(f"{target.shown} may not be used: {error}") from error
             except httpx.RequestError as error:
                 problem = f"{type(error).__name__}: {error}"
             else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import secrets
 import shutil
@@ -12,9 +13,28 @@ from typing import IO
 
 from mloc_dagster.results.files import BUFFER_BYTES, TEMPORARY_PREFIX
 
+_libc = ctypes.CDLL(None, use_errno=True)  # Python has `os.sync` only, for all disks at once
+
 
 class LocalFiles:
-    """Writes beside the target, syncs, renames. Implements `Files`."""
+    """Writes beside the target, syncs, renames. Implements `Files`.
+
+    Args:
+        durable: Whether a file is on the disk when it was written; else `settle` sees to that.
+    """
+
+    def __init__(self, *, durable: bool = True) -> None:
+        self._durable = durable
+
+    def settle(self, key: str) -> None:
+        """Puts everything on the disk that was written to the file system of a folder."""
+        descriptor = os.open(key, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            if _libc.syncfs(descriptor) != 0:
+                number = ctypes.get_errno()
+                raise OSError(number, os.strerror(number), key)
+        finally:
+            os.close(descriptor)
 
     def exists(self, key: str) -> bool:
         """Tells whether a file or a folder of that name exists."""
@@ -81,32 +101,35 @@ class LocalFiles:
     def _replacing(self, key: str, *, buffering: int) -> Generator[IO[bytes]]:
         folder = os.path.dirname(key)  # noqa: PTH120 - pathlib costs as much as the write itself
         temporary = f"{folder}/{TEMPORARY_PREFIX}{os.getpid()}-{secrets.token_hex(6)}"
-        with os.fdopen(_open_new(folder, temporary), "wb", buffering=buffering) as file:
+        opened = _open_new(folder, temporary, durable=self._durable)
+        with os.fdopen(opened, "wb", buffering=buffering) as file:
             try:
                 yield file
                 file.flush()
-                os.fsync(file.fileno())
+                if self._durable:
+                    os.fsync(file.fileno())
                 os.replace(temporary, key)  # noqa: PTH105
             except BaseException:
                 with suppress(FileNotFoundError):
                     os.unlink(temporary)  # noqa: PTH108
                 raise
-        _sync_folder(folder)
+        if self._durable:
+            _sync_folder(folder)
 
 
-def _open_new(folder: str, path: str) -> int:
+def _open_new(folder: str, path: str, *, durable: bool) -> int:
     flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC
     try:
         return os.open(path, flags, 0o666)
     except FileNotFoundError:
-        _make_folder(Path(folder))
+        _make_folder(Path(folder), durable=durable)
         return os.open(path, flags, 0o666)
 
 
-def _make_folder(folder: Path) -> None:
+def _make_folder(folder: Path, *, durable: bool) -> None:
     missing = [f for f in (folder, *folder.parents) if not f.exists()]
     folder.mkdir(parents=True, exist_ok=True)
-    for created in missing:
+    for created in missing if durable else ():
         _sync_folder(str(created.parent))
 
 

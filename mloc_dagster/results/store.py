@@ -129,6 +129,20 @@ class ResultStore:
         """
         return Folder(self, self._files, self._root, check_name(relative_path))
 
+    def unsettled(self) -> ResultStore:
+        """Returns the same store, whose writes are not durable before `settle` was called.
+
+        For many small files that are worth something only together. They appear whole all the same.
+        """
+        local = isinstance(self._files, LocalFiles)
+        files = LocalFiles(durable=False) if local else self._files
+        return ResultStore(self.url, files, self._root)
+
+    def settle(self) -> None:
+        """Makes what was written durable."""
+        if isinstance(self._files, LocalFiles):
+            self._files.settle(self._root)
+
     def task_ids(self) -> Iterator[str]:
         """Yields the ids of the tasks that were submitted here, in order of name."""
         for name in sorted(visible(self._files.list(self._root))):

@@ -40,11 +40,12 @@ def cancel(instance: dg.DagsterInstance, task_or_run_id: str) -> str:
         instance.report_run_canceling(run, message="Cancelled while it was queued.")
         instance.report_run_canceled(run)
     else:
-        _launcher(instance).terminate(run.run_id)
+        launcher_of(instance).terminate(run.run_id)
     return run.run_id
 
 
-def _launcher(instance: dg.DagsterInstance) -> FleetRunLauncher:
+def launcher_of(instance: dg.DagsterInstance) -> FleetRunLauncher:
+    """Returns what hands runs to the fleet, also where the instance has no launcher of its own."""
     launcher = instance.run_launcher
     if isinstance(launcher, FleetRunLauncher):
         return launcher

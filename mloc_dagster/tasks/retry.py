@@ -37,7 +37,24 @@ _OF_THE_OLD_RUN = {
 
 
 def retry(instance: dg.DagsterInstance, task_or_run_id: str, *, failed_rows: bool = False) -> str:
-    """Queues a run that goes on where the last run of a task ended.
+    """Queues a run that goes on where the last run of a task ended; see `retry_run`.
+
+    Returns:
+        The id of the new run.
+    """
+    run = retry_run(instance, task_or_run_id, failed_rows=failed_rows)
+    submit(instance, run)
+    return run.run_id
+
+
+def retry_run(
+    instance: dg.DagsterInstance,
+    task_or_run_id: str,
+    *,
+    failed_rows: bool = False,
+    run_id: str | None = None,
+) -> DagsterRun:
+    """Creates a run that goes on where the last run of a task ended, and hands it to nobody.
 
     The tasks keep their ids, their templates as they were submitted, and every row that is there.
     What the run did of other tasks and did not finish is gone on with, too.
@@ -46,9 +63,7 @@ def retry(instance: dg.DagsterInstance, task_or_run_id: str, *, failed_rows: boo
         instance: Whose runs.
         task_or_run_id: Of the task, of its workflow, or of one of its runs.
         failed_rows: Whether rows that ended with an error are computed again.
-
-    Returns:
-        The id of the new run.
+        run_id: The id of the new run; a new one by default.
 
     Raises:
         UnknownNameError: If there is no such task or run.
@@ -75,9 +90,7 @@ def retry(instance: dg.DagsterInstance, task_or_run_id: str, *, failed_rows: boo
     missing = _missing_steps(workflow.tasks(), all_keys, steps, known, everything=failed_rows)
     if not missing:
         raise InputError(f"every step of {task_or_run_id} succeeded: there is nothing to retry")
-    run = _create(instance, workflow, job, missing, known, failed_rows=failed_rows)
-    submit(instance, run)
-    return run.run_id
+    return _create(instance, workflow, job, missing, known, failed_rows=failed_rows, run_id=run_id)
 
 
 def _job_of(parent: DagsterRun) -> JobDefinition:
@@ -134,6 +147,7 @@ def _create(
     known: KnownExecutionState,
     *,
     failed_rows: bool,
+    run_id: str | None,
 ) -> DagsterRun:
     parent = workflow.latest
     plan = create_execution_plan(
@@ -145,7 +159,7 @@ def _create(
     root = parent.root_run_id or parent.run_id
     return instance.create_run(
         job_name=parent.job_name,
-        run_id=None,
+        run_id=run_id,
         run_config=parent.run_config,
         status=DagsterRunStatus.NOT_STARTED,
         tags={

@@ -17,10 +17,10 @@ CODE_LOCATION = "mloc_dagster.definitions"
 """The library's code location in every workspace that mloc writes, and its default name."""
 
 
-def job_origin(job_name: str) -> RemoteJobOrigin:
-    """Returns how the UI finds the job of a library template."""
-    location = RegisteredCodeLocationOrigin(CODE_LOCATION)
-    repository = RemoteRepositoryOrigin(location, SINGLETON_REPOSITORY_NAME)
+def job_origin(job_name: str, location: str = CODE_LOCATION) -> RemoteJobOrigin:
+    """Returns how the UI finds a job: by default that of a library template."""
+    origin = RegisteredCodeLocationOrigin(location)
+    repository = RemoteRepositoryOrigin(origin, SINGLETON_REPOSITORY_NAME)
     return RemoteJobOrigin(repository, job_name)
 
 

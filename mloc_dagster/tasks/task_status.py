@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict
 
 from mloc_dagster.fleet.engine import FleetEngine, TicketState, TicketStatus
 from mloc_dagster.fleet.tickets import run_ticket_id
+from mloc_dagster.ledger.task_state import TaskState
 from mloc_dagster.ops.run_tags import DEAD_LETTER_TAG, RunTask
 from mloc_dagster.planning.plan import Plan
 from mloc_dagster.results.record import RECORD_NAME, read_record
@@ -19,7 +20,7 @@ from mloc_dagster.results.store import Folder, open_store
 from mloc_dagster.schema.resources import Retries
 from mloc_dagster.tasks.progress import plan_of, rows_finished, summary_of
 from mloc_dagster.tasks.steps import Steps, failures_of, shard_of, steps_of
-from mloc_dagster.tasks.task_state import ShardCounts, TaskFacts, TaskState, task_state
+from mloc_dagster.tasks.task_state import ShardCounts, TaskFacts, task_state
 from mloc_dagster.tasks.workflows import Workflow
 
 _MOST_ATTEMPTS = 1 + max(

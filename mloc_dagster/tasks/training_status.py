@@ -10,11 +10,11 @@ from pydantic import BaseModel, ConfigDict
 from mloc_dagster.errors import IncompleteResultsError
 from mloc_dagster.events.recall import LastNews
 from mloc_dagster.executors.training.checkpoints import published_checkpoints
+from mloc_dagster.ledger.task_state import TaskState
 from mloc_dagster.results.record import RECORD_NAME, read_record
 from mloc_dagster.results.store import Folder, open_store
 from mloc_dagster.results.training_summary import TrainingSummary, read_training
 from mloc_dagster.schema.task import SPEC_TYPES, TrainingSpec
-from mloc_dagster.tasks.task_state import TaskState
 from mloc_dagster.tasks.task_status import TaskStatus
 
 LastWord = Callable[[str, datetime], LastNews | None]

@@ -45,6 +45,7 @@ class Stack:
         home: The `MLOC_HOME`; may hold an earlier stack's data.
         workers: Workers for shards.
         run_workers: Workers for runs.
+        api: Whether the HTTP API and its dispatcher belong to it.
         environment: Settings beyond those of this process, such as `MLOC_LEASE_TTL_S`.
     """
 
@@ -54,17 +55,20 @@ class Stack:
         *,
         workers: int = 0,
         run_workers: int = 0,
+        api: bool = False,
         environment: Mapping[str, str] | None = None,
     ) -> None:
         self.layout = StackLayout(home.resolve())
         self.workers = workers
         self.run_workers = run_workers
-        self.port = free_port()
+        self.port, self.api_port = free_port(), free_port()
+        self.api = api
         given = {key: text for key, text in os.environ.items() if key != "DAGSTER_HOME"}
         self.environment = {
             **given,
             "MLOC_HOME": str(self.layout.home),
             "MLOC_RESULTS_URL": str(self.layout.home / "results"),
+            "MLOC_API_PORT": str(self.api_port),
             "OMP_NUM_THREADS": "1",
             **(environment or {}),
         }
@@ -96,7 +100,8 @@ class Stack:
     def up_arguments(self) -> list[str]:
         """What `start` gives to `mloc`."""
         sizes = ["--workers", str(self.workers), "--run-workers", str(self.run_workers)]
-        return ["up", *sizes, "--port", str(self.port)]
+        api = [] if self.api else ["--no-api"]
+        return ["up", *sizes, "--port", str(self.port), *api]
 
     def start(self) -> subprocess.CompletedProcess[str]:
         """Returns when every component answers."""

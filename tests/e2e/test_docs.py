@@ -10,6 +10,8 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,7 @@ import pytest
 from mloc_dagster.compile.compiler import compile_document
 from mloc_dagster.compile.loader import parse_documents
 from tests.e2e.conftest import ROOT
+from tests.e2e.stack import Stack
 
 pytestmark = pytest.mark.e2e
 
@@ -43,11 +46,25 @@ def environment(tmp_path: Path, session_home: Path) -> dict[str, str]:
     }
 
 
+@pytest.fixture(scope="module")
+def api_url() -> Iterator[str]:
+    """The address of an API, with everything behind it, that is up while this module needs it."""
+    with (
+        tempfile.TemporaryDirectory(prefix="mloc-") as folder,
+        Stack(Path(folder) / "home", workers=1, run_workers=1, api=True) as stack,
+    ):
+        yield f"http://127.0.0.1:{stack.api_port}"
+
+
 @pytest.mark.parametrize(
     "path", [each for each in DOCS if blocks(each, "bash")], ids=lambda path: path.name
 )
-def test_shell_blocks(path: Path, environment: dict[str, str], tmp_path: Path) -> None:
+def test_shell_blocks(
+    path: Path, environment: dict[str, str], tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
     script = "set -euo pipefail\n" + "\n".join(blocks(path, "bash"))
+    if "$MLOC_API_URL" in script:
+        environment["MLOC_API_URL"] = request.getfixturevalue("api_url")
     done = subprocess.run(
         ["bash", "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True,
         timeout=280, check=False,

@@ -20,10 +20,10 @@ import pytest
 from fsspec.spec import AbstractFileSystem
 from PIL import Image
 
-from mloc_dagster.data import http_addresses
 from mloc_dagster.executors import timed_calls
 from mloc_dagster.executors.images import ImageLoader, decode_image
 from mloc_dagster.executors.timed_calls import THREAD_NAME
+from mloc_dagster.results import http_addresses
 from mloc_dagster.results.store import open_store
 from mloc_dagster.settings import settings
 from tests.image_server import ImageServer, Page, coloured, encoded, image_server, send

@@ -31,7 +31,8 @@ def layout(tmp_path: Path) -> StackLayout:
 
 
 def _plan(layout: StackLayout, workers: int = 2, **settings: object) -> StackPlan:
-    chosen = Settings.model_validate({"webserver_port": free_port(), **settings})
+    ports = {"webserver_port": free_port(), "api_port": free_port()}
+    chosen = Settings.model_validate({**ports, **settings})
     return make_plan(layout, chosen, worker_gpus=[None] * workers, run_workers=1)
 
 
@@ -47,7 +48,7 @@ def test_each_component_is_a_program_with_a_rotating_log(layout: StackLayout) ->
     programs = [name.removeprefix("program:") for name in config.sections() if "program:" in name]
     assert tuple(programs) == plan.components()
     assert programs[:5] == ["redis", "postgres", "code", "webserver", "daemon"]
-    assert programs[5:] == ["runs-1", "worker-1", "worker-2"]
+    assert programs[5:] == ["dispatcher", "api", "runs-1", "worker-1", "worker-2"]
     for name in programs:
         program = config[f"program:{name}"]
         assert program["stdout_logfile"] == str(layout.logs / f"{name}.log")
@@ -57,8 +58,13 @@ def test_each_component_is_a_program_with_a_rotating_log(layout: StackLayout) ->
     groups = [config[each] for each in config.sections() if each.startswith("group:")]
     order = sorted(groups, key=lambda each: int(each["priority"]))
     assert [each["programs"] for each in order] == [
-        "redis", "postgres", "code,webserver,daemon", "runs-1", "worker-1,worker-2"
-    ]  # fmt: skip
+        "redis",
+        "postgres",
+        "code,webserver,daemon",
+        "dispatcher,api",
+        "runs-1",
+        "worker-1,worker-2",
+    ]
 
 
 def test_workers_share_the_cores_and_have_names(
@@ -106,7 +112,7 @@ def test_given_urls_leave_the_embedded_servers_out(layout: StackLayout) -> None:
         redis_url="redis://:secret@elsewhere:6379/0",
         postgres_url="postgresql://mloc:secret@elsewhere/mloc",
     )
-    assert plan.components() == ("code", "webserver", "daemon", "runs-1")
+    assert plan.components() == ("code", "webserver", "daemon", "dispatcher", "api", "runs-1")
     assert plan.redis_url == "redis://:secret@elsewhere:6379/0"
     assert addresses(plan)["Redis"] == "redis://:***@elsewhere:6379/0"
     assert addresses(plan)["PostgreSQL"] == "postgresql://mloc:***@elsewhere/mloc"
@@ -190,15 +196,29 @@ def test_a_long_home_keeps_its_sockets_elsewhere(tmp_path: Path) -> None:
     path.parent.rmdir()
 
 
+@pytest.mark.parametrize("length", range(60, 100))
+def test_a_socket_has_a_folder_however_long_the_home(tmp_path: Path, length: int) -> None:
+    layout = StackLayout(tmp_path / ("h" * max(1, length - len(str(tmp_path)) - 1)))
+    layout.create()
+    for name in ("rpc.sock", "code.sock"):
+        path = layout.socket(name)
+        assert path.parent.is_dir()
+        assert len(str(path)) + len(".1234567") <= 107
+    if layout.socket("rpc.sock").parent != layout.supervisor:
+        layout.socket("rpc.sock").parent.rmdir()
+
+
 def test_dagster_understands_its_generated_configuration(layout: StackLayout) -> None:
     write_dagster_home(_plan(layout))
     folder = str(layout.dagster_home)
     config, _ = dagster_instance_config(folder)
     assert config["run_launcher"]["class"] == "FleetRunLauncher"
     assert config["run_monitoring"]["max_resume_run_attempts"] == 1000
-    workspace = yaml.safe_load((layout.dagster_home / "workspace.yaml").read_text())
-    server = workspace["load_from"][0]["grpc_server"]
-    assert server["socket"] == str(layout.socket("code.sock"))
+    for name, locations in (("workspace.yaml", 2), ("daemon.yaml", 1)):
+        workspace = yaml.safe_load((layout.dagster_home / name).read_text())
+        server = workspace["load_from"][0]["grpc_server"]
+        assert server["socket"] == str(layout.socket("code.sock"))
+        assert len(workspace["load_from"]) == locations
 
 
 def test_the_embedded_redis_is_there() -> None:

@@ -10,17 +10,17 @@ from typing import Any
 import pytest
 import redis
 
-from mloc_dagster.cli.task_commands import status_lines
+from mloc_dagster.cli.task_lines import task_lines
 from mloc_dagster.compile.compiler import compile_mapping
 from mloc_dagster.events.model import ShardPlace, TaskEvent, TaskEventType
 from mloc_dagster.events.payloads import Payload, TrainingFigures
 from mloc_dagster.events.recall import LastNews, last_training_news
 from mloc_dagster.events.stream import open_redis, send
 from mloc_dagster.executors.task_start import task_record
+from mloc_dagster.ledger.task_state import TaskState
 from mloc_dagster.results.record import write_record
 from mloc_dagster.results.store import open_store
 from mloc_dagster.results.training_summary import TrainingSummary, write_training
-from mloc_dagster.tasks.task_state import TaskState
 from mloc_dagster.tasks.task_status import TaskStatus
 from mloc_dagster.tasks.training_status import TrainingStatus, training_status
 
@@ -80,7 +80,7 @@ def happened(task_id: str, kind: TaskEventType, at: datetime) -> TaskEvent:
 
 def shown(status: TaskStatus, news: LastNews | None) -> dict[str, str]:
     training = training_status(status, lambda *_: news, LATER)
-    return dict(status_lines(status, training))
+    return dict(task_lines(status, status.state, training))
 
 
 def test_a_running_training_says_how_far_it_is() -> None:
@@ -141,7 +141,7 @@ def test_a_finished_training_says_what_it_came_to() -> None:
 def test_other_tasks_count_rows() -> None:
     status = submitted("inference")
     assert training_status(status, lambda *_: None) is None
-    assert dict(status_lines(status))["rows"] == "0 of 192"
+    assert dict(task_lines(status, status.state))["rows"] == "0 of 192"
 
 
 def test_the_last_word_is_found_among_those_of_others(client: redis.Redis) -> None:

@@ -14,11 +14,11 @@ from urllib.parse import urldefrag, urlsplit
 
 import httpx
 
-from mloc_dagster.data.http_addresses import RefusedAddressError, guarding_hooks
 from mloc_dagster.errors import InputError, TerminalError, TransientError
 from mloc_dagster.executors.archives import SUFFIXES, unpack
 from mloc_dagster.executors.training.store_transfer import sha256_of
 from mloc_dagster.results.files import BUFFER_BYTES, TEMPORARY_PREFIX
+from mloc_dagster.results.http_addresses import RefusedAddressError, guarding_hooks
 
 MAX_BYTES = 1 << 40  # 500 billion parameters of two bytes: more is a mistake
 TIMEOUT_S = 60.0

@@ -6,8 +6,14 @@ if redis.call('HGET', ticket, 'state') ~= 'queued' then
   return nil
 end
 local fence = redis.call('INCR', 'fence')
-redis.call('HSET', ticket, 'state', 'running', 'worker_id', ARGV[2], 'fence', fence)
-redis.call('SET', lease, fence, 'PX', ARGV[3])
+if fence == 1 then
+  -- A Redis that came back empty must not give out once more what somebody may still hold.
+  fence = tonumber(redis.call('TIME')[1]) * 1000
+  redis.call('SET', 'fence', string.format('%.0f', fence))
+end
+local token = string.format('%.0f', fence)
+redis.call('HSET', ticket, 'state', 'running', 'worker_id', ARGV[2], 'fence', token)
+redis.call('SET', lease, token, 'PX', ARGV[3])
 redis.call('ZREM', queue, redis.call('HGET', ticket, 'place'))
 redis.call('SADD', running, ARGV[1])
 local tag = tonumber(redis.call('HGET', ticket, 'tag'))

@@ -7,6 +7,9 @@ from pathlib import Path
 
 _PATIENCE_S = 2
 
+LEADER_LOCK = 0x6D6C6F64
+"""The lock of the dispatcher that leads; any number, the same in every process."""
+
 
 def redis_answers(url: str) -> bool:
     """Returns whether Redis answers a PING; not while it still reads its file."""
@@ -49,6 +52,35 @@ def webserver_answers(url: str) -> bool:
             return client.get(f"{url}/server_info").status_code == httpx.codes.OK
     except httpx.HTTPError:
         return False
+
+
+def api_answers(url: str) -> bool:
+    """Returns whether the API says that it serves."""
+    import httpx
+
+    try:
+        with httpx.Client(trust_env=False, timeout=_PATIENCE_S) as client:
+            return client.get(f"{url}/healthz").status_code == httpx.codes.OK
+    except httpx.HTTPError:
+        return False
+
+
+def dispatcher_answers(url: str) -> bool:
+    """Returns whether a dispatcher leads; it may be that of another machine."""
+    import psycopg2
+
+    try:
+        connection = psycopg2.connect(url, connect_timeout=_PATIENCE_S)
+    except psycopg2.Error:
+        return False
+    try:
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT pg_try_advisory_lock_shared(%s)", (LEADER_LOCK,))
+            return cursor.fetchone() == (False,)
+    except psycopg2.Error:
+        return False
+    finally:
+        connection.close()
 
 
 def code_answers(socket: Path) -> bool:

@@ -13,16 +13,27 @@ _START_TIMEOUT_S = 31_536_000
 
 _SECONDS_TO_CANCEL = 30
 
+WORKSPACE = "workspace.yaml"
+"""What Dagster's UI shows."""
+
+DAEMON_WORKSPACE = "daemon.yaml"
+"""What Dagster's daemon looks after: schedules and sensors, which only the library has."""
+
+SUBMITTED_LOCATION = "submitted"
+"""The code location of the templates that came over the API of late."""
+
 
 def write_dagster_home(plan: StackPlan) -> None:
-    """Writes dagster.yaml and workspace.yaml."""
+    """Writes dagster.yaml and the workspaces."""
     import yaml
 
     folder = plan.layout.dagster_home
     header = "# Written by `mloc up`, anew each time.\n"
     files = {
         "dagster.yaml": fleet_instance(plan.max_concurrent_runs),
-        "workspace.yaml": _workspace(plan),
+        WORKSPACE: {"load_from": [_library(plan), _submitted()]},
+        # Each process with a workspace keeps a server of its own for each Python module in it.
+        DAEMON_WORKSPACE: {"load_from": [_library(plan)]},
     }
     for name, content in files.items():
         text = header + yaml.safe_dump(content, sort_keys=False)
@@ -78,10 +89,16 @@ def fleet_instance(max_concurrent_runs: int = -1) -> dict[str, object]:
     }
 
 
-def _workspace(plan: StackPlan) -> dict[str, object]:
+def _library(plan: StackPlan) -> dict[str, object]:
     socket = str(plan.layout.socket("code.sock"))
+    return {"grpc_server": {"socket": socket, "location_name": "mloc_dagster.definitions"}}
+
+
+def _submitted() -> dict[str, object]:
     return {
-        "load_from": [
-            {"grpc_server": {"socket": socket, "location_name": "mloc_dagster.definitions"}}
-        ]
+        "python_module": {
+            "module_name": "mloc_dagster.dispatch.submitted_location",
+            "attribute": "defs",
+            "location_name": SUBMITTED_LOCATION,
+        }
     }

@@ -10,8 +10,9 @@ from pathlib import Path
 
 from mloc_dagster.settings import settings
 
-# A unix socket's path has room for 107 bytes; supervisord appends its pid while it creates one.
-_MAX_SOCKET_PATH = 95
+# A unix socket's path has room for 107 bytes. The longest name here, `/code.sock`, takes 10, and
+# supervisord appends its pid while it creates one.
+_MAX_SOCKET_FOLDER = 85
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,9 +81,9 @@ class StackLayout:
 
     def socket(self, name: str) -> Path:
         """A unix socket; in the temporary folder if the path under `home` would be too long."""
-        path = self.supervisor / name
-        if len(os.fsencode(path)) <= _MAX_SOCKET_PATH:
-            return path
+        # All of them lie in one folder, however long each one's name is.
+        if len(os.fsencode(self.supervisor)) <= _MAX_SOCKET_FOLDER:
+            return self.supervisor / name
         digest = hashlib.sha256(os.fsencode(self.home)).hexdigest()[:12]
         return Path(tempfile.gettempdir()) / f"mloc-{os.getuid()}-{digest}" / name
 

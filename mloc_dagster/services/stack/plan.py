@@ -33,6 +33,8 @@ class StackPlan(BaseModel):
         postgres_url: Dagster's storage, with its password.
         redis_port: The embedded Redis; None when `redis_url` was given.
         postgres_port: The embedded PostgreSQL; None when `postgres_url` was given.
+        api_host: Where the API listens.
+        api_port: The API; None without it and its dispatcher.
         worker_gpus: For each worker its GPUs, as `CUDA_VISIBLE_DEVICES` has them; None for
             those that the process sees.
         run_workers: How many run workers.
@@ -50,6 +52,8 @@ class StackPlan(BaseModel):
     postgres_url: str
     redis_port: int | None
     postgres_port: int | None
+    api_host: str = "127.0.0.1"
+    api_port: int | None = None
     worker_gpus: tuple[str | None, ...] = ()
     run_workers: int = 1
     worker_prefix: str = "worker"
@@ -65,12 +69,20 @@ class StackPlan(BaseModel):
         """Dagster's UI, as a browser on this machine reaches it."""
         return f"http://{_reachable(self.webserver_host)}:{self.webserver_port}"
 
+    @property
+    def api_url(self) -> str | None:
+        """The API, as programs on this machine reach it; None without one."""
+        if self.api_port is None:
+            return None
+        return f"http://{_reachable(self.api_host)}:{self.api_port}"
+
     def components(self) -> tuple[str, ...]:
         """Returns the names of the supervised processes, in the order of starting."""
         embedded = (("redis", self.redis_port), ("postgres", self.postgres_port))
         return (
             *(name for name, port in embedded if port is not None),
             *("code", "webserver", "daemon"),
+            *(("dispatcher", "api") if self.api_port is not None else ()),
             *(f"runs-{number + 1}" for number in range(self.run_workers)),
             *(f"worker-{number + 1}" for number in range(len(self.worker_gpus))),
         )
@@ -125,6 +137,7 @@ def make_plan(
     worker_gpus: Sequence[str | None],
     run_workers: int,
     webserver_port: int | None = None,
+    api: bool = True,
 ) -> StackPlan:
     """Chooses addresses and checks that they are free.
 
@@ -137,6 +150,8 @@ def make_plan(
     before = saved_plan(layout)
     port = webserver_port or settings.webserver_port
     require_free(settings.webserver_host, port, "--port, or MLOC_WEBSERVER_PORT")
+    if api:
+        require_free(settings.api_host, settings.api_port, "MLOC_API_PORT, or --no-api")
     redis_port = postgres_port = None
     redis_url, postgres_url = settings.redis_url, settings.postgres_url
     host = settings.bind_host
@@ -161,6 +176,8 @@ def make_plan(
         postgres_url=postgres_url,
         redis_port=redis_port,
         postgres_port=postgres_port,
+        api_host=settings.api_host,
+        api_port=settings.api_port if api else None,
         worker_gpus=tuple(worker_gpus),
         run_workers=run_workers,
         worker_prefix=_plain(settings.worker_name or socket.gethostname()),
@@ -170,7 +187,9 @@ def make_plan(
 
 def addresses(plan: StackPlan) -> dict[str, str]:
     """Returns where a stack answers, by what answers there; passwords are masked."""
+    api = {} if plan.api_url is None else {"API": plan.api_url}
     return {
+        **api,
         "Dagster UI": plan.webserver_url,
         "Redis": masked(plan.redis_url),
         "PostgreSQL": masked(plan.postgres_url),

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from mloc_dagster.services.redis import redis_executable
+from mloc_dagster.services.stack.dagster_home import DAEMON_WORKSPACE, WORKSPACE
 from mloc_dagster.services.stack.layout import StackLayout
 
 if TYPE_CHECKING:
@@ -72,6 +73,8 @@ def _groups(
     if plan.postgres_port is not None:
         yield "postgres", [_postgres(plan)]
     yield "dagster", [_code(plan.layout), *_dagster(plan)]
+    if plan.api_port is not None:
+        yield "api", _api(plan, plan.api_port)
     stop_s = int(drain_grace_s) + _HANDING_BACK_S
     if plan.run_workers:
         yield "runs", [_run_worker(plan, each, stop_s) for each in range(1, plan.run_workers + 1)]
@@ -108,14 +111,23 @@ def _code(layout: StackLayout) -> _Program:
 
 
 def _dagster(plan: StackPlan) -> list[_Program]:
-    workspace = ("-w", str(plan.layout.dagster_home / "workspace.yaml"))
+    home = plan.layout.dagster_home
     where = ("-h", plan.webserver_host, "-p", str(plan.webserver_port))
-    webserver = _python("dagster_webserver", *where, *workspace)
-    daemon = _python("dagster._daemon", "run", *workspace)
+    webserver = _python("dagster_webserver", *where, "-w", str(home / WORKSPACE))
+    daemon = _python("dagster._daemon", "run", "-w", str(home / DAEMON_WORKSPACE))
     needs = ("redis", "postgres", "code")
     return [
         _Program("webserver", _after(*needs, command=webserver)),
         _Program("daemon", _after(*needs, command=daemon)),
+    ]
+
+
+def _api(plan: StackPlan, port: int) -> list[_Program]:
+    where = ("--host", plan.api_host, "--port", str(port))
+    commands = {"dispatcher": ("dispatcher",), "api": ("api", *where)}
+    return [
+        _Program(name, _after("redis", "postgres", command=_python("mloc_dagster.cli", *command)))
+        for name, command in commands.items()
     ]
 
 

@@ -24,9 +24,12 @@ def test_everything_at_once(stack: Stack, task: Task, expected: Rows, measured: 
     begun = monotonic()
     stack.start()
     measured("the whole stack: `mloc up` says that it is up", monotonic() - begun)
-    until(lambda: task.run_fence() not in ("", fence), "the run is claimed again")
+    # Where starting takes long, the run has ended by the time that everything answers.
+    ended = lambda: task.status() == "SUCCESS"  # noqa: E731
+    until(lambda: ended() or task.run_fence() not in ("", fence), "the run is claimed again")
     for each in lost:
-        task.wait_reclaimed(each)
+        if not ended():
+            task.wait_reclaimed(each)
     measured("the whole stack: every lost shard is claimed again", monotonic() - begun)
     check(task, expected, moved=lost)
 

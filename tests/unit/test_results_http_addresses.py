@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mloc_dagster.data.http_addresses import RefusedAddressError, check_address
+from mloc_dagster.results.http_addresses import RefusedAddressError, check_address
 
 LINK_LOCAL = ["169.254.169.254", "fe80::1", "fe80::1%eth0", "::ffff:169.254.1.1"]
 METADATA = ["fd00:ec2::254", "100.100.100.200", "64:ff9b::a9fe:a9fe", "2002:a9fe:a9fe::1"]

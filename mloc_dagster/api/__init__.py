@@ -1,0 +1,1 @@
+"""The HTTP API: accepts templates durably, and shows what became of them."""

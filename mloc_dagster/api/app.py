@@ -1,0 +1,81 @@
+"""The API as an ASGI application."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+
+from mloc_dagster import __version__
+from mloc_dagster.api import (
+    admin_routes,
+    health_routes,
+    log_routes,
+    problems,
+    result_routes,
+    task_routes,
+)
+from mloc_dagster.api.acceptance import Acceptance
+from mloc_dagster.api.auth import BearerAuth, Tokens
+from mloc_dagster.api.compiled_bodies import CompiledBodies
+from mloc_dagster.api.fleet_access import FleetAccess
+from mloc_dagster.api.limits import Limits, RequestGuard
+from mloc_dagster.api.metrics import Metrics, Observed
+from mloc_dagster.api.openapi import describe
+from mloc_dagster.api.state import ApiState
+from mloc_dagster.ledger.ledger import Ledger
+from mloc_dagster.settings import settings
+
+_ABOUT = """\
+LLM tasks from YAML templates: submit, watch, collect.
+
+What is answered with 202 is on disk and will run. Failure is RFC 9457 problem details, with the
+same `file:line` texts as `mloc validate` prints.
+"""
+
+
+def create_app(ledger: Ledger, fleet: FleetAccess | None = None) -> FastAPI:
+    """Returns the API over a ledger; limits and tokens are the settings' at this moment.
+
+    Args:
+        ledger: What is accepted goes there; the caller closes it.
+        fleet: Runs and workers; by default those of the settings, opened when first asked for.
+    """
+    limits, metrics, tokens = Limits.of(settings()), Metrics(), Tokens.of(settings())
+    state = ApiState(
+        ledger=ledger,
+        fleet=fleet or FleetAccess(),
+        limits=limits,
+        metrics=metrics,
+        acceptance=Acceptance(ledger, CompiledBodies(limits), metrics),
+        max_streams=settings().api_max_streams,
+    )
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
+        await state.acceptance.start()
+        try:
+            yield
+        finally:
+            await state.acceptance.stop()
+            state.fleet.close()
+
+    app = FastAPI(
+        title="mloc",
+        version=__version__,
+        description=_ABOUT,
+        lifespan=lifespan,
+        redirect_slashes=False,
+        separate_input_output_schemas=False,
+    )
+    app.state.api = state
+    for each in (task_routes, log_routes, result_routes, admin_routes, health_routes):
+        app.include_router(each.router)
+    problems.install(app)
+    describe(app, token=tokens.asked_for)
+    # The last one added is the first to see a request.
+    app.add_middleware(RequestGuard, limits=limits)
+    app.add_middleware(BearerAuth, tokens=tokens)
+    app.add_middleware(Observed, metrics=metrics)
+    return app

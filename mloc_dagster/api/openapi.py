@@ -1,0 +1,160 @@
+"""What the OpenAPI document says beyond the types: problems, examples, bodies."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+
+from mloc_dagster.client.models import Problem
+
+_REASONS = {
+    400: "The request cannot be read.",
+    401: "A token is needed, and there is none or a wrong one.",
+    404: "There is no such task, file or worker.",
+    408: "The body did not arrive in time.",
+    409: "What is there stands against it.",
+    413: "The body is too large.",
+    416: "The range lies outside of the file.",
+    422: "The request is wrong; `errors` says where.",
+    429: "Too much at a time.",
+    503: "The database or Redis is away; send the same request again.",
+}
+
+_EXAMPLE = """\
+apiVersion: mloc/v1
+kind: EchoTask
+metadata: {name: hello, owner: team-a, labels: {purpose: example}}
+spec:
+  taskType: echo
+  data: {type: list, items: [one, two]}
+"""
+
+_PROBLEM_EXAMPLE = {
+    "type": "urn:mloc:invalid-template",
+    "title": "Unprocessable Content",
+    "status": 422,
+    "detail": "body.yaml:5:13: spec.taskType: unknown task type 'ecko'; did you mean 'echo'?",
+    "instance": "/api/v1/tasks",
+    "errors": [
+        {
+            "file": "body.yaml",
+            "line": 5,
+            "column": 13,
+            "path": "spec.taskType",
+            "message": "unknown task type 'ecko'; did you mean 'echo'?",
+            "severity": "error",
+        }
+    ],
+}
+
+_YAML = {"schema": {"type": "string", "minLength": 1}, "example": _EXAMPLE}
+
+SUBMIT_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/yaml": _YAML,
+            "text/plain": _YAML,
+            "application/json": {
+                "schema": {
+                    "anyOf": [
+                        {"type": "string", "minLength": 1, "description": "The YAML."},
+                        {
+                            "type": "object",
+                            "properties": {"yaml": {"type": "string", "minLength": 1}},
+                            "required": ["yaml"],
+                            "additionalProperties": False,
+                        },
+                        {"type": "object", "description": "The template itself."},
+                    ]
+                },
+                "example": {"yaml": _EXAMPLE},
+            },
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "properties": {
+                        "template": {"type": "string", "minLength": 1},
+                        "file": {
+                            "type": "array",
+                            "items": {"type": "string", "format": "binary"},
+                            "description": "Data files, by the names that the template uses.",
+                        },
+                    },
+                    "required": ["template"],
+                    "additionalProperties": False,
+                }
+            },
+        },
+    }
+}
+
+FILES_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "properties": {
+                        "file": {"type": "array", "items": {"type": "string", "format": "binary"}}
+                    },
+                    "required": ["file"],
+                }
+            }
+        },
+    }
+}
+
+
+def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Returns what a route says of the problems that it answers with."""
+    found: dict[int | str, dict[str, Any]] = {}
+    for status in sorted({401, 503, *statuses}):
+        content: dict[str, Any] = {
+            "schema": {"$ref": "#/components/schemas/Problem"},
+        }
+        if status == 422:
+            content["example"] = _PROBLEM_EXAMPLE
+        found[status] = {
+            "description": _REASONS[status],
+            "content": {"application/problem+json": content},
+        }
+    return found
+
+
+def binary(*media_types: str) -> dict[str, Any]:
+    """Returns what a route says of files that it answers with."""
+    octets = {"schema": {"type": "string", "format": "binary"}}
+    content = {each: {} if each == "application/json" else octets for each in media_types}
+    return {"description": "The file.", "content": content}
+
+
+def describe(app: FastAPI, *, token: bool) -> None:
+    """Makes the app's OpenAPI document complete: problems, and who may ask."""
+
+    def document() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            app.openapi_schema = _document(app, token=token)
+        return app.openapi_schema
+
+    app.openapi = document  # type: ignore[method-assign]
+
+
+def _document(app: FastAPI, *, token: bool) -> dict[str, Any]:
+    found = get_openapi(
+        title=app.title, version=app.version, description=app.description, routes=app.routes
+    )
+    schemas = found.setdefault("components", {}).setdefault("schemas", {})
+    schemas["Problem"] = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
+    schemas |= schemas["Problem"].pop("$defs", {})
+    for name in ("HTTPValidationError", "ValidationError"):
+        schemas.pop(name, None)
+    if token:
+        found["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
+        found["security"] = [{"token": []}]
+        for path in ("/healthz", "/healthz/ready"):
+            found["paths"][path]["get"]["security"] = []
+    return found

@@ -1,0 +1,117 @@
+"""A task with what its run, the fleet and its folder know."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from mloc_dagster.api.state import ApiState
+from mloc_dagster.api.views import task_fields
+from mloc_dagster.client.models import ProgressReply, Shards, TaskReply
+from mloc_dagster.ledger.model import TaskEntry
+from mloc_dagster.ledger.task_state import TaskState
+from mloc_dagster.tasks.progress import plan_of, summary_of
+
+if TYPE_CHECKING:
+    from mloc_dagster.tasks.task_status import TaskStatus
+
+
+def task_reply(api: ApiState, entry: TaskEntry) -> TaskReply:
+    """Returns all that is known of a task."""
+    fields = task_fields(entry)
+    folder = api.store.task(entry.task_id)
+    fields["folder"] = folder.url
+    status = live_status(api, entry)
+    if status is not None:
+        fields |= _of_status(status)
+    elif entry.state is TaskState.DONE:
+        plan = plan_of(folder)
+        if plan is not None:
+            fields["shards"] = Shards(done=len(plan.shards))
+            fields["rows"] = fields["rows"] or plan.rows
+    return TaskReply.model_validate(fields)
+
+
+def _of_status(status: TaskStatus) -> dict[str, object]:
+    # That a task has ended is the ledger's to say: before, it can be neither stopped nor retried.
+    ended = status.state.ended
+    fields: dict[str, object] = {
+        "status": TaskState.RUNNING if ended else status.state,
+        "waiting_for": status.waiting_for,
+        "shards": Shards.model_validate(status.shards.model_dump()),
+        "retries": status.retries,
+        "workers": dict(status.workers),
+    }
+    known = {
+        "rows": status.rows,
+        "rows_finished": status.rows_finished,
+        "errors": status.errors,
+        "error": None if ended else status.error or None,
+    }
+    return fields | {name: value for name, value in known.items() if value is not None}
+
+
+def live_status(api: ApiState, entry: TaskEntry) -> TaskStatus | None:
+    """Returns how a task is this moment.
+
+    Returns:
+        None for one that has ended or waits, which the ledger knows, and for one of a batch, whose
+        run is that of many tasks.
+    """
+    if entry.run_id is None or entry.state.ended or entry.batch_key is not None:
+        return None
+    from mloc_dagster.errors import MlocError
+    from mloc_dagster.tasks.task_status import status_of
+    from mloc_dagster.tasks.workflows import workflows
+
+    instance = api.fleet.instance()
+    workflow = workflows(instance, [entry.workflow_id]).get(entry.workflow_id)
+    if workflow is None or workflow.latest.run_id != entry.run_id:
+        return None  # its run is about to be created
+    task = next((each for each in workflow.tasks() if each.task_id == entry.task_id), None)
+    if task is None:
+        return None
+    try:
+        engine = api.fleet.engine()
+    except MlocError:  # Redis is away: what Dagster and the store know still holds
+        engine = None
+    return status_of(instance, engine, workflow, task)
+
+
+def progress_reply(api: ApiState, entry: TaskEntry) -> ProgressReply:
+    """Returns how far a task is."""
+    task = task_reply(api, entry)
+    rows, finished, errors = task.rows, task.rows_finished, task.errors
+    if entry.state is TaskState.DONE and (rows is None or finished is None):
+        summary = summary_of(api.store.task(entry.task_id))
+        if summary is not None:
+            rows, finished, errors = summary.rows, summary.rows, summary.errors
+    rate = _rate(task, finished)
+    missing = None if rows is None or finished is None else max(0, rows - finished)
+    return ProgressReply(
+        task_id=task.task_id,
+        status=task.status,
+        rows=rows,
+        rows_finished=finished,
+        errors=errors,
+        shards=task.shards,
+        fraction=_fraction(task.status, rows, finished),
+        rows_per_s=rate,
+        eta_s=missing / rate if missing is not None and rate else None,
+        waiting_for=task.waiting_for,
+    )
+
+
+def _fraction(state: TaskState, rows: int | None, finished: int | None) -> float | None:
+    if state is TaskState.DONE:
+        return 1.0
+    if not rows:
+        return None
+    return min(1.0, (finished or 0) / rows)
+
+
+def _rate(task: TaskReply, finished: int | None) -> float | None:
+    if task.started_at is None or not finished:
+        return None
+    seconds = ((task.ended_at or datetime.now(UTC)) - task.started_at).total_seconds()
+    return finished / seconds if seconds > 0 else None

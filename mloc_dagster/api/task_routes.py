@@ -1,0 +1,199 @@
+"""Tasks: submitted, listed, shown, stopped, gone on with."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Body, Depends, Header, Request
+from fastapi.responses import Response
+
+from mloc_dagster.api.openapi import SUBMIT_BODY, problems
+from mloc_dagster.api.parameters import (
+    FILTERS,
+    Cursor,
+    Limit,
+    TaskId,
+    no_other_parameters,
+    task_filter,
+)
+from mloc_dagster.api.problems import Refusal, no_such_task
+from mloc_dagster.api.state import State, reply
+from mloc_dagster.api.submission_body import read_submission
+from mloc_dagster.api.task_detail import progress_reply, task_reply
+from mloc_dagster.api.views import task_view, workflow_state
+from mloc_dagster.client.models import (
+    ChangedTask,
+    ChangeReply,
+    ProgressReply,
+    RetryRequest,
+    SubmitReply,
+    TaskPage,
+    TaskReply,
+    WorkflowReply,
+)
+from mloc_dagster.ledger.model import TaskEntry, TaskFilter
+from mloc_dagster.ledger.task_state import TaskState
+
+router = APIRouter(prefix="/api/v1", tags=["tasks"])
+
+
+@router.post(
+    "/tasks",
+    status_code=202,
+    response_model=SubmitReply,
+    responses=problems(400, 408, 409, 413, 422),
+    openapi_extra=SUBMIT_BODY,
+    summary="Submit templates",
+)
+async def submit(
+    api: State,
+    request: Request,
+    idempotency_key: Annotated[
+        str | None,
+        Header(
+            min_length=1,
+            max_length=200,
+            pattern=r"^[\x21-\x7e]([\x20-\x7e]*[\x21-\x7e])?$",
+            description="The same key gives the same answer, and nothing runs twice.",
+        ),
+    ] = None,
+) -> Response:
+    """Accepts every task of one or several YAML documents, or none; they are on disk afterwards."""
+    try:
+        body = await read_submission(request, api.limits)
+        answer, new = await api.acceptance.submit(body, idempotency_key)
+    finally:
+        await request.close()  # with the files that came along
+    return reply(answer, 202, {} if new else {"Idempotent-Replayed": "true"})
+
+
+@router.get(
+    "/tasks",
+    response_model=TaskPage,
+    responses=problems(422),
+    dependencies=[Depends(no_other_parameters(*FILTERS))],
+    summary="List tasks",
+)
+def list_tasks(
+    api: State,
+    chosen: Annotated[TaskFilter, Depends(task_filter)],
+    limit: Limit = 100,
+    cursor: Cursor = None,
+) -> Response:
+    """Returns tasks, the newest first."""
+    entries, following = api.ledger.list(chosen, limit=limit, cursor=cursor)
+    tasks = tuple(task_view(each) for each in entries)
+    return reply(TaskPage(count=len(tasks), tasks=tasks, next_cursor=following))
+
+
+@router.get(
+    "/tasks/{task_id}",
+    response_model=TaskReply,
+    responses=problems(404, 422),
+    summary="Show a task",
+)
+def show(api: State, task_id: TaskId) -> Response:
+    """Returns all that is known of a task."""
+    return reply(task_reply(api, api.task(task_id)))
+
+
+@router.get(
+    "/workflows/{workflow_id}",
+    response_model=WorkflowReply,
+    responses=problems(404, 422),
+    summary="Show all tasks of a submitted document",
+)
+def show_workflow(api: State, workflow_id: TaskId) -> Response:
+    """Returns the tasks of a workflow in its template's order."""
+    entries = tuple(api.ledger.workflow(workflow_id))
+    if not entries:
+        raise no_such_task(workflow_id)
+    answer = WorkflowReply(
+        workflow_id=workflow_id,
+        template=entries[0].template,
+        status=workflow_state(entries),
+        count=len(entries),
+        tasks=tuple(task_view(each) for each in entries),
+    )
+    return reply(answer)
+
+
+@router.get(
+    "/tasks/{task_id}/progress",
+    response_model=ProgressReply,
+    responses=problems(404, 422),
+    summary="How far a task is",
+)
+def progress(api: State, task_id: TaskId) -> Response:
+    """Returns rows, shards and the time left."""
+    return reply(progress_reply(api, api.task(task_id)))
+
+
+@router.post(
+    "/tasks/{task_id}/cancel",
+    status_code=202,
+    response_model=ChangeReply,
+    responses=problems(404, 409, 422),
+    summary="Stop a task, or all tasks of a workflow",
+)
+def cancel(api: State, task_id: TaskId) -> Response:
+    """Stops what has not ended; finished rows are kept. Tasks of one run stop together."""
+    entries = api.tasks(task_id)
+    if all(each.state.ended and each.state is not TaskState.CANCELLED for each in entries):
+        raise Refusal(409, "has-ended", f"{task_id} has ended already ({_states(entries)})")
+    ids = [each.task_id for each in entries]
+    api.ledger.cancel([each.task_id for each in entries if not each.state.ended])
+    return reply(_changed(api, ids), 202)
+
+
+@router.post(
+    "/tasks/{task_id}/retry",
+    status_code=202,
+    response_model=ChangeReply,
+    responses=problems(400, 404, 408, 409, 413, 422),
+    summary="Go on with a task that failed, or with a workflow's",
+)
+def retry(
+    api: State,
+    task_id: TaskId,
+    wanted: Annotated[RetryRequest | None, Body()] = None,
+) -> Response:
+    """Queues what is missing; the rows that are there stay."""
+    scope = (wanted or RetryRequest()).scope
+    entries = api.tasks(task_id)
+    if scope == "all":
+        entries = tuple(api.ledger.workflow(entries[0].workflow_id))
+    failed_rows = scope != "failed_shards"
+    chosen = [each for each in entries if _can_retry(each, failed_rows=failed_rows)]
+    if not chosen:
+        raise Refusal(409, "nothing-to-retry", _why_not(task_id, entries, failed_rows=failed_rows))
+    api.ledger.retry([each.task_id for each in chosen], failed_rows=failed_rows)
+    return reply(_changed(api, [each.task_id for each in chosen]), 202)
+
+
+def _can_retry(entry: TaskEntry, *, failed_rows: bool) -> bool:
+    if entry.state is TaskState.DONE:
+        return failed_rows and bool(entry.errors)
+    return entry.state.ended
+
+
+def _why_not(task_id: str, entries: tuple[TaskEntry, ...], *, failed_rows: bool) -> str:
+    if not all(each.state.ended for each in entries):
+        return f"{task_id} is still at it ({_states(entries)}): wait for it, or cancel it first"
+    if not failed_rows and any(each.errors for each in entries):
+        return f"{task_id} is done; rows ended with errors: the scope 'failed_rows' retries these"
+    return f"{task_id} is done: there is nothing to retry"
+
+
+def _states(entries: tuple[TaskEntry, ...]) -> str:
+    return ", ".join(dict.fromkeys(each.state.value for each in entries))
+
+
+def _changed(api: State, ids: list[str]) -> ChangeReply:
+    now = api.ledger.tasks(ids)
+    tasks = tuple(
+        ChangedTask(task_id=each, status=now[each].state, cancelling=now[each].cancelling)
+        for each in ids
+        if each in now
+    )
+    return ChangeReply(count=len(tasks), tasks=tasks)

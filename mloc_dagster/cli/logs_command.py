@@ -1,0 +1,50 @@
+"""`mloc logs`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+
+import typer
+
+from mloc_dagster.cli.api_choice import api_client
+from mloc_dagster.cli.exit_codes import OK
+from mloc_dagster.client.client import Client
+from mloc_dagster.client.models import LogLine
+from mloc_dagster.client.walk import is_workflow_id
+
+
+def show_logs(task_or_workflow_id: str, *, follow: bool, as_json: bool) -> int:
+    """Prints the logs of a task, or of a workflow's tasks one after the other.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        InputError: If there is no such task.
+    """
+    with api_client() as client:
+        for task_id, line in _lines(client, task_or_workflow_id, follow=follow):
+            if as_json:
+                typer.echo(line.model_dump_json())
+            else:
+                typer.echo(_text(task_id, line))
+            if follow:
+                sys.stdout.flush()
+    return OK
+
+
+def _lines(client: Client, wanted: str, *, follow: bool) -> Iterator[tuple[str, LogLine]]:
+    ids = [wanted]
+    if is_workflow_id(wanted):
+        ids = [each.task_id for each in client.look(wanted)]
+    for task_id in ids:
+        name = task_id.removeprefix(f"{wanted}-") if len(ids) > 1 else ""
+        for line in client.logs(task_id, follow=follow):
+            yield name, line
+
+
+def _text(name: str, line: LogLine) -> str:
+    at = "" if line.at is None else line.at.astimezone().strftime("%Y-%m-%d %H:%M:%S.%f")[:-3]
+    level = "" if line.level == "INFO" else line.level
+    return "  ".join(each for each in (at, name, line.source, level, line.text) if each)

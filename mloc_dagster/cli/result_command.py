@@ -1,0 +1,127 @@
+"""`mloc result`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Literal, get_args
+
+import typer
+from pydantic import JsonValue
+
+from mloc_dagster.cli.api_choice import api_client
+from mloc_dagster.cli.exit_codes import OK
+from mloc_dagster.cli.tables import print_table
+from mloc_dagster.cli.wording import shorten
+from mloc_dagster.client.client import Client
+from mloc_dagster.client.errors import NotFoundError
+from mloc_dagster.errors import InputError, UnknownNameError
+
+Format = Literal["json", "jsonl", "parquet", "csv"]
+_SHOWN_ROWS = 20
+_CELL_WIDTH = 70
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResultOptions:
+    """The command line of `mloc result`; see its help."""
+
+    task_id: str
+    output: Path | None = None
+    format: str | None = None
+    file: str | None = None
+    bundle: bool = False
+    list_files: bool = False
+    as_json: bool = False
+
+
+def result(options: ResultOptions) -> int:
+    """Prints or saves what a task left; returns the exit code.
+
+    Raises:
+        InputError: If there is no such task, or its result is not there yet.
+    """
+    _check(options)
+    with api_client() as client:
+        if options.list_files:
+            _print_files(client, options)
+        elif options.output is not None or options.bundle or options.file is not None:
+            typer.echo(_save(client, options))
+        elif options.as_json:
+            typer.echo(client.result(options.task_id).model_dump_json())
+        else:
+            _print(client, options.task_id)
+    return OK
+
+
+def _check(options: ResultOptions) -> None:
+    wanted = {
+        "--format": options.format is not None,
+        "--file": options.file is not None,
+        "--bundle": options.bundle,
+        "--files": options.list_files,
+    }
+    given = [option for option, is_given in wanted.items() if is_given]
+    if len(given) > 1:
+        raise InputError(f"give one of {', '.join(given)}")
+    if options.format is not None and options.format not in get_args(Format):
+        raise UnknownNameError("format", options.format, get_args(Format))
+    if options.format is not None and options.output is None:
+        raise InputError("--format goes with -o FILE")
+
+
+def _save(client: Client, options: ResultOptions) -> Path:
+    target = options.output or Path()
+    if options.file is not None:
+        return client.save_file(options.task_id, options.file, target)
+    if options.bundle or (options.format is None and target.suffix == ".tar"):
+        return client.save_bundle(options.task_id, target)
+    return client.save_result(options.task_id, target, _format(options.format, target))
+
+
+def _format(named: str | None, target: Path) -> Format:
+    wanted = named or target.suffix.removeprefix(".")
+    return next((each for each in get_args(Format) if each == wanted), "parquet")
+
+
+def _print_files(client: Client, options: ResultOptions) -> None:
+    page = client.files(options.task_id)
+    if options.as_json:
+        entries = [each.model_dump(mode="json") for each in page.files]
+        typer.echo(json.dumps(entries, ensure_ascii=False))
+        return
+    rows = [(each.name, f"{each.size:,}") for each in page.files]
+    print_table(("file", "bytes"), rows, numbers=(1,))
+
+
+def _print(client: Client, task_id: str) -> None:
+    """Prints the first rows; what has no rows, such as a training, by its figures."""
+    try:
+        rows = list(islice(client.rows(task_id), _SHOWN_ROWS + 1))
+    except NotFoundError:
+        _print_figures(client.result(task_id).result)
+        return
+    _print_rows(rows[:_SHOWN_ROWS])
+    if len(rows) > _SHOWN_ROWS:
+        typer.echo(f"\nand more: `mloc result {task_id} -o rows.jsonl` saves all", err=True)
+
+
+def _print_rows(rows: Sequence[Mapping[str, JsonValue]]) -> None:
+    failed = any(row.get("error") for row in rows)
+    columns = ("index", "output", *(("error",) if failed else ()))
+    print_table(columns, [[_cell(row.get(each)) for each in columns] for row in rows], numbers=(0,))
+
+
+def _print_figures(figures: Mapping[str, JsonValue]) -> None:
+    rows = [(key, _cell(value)) for key, value in figures.items()]
+    print_table(("", "result"), rows)
+
+
+def _cell(value: JsonValue) -> str:
+    if value is None:
+        return ""
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return shorten(text, _CELL_WIDTH)

@@ -1,0 +1,200 @@
+"""The client of the HTTP API."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from functools import wraps
+from pathlib import Path
+from types import TracebackType
+from typing import Concatenate, Self
+
+import httpx
+
+from mloc_dagster.client import calls, service_calls, streams
+from mloc_dagster.client.call import Ask, Call
+from mloc_dagster.client.connection import Connection, check
+from mloc_dagster.client.download import Download
+from mloc_dagster.client.errors import ApiAwayError
+from mloc_dagster.client.flow import Flow
+from mloc_dagster.client.retrying import retrying
+from mloc_dagster.client.walk import Walk
+
+
+def _calls[**P, ReplyT](
+    describe: Callable[P, Call[ReplyT]],
+) -> Callable[Concatenate[Client, P], ReplyT]:
+    @wraps(describe)
+    def method(client: Client, *args: P.args, **kwargs: P.kwargs) -> ReplyT:
+        return client.do(describe(*args, **kwargs))
+
+    return method
+
+
+def _yields[**P, PageT, ItemT](
+    describe: Callable[P, Walk[PageT, ItemT] | Flow[ItemT]],
+) -> Callable[Concatenate[Client, P], Iterator[ItemT]]:
+    @wraps(describe)
+    def method(client: Client, *args: P.args, **kwargs: P.kwargs) -> Iterator[ItemT]:
+        found = describe(*args, **kwargs)
+        return client.go(found) if isinstance(found, Walk) else client.read(found)
+
+    return method
+
+
+def _collects[**P, PageT, ItemT](
+    describe: Callable[P, Walk[PageT, ItemT]],
+) -> Callable[Concatenate[Client, P], tuple[ItemT, ...]]:
+    @wraps(describe)
+    def method(client: Client, *args: P.args, **kwargs: P.kwargs) -> tuple[ItemT, ...]:
+        return tuple(client.go(describe(*args, **kwargs)))
+
+    return method
+
+
+def _saves[**P](
+    describe: Callable[P, Download],
+) -> Callable[Concatenate[Client, P], Path]:
+    @wraps(describe)
+    def method(client: Client, *args: P.args, **kwargs: P.kwargs) -> Path:
+        with describe(*args, **kwargs) as download:
+            for _ in client.read(download):
+                pass
+        return download.target
+
+    return method
+
+
+class Client:
+    """Talks to an mloc API. Thread-safe; a context manager that closes its connections.
+
+    Calls that may be repeated, submissions among them, are tried again while the API does not
+    answer or says that it cannot now (503).
+
+    Args:
+        url: The API's address; by default `MLOC_API_URL`, else `http://127.0.0.1:8000`.
+        token: By default `MLOC_API_TOKEN`; an empty one is none.
+        timeout_s: How long the API may be silent.
+        attempts: How often a call is tried at most; with the default for about 20 s.
+        transport: Instead of the network, such as `httpx.MockTransport`.
+        pause: Waits so many seconds.
+
+    Raises:
+        InputError: If the address or the token is none.
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        token: str | None = None,
+        *,
+        timeout_s: float = 60.0,
+        attempts: int = 8,
+        transport: httpx.BaseTransport | None = None,
+        pause: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._connection = Connection(url, token, timeout_s)
+        self._attempts = attempts
+        self._pause = pause
+        self._http = httpx.Client(
+            headers=self._connection.headers,
+            transport=transport,
+            trust_env=self._connection.uses_proxies,
+        )
+
+    def __repr__(self) -> str:
+        return f"Client({self.url!r})"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Closes the connections."""
+        self.close()
+
+    @property
+    def url(self) -> str:
+        """The API's address."""
+        return self._connection.url
+
+    def close(self) -> None:
+        """Closes the connections."""
+        self._http.close()
+
+    submit = _calls(calls.submit)
+    wait = _collects(streams.wait)
+    list = _yields(streams.tasks)
+    show = _calls(calls.show)
+    workflow = _calls(calls.workflow)
+    look = _calls(calls.look)
+    logs = _yields(streams.logs)
+    progress = _calls(calls.progress)
+    cancel = _calls(calls.cancel)
+    retry = _calls(calls.retry)
+    result = _calls(service_calls.result)
+    rows = _yields(streams.rows)
+    save_result = _saves(streams.save_result)
+    save_file = _saves(streams.save_file)
+    save_bundle = _saves(streams.save_bundle)
+    put_result = _calls(service_calls.put_result)
+    files = _calls(service_calls.files)
+    upload = _calls(service_calls.upload)
+    dead_letters = _yields(streams.dead_letters)
+    workers = _calls(service_calls.workers)
+    worker = _calls(service_calls.worker)
+    cleanup = _calls(service_calls.cleanup)
+    health = _calls(service_calls.health)
+    readiness = _calls(service_calls.readiness)
+    metrics = _calls(service_calls.metrics)
+
+    def do[ReplyT](self, call: Call[ReplyT]) -> ReplyT:
+        """Makes a call of `client.calls`.
+
+        Raises:
+            ApiError: If it failed; see `client.errors`.
+        """
+        return call.reply(self._send(call, stream=False))
+
+    def go[ReplyT, ItemT](self, walk: Walk[ReplyT, ItemT]) -> Iterator[ItemT]:
+        """Makes calls that follow from each other, and yields what they bring."""
+        while (call := walk.call()) is not None:
+            yield from walk.take(self.do(call))
+            if walk.pause_s:
+                self._pause(walk.pause_s)
+
+    def read[ItemT](self, flow: Flow[ItemT]) -> Iterator[ItemT]:
+        """Reads a long answer, and yields what it brings as it comes."""
+        while not flow.done:
+            response, pause_s = self._send(flow.ask(), stream=True), 0.0
+            try:
+                with self._connection.translated():
+                    flow.begin(response)
+                    for block in response.iter_bytes():
+                        yield from flow.feed(block)
+                        if flow.done:
+                            break
+                    yield from flow.end()
+            except ApiAwayError as error:
+                pause_s = flow.broken(error)
+            finally:
+                response.close()
+            if pause_s:
+                self._pause(pause_s)
+
+    def _send(self, ask: Ask, *, stream: bool) -> httpx.Response:
+        attempt = retrying(ask.repeatable, self._attempts, self._pause)
+        return attempt(self._send_once, ask, stream)
+
+    def _send_once(self, ask: Ask, stream: bool) -> httpx.Response:
+        with ask.opened() as parts, self._connection.translated():
+            request = self._connection.request(self._http, ask, parts)
+            response = self._http.send(request, stream=stream)
+            if stream and not response.is_success:
+                response.read()
+        check(response, ask)
+        return response

@@ -1,0 +1,83 @@
+"""What travels over HTTP: requests, replies and problems, as the API sends them."""
+
+from __future__ import annotations
+
+from mloc_dagster.client.admin_models import (
+    Check,
+    CleanupItem,
+    CleanupReport,
+    CleanupRequest,
+    DeadLetterPage,
+    DeadLetterView,
+    Health,
+    Readiness,
+    WorkerPage,
+    WorkerReply,
+)
+from mloc_dagster.client.result_models import (
+    FilePage,
+    FilesStored,
+    FileView,
+    ResultIn,
+    ResultStored,
+)
+from mloc_dagster.client.task_models import (
+    ChangedTask,
+    ChangeReply,
+    LogEnd,
+    LogLine,
+    LogPage,
+    ProgressReply,
+    RetryRequest,
+    Shards,
+    SubmitReply,
+    SubmittedTask,
+    TaskDetail,
+    TaskPage,
+    TaskReply,
+    TaskView,
+    WorkflowReply,
+)
+from mloc_dagster.client.wire import (
+    Finding,
+    Problem,
+    Reply,
+    Wire,
+)
+
+__all__ = [
+    "ChangeReply",
+    "ChangedTask",
+    "Check",
+    "CleanupItem",
+    "CleanupReport",
+    "CleanupRequest",
+    "DeadLetterPage",
+    "DeadLetterView",
+    "FilePage",
+    "FileView",
+    "FilesStored",
+    "Finding",
+    "Health",
+    "LogEnd",
+    "LogLine",
+    "LogPage",
+    "Problem",
+    "ProgressReply",
+    "Readiness",
+    "Reply",
+    "ResultIn",
+    "ResultStored",
+    "RetryRequest",
+    "Shards",
+    "SubmitReply",
+    "SubmittedTask",
+    "TaskDetail",
+    "TaskPage",
+    "TaskReply",
+    "TaskView",
+    "Wire",
+    "WorkerPage",
+    "WorkerReply",
+    "WorkflowReply",
+]

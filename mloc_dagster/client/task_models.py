@@ -1,0 +1,191 @@
+"""Tasks over HTTP: submitted, listed, watched, changed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+from pydantic import AwareDatetime, ConfigDict
+
+from mloc_dagster.client.wire import Finding, Reply, Wire
+from mloc_dagster.ledger.task_state import TaskState
+
+
+class SubmittedTask(Wire):
+    """A task that was accepted."""
+
+    task_id: str
+    workflow_id: str
+    status: TaskState
+    """`PENDING`, or `WAITING` for the tasks that it depends on."""
+    template: str
+    node: str
+    task_type: str
+    depends_on: tuple[str, ...] = ()
+
+
+class SubmitReply(Reply):
+    """202: on disk, and it will run. The same again for the same `Idempotency-Key`."""
+
+    count: int
+    """How many tasks."""
+    tasks: tuple[SubmittedTask, ...]
+    """In the order of the documents and of their nodes."""
+    warnings: tuple[Finding, ...] = ()
+
+
+class Shards(Wire):
+    """A task's shards by what they do."""
+
+    queued: int = 0
+    running: int = 0
+    done: int = 0
+    failed: int = 0
+
+
+class TaskView(Wire):
+    """A task, as lists show it."""
+
+    task_id: str
+    workflow_id: str
+    node: str
+    task_type: str
+    template: str
+    owner: str = ""
+    labels: Mapping[str, str] = {}
+    depends_on: tuple[str, ...] = ()
+    """Nodes of the same workflow."""
+    status: TaskState
+    waiting_for: str = ""
+    """Why it is not running; empty when it is."""
+    run_id: str | None = None
+    """The newest Dagster run that works on it."""
+    runs: int = 0
+    due: AwareDatetime | None = None
+    submitted_at: AwareDatetime
+    started_at: AwareDatetime | None = None
+    ended_at: AwareDatetime | None = None
+    worker_id: str | None = None
+    """Who computed its last shard."""
+    rows: int | None = None
+    """Rows of its input; null before it is known."""
+    rows_finished: int | None = None
+    errors: int | None = None
+    """Rows that ended with an error."""
+    error: str = ""
+    cancelling: bool = False
+    """Whether it was asked to stop and has not ended since."""
+
+
+class TaskDetail(TaskView):
+    """A task with what only its run and its folder know."""
+
+    shards: Shards = Shards()
+    retries: int = 0
+    """Attempts at shards beyond the first, in the newest run."""
+    workers: Mapping[int, str] = {}
+    """Who computes which shard now."""
+    folder: str = ""
+    """Where its results are."""
+
+
+class TaskReply(TaskDetail, Reply):
+    """`GET /api/v1/tasks/{id}`."""
+
+
+class TaskPage(Reply):
+    """`GET /api/v1/tasks`: the newest first."""
+
+    count: int
+    """Tasks on this page."""
+    tasks: tuple[TaskView, ...]
+    next_cursor: str | None = None
+    """For the next page; null on the last one."""
+
+
+class WorkflowReply(Reply):
+    """`GET /api/v1/workflows/{id}`: the tasks of one submitted document, in its order."""
+
+    workflow_id: str
+    template: str
+    status: TaskState
+    """Of the whole: the first that holds of any task among DEAD, FAILED, CANCELLED, RUNNING,
+    DISPATCHED, PENDING, WAITING; else DONE."""
+    count: int
+    tasks: tuple[TaskView, ...]
+
+
+class LogLine(Wire):
+    """One line of a task's logs."""
+
+    source: str
+    """`run` for the Dagster run, else the log file without its ending: `shard-0000`."""
+    at: AwareDatetime | None = None
+    level: str = "INFO"
+    text: str
+
+
+class LogPage(Reply):
+    """`GET /api/v1/tasks/{id}/logs`.
+
+    With `?follow=true`, or `Accept: text/event-stream`, it is events: some named `log` whose data
+    is a `LogLine`, then one named `end` whose data is a `LogEnd`. Their ids are cursors, and with
+    `Last-Event-ID` they go on from there.
+    """
+
+    task_id: str
+    count: int
+    lines: tuple[LogLine, ...]
+    next_cursor: str
+    """For what comes after; always there, as more may come while the task has not ended."""
+    ended: bool
+    """Whether the task has ended and this page reaches the end of its logs."""
+
+
+class LogEnd(Wire):
+    """The last event of a live log."""
+
+    task_id: str
+    status: TaskState
+
+
+class ProgressReply(Reply):
+    """`GET /api/v1/tasks/{id}/progress`."""
+
+    task_id: str
+    status: TaskState
+    rows: int | None = None
+    rows_finished: int | None = None
+    errors: int | None = None
+    shards: Shards = Shards()
+    fraction: float | None = None
+    """0 to 1; null before the rows are known."""
+    rows_per_s: float | None = None
+    """Since it started; null before there is anything to divide."""
+    eta_s: float | None = None
+    waiting_for: str = ""
+
+
+class ChangedTask(Wire):
+    """What became of a task that was to be changed."""
+
+    task_id: str
+    status: TaskState
+    cancelling: bool = False
+
+
+class ChangeReply(Reply):
+    """202 of `cancel` and `retry`."""
+
+    count: int
+    tasks: tuple[ChangedTask, ...]
+
+
+class RetryRequest(Wire):
+    """Body of `retry`; may be left out."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    scope: Literal["failed_shards", "failed_rows", "all"] = "failed_shards"
+    """`failed_shards` computes what is missing; `failed_rows` also the rows that ended with an
+    error; `all` does that for every task of the workflow that has something to retry."""

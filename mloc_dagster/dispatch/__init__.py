@@ -1,0 +1,1 @@
+"""From accepted tasks to Dagster runs, and from ended runs back to the ledger."""

@@ -1,0 +1,247 @@
+"""The loop between the ledger and the fleet: one process of a fleet at a time runs it."""
+
+from __future__ import annotations
+
+import logging
+import time
+import uuid
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+
+import dagster as dg
+import redis
+from dagster import DagsterRunStatus, RunRecord
+
+from mloc_dagster.dispatch.batching import MOST_AT_ONCE, Group, by_slack, next_groups
+from mloc_dagster.dispatch.handing_over import hand_over
+from mloc_dagster.dispatch.mending import Mending
+from mloc_dagster.dispatch.outcomes import (
+    changes_of_batch,
+    changes_of_workflow,
+    has_members_left,
+    is_fresh,
+    refused,
+    run_records,
+)
+from mloc_dagster.dispatch.stopping import Stopping
+from mloc_dagster.errors import MlocError, TransientError
+from mloc_dagster.events.bus import publish
+from mloc_dagster.events.model import TaskEvent, TaskEventType
+from mloc_dagster.fleet.engine import RUNS_QUEUE, FleetEngine
+from mloc_dagster.ledger.ledger import Ledger
+from mloc_dagster.ledger.model import PlannedRun, TaskChange
+from mloc_dagster.ledger.task_state import TaskState
+from mloc_dagster.services.storages import DATABASE_AWAY
+from mloc_dagster.settings import settings
+
+_log = logging.getLogger(__name__)
+
+AWAY = (TransientError, OSError, redis.RedisError, *DATABASE_AWAY)
+"""What is raised while the database, Redis or the store is away: it is back some time."""
+
+_LOOKED_AT = 4096
+"""Waiting tasks that are considered at a time, the most urgent ones."""
+
+_DETAILS_EVERY_S = 1.0
+_DETAILS_AT_ONCE = 4
+_TICKETS_EVERY_S = 2.0
+
+
+class Dispatcher:
+    """Gives waiting tasks their runs, and tells the ledger what becomes of these.
+
+    Everything that it must not forget is in the ledger; another dispatcher goes on at any point.
+
+    Args:
+        ledger: What was accepted.
+        instance: Where runs are.
+        engine: The fleet.
+    """
+
+    def __init__(self, ledger: Ledger, instance: dg.DagsterInstance, engine: FleetEngine) -> None:
+        self._ledger = ledger
+        self._instance = instance
+        self._engine = engine
+        self._open = {each.run_id: each for each in ledger.open_runs()}
+        self._keys: dict[str, str] = {}
+        self._statuses: dict[str, DagsterRunStatus] = {}
+        self._tickets_at = 0.0
+        self._seen: dict[str, float] = {}
+        self._stopping = Stopping(instance)
+        self._mending = Mending(instance, engine)
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is under way."""
+        return not self._open
+
+    def turn(self) -> None:
+        """Looks once at everything that there is to do.
+
+        Raises:
+            TransientError: If the database or Redis is away.
+        """
+        self._dispatch()
+        self._hand_over()
+        self._stopping.stop(self._ledger.cancelling(), self._open)
+        self._look()
+
+    # Planning
+
+    def _dispatch(self) -> None:
+        slots = self._slots() - len(self._open)
+        if slots <= 0:
+            return
+        busy = Counter(self._keys[each] for each in self._open if each in self._keys)
+        full = [key for key, count in busy.items() if count >= MOST_AT_ONCE]
+        at_work = {each.workflow_id for each in self._open.values()}
+        found = self._ledger.waiting(_LOOKED_AT, without=full)
+        now = datetime.now(UTC)
+        waiting = by_slack([each for each in found if each.workflow_id not in at_work], now)
+        groups = next_groups(waiting, busy, now, slots=slots)
+        if not groups:
+            return
+        keys = {str(uuid.uuid4()): group for group in groups}
+        planned = [self._planned(run_id, group) for run_id, group in keys.items()]
+        decided = self._ledger.plan_runs(planned)
+        self._tell(decided)
+        for each in decided:
+            self._open[each.run_id] = each
+            key = keys[each.run_id].batch_key
+            if key is not None:
+                self._keys[each.run_id] = key
+
+    def _tell(self, decided: Sequence[PlannedRun]) -> None:
+        """Says that tasks were submitted: of these runs Dagster's queue says nothing."""
+        tasks = self._ledger.tasks([task for each in decided for task in each.task_ids])
+        for task in tasks.values():
+            publish(
+                TaskEvent(
+                    type=TaskEventType.TASK_SUBMITTED,
+                    task_id=task.task_id,
+                    run_id=task.run_id or "",
+                    node=task.node,
+                    ts=task.submitted_at,
+                )
+            )
+
+    def _planned(self, run_id: str, group: Group) -> PlannedRun:
+        first = group.tasks[0]
+        if group.batch_key is not None:
+            ids = tuple(each.task_id for each in group.tasks)
+            return PlannedRun(run_id=run_id, workflow_id=None, task_ids=ids)
+        if first.runs:
+            # One run goes on with all of a workflow that is not done.
+            again = [each.task_id for each in self._ledger.workflow(first.workflow_id)]
+            self._ledger.retry(again, failed_rows=first.retry_rows)
+        found = self._ledger.workflow(first.workflow_id)
+        tasks = [each for each in found if each.run_id is None and not each.state.ended]
+        return PlannedRun(
+            run_id=run_id,
+            workflow_id=first.workflow_id,
+            task_ids=tuple(each.task_id for each in tasks),
+            retry_rows=any(each.retry_rows for each in tasks),
+        )
+
+    def _slots(self) -> int:
+        carriers = [each for each in self._engine.workers() if RUNS_QUEUE in each.queues]
+        return settings().run_slots * len(carriers)
+
+    # Handing over
+
+    def _hand_over(self) -> None:
+        handed: list[str] = []
+        for planned in [each for each in self._open.values() if not each.handed_over]:
+            try:
+                hand_over(self._instance, self._ledger, planned)
+            except AWAY:
+                raise
+            except Exception as error:  # noqa: BLE001 (one template must not stop all others)
+                self._refuse(planned, error)
+            else:
+                handed.append(planned.run_id)
+                self._open[planned.run_id] = replace(planned, handed_over=True)
+        if handed:
+            self._ledger.handed_over(handed)
+
+    def _refuse(self, planned: PlannedRun, error: Exception) -> None:
+        """Ends a run that cannot be made: its tasks say why."""
+        ours = isinstance(error, MlocError)
+        _log.warning("run %s cannot be made: %s", planned.run_id, error, exc_info=not ours)
+        if planned.workflow_id is None and len(planned.task_ids) > 1:
+            self._ledger.give_back(planned.run_id)
+            self._forget(planned)
+            return
+        # There may be nothing to retry because somebody did so in Dagster's UI.
+        changes = changes_of_workflow(self._instance, self._engine, planned)
+        done = [each for each in changes if each.state is TaskState.DONE]
+        self._ledger.change(done)
+        why = str(error) if ours else f"its run cannot be made: {type(error).__name__}: {error}"
+        self._end(planned, refused(planned, why, but={each.task_id for each in done}))
+
+    # Looking
+
+    def _look(self) -> None:
+        open_runs = [each for each in self._open.values() if each.handed_over]
+        records = run_records(self._instance, open_runs)
+        now = time.monotonic()
+        stale = self._stale(now)
+        changes: list[TaskChange] = []
+        for planned in open_runs:
+            record = records.get(planned.run_id)
+            if record is None:
+                self._end(planned, refused(planned, "its Dagster run was deleted"))
+                continue
+            status = record.dagster_run.status
+            is_new = self._statuses.get(planned.run_id) is not status
+            self._statuses[planned.run_id] = status
+            if record.dagster_run.is_finished:
+                self._finish(planned, record)
+            elif is_new or planned.run_id in stale:
+                self._seen[planned.run_id] = now
+                changes += self._changes(planned, record)
+        self._ledger.change(changes)
+        if now - self._tickets_at >= _TICKETS_EVERY_S:
+            self._tickets_at = now
+            runs = [each.dagster_run for each in records.values()]
+            self._mending.look(each for each in runs if not each.is_finished)
+
+    def _stale(self, now: float) -> set[str]:
+        """Returns the workflows' runs to be looked at closely: each look is a dozen queries."""
+        known = {
+            run_id: self._seen.get(run_id, 0.0)
+            for run_id, planned in self._open.items()
+            if planned.workflow_id is not None
+        }
+        due = [each for each in known if now - known[each] >= _DETAILS_EVERY_S]
+        return set(sorted(due, key=lambda each: known[each])[:_DETAILS_AT_ONCE])
+
+    def _changes(self, planned: PlannedRun, record: RunRecord) -> Sequence[TaskChange]:
+        if planned.workflow_id is None:
+            return changes_of_batch(self._instance, planned, record)
+        return changes_of_workflow(self._instance, self._engine, planned)
+
+    def _finish(self, planned: PlannedRun, record: RunRecord) -> None:
+        if planned.workflow_id is None and has_members_left(record.dagster_run, planned):
+            # One of them may have broken it for all: each is tried alone.
+            self._ledger.give_back(planned.run_id)
+            self._forget(planned)
+            return
+        changes = self._changes(planned, record)
+        failing = any(each.state is TaskState.FAILED for each in changes)
+        if failing and self._instance.run_retries_enabled and is_fresh(record):
+            self._ledger.change(changes)  # a sensor says soon whether it is for good
+        else:
+            self._end(planned, changes)
+
+    def _end(self, planned: PlannedRun, changes: Sequence[TaskChange]) -> None:
+        self._ledger.change(changes)
+        self._ledger.end_runs([planned.run_id])
+        self._forget(planned)
+
+    def _forget(self, planned: PlannedRun) -> None:
+        for known in (self._open, self._keys, self._statuses, self._seen):
+            known.pop(planned.run_id, None)
+        self._stopping.forget(planned)

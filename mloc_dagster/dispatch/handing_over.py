@@ -1,0 +1,171 @@
+"""Making the Dagster runs that the ledger has planned, and handing them to the fleet.
+
+A run's id is in the ledger before there is a run. Whatever ends the dispatcher in between, the
+next one makes the same run: each step here may be done again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import dagster as dg
+from dagster import DagsterRun, DagsterRunStatus, JobDefinition
+from dagster._core.code_pointer import CodePointer
+from dagster._core.definitions.reconstruct import (
+    ReconstructableRepository,
+    reconstruct_repository_def_from_pointer,
+)
+from dagster._core.errors import DagsterRunAlreadyExists
+from dagster._core.launcher import LaunchRunContext
+
+from mloc_dagster.assets.batch_job import JOB, batch_run_config
+from mloc_dagster.assets.names import job_name
+from mloc_dagster.assets.shard_step import fleet_tags_of
+from mloc_dagster.compile.compiler import CompiledTemplate, compile_mapping
+from mloc_dagster.dispatch.submitted import keep_document, pointer_of
+from mloc_dagster.errors import TerminalError
+from mloc_dagster.executors.task_start import task_id_for, task_record
+from mloc_dagster.fleet.jobs import CONTENT_TAG, LIBRARY
+from mloc_dagster.ledger.ledger import Ledger
+from mloc_dagster.ledger.model import PlannedRun, TaskEntry
+from mloc_dagster.ops.plan import WORKFLOW_TAG
+from mloc_dagster.ops.shard import RETRY_ERRORS_TAG
+from mloc_dagster.results.batch_members import Batch, Member, write_batch
+from mloc_dagster.results.record import RECORD_NAME, write_record
+from mloc_dagster.results.store import open_store
+from mloc_dagster.services.stack.dagster_home import SUBMITTED_LOCATION
+from mloc_dagster.tasks.cancel import launcher_of
+from mloc_dagster.tasks.retry import retry_run
+from mloc_dagster.tasks.submission import CODE_LOCATION, job_origin
+from mloc_dagster.tasks.workflows import workflows
+
+BATCH_TAG = "mloc/batch"
+"""Marks the run of a batch; its value is how many tasks it had when it was planned."""
+
+
+def hand_over(instance: dg.DagsterInstance, ledger: Ledger, planned: PlannedRun) -> None:
+    """Makes a planned run, unless it is there, and gives it to the run workers; twice is once.
+
+    Raises:
+        InputError: If there is nothing to run.
+        TransientError: If Redis, the database or the store is away.
+    """
+    run = instance.get_run_by_id(planned.run_id) or _created(instance, ledger, planned)
+    if run.status is DagsterRunStatus.NOT_STARTED:
+        event = dg.DagsterEvent(
+            event_type_value=dg.DagsterEventType.RUN_STARTING.value, job_name=run.job_name
+        )
+        instance.report_dagster_event(event, run_id=run.run_id)
+        run = instance.get_run_by_id(planned.run_id) or run
+    if not run.is_finished:
+        # Neither the launcher nor the fleet looks at the workspace, which only the UI has.
+        launcher_of(instance).launch_run(LaunchRunContext(run, workspace=None))
+
+
+def _created(instance: dg.DagsterInstance, ledger: Ledger, planned: PlannedRun) -> DagsterRun:
+    try:
+        return _create(instance, ledger, planned)
+    except DagsterRunAlreadyExists:
+        # A dispatcher that has lost its lead may not have noticed yet.
+        found = instance.get_run_by_id(planned.run_id)
+        if found is None:
+            raise
+        return found
+
+
+def _create(instance: dg.DagsterInstance, ledger: Ledger, planned: PlannedRun) -> DagsterRun:
+    entries = ledger.tasks(planned.task_ids)
+    tasks = [entries[each] for each in planned.task_ids]
+    if planned.workflow_id is None:
+        return _create_batch(instance, ledger, planned, tasks)
+    known = workflows(instance, [planned.workflow_id]).get(planned.workflow_id)
+    # What is done and has failed rows is run once more as a whole; rows that are there stay.
+    if known is not None and known.latest.status is not DagsterRunStatus.SUCCESS:
+        return retry_run(
+            instance, planned.workflow_id, failed_rows=planned.retry_rows, run_id=planned.run_id
+        )
+    return _create_first(instance, ledger, planned, planned.workflow_id)
+
+
+def _create_first(
+    instance: dg.DagsterInstance, ledger: Ledger, planned: PlannedRun, workflow_id: str
+) -> DagsterRun:
+    compiled = _compiled(ledger, workflow_id)
+    keep_document(compiled.content_hash, compiled.document)
+    _keep_records(compiled, planned, ledger.workflow(workflow_id))
+    pointer = pointer_of(compiled.content_hash)
+    job = reconstruct_repository_def_from_pointer(pointer).get_job(job_name(compiled))
+    tags = {**job.tags, WORKFLOW_TAG: workflow_id, CONTENT_TAG: compiled.content_hash}
+    if planned.retry_rows:
+        tags[RETRY_ERRORS_TAG] = "true"
+    return _run(instance, job, pointer, planned.run_id, job.run_config or {}, tags)
+
+
+def _compiled(ledger: Ledger, workflow_id: str) -> CompiledTemplate:
+    document = ledger.document(workflow_id)
+    if document is None:
+        raise TerminalError(f"the ledger has no template of {workflow_id}")
+    return compile_mapping(document)
+
+
+def _keep_records(
+    compiled: CompiledTemplate, planned: PlannedRun, entries: Sequence[TaskEntry]
+) -> None:
+    store, workflow_id = open_store(), entries[0].workflow_id
+    ids = {
+        each.task.name: task_id_for(workflow_id, compiled, each.task.name)
+        for each in compiled.tasks
+    }
+    for node in compiled.tasks:
+        folder = store.task(ids[node.task.name])
+        if not folder.exists(RECORD_NAME):
+            upstream = {name: ids[name] for name in node.task.depends_on}
+            record = task_record(folder.name, compiled, node, workflow_id, planned.run_id, upstream)
+            accepted = {"submitted_at": entries[0].submitted_at}
+            write_record(folder, record.model_copy(update=accepted))
+
+
+def _create_batch(
+    instance: dg.DagsterInstance, ledger: Ledger, planned: PlannedRun, tasks: Sequence[TaskEntry]
+) -> DagsterRun:
+    documents = ledger.documents([each.workflow_id for each in tasks])
+    members: list[Member] = []
+    first = 0
+    for each in tasks:
+        rows = each.rows or 0
+        members.append(
+            Member(
+                task_id=each.task_id,
+                document=dict(documents[each.workflow_id]),
+                submitted_at=each.submitted_at,
+                first=first,
+                rows=rows,
+            )
+        )
+        first += rows
+    write_batch(open_store(), Batch(batch_id=planned.run_id, members=tuple(members)))
+    job = reconstruct_repository_def_from_pointer(LIBRARY).get_job(JOB)
+    spec = compile_mapping(members[0].document).tasks[0].task.spec
+    tags = {**job.tags, **fleet_tags_of(spec), BATCH_TAG: str(len(members))}
+    return _run(instance, job, LIBRARY, planned.run_id, batch_run_config(planned.run_id), tags)
+
+
+def _run(
+    instance: dg.DagsterInstance,
+    job: JobDefinition,
+    pointer: CodePointer,
+    run_id: str,
+    run_config: object,
+    tags: dict[str, str],
+) -> DagsterRun:
+    origin = ReconstructableRepository(pointer).get_reconstructable_job(job.name)
+    location = CODE_LOCATION if pointer == LIBRARY else SUBMITTED_LOCATION
+    return instance.create_run_for_job(
+        job,
+        run_id=run_id,
+        run_config=run_config,  # type: ignore[arg-type]
+        tags=tags,
+        status=DagsterRunStatus.NOT_STARTED,
+        job_code_origin=origin.get_python_origin(),
+        remote_job_origin=job_origin(job.name, location),
+    )

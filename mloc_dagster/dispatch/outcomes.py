@@ -1,0 +1,175 @@
+"""What became of runs, written into the ledger."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from datetime import UTC, datetime, timedelta
+
+import dagster as dg
+from dagster import DagsterEventType, DagsterRun, DagsterRunStatus, RunRecord
+
+from mloc_dagster.fleet.engine import FleetEngine
+from mloc_dagster.ledger.model import PlannedRun, TaskChange
+from mloc_dagster.ledger.task_state import TaskState
+from mloc_dagster.ops.failures import step_error
+from mloc_dagster.results.batch_members import MemberOutcome, read_outcome
+from mloc_dagster.results.store import open_store
+from mloc_dagster.tasks.progress import summary_of
+from mloc_dagster.tasks.task_status import TaskStatus, status_of
+from mloc_dagster.tasks.workflows import Workflow, workflows
+
+_MARKED_WITHIN = timedelta(seconds=30)
+"""How long a failed run may be without the mark of a dead letter, which a sensor sets."""
+
+
+def changes_of_workflow(
+    instance: dg.DagsterInstance, engine: FleetEngine, planned: PlannedRun
+) -> list[TaskChange]:
+    """Returns how the tasks of a workflow's run are."""
+    if planned.workflow_id is None:
+        return []
+    workflow = workflows(instance, [planned.workflow_id]).get(planned.workflow_id)
+    if workflow is None:
+        return []
+    return [
+        _change(instance, planned, status_of(instance, engine, workflow, task), workflow)
+        for task in workflow.tasks()
+        if task.task_id in planned.task_ids
+    ]
+
+
+def _change(
+    instance: dg.DagsterInstance, planned: PlannedRun, status: TaskStatus, workflow: Workflow
+) -> TaskChange:
+    record = workflow.runs[-1]
+    return TaskChange(
+        task_id=status.task_id,
+        run_id=planned.run_id,
+        state=_for_good(instance, status, record),
+        waiting_for=status.waiting_for,
+        started_at=_moment(record.start_time),
+        ended_at=(status.ended_at or datetime.now(UTC)) if status.state.ended else None,
+        worker_id=_worker(status),
+        rows=status.rows,
+        rows_finished=status.rows_finished,
+        errors=status.errors,
+        error=status.error,
+    )
+
+
+def _for_good(instance: dg.DagsterInstance, status: TaskStatus, record: RunRecord) -> TaskState:
+    """Takes a run's failure for final, unless Dagster may be about to start it once more."""
+    ended = record.dagster_run.is_finished and status.state is TaskState.FAILED
+    if ended and not (instance.run_retries_enabled and is_fresh(record)):
+        return TaskState.DEAD
+    return status.state
+
+
+def _worker(status: TaskStatus) -> str | None:
+    if status.state is TaskState.DONE:
+        summary = summary_of(open_store().task(status.task_id))
+        return None if summary is None else next(iter(summary.workers), None)
+    return next(iter(status.workers.values()), None)
+
+
+def is_fresh(record: RunRecord) -> bool:
+    """Tells whether a run ended so recently that more may be said of it."""
+    ended = _moment(record.end_time)
+    return ended is None or datetime.now(UTC) - ended < _MARKED_WITHIN
+
+
+def _moment(seconds: float | None) -> datetime | None:
+    return None if seconds is None else datetime.fromtimestamp(seconds, UTC)
+
+
+def changes_of_batch(
+    instance: dg.DagsterInstance, planned: PlannedRun, record: RunRecord
+) -> list[TaskChange]:
+    """Returns how the members of a batch are."""
+    outcome = read_outcome(open_store(), planned.run_id)
+    if outcome is None:
+        return _changes_without_outcome(instance, planned, record)
+    now, began = datetime.now(UTC), _moment(record.start_time)
+    return [_of_member(planned, each, began, now) for each in outcome.tasks]
+
+
+def _of_member(
+    planned: PlannedRun, outcome: MemberOutcome, began: datetime | None, now: datetime
+) -> TaskChange:
+    return TaskChange(
+        task_id=outcome.task_id,
+        run_id=planned.run_id,
+        state=TaskState(outcome.state),
+        started_at=began,
+        ended_at=now,
+        worker_id=outcome.worker_id,
+        rows=outcome.rows or None,
+        rows_finished=outcome.rows,
+        errors=outcome.errors,
+        error=outcome.error,
+    )
+
+
+def _changes_without_outcome(
+    instance: dg.DagsterInstance, planned: PlannedRun, record: RunRecord
+) -> list[TaskChange]:
+    run = record.dagster_run
+    if not run.is_finished:
+        running = run.status is DagsterRunStatus.STARTED
+        state = TaskState.RUNNING if running else TaskState.DISPATCHED
+        began = _moment(record.start_time)
+        return [
+            TaskChange(task_id=each, run_id=planned.run_id, state=state, started_at=began)
+            for each in planned.task_ids
+        ]
+    if run.status is DagsterRunStatus.CANCELED:
+        return refused(planned, "", TaskState.CANCELLED)
+    return refused(planned, _why_failed(instance, run.run_id))
+
+
+def _why_failed(instance: dg.DagsterInstance, run_id: str) -> str:
+    for entry in instance.all_logs(run_id, of_type=DagsterEventType.STEP_FAILURE):
+        if entry.dagster_event is not None:
+            return step_error(entry.dagster_event)
+    for entry in instance.all_logs(run_id, of_type=DagsterEventType.RUN_FAILURE):
+        return entry.message or entry.user_message
+    return "its run failed"
+
+
+def refused(
+    planned: PlannedRun,
+    why: str,
+    state: TaskState = TaskState.DEAD,
+    *,
+    but: Collection[str] = (),
+) -> list[TaskChange]:
+    """Returns that nothing comes of the tasks of a run.
+
+    Args:
+        planned: The run.
+        why: The reason.
+        state: How they are then.
+        but: Tasks of which something came.
+    """
+    now = datetime.now(UTC)
+    return [
+        TaskChange(task_id=each, run_id=planned.run_id, state=state, ended_at=now, error=why)
+        for each in planned.task_ids
+        if each not in but
+    ]
+
+
+def run_records(
+    instance: dg.DagsterInstance, planned: Sequence[PlannedRun]
+) -> dict[str, RunRecord]:
+    """Returns the runs that there are, by id, in one query."""
+    if not planned:
+        return {}
+    wanted = dg.RunsFilter(run_ids=[each.run_id for each in planned])
+    return {each.dagster_run.run_id: each for each in instance.get_run_records(wanted)}
+
+
+def has_members_left(run: DagsterRun, planned: PlannedRun) -> bool:
+    """Tells whether the members of a failed batch deserve a try of their own."""
+    failed = run.status is DagsterRunStatus.FAILURE
+    return failed and len(planned.task_ids) > 1 and read_outcome(open_store(), run.run_id) is None

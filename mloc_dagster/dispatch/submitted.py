@@ -1,0 +1,46 @@
+"""Templates that came over the API, as Dagster's processes find them: by the hash of their content.
+
+Their documents lie on the results store, so that every machine builds the same job from a run's
+code origin, which holds the hash only.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+
+import dagster as dg
+from dagster._core.code_pointer import CustomPointer
+from pydantic import JsonValue
+
+from mloc_dagster.compile.compiler import compile_mapping
+from mloc_dagster.definitions import build_definitions
+from mloc_dagster.fleet.jobs import submitted_pointer
+from mloc_dagster.results.store import open_store
+
+FOLDER = ".submitted"
+"""Where documents lie in the results."""
+
+
+def keep_document(content_hash: str, document: Mapping[str, JsonValue]) -> None:
+    """Makes a document available to all machines; it is durable when this returns."""
+    folder = open_store().folder(FOLDER)
+    name = f"{content_hash}.json"
+    if not folder.exists(name):
+        folder.write_bytes(name, json.dumps(document).encode())
+
+
+def kept_document(content_hash: str) -> Mapping[str, JsonValue]:
+    """Returns a document; raises `FileNotFoundError` without it."""
+    return json.loads(open_store().folder(FOLDER).read_bytes(f"{content_hash}.json"))
+
+
+def load(content_hash: str) -> dg.RepositoryDefinition:
+    """Builds the repository with the job of one template; code origins name this function."""
+    definitions = build_definitions([compile_mapping(kept_document(content_hash))])
+    return definitions.get_repository_def()
+
+
+def pointer_of(content_hash: str) -> CustomPointer:
+    """Returns how Dagster's processes find the job of a template."""
+    return submitted_pointer(content_hash)

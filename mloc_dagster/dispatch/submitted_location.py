@@ -1,0 +1,111 @@
+"""The code location of the templates that came over the API of late, for Dagster's UI.
+
+No run needs it, each names its own template (see `submitted`); it is for people, who find graphs,
+lineage and re-execution through it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+
+import dagster as dg
+from dagster._core.storage.runs import SqlRunStorage
+from dagster._core.storage.runs.schema import RunTagsTable
+from sqlalchemy import select
+
+from mloc_dagster.assets.names import job_name
+from mloc_dagster.compile.compiler import CompiledTemplate, compile_mapping
+from mloc_dagster.definitions import build_definitions
+from mloc_dagster.dispatch.submitted import kept_document
+from mloc_dagster.fleet.jobs import CONTENT_TAG
+from mloc_dagster.services.instance import open_instance
+
+_log = logging.getLogger("dagster.mloc")
+
+MOST_TEMPLATES = 100
+
+_RUNS_LOOKED_AT = 2_000
+"""The newest runs in which templates are searched: people submit the same ones again and again."""
+
+
+def latest_hashes(instance: dg.DagsterInstance) -> tuple[str, ...]:
+    """Returns the contents of which runs were made last, the newest first; a hundred at most."""
+    storage = instance.run_storage
+    if not isinstance(storage, SqlRunStorage):
+        return ()
+    newest = (
+        select(RunTagsTable.c.value)
+        .where(RunTagsTable.c.key == CONTENT_TAG)
+        .order_by(RunTagsTable.c.id.desc())
+        .limit(_RUNS_LOOKED_AT)
+    )
+    with storage.connect() as connection:
+        found = dict.fromkeys(str(value) for (value,) in connection.execute(newest))
+    return tuple(found)[:MOST_TEMPLATES]
+
+
+def latest_templates(hashes: Sequence[str]) -> list[CompiledTemplate]:
+    """Returns templates by the hashes of their contents, the newest of each name.
+
+    Args:
+        hashes: The newest first; what cannot be read or compiled any more is left out.
+    """
+    found: dict[str, CompiledTemplate] = {}
+    for each in hashes:
+        try:
+            compiled = compile_mapping(kept_document(each))
+        except Exception as error:  # noqa: BLE001 (one must not take the others down)
+            _log.warning("left out: the submitted template %s: %s", each[:12], error)
+            continue
+        found.setdefault(job_name(compiled), compiled)
+    return list(found.values())
+
+
+def fitting(
+    templates: Sequence[CompiledTemplate], fits: Callable[[Sequence[CompiledTemplate]], bool]
+) -> list[CompiledTemplate]:
+    """Returns templates that can be in one code location, leaving out as few as possible.
+
+    Names that differ may still meet in one of Dagster's, and a task type may have lost its
+    executor. Halves are tried until each culprit is found; the newest come first, and win.
+
+    Args:
+        templates: The newest first.
+        fits: Whether a location can be made of these.
+    """
+    kept: list[CompiledTemplate] = []
+    waiting = [list(templates)] if templates else []
+    while waiting:
+        some = waiting.pop()
+        if fits([*kept, *some]):
+            kept += some
+        elif len(some) > 1:
+            middle = len(some) // 2
+            waiting += [some[middle:], some[:middle]]
+        else:
+            _log.warning("left out: the submitted template %s", some[0].metadata.name)
+    return kept
+
+
+def _fits(templates: Sequence[CompiledTemplate]) -> bool:
+    try:
+        _built(templates).get_repository_def().load_all_definitions()
+    except Exception as error:  # noqa: BLE001 (Dagster refuses in many ways)
+        _log.info("%d submitted templates do not fit together: %s", len(templates), error)
+        return False
+    return True
+
+
+def _built(templates: Sequence[CompiledTemplate]) -> dg.Definitions:
+    return build_definitions(
+        templates, tags_of=lambda each: {CONTENT_TAG: each.content_hash}, schedules=False
+    )
+
+
+@dg.definitions
+def defs() -> dg.Definitions:
+    """Builds the code location when Dagster loads it."""
+    with open_instance() as instance:
+        hashes = latest_hashes(instance)
+    return _built(fitting(latest_templates(hashes), _fits))

@@ -1,0 +1,242 @@
+"""Small tasks computed as one, and what each of them gets of the result."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from functools import lru_cache
+
+import msgspec
+from pydantic import JsonValue
+
+from mloc_dagster.compile.compiled import CompiledTask, CompiledTemplate
+from mloc_dagster.compile.compiler import compile_mapping
+from mloc_dagster.data.spool import spool_input
+from mloc_dagster.errors import IncompleteResultsError, MlocError
+from mloc_dagster.events.payloads import Payload
+from mloc_dagster.executors.open_task import OpenTask, open_task
+from mloc_dagster.executors.shard_run import worker_name
+from mloc_dagster.executors.task_start import (
+    error_budget_of,
+    input_of,
+    seed_of,
+    start_task,
+    task_record,
+)
+from mloc_dagster.planning.plan import Plan
+from mloc_dagster.planning.shards import cut_shards
+from mloc_dagster.results.aggregate import aggregate
+from mloc_dagster.results.batch_members import Batch, Member, MemberOutcome
+from mloc_dagster.results.delivery import deliver
+from mloc_dagster.results.export import export
+from mloc_dagster.results.manifest import MANIFEST_NAME, read_manifest, write_manifest
+from mloc_dagster.results.part_list import part_name
+from mloc_dagster.results.record import read_record, write_record
+from mloc_dagster.results.rows import OutputRow
+from mloc_dagster.results.store import Folder, ResultStore
+from mloc_dagster.results.usage import Rates
+from mloc_dagster.schema.data import ListData
+from mloc_dagster.schema.task import EmbeddingSpec, RowSpec
+
+ROWS_OF_A_SHARD = 64
+"""Rows for which another shard of a batch is worth its overhead."""
+
+_MOST_SHARDS = 8
+
+_NO_PLACE = (NotADirectoryError, IsADirectoryError, FileExistsError, PermissionError)
+"""What a member's own destination may be to blame for; a full disk, say, is everybody's."""
+
+
+def start_batch(batch: Batch, run_id: str) -> tuple[OpenTask, Plan]:
+    """Starts a batch as one task with the rows of all; what is already there is kept.
+
+    Raises:
+        MlocError: As `start_task`.
+    """
+    first = _compiled(_text(batch.members[0].document))
+    items = [item for each in batch.members for item in _items(each)]
+    shards = min(_MOST_SHARDS, -(-len(items) // ROWS_OF_A_SHARD))
+    spec = _shared(first.tasks[0])
+    spec["data"] = {"type": "list", "items": items}
+    spec["parallel"] = {"max_shards": shards}
+    document: dict[str, JsonValue] = {
+        "apiVersion": "mloc/v1",
+        "kind": first.kind,
+        "metadata": {"name": "batch"},
+        "spec": spec,
+    }
+    return start_task(document, "batch", workflow_id=batch.task_id, run_id=run_id, upstream={})
+
+
+def node_of(member: Member) -> str:
+    """Returns what a member's template calls its task."""
+    return _compiled(_text(member.document)).tasks[0].task.name
+
+
+def start_of(member: Member) -> Payload:
+    """Returns what is said of a member when it is begun, as of a task of its own."""
+    slo = _spec(_compiled(_text(member.document))).slo
+    if slo is None:
+        return Payload(rows=member.rows)
+    due = member.submitted_at + timedelta(seconds=slo.seconds)
+    return Payload(rows=member.rows, slo_s=slo.seconds, due=due)
+
+
+@lru_cache(maxsize=1024)
+def _compiled(document: str) -> CompiledTemplate:
+    return compile_mapping(json.loads(document))
+
+
+def _text(document: Mapping[str, JsonValue]) -> str:
+    return json.dumps(document, sort_keys=True)
+
+
+def _items(member: Member) -> list[JsonValue]:
+    data = _spec(_compiled(_text(member.document))).data
+    if not isinstance(data, ListData):
+        raise TypeError(f"{member.task_id} has no list of rows")
+    return data.model_dump(mode="json")["items"]
+
+
+def _spec(compiled: CompiledTemplate) -> RowSpec:
+    return compiled.tasks[0].task.spec  # type: ignore[return-value]  such are batched
+
+
+def _shared(task: CompiledTask) -> dict[str, JsonValue]:
+    """Returns the spec but for what each task has of its own."""
+    own = ("data", "output", "slo", "sloSeconds", "deadlineSeconds", "parallel")
+    shared = {name: each for name, each in task.mapping.items() if name not in own}
+    block = {"inference": "inference", "embedding": "pooling", "echo": "echo"}
+    name = block[str(task.task.spec.task_type)]
+    given = shared.get(name)
+    # Whether a task may have failed rows is judged task by task.
+    shared[name] = {**(given if isinstance(given, dict) else {}), "error_budget": 1}
+    return shared
+
+
+@dataclass(frozen=True, slots=True)
+class HandOut:
+    """Gives members their own results.
+
+    Attributes:
+        store: Where to write them.
+        batch: The batch.
+        run_id: The Dagster run.
+        began: When the first of its rows were begun.
+        ended: When the last were there.
+        rows: All rows that were computed, by place.
+    """
+
+    store: ResultStore
+    batch: Batch
+    run_id: str
+    began: datetime
+    ended: datetime
+    rows: Mapping[int, OutputRow]
+
+    def give(self, member: Member) -> MemberOutcome:
+        """Writes what a member would have had of its own, but for the manifest; see `finish`.
+
+        What another attempt at this run has finished stays: somebody may be reading it.
+        """
+        rows = [self._own(member, place) for place in range(member.rows)]
+        errors = sum(row.error is not None for row in rows)
+        worker = next((row.worker for row in reversed(rows) if row.worker), None)
+        known = {"rows": len(rows), "errors": errors, "worker_id": worker}
+        try:
+            why = "" if self._is_written(member) else self._write(member, rows)
+        except MlocError as error:
+            why = str(error)
+        state = "DEAD" if why else "DONE"
+        return MemberOutcome(task_id=member.task_id, state=state, error=why, **known)
+
+    def _own(self, member: Member, place: int) -> OutputRow:
+        return msgspec.structs.replace(self.rows[member.first + place], index=place, place=-1)
+
+    def _is_written(self, member: Member) -> bool:
+        folder = self.store.task(member.task_id)
+        if not folder.exists(MANIFEST_NAME):
+            return False
+        try:
+            read_manifest(folder)
+        except IncompleteResultsError:  # damaged: its disk lost power before it was settled
+            return False
+        return read_record(folder).run_id == self.run_id
+
+    def _write(self, member: Member, rows: Sequence[OutputRow]) -> str:
+        """Returns why the task failed; empty if it did not."""
+        folder = self.store.task(member.task_id)
+        for left in folder.list():
+            folder.delete(left)  # somebody was interrupted who did the same
+        compiled = _compiled(_text(member.document))
+        spec, node = _spec(compiled), compiled.tasks[0]
+        record = task_record(member.task_id, compiled, node, member.task_id, self.run_id, {})
+        write_record(folder, record.model_copy(update={"submitted_at": member.submitted_at}))
+        plan = spool_input(member.task_id, input_of(spec), folder, 1, seed_of(spec), {})
+        self._write_rows(folder, plan, rows)
+        model = open_task(self.batch.task_id)
+        summary = aggregate(
+            folder,
+            plan,
+            model=model.model_name,
+            revision=model.model_revision,
+            worker_id=worker_name(),
+            started_at=self.began,
+            error_budget=error_budget_of(spec),
+            now=self.ended,
+            rates=Rates(spec.resources.cost_per_hour),
+            metadata={
+                "template": compiled.metadata.name,
+                "node": node.task.name,
+                "batch": self.batch.batch_id,
+            },
+        )
+        if not summary.ok:
+            first = f": {summary.first_errors[0].error}" if summary.first_errors else ""
+            allowed = f"{summary.allowed_errors} may"
+            return f"{summary.errors} of {summary.rows} rows failed, and {allowed}{first}"
+        export(
+            folder,
+            plan,
+            spec.output.formats,
+            model=model.model_name,
+            revision=model.model_revision,
+            rates=Rates(spec.resources.cost_per_hour),
+            submitted_at=member.submitted_at,
+            vectors=isinstance(spec, EmbeddingSpec),
+        )
+        return ""
+
+    def finish(self, member: Member, outcome: MemberOutcome) -> MemberOutcome:
+        """Writes the manifest of a member that is done, once its files are durable, and delivers.
+
+        Returns:
+            What became of it in the end.
+        """
+        if outcome.state != "DONE":
+            return outcome
+        try:
+            self._deliver(member)
+        except (MlocError, *_NO_PLACE) as error:
+            return outcome.model_copy(update={"state": "DEAD", "error": str(error)})
+        return outcome
+
+    def _deliver(self, member: Member) -> None:
+        folder = self.store.task(member.task_id)
+        spec = _spec(_compiled(_text(member.document)))
+        manifest = write_manifest(folder, spec.output.artifacts)
+        wanted = [each.path for each in manifest.entries if each.required]
+        present = {each.path for each in manifest.entries if each.status != "missing"}
+        artifacts = [each for each in wanted if each in present]
+        deliver(folder, member.task_id, spec.output.destination, artifacts)
+
+    def _write_rows(self, folder: Folder, plan: Plan, rows: Sequence[OutputRow]) -> None:
+        (shard,) = cut_shards(plan.task_id, len(rows), 1)
+        unique = hashlib.sha256(self.batch.batch_id.encode()).hexdigest()[:8]
+        span = (round(self.began.timestamp() * 1000), round(self.ended.timestamp() * 1000))
+        name = part_name(shard, 0, len(rows) - 1, rows[0].attempt, unique, span)
+        encode = msgspec.json.Encoder().encode
+        folder.write_bytes(name, b"".join(encode(row) + b"\n" for row in rows))

@@ -1,0 +1,150 @@
+"""Accepting submissions: many at once, durably, each request key once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import func, or_, select, text
+from sqlalchemy.engine import Connection
+
+from mloc_dagster.errors import InputError
+from mloc_dagster.ledger.database import CHANNEL
+from mloc_dagster.ledger.model import NewTask, Submission
+from mloc_dagster.ledger.row_locks import keep_contents
+from mloc_dagster.ledger.tables import submissions
+from mloc_dagster.ledger.task_state import TaskState
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Accepted:
+    """A submission that is durable.
+
+    Attributes:
+        workflow_id: That of the first submission with the same request key.
+        new: Whether this one was the first.
+        content_hash: Of its document.
+    """
+
+    workflow_id: str
+    new: bool
+    content_hash: str
+
+
+class KeyReused(InputError):
+    """A request key has come before with another document."""
+
+
+_DOCUMENTS = text("""
+    INSERT INTO mloc.documents (content_hash, document)
+    SELECT hash, CAST(document AS json)
+    FROM unnest(CAST(:hashes AS text[]), CAST(:documents AS text[])) AS given (hash, document)
+    ON CONFLICT DO NOTHING
+""")
+
+_SUBMISSIONS = text("""
+    INSERT INTO mloc.submissions (workflow_id, request_key, content_hash)
+    SELECT * FROM unnest(CAST(:ids AS text[]), CAST(:keys AS text[]), CAST(:hashes AS text[]))
+    ON CONFLICT DO NOTHING
+    RETURNING workflow_id
+""")
+
+# One statement whatever the number of rows: building one of many rows took the longest of all.
+_TASKS = text("""
+    INSERT INTO mloc.tasks (
+        task_id, workflow_id, node, task_type, template, owner, labels, label_pairs, depends_on,
+        state, batch_key, due, rows
+    )
+    SELECT * FROM json_to_recordset(CAST(:tasks AS json)) AS given (
+        task_id text, workflow_id text, node text, task_type text, template text, owner text,
+        labels jsonb, label_pairs text[], depends_on text[], state text, batch_key text,
+        due timestamptz, rows integer
+    )
+""")
+
+
+def accept(connection: Connection, given: Sequence[Submission]) -> list[Accepted | KeyReused]:
+    """Writes submissions; see `Ledger.accept`."""
+    keep_contents(connection)
+    _insert_documents(connection, given)
+    new = _insert_submissions(connection, given)
+    rows = [_task(each, task) for each in given if each.workflow_id in new for task in each.tasks]
+    if rows:
+        connection.execute(_TASKS, {"tasks": json.dumps(rows)})
+        connection.execute(select(func.pg_notify(CHANNEL, "accepted")))
+    known = _known(connection, [each for each in given if each.workflow_id not in new])
+    return [_answer(each, known) for each in given]
+
+
+def _insert_documents(connection: Connection, given: Sequence[Submission]) -> None:
+    # In one order in every process, so that two never wait for one another.
+    by_hash = {each.content_hash: each.document for each in given}
+    hashes = sorted(by_hash)
+    documents = [json.dumps(by_hash[each]) for each in hashes]
+    connection.execute(_DOCUMENTS, {"hashes": hashes, "documents": documents})
+
+
+def _insert_submissions(connection: Connection, given: Sequence[Submission]) -> set[str]:
+    """Returns the workflows that are new."""
+    ordered = sorted(given, key=lambda each: each.request_key or "")
+    values = {
+        "ids": [each.workflow_id for each in ordered],
+        "keys": [each.request_key for each in ordered],
+        "hashes": [each.content_hash for each in ordered],
+    }
+    return set(connection.scalars(_SUBMISSIONS, values))
+
+
+def _known(connection: Connection, given: Sequence[Submission]) -> dict[str, tuple[str, str]]:
+    """Returns workflow and content of what came before, by request key and by workflow."""
+    if not given:
+        return {}
+    keys = [each.request_key for each in given if each.request_key is not None]
+    of_key = submissions.c.request_key.in_(keys)
+    of_id = submissions.c.workflow_id.in_([each.workflow_id for each in given])
+    columns = (submissions.c.request_key, submissions.c.workflow_id, submissions.c.content_hash)
+    known: dict[str, tuple[str, str]] = {}
+    for key, workflow_id, content_hash in connection.execute(
+        select(*columns).where(or_(of_key, of_id))
+    ):
+        known[workflow_id] = known[key or workflow_id] = (workflow_id, content_hash)
+    return known
+
+
+def _answer(given: Submission, known: Mapping[str, tuple[str, str]]) -> Accepted | KeyReused:
+    own = (given.workflow_id, given.content_hash)
+    first = known.get(given.workflow_id, own)
+    if given.request_key is not None:
+        first = known.get(given.request_key, first)
+    workflow_id, content_hash = first
+    if content_hash != given.content_hash:
+        shown = (given.request_key or "").partition("#")[0]
+        return KeyReused(f"Idempotency-Key {shown!r} came before with another template")
+    # Its own when it is given again because nobody heard that it was accepted.
+    new = workflow_id == given.workflow_id
+    return Accepted(workflow_id=workflow_id, new=new, content_hash=content_hash)
+
+
+def _task(submission: Submission, task: NewTask) -> dict[str, object]:
+    labels = dict(submission.labels)
+    return {
+        "task_id": task.task_id,
+        "workflow_id": submission.workflow_id,
+        "node": task.node,
+        "task_type": task.task_type,
+        "template": submission.template_name,
+        "owner": submission.owner,
+        "labels": labels,
+        "label_pairs": label_pairs(labels),
+        "depends_on": list(task.depends_on),
+        "state": TaskState.WAITING if task.depends_on else TaskState.PENDING,
+        "batch_key": task.batch_key,
+        "due": None if task.due is None else task.due.isoformat(),
+        "rows": task.rows,
+    }
+
+
+def label_pairs(labels: dict[str, str]) -> list[str]:
+    """Returns labels in the form that they are searched in."""
+    return [f"{name}\n{value}" for name, value in sorted(labels.items())]

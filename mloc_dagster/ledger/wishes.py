@@ -1,0 +1,105 @@
+"""What users wish about tasks that were accepted."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+from sqlalchemy import ColumnElement, and_, any_, delete, func, or_, select, update
+from sqlalchemy.engine import Connection
+
+from mloc_dagster.ledger.database import CHANNEL
+from mloc_dagster.ledger.row_locks import lock_tasks, may_delete_contents
+from mloc_dagster.ledger.tables import documents, runs, submissions, tasks
+from mloc_dagster.ledger.task_state import ENDED, TaskState
+
+
+def cancel(connection: Connection, ids: Collection[str]) -> Mapping[str, TaskState]:
+    """Stops tasks; returns how they are then.
+
+    What no run has is cancelled at once; of the others the dispatcher learns that they are to be.
+    """
+    lock_tasks(connection, ids)
+    alive = and_(tasks.c.task_id.in_(ids), tasks.c.state.not_in(ENDED))
+    connection.execute(
+        update(tasks)
+        .where(alive, tasks.c.run_id.is_(None))
+        .values(state=TaskState.CANCELLED, ended_at=func.clock_timestamp(), waiting_for="")
+    )
+    connection.execute(
+        update(tasks).where(alive, tasks.c.run_id.is_not(None)).values(cancelling=True)
+    )
+    _ring(connection)
+    found = connection.execute(
+        select(tasks.c.task_id, tasks.c.state).where(tasks.c.task_id.in_(ids))
+    )
+    return {task_id: TaskState(state) for task_id, state in found}
+
+
+def retry(connection: Connection, ids: Collection[str], *, failed_rows: bool) -> set[str]:
+    """Lets tasks wait for another run; returns those that can have one."""
+    lock_tasks(connection, ids)
+    found = connection.scalars(
+        update(tasks)
+        .where(tasks.c.task_id.in_(ids), _can_be_retried(failed_rows=failed_rows))
+        .values(
+            state=TaskState.PENDING,
+            run_id=None,
+            ended_at=None,
+            error="",
+            waiting_for="",
+            cancelling=False,
+            retry_rows=failed_rows,
+        )
+        .returning(tasks.c.task_id)
+    )
+    retried = set(found)
+    _ring(connection)
+    return retried
+
+
+def _can_be_retried(*, failed_rows: bool) -> ColumnElement[bool]:
+    undone = tasks.c.state.in_([each for each in ENDED if each is not TaskState.DONE])
+    if not failed_rows:
+        return undone
+    return or_(undone, and_(tasks.c.state == TaskState.DONE, tasks.c.errors > 0))
+
+
+def forget(connection: Connection, ids: Collection[str]) -> set[str]:
+    """Deletes what is known of tasks that have ended; returns which."""
+    lock_tasks(connection, ids)
+    gone = connection.execute(
+        delete(tasks)
+        .where(tasks.c.task_id.in_(ids), tasks.c.state.in_(ENDED))
+        .returning(tasks.c.task_id, tasks.c.workflow_id, tasks.c.run_id)
+    ).all()
+    _delete_runs(connection, {run_id for _, _, run_id in gone})
+    _delete_contents(connection, {workflow_id for _, workflow_id, _ in gone})
+    return {task_id for task_id, _, _ in gone}
+
+
+def _delete_runs(connection: Connection, run_ids: Collection[str]) -> None:
+    """Deletes runs that have ended and of whose tasks none is left."""
+    left = select(tasks.c.task_id).where(tasks.c.task_id == any_(runs.c.task_ids))
+    connection.execute(delete(runs).where(runs.c.run_id.in_(run_ids), runs.c.ended, ~left.exists()))
+
+
+def _delete_contents(connection: Connection, workflow_ids: Collection[str]) -> None:
+    """Deletes submissions without tasks, and documents without submissions."""
+    may_delete_contents(connection)
+    left = select(tasks.c.workflow_id).where(tasks.c.workflow_id == submissions.c.workflow_id)
+    contents = connection.scalars(
+        delete(submissions)
+        .where(submissions.c.workflow_id.in_(workflow_ids), ~left.exists())
+        .returning(submissions.c.content_hash)
+    )
+    hashes = sorted(set(contents))
+    used = select(submissions.c.content_hash).where(
+        submissions.c.content_hash == documents.c.content_hash
+    )
+    connection.execute(
+        delete(documents).where(documents.c.content_hash.in_(hashes), ~used.exists())
+    )
+
+
+def _ring(connection: Connection) -> None:
+    connection.execute(select(func.pg_notify(CHANNEL, "wish")))

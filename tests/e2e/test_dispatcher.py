@@ -1,0 +1,415 @@
+"""Accepted tasks become runs on real workers, and the ledger learns what became of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+from sqlalchemy import create_engine, text
+from sqlalchemy.engine import make_url
+
+from mloc_dagster.compile.compiler import CompiledTemplate, compile_mapping
+from mloc_dagster.dispatch import handing_over
+from mloc_dagster.dispatch.batch_key import batch_key
+from mloc_dagster.dispatch.dispatcher import Dispatcher
+from mloc_dagster.executors.task_start import task_id_for
+from mloc_dagster.ledger.ledger import Ledger
+from mloc_dagster.ledger.model import NewTask, Submission, TaskEntry
+from mloc_dagster.ledger.task_state import TaskState
+from mloc_dagster.results.store import open_store
+from mloc_dagster.services.postgres import postgres_url
+from mloc_dagster.settings import settings
+from tests.e2e.fleet_processes import RUNS, FleetProcesses
+from tests.e2e.stack import ROOT, until
+from tests.redis_server import RedisServer
+
+pytestmark = [pytest.mark.e2e, pytest.mark.slow]
+
+DATABASE = "dispatcher"
+
+
+@pytest.fixture(scope="module")
+def environment(
+    redis_server: RedisServer, session_instance: dg.DagsterInstance, session_home: Path
+) -> Iterator[dict[str, str]]:
+    """Databases of this module's own, on the servers of the session."""
+    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        patch.setenv("MLOC_HOME", str(session_home))
+        settings.cache_clear()
+        server = make_url(postgres_url())
+        admin = create_engine(server, isolation_level="AUTOCOMMIT")
+        with admin.connect() as connection:
+            connection.execute(text(f"DROP DATABASE IF EXISTS {DATABASE} WITH (FORCE)"))
+            connection.execute(text(f"CREATE DATABASE {DATABASE}"))
+        admin.dispose()
+        known = {
+            "MLOC_HOME": str(folder / "home"),
+            "MLOC_RESULTS_URL": str(folder / "results"),
+            "MLOC_REDIS_URL": redis_server.url.removesuffix("/0") + "/6",
+            "MLOC_POSTGRES_URL": server.set(database=DATABASE).render_as_string(False),
+            "MLOC_LEASE_TTL_S": "2",
+            "MLOC_DRAIN_GRACE_S": "0",
+        }
+        for key, value in known.items():
+            patch.setenv(key, value)
+        settings.cache_clear()
+        yield known
+    settings.cache_clear()
+
+
+@pytest.fixture(scope="module")
+def started(environment: dict[str, str]) -> Iterator[FleetProcesses]:
+    folder = Path(environment["MLOC_HOME"])
+    folder.mkdir()
+    opened = FleetProcesses(folder, environment)
+    opened.engine.client.flushdb()
+    opened.start("r1", RUNS)
+    opened.start("w1")
+    opened.await_workers("r1", "w1")
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def fleet(
+    started: FleetProcesses, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> FleetProcesses:
+    for key, value in environment.items():
+        monkeypatch.setenv(key, value)
+    settings.cache_clear()
+    return started
+
+
+class Control:
+    """A ledger, and dispatchers over it that may be dropped at any point."""
+
+    def __init__(self, fleet: FleetProcesses) -> None:
+        self.fleet = fleet
+        self.ledger = Ledger.open()
+        self.dispatcher = self.fresh()
+
+    def fresh(self) -> Dispatcher:
+        return Dispatcher(self.ledger, self.fleet.instance, self.fleet.engine)
+
+    def submit(self, **template: Any) -> str:
+        document = {"apiVersion": "mloc/v1", "kind": "EchoTask", **template}
+        document.setdefault("metadata", {"name": "echoed"})
+        compiled = compile_mapping(document)
+        workflow_id = str(uuid.uuid4())
+        tasks = tuple(
+            NewTask(
+                task_id=task_id_for(workflow_id, compiled, each.task.name),
+                node=each.task.name,
+                task_type=each.task.spec.task_type,
+                depends_on=each.task.depends_on,
+                rows=len(each.mapping["data"]["items"])
+                if "items" in each.mapping["data"]
+                else None,
+                batch_key=batch_key(compiled),
+            )
+            for each in compiled.tasks
+        )
+        submission = Submission(
+            workflow_id=workflow_id,
+            template_name=compiled.metadata.name,
+            owner="",
+            labels={},
+            content_hash=compiled.content_hash,
+            document=compiled.document,
+            tasks=tasks,
+        )
+        self.ledger.accept([submission])
+        return workflow_id
+
+    def await_end(self, *task_ids: str, timeout_s: float = 60.0) -> dict[str, TaskEntry]:
+        def ended() -> dict[str, TaskEntry] | None:
+            self.dispatcher.turn()
+            found = self.ledger.tasks(task_ids)
+            return found if all(each.state.ended for each in found.values()) else None
+
+        found = until(ended, f"{task_ids} end", timeout_s)
+        assert found is not None
+        return found
+
+
+@pytest.fixture
+def control(fleet: FleetProcesses) -> Iterator[Control]:
+    opened = Control(fleet)
+    yield opened
+    opened.ledger.close()
+
+
+def echo(*items: str, **spec: Any) -> dict[str, Any]:
+    return {"spec": {"taskType": "echo", "data": {"type": "list", "items": list(items)}, **spec}}
+
+
+def outputs(task_id: str) -> list[str]:
+    result = json.loads(open_store().task(task_id).read_bytes("responses.json"))["result"]
+    return [each["output"] for each in result["items"]]
+
+
+def test_small_tasks_share_a_run_and_have_results_of_their_own(control: Control) -> None:
+    ids = [control.submit(**echo(f"a{n}", f"b{n}")) for n in range(20)]
+    other = control.submit(**echo("x", echo={"delay_s": 0.01}))
+    found = control.await_end(*ids, other)
+    assert {each.state for each in found.values()} == {TaskState.DONE}
+    assert len({found[each].run_id for each in ids}) == 1
+    assert found[other].run_id != found[ids[0]].run_id
+    together = str(found[ids[0]].run_id)
+    assert control.fleet.await_end(together) is dg.DagsterRunStatus.SUCCESS
+    for number, task_id in enumerate(ids):
+        assert outputs(task_id) == [f"a{number}", f"b{number}"]
+        folder = open_store().task(task_id)
+        assert folder.exists("responses.parquet")
+        assert folder.exists("manifest.json")
+        assert (found[task_id].rows, found[task_id].errors) == (2, 0)
+
+
+def test_a_workflow_has_a_run_of_its_own(control: Control) -> None:
+    stages = [
+        {"name": "first", "spec": echo("one", "two")["spec"]},
+        {
+            "name": "second",
+            "spec": {
+                "taskType": "echo",
+                "data": {"type": "list", "items": ["again: ${first.result.items[0].output}"]},
+            },
+        },
+    ]
+    workflow_id = control.submit(metadata={"name": "staged"}, spec={"stages": stages})
+    found = control.await_end(f"{workflow_id}-first", f"{workflow_id}-second")
+    assert {each.state for each in found.values()} == {TaskState.DONE}
+    assert outputs(f"{workflow_id}-second") == ["again: one"]
+    (run_id,) = {str(each.run_id) for each in found.values()}
+    assert control.fleet.instance.get_run_by_id(run_id) is not None
+
+
+@pytest.mark.parametrize("after", ["planning", "making", "handing over"])
+def test_a_dispatcher_that_dies_is_followed_by_one_that_goes_on(
+    control: Control, monkeypatch: pytest.MonkeyPatch, after: str
+) -> None:
+    """Each step may be the last one that was done, or have been done and not noted."""
+    batched = [control.submit(**echo(f"row {n}")) for n in range(3)]
+    alone = control.submit(
+        **echo("alone", parallel={"max_shards": 1}, echo={"seed": 1, "poison": [7]})
+    )
+
+    class Killed(BaseException):
+        pass
+
+    def die(*_: object, **__: object) -> None:
+        raise Killed
+
+    place = {
+        "planning": "mloc_dagster.dispatch.dispatcher.hand_over",
+        "making": "mloc_dagster.dispatch.handing_over.launcher_of",
+        "handing over": "mloc_dagster.ledger.ledger.Ledger.handed_over",
+    }
+    with monkeypatch.context() as patch:
+        patch.setattr(place[after], die)
+        with pytest.raises(Killed):
+            control.dispatcher.turn()
+    control.dispatcher = control.fresh()
+    found = control.await_end(*batched, alone)
+    assert {each.state for each in found.values()} == {TaskState.DONE}
+    assert {each.runs for each in found.values()} == {1}
+    assert outputs(alone) == ["alone"]
+    assert [outputs(each) for each in batched] == [["row 0"], ["row 1"], ["row 2"]]
+    runs = {str(each.run_id) for each in found.values()}
+    assert len(runs) == 2
+    for each in runs:
+        assert len(control.fleet.steps(each, dg.DagsterEventType.RUN_START)) == 1
+
+
+def test_what_redis_forgot_is_done_all_the_same(control: Control) -> None:
+    slow = control.submit(
+        **echo(*(f"row {n}" for n in range(80)), echo={"delay_s": 0.05}, parallel={"max_shards": 4})
+    )
+    small = control.submit(**echo("small", echo={"delay_s": 1.5}))
+
+    def running() -> bool:
+        control.dispatcher.turn()
+        entry = control.ledger.task(slow)
+        return entry is not None and bool(control.fleet.running(str(entry.run_id)))
+
+    until(running, "a shard is computed")
+    control.fleet.engine.client.flushdb()
+    found = control.await_end(slow, small, timeout_s=120)
+    assert {each.state for each in found.values()} == {TaskState.DONE}
+    assert outputs(slow) == [f"row {n}" for n in range(80)]
+    assert outputs(small) == ["small"]
+
+
+def test_cancelled_and_retried(control: Control) -> None:
+    waiting = control.submit(**echo("never begun"))
+    assert control.ledger.cancel([waiting]) == {waiting: TaskState.CANCELLED}
+    slow = control.submit(**echo(*(f"row {n}" for n in range(100)), echo={"delay_s": 0.1}))
+
+    def running() -> bool:
+        control.dispatcher.turn()
+        entry = control.ledger.task(slow)
+        return entry is not None and bool(control.fleet.running(str(entry.run_id)))
+
+    until(running, "a shard is computed")
+    control.ledger.cancel([slow])
+    assert control.await_end(slow)[slow].state is TaskState.CANCELLED
+    assert control.ledger.retry([waiting, slow]) == {waiting, slow}
+    found = control.await_end(waiting, slow)
+    assert {each.state for each in found.values()} == {TaskState.DONE}
+    assert found[slow].runs == 2
+    assert outputs(waiting) == ["never begun"]
+    assert outputs(slow) == [f"row {n}" for n in range(100)]
+
+
+def test_a_member_that_is_not_wanted_any_more_has_no_result(control: Control) -> None:
+    kept, unwanted = (control.submit(**echo(f"{n}", echo={"delay_s": 2})) for n in range(2))
+    control.dispatcher.turn()
+    assert control.ledger.cancel([unwanted])[unwanted] is TaskState.DISPATCHED
+    found = control.await_end(kept, unwanted)
+    assert found[kept].state is TaskState.DONE
+    assert found[unwanted].state is TaskState.CANCELLED
+    assert not open_store().task(unwanted).exists("responses.json")
+
+
+def test_a_batch_that_nobody_wants_is_stopped(control: Control) -> None:
+    ids = [control.submit(**echo(f"{n}", echo={"delay_s": 60})) for n in range(2)]
+    control.dispatcher.turn()
+    control.ledger.cancel(ids)
+    found = control.await_end(*ids, timeout_s=30)
+    assert {each.state for each in found.values()} == {TaskState.CANCELLED}
+    (run_id,) = {str(each.run_id) for each in found.values()}
+    assert control.fleet.await_end(run_id) is dg.DagsterRunStatus.CANCELED
+
+
+def test_of_a_batch_that_fails_each_task_is_tried_alone(
+    control: Control, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = [control.submit(**echo(f"{n}", echo={"delay_s": 0.02})) for n in range(3)]
+    unwanted = control.submit(**echo("unwanted", echo={"delay_s": 0.02}))
+    with monkeypatch.context() as patch:
+        launcher = control.fleet.instance.run_launcher
+        patch.setattr(launcher, "launch_run", lambda _: None)  # no worker is to see it
+        control.dispatcher.turn()
+    (run_id,) = {str(each.run_id) for each in control.ledger.tasks([*ids, unwanted]).values()}
+    run = control.fleet.instance.get_run_by_id(run_id)
+    assert run is not None
+    control.fleet.instance.report_run_failed(run, "something broke it")
+    control.ledger.cancel([unwanted])
+    found = control.await_end(*ids, unwanted)
+    assert {found[each].state for each in ids} == {TaskState.DONE}
+    assert {found[each].runs for each in ids} == {2}
+    assert len({found[each].run_id for each in ids}) == 3
+    assert [outputs(each) for each in ids] == [["0"], ["1"], ["2"]]
+    assert found[unwanted].state is TaskState.CANCELLED
+
+
+def test_a_template_of_which_no_run_can_be_made_stops_no_other(
+    control: Control, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = control.submit(
+        metadata={"name": "broken"}, **echo("x", echo={"seed": 5, "poison": [9]})
+    )
+    fine = control.submit(metadata={"name": "fine"}, **echo("y", echo={"seed": 5, "poison": [9]}))
+    real = handing_over.job_name
+
+    def refuse(compiled: CompiledTemplate) -> str:
+        if compiled.metadata.name == "broken":
+            raise ValueError("Dagster does not like it")
+        return real(compiled)
+
+    monkeypatch.setattr(handing_over, "job_name", refuse)
+    found = control.await_end(broken, fine)
+    assert found[fine].state is TaskState.DONE
+    assert found[broken].state is TaskState.DEAD
+    assert "Dagster does not like it" in found[broken].error
+    monkeypatch.undo()
+    control.ledger.retry([broken])
+    assert control.await_end(broken)[broken].state is TaskState.DONE
+
+
+def test_a_workflow_goes_on_where_it_failed(control: Control, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    late = {"data": {"type": "dataset", "url": str(rows), "column": "text"}}
+    stages = [
+        {"name": "first", "spec": echo("one")["spec"]},
+        {"name": "second", "spec": {"taskType": "echo", **late}},
+        {"name": "third", "spec": echo("${second.result.items[0].output}")["spec"]},
+    ]
+    workflow_id = control.submit(metadata={"name": "resumed"}, spec={"stages": stages})
+    first, second, third = (f"{workflow_id}-{each}" for each in ("first", "second", "third"))
+    found = control.await_end(first, second, third)
+    assert [found[each].state for each in (first, second, third)] == [
+        TaskState.DONE,
+        TaskState.DEAD,
+        TaskState.DEAD,
+    ]
+    assert "rows.jsonl" in found[second].error
+    rows.write_text('{"text": "here now"}\n')
+    control.ledger.retry([second])
+    found = control.await_end(first, second, third)
+    assert {each.state for each in found.values()} == {TaskState.DONE}
+    assert (found[first].runs, found[second].runs) == (1, 2)
+    assert outputs(third) == ["here now"]
+
+
+def test_a_killed_dispatcher_is_followed_by_another_process(
+    control: Control, environment: dict[str, str], tmp_path: Path
+) -> None:
+    """The ledger alone says what is to be done; no process knows anything that it may not lose."""
+
+    def start(name: str) -> subprocess.Popen[bytes]:
+        with (tmp_path / name).open("wb") as log:
+            return subprocess.Popen(
+                [sys.executable, "-m", "mloc_dagster.cli", "dispatcher"],
+                cwd=ROOT,
+                env={**os.environ, **environment},
+                stdout=log,
+                stderr=log,
+            )
+
+    def states() -> dict[str, TaskEntry]:
+        return control.ledger.tasks([*small, slow])
+
+    processes = [start("first"), start("second")]
+    try:
+        slow = control.submit(
+            **echo(
+                *(f"row {n}" for n in range(40)), echo={"delay_s": 0.05, "seed": 1, "poison": [99]}
+            )
+        )
+        small = [control.submit(**echo(f"{n}")) for n in range(10)]
+        until(lambda: states()[slow].state is TaskState.RUNNING, "it runs")
+        killed = processes.pop(0)
+        killed.kill()
+        killed.wait()
+        more = [control.submit(**echo(f"{n}")) for n in range(10)]
+        processes.append(start("third"))
+        control.fleet.engine.client.flushdb()
+        small += more
+        until(
+            lambda: {each.state for each in states().values()} == {TaskState.DONE},
+            "all are done",
+            120,
+        )
+        assert {each.runs for each in states().values()} == {1}
+        assert outputs(slow) == [f"row {n}" for n in range(40)]
+        for each in {str(entry.run_id) for entry in states().values()}:
+            assert control.fleet.await_end(each) is dg.DagsterRunStatus.SUCCESS
+            assert len(control.fleet.steps(each, dg.DagsterEventType.RUN_SUCCESS)) == 1
+        leader = processes[0]
+        leader.terminate()
+        assert leader.wait(timeout=30) == 0
+    finally:
+        for each in processes:
+            each.kill()
+            each.wait()

@@ -1,0 +1,123 @@
+"""A ledger in memory, for tests of what stands on it."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+
+from pydantic import JsonValue
+
+from mloc_dagster.ledger.acceptance import Accepted, KeyReused
+from mloc_dagster.ledger.model import PlannedRun, Submission, TaskEntry, TaskFilter
+from mloc_dagster.ledger.task_state import TaskState
+
+
+class MemoryLedger:
+    """What `Ledger` does for the API; `commits` holds how many submissions each commit had."""
+
+    def __init__(self) -> None:
+        self.entries: dict[str, TaskEntry] = {}
+        self.documents: dict[str, Mapping[str, JsonValue]] = {}
+        self.keys: dict[str, Accepted] = {}
+        self.commits: list[int] = []
+        self.failure: Exception | None = None
+        self.lock = threading.Lock()
+
+    def accept(self, submissions: Sequence[Submission]) -> Sequence[Accepted | KeyReused]:
+        with self.lock:
+            if self.failure is not None:
+                raise self.failure
+            self.commits.append(len(submissions))
+            return [self._accept(each) for each in submissions]
+
+    def _accept(self, submission: Submission) -> Accepted | KeyReused:
+        known = self.keys.get(submission.request_key or "")
+        if known is not None:
+            if known.content_hash != submission.content_hash:
+                return KeyReused("the key came before")
+            return replace(known, new=False)
+        accepted = Accepted(
+            workflow_id=submission.workflow_id, new=True, content_hash=submission.content_hash
+        )
+        if submission.request_key is not None:
+            self.keys[submission.request_key] = accepted
+        self.documents[submission.workflow_id] = submission.document
+        for each in submission.tasks:
+            self.entries[each.task_id] = TaskEntry(
+                task_id=each.task_id,
+                workflow_id=submission.workflow_id,
+                node=each.node,
+                task_type=each.task_type,
+                template=submission.template_name,
+                owner=submission.owner,
+                labels=submission.labels,
+                depends_on=each.depends_on,
+                state=TaskState.WAITING if each.depends_on else TaskState.PENDING,
+                batch_key=each.batch_key,
+                due=each.due,
+                submitted_at=datetime.now(UTC),
+                rows=each.rows,
+                place=len(self.entries) + 1,
+            )
+        return accepted
+
+    def set(self, task_id: str, **fields: object) -> None:
+        """Changes a task, as a dispatcher would."""
+        self.entries[task_id] = replace(self.entries[task_id], **fields)  # type: ignore[arg-type]
+
+    def task(self, task_id: str) -> TaskEntry | None:
+        return self.entries.get(task_id)
+
+    def workflow(self, workflow_id: str) -> Sequence[TaskEntry]:
+        return [each for each in self.entries.values() if each.workflow_id == workflow_id]
+
+    def tasks(self, ids: Collection[str]) -> dict[str, TaskEntry]:
+        return {each: self.entries[each] for each in ids if each in self.entries}
+
+    def list(
+        self, chosen: TaskFilter, *, limit: int, cursor: str | None
+    ) -> tuple[Sequence[TaskEntry], str | None]:
+        below = int(cursor) if cursor else 1 << 60
+        found = [
+            each
+            for each in sorted(self.entries.values(), key=lambda each: -each.place)
+            if each.place < below and _matches(each, chosen)
+        ]
+        page = found[:limit]
+        return page, str(page[-1].place) if len(found) > limit else None
+
+    def counts(self) -> Mapping[TaskState, int]:
+        return Counter(each.state for each in self.entries.values())
+
+    def open_runs(self) -> Sequence[PlannedRun]:
+        return []
+
+    def cancel(self, task_ids: Collection[str]) -> Mapping[str, TaskState]:
+        for each in task_ids:
+            if self.entries[each].run_id is None:
+                self.set(each, state=TaskState.CANCELLED, ended_at=datetime.now(UTC))
+            else:
+                self.set(each, cancelling=True)
+        return {each: self.entries[each].state for each in task_ids}
+
+    def retry(self, task_ids: Collection[str], *, failed_rows: bool) -> None:
+        for each in task_ids:
+            self.set(each, state=TaskState.PENDING, run_id=None, error="")
+
+    def forget(self, ids: Collection[str]) -> set[str]:
+        return {each for each in ids if self.entries.pop(each, None)}
+
+
+def _matches(entry: TaskEntry, chosen: TaskFilter) -> bool:
+    return (
+        (chosen.states is None or entry.state in chosen.states)
+        and chosen.owner in (None, entry.owner)
+        and chosen.template in (None, entry.template)
+        and chosen.task_type in (None, entry.task_type)
+        and chosen.workflow_id in (None, entry.workflow_id)
+        and chosen.worker_id in (None, entry.worker_id)
+        and (chosen.labels or {}).items() <= dict(entry.labels).items()
+    )
