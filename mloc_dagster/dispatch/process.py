@@ -13,8 +13,8 @@ from mloc_dagster.dispatch.reloading import LocationReloads
 from mloc_dagster.events.redis import publishing_to_redis
 from mloc_dagster.fleet.redis_engine import open_engine
 from mloc_dagster.ledger.ledger import Ledger
+from mloc_dagster.services.advisory_locks import AdvisoryLock
 from mloc_dagster.services.instance import open_fleet_instance
-from mloc_dagster.services.stack.answers import LEADER_LOCK
 from mloc_dagster.services.stack.layout import stack_layout
 from mloc_dagster.services.stack.plan import saved_plan
 
@@ -48,7 +48,7 @@ def _lead(instance: dg.DagsterInstance, stop: threading.Event) -> None:
     ledger = Ledger.open()
     try:
         with ledger.listen() as news:
-            while not news.lead(LEADER_LOCK):
+            while not news.lead(AdvisoryLock.LEAD):
                 if stop.wait(_IDLE_S):
                     return
             dispatcher = Dispatcher(ledger, instance, open_engine())

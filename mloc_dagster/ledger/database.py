@@ -30,6 +30,8 @@ _OPTIONS = {
     # What is read often is in memory: with the default, 4, a page of tasks with a rare label is
     # looked for among all tasks, newest first, instead of in the labels' index.
     "random_page_cost": "1.1",
+    # A request that waits for ever holds its thread; this one ends with "try again".
+    "lock_timeout": "20s",
     # Compiling a statement takes longer than any of these statements.
     "jit": "off",
 }

@@ -7,12 +7,11 @@ from collections.abc import Collection
 from sqlalchemy import text
 from sqlalchemy.engine import Connection
 
+from mloc_dagster.services.advisory_locks import AdvisoryLock
+
 _LOCK = text("""
     SELECT FROM mloc.tasks WHERE task_id = ANY (:ids) ORDER BY task_id FOR NO KEY UPDATE
 """)
-
-# Any number, the same in every process.
-_CONTENT_LOCK = 0x6D6C6F64
 
 
 def lock_tasks(connection: Connection, ids: Collection[str]) -> None:
@@ -30,9 +29,13 @@ def keep_contents(connection: Connection) -> None:
     Who accepts relies on those that are there already, and other transactions do not see yet that
     it does.
     """
-    connection.execute(text("SELECT pg_advisory_xact_lock_shared(:key)"), {"key": _CONTENT_LOCK})
+    connection.execute(
+        text("SELECT pg_advisory_xact_lock_shared(:key)"), {"key": AdvisoryLock.KEEP_CONTENTS}
+    )
 
 
 def may_delete_contents(connection: Connection) -> None:
     """Waits for those that keep contents, and lets no other accept until the commit."""
-    connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _CONTENT_LOCK})
+    connection.execute(
+        text("SELECT pg_advisory_xact_lock(:key)"), {"key": AdvisoryLock.KEEP_CONTENTS}
+    )

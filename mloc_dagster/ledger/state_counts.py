@@ -12,11 +12,10 @@ from sqlalchemy.engine import Connection
 
 from mloc_dagster.ledger.tables import SCHEMA, metadata
 from mloc_dagster.ledger.task_state import TaskState
+from mloc_dagster.services.advisory_locks import AdvisoryLock
 
 # Folding 2,000 rows takes 3 ms, and so does reading them.
 _FOLDED_AFTER = 2_000
-
-_FOLD_LOCK = 0x6D6C6F65
 
 state_counts = Table(
     "state_counts",
@@ -28,7 +27,7 @@ state_counts = Table(
 _FUNCTIONS = f"""
 CREATE FUNCTION {SCHEMA}.fold_state_counts() RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
-    IF pg_try_advisory_xact_lock({_FOLD_LOCK}) THEN
+    IF pg_try_advisory_xact_lock({AdvisoryLock.FOLD_STATE_COUNTS:d}) THEN
         WITH folded AS (DELETE FROM {SCHEMA}.state_counts RETURNING state, number)
         INSERT INTO {SCHEMA}.state_counts
         SELECT state, sum(number) FROM folded GROUP BY state HAVING sum(number) <> 0;

@@ -18,6 +18,8 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import ARRAY, JSON, JSONB
 from sqlalchemy.engine import Connection
 
+from mloc_dagster.services.advisory_locks import AdvisoryLock
+
 SCHEMA = "mloc"
 
 metadata = MetaData(schema=SCHEMA)
@@ -111,12 +113,11 @@ Index(
 Index("tasks_to_cancel", tasks.c.place, postgresql_where=text("cancelling"))
 Index("runs_open", runs.c.place, postgresql_where=text("NOT ended"))
 
-# Any number, the same in every process.
-_CREATION_LOCK = 0x6D6C6F63
-
 
 def create_tables(connection: Connection) -> None:
     """Creates what is missing; several processes may do so at once."""
-    connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _CREATION_LOCK})
+    connection.execute(
+        text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": AdvisoryLock.CREATE_TABLES}
+    )
     connection.execute(text(f"CREATE SCHEMA IF NOT EXISTS {SCHEMA}"))
     metadata.create_all(connection, [documents, submissions, tasks, runs])

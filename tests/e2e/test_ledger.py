@@ -19,6 +19,7 @@ from mloc_dagster.ledger.database import transaction
 from mloc_dagster.ledger.ledger import Ledger
 from mloc_dagster.ledger.model import PlannedRun, TaskChange, TaskFilter
 from mloc_dagster.ledger.task_state import TaskState
+from mloc_dagster.services.advisory_locks import AdvisoryLock
 from tests.e2e.ledger_database import accepted, own_database, planned, submission
 
 pytestmark = pytest.mark.e2e
@@ -184,3 +185,11 @@ def test_news_is_heard_and_one_leads(ledger: Ledger) -> None:
         assert not second.lead(lock)
     with ledger.listen() as third:
         assert third.lead(lock)
+
+
+def test_tasks_are_accepted_and_forgotten_while_a_dispatcher_leads(ledger: Ledger) -> None:
+    with ledger.listen() as dispatcher:
+        assert dispatcher.lead(AdvisoryLock.LEAD)
+        (done,) = accepted(ledger, submission("led"))
+        ledger.cancel([done])
+        assert ledger.forget([done]) == {done}

@@ -5,10 +5,9 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from pathlib import Path
 
-_PATIENCE_S = 2
+from mloc_dagster.services.advisory_locks import AdvisoryLock
 
-LEADER_LOCK = 0x6D6C6F64
-"""The lock of the dispatcher that leads; any number, the same in every process."""
+_PATIENCE_S = 2
 
 
 def redis_answers(url: str) -> bool:
@@ -75,7 +74,7 @@ def dispatcher_answers(url: str) -> bool:
         return False
     try:
         with connection.cursor() as cursor:
-            cursor.execute("SELECT pg_try_advisory_lock_shared(%s)", (LEADER_LOCK,))
+            cursor.execute("SELECT pg_try_advisory_lock_shared(%s)", (AdvisoryLock.LEAD,))
             return cursor.fetchone() == (False,)
     except psycopg2.Error:
         return False
