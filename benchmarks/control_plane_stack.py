@@ -58,6 +58,12 @@ class ControlPlane(FleetStack):
             self._connection.request(method, path, body, dict(headers or {}))
             reply = self._connection.getresponse()
             return reply.status, reply.read()
+        except http.client.RemoteDisconnected:
+            # The server has closed a connection on which nothing came for a minute.
+            self._connection.close()
+            if method != "GET":
+                raise
+            return self.request(method, path, body, headers)
         except (OSError, http.client.HTTPException):
             self._connection.close()
             raise

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import lru_cache
 
@@ -136,9 +136,10 @@ class HandOut:
     began: datetime
     ended: datetime
     rows: Mapping[int, OutputRow]
+    _unfinished: dict[str, ResultStore] = field(default_factory=dict, init=False)
 
     def give(self, member: Member) -> MemberOutcome:
-        """Writes what a member would have had of its own, but for the manifest; see `finish`.
+        """Writes what a member would have had of its own; the manifest appears with `finish`.
 
         What another attempt at this run has finished stays: somebody may be reading it.
         """
@@ -147,7 +148,7 @@ class HandOut:
         worker = next((row.worker for row in reversed(rows) if row.worker), None)
         known = {"rows": len(rows), "errors": errors, "worker_id": worker}
         try:
-            why = "" if self._is_written(member) else self._write(member, rows)
+            why = "" if self._is_written(member) else self._give(member, rows)
         except MlocError as error:
             why = str(error)
         state = "DEAD" if why else "DONE"
@@ -166,9 +167,18 @@ class HandOut:
             return False
         return read_record(folder).run_id == self.run_id
 
-    def _write(self, member: Member, rows: Sequence[OutputRow]) -> str:
+    def _give(self, member: Member, rows: Sequence[OutputRow]) -> str:
+        store = self.store.staged()
+        folder = store.task(member.task_id)
+        why = self._write(member, folder, rows)
+        if not why:
+            write_manifest(folder, _spec(_compiled(_text(member.document))).output.artifacts)
+            self._unfinished[member.task_id] = store
+        store.flush(but=[f"{member.task_id}/{MANIFEST_NAME}"])
+        return why
+
+    def _write(self, member: Member, folder: Folder, rows: Sequence[OutputRow]) -> str:
         """Returns why the task failed; empty if it did not."""
-        folder = self.store.task(member.task_id)
         for left in folder.list():
             folder.delete(left)  # somebody was interrupted who did the same
         compiled = _compiled(_text(member.document))
@@ -211,13 +221,15 @@ class HandOut:
         return ""
 
     def finish(self, member: Member, outcome: MemberOutcome) -> MemberOutcome:
-        """Writes the manifest of a member that is done, once its files are durable, and delivers.
+        """Shows the manifest of a member that is done, once its files are durable, and delivers.
 
         Returns:
             What became of it in the end.
         """
         if outcome.state != "DONE":
             return outcome
+        if store := self._unfinished.pop(member.task_id, None):
+            store.flush()
         try:
             self._deliver(member)
         except (MlocError, *_NO_PLACE) as error:
@@ -227,7 +239,7 @@ class HandOut:
     def _deliver(self, member: Member) -> None:
         folder = self.store.task(member.task_id)
         spec = _spec(_compiled(_text(member.document)))
-        manifest = write_manifest(folder, spec.output.artifacts)
+        manifest = read_manifest(folder)
         wanted = [each.path for each in manifest.entries if each.required]
         present = {each.path for each in manifest.entries if each.status != "missing"}
         artifacts = [each for each in wanted if each in present]

@@ -1,5 +1,6 @@
 """The ops of a run that small tasks share: plan, and hand out what was computed."""
 
+import threading
 from collections.abc import Iterator
 
 import dagster as dg
@@ -31,6 +32,9 @@ from mloc_dagster.results.shard_files import read_rows
 from mloc_dagster.results.store import open_store
 
 NODE = "batch"
+
+# Thousands of small files: threads that write them at once only take Python's lock from each other.
+_ONE_AT_A_TIME = threading.Lock()
 
 _ENDS = {
     "DONE": TaskEventType.TASK_SUCCEEDED,
@@ -120,6 +124,11 @@ def hand_out(
 
 
 def _give_all(batch: Batch, run_id: str, reports: list[ShardReport]) -> Outcome:
+    with _ONE_AT_A_TIME:
+        return _give_all_members(batch, run_id, reports)
+
+
+def _give_all_members(batch: Batch, run_id: str, reports: list[ShardReport]) -> Outcome:
     folder = open_task(batch.task_id).folder
     store = open_store().unsettled()
     cancelled = cancelled_members(store, batch.batch_id)

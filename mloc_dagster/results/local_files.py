@@ -127,9 +127,9 @@ def _open_new(folder: str, path: str, *, durable: bool) -> int:
 
 
 def _make_folder(folder: Path, *, durable: bool) -> None:
-    missing = [f for f in (folder, *folder.parents) if not f.exists()]
+    missing = [f for f in (folder, *folder.parents) if not f.exists()] if durable else []
     folder.mkdir(parents=True, exist_ok=True)
-    for created in missing if durable else ():
+    for created in missing:
         _sync_folder(str(created.parent))
 
 

@@ -46,6 +46,8 @@ _TYPES: dict[str, Any] = {
 }
 _NULLABLE = {"outputs", "error", "revision", "energy_j", "cost", "reused", "custom_id"}
 
+_FEW_ROWS = 64
+
 # Few different values; a dictionary of prompts or hashes would only be built to be given up.
 _REPEATED = [
     *("task_id", "shard", "finish_reason", "error", "model", "revision", "engine", "worker"),
@@ -79,7 +81,7 @@ class ParquetSink:
             fields.append(_pa.field("embedding", _pa.list_(_pa.float32(), vector_length)))
         self._schema: Any = _pa.schema(fields, metadata=metadata)
         self._writer: Any = _pq.ParquetWriter(
-            file, self._schema, compression="zstd", use_dictionary=_REPEATED
+            file, self._schema, compression=_compression(plan.rows), use_dictionary=_REPEATED
         )
 
     def __enter__(self) -> Self:
@@ -102,6 +104,11 @@ class ParquetSink:
             vectors = [each if len(each) == self._length else None for each in map(_vector, rows)]
             columns.append(_pa.array(vectors, _pa.list_(_pa.float32(), self._length)))
         self._writer.write_batch(_pa.record_batch(columns, schema=self._schema))
+
+
+def _compression(rows: int) -> str:
+    # Zstandard makes a context for each of the columns, which takes longer than all the rest.
+    return "zstd" if rows > _FEW_ROWS else "snappy"
 
 
 def _vector(row: ExportRow) -> list[float]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import builtins
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import IO
@@ -16,6 +16,7 @@ from urllib.parse import unquote, urlsplit
 from mloc_dagster.errors import InputError
 from mloc_dagster.results.files import TEMPORARY_PREFIX, Files, visible
 from mloc_dagster.results.local_files import LocalFiles
+from mloc_dagster.results.staged_files import StagedFiles
 from mloc_dagster.settings import settings
 
 _TASK_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,199}")
@@ -137,6 +138,19 @@ class ResultStore:
         local = isinstance(self._files, LocalFiles)
         files = LocalFiles(durable=False) if local else self._files
         return ResultStore(self.url, files, self._root)
+
+    def staged(self) -> ResultStore:
+        """Returns the same store, whose writes stay in memory until `flush` was called."""
+        return ResultStore(self.url, StagedFiles(self._files), self._root)
+
+    def flush(self, but: Sequence[str] = ()) -> None:
+        """Writes what a store from `staged` has kept.
+
+        Args:
+            but: Names below the root that are to be kept still.
+        """
+        if isinstance(self._files, StagedFiles):
+            self._files.flush([f"{self._root}/{check_name(name)}" for name in but])
 
     def settle(self) -> None:
         """Makes what was written durable."""

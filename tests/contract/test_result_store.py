@@ -35,9 +35,10 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return request.getfixturevalue("s3_url")
 
 
-@pytest.fixture
-def store(url: str) -> ResultStore:
-    return open_store(url)
+@pytest.fixture(params=["at once", "staged"])
+def store(url: str, request: pytest.FixtureRequest) -> ResultStore:
+    store = open_store(url)
+    return store.staged() if request.param == "staged" else store
 
 
 @pytest.fixture
