@@ -22,6 +22,7 @@ class MemoryLedger:
         self.entries: dict[str, TaskEntry] = {}
         self.documents: dict[str, Mapping[str, JsonValue]] = {}
         self.keys: dict[str, Accepted] = {}
+        self.requests: dict[str, str] = {}
         self.commits: list[int] = []
         self.failure: Exception | None = None
         self.lock = threading.Lock()
@@ -34,16 +35,19 @@ class MemoryLedger:
             return [self._accept(each) for each in submissions]
 
     def _accept(self, submission: Submission) -> Accepted | KeyReused:
-        known = self.keys.get(submission.request_key or "")
+        request = submission.request
+        if request is not None and self.requests.setdefault(request.key, request.content_hash) != (
+            request.content_hash
+        ):
+            return KeyReused("the key came before")
+        known = None if request is None else self.keys.get(request.name)
         if known is not None:
-            if known.content_hash != submission.content_hash:
-                return KeyReused("the key came before")
             return replace(known, new=False)
         accepted = Accepted(
             workflow_id=submission.workflow_id, new=True, content_hash=submission.content_hash
         )
-        if submission.request_key is not None:
-            self.keys[submission.request_key] = accepted
+        if request is not None:
+            self.keys[request.name] = accepted
         self.documents[submission.workflow_id] = submission.document
         for each in submission.tasks:
             self.entries[each.task_id] = TaskEntry(

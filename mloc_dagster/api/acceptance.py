@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from mloc_dagster.api.uploads import keep_uploads
 from mloc_dagster.client.models import SubmitReply, SubmittedTask
 from mloc_dagster.ledger.acceptance import Accepted, KeyReused
 from mloc_dagster.ledger.ledger import Ledger
-from mloc_dagster.ledger.model import Submission
+from mloc_dagster.ledger.model import Request, Submission
 from mloc_dagster.ledger.task_state import TaskState
 from mloc_dagster.results.store import open_store
 
@@ -36,7 +37,7 @@ class _Waiting:
 
     @property
     def keys(self) -> set[str]:
-        return {each.request_key for each in self.submissions if each.request_key is not None}
+        return {each.request.key for each in self.submissions if each.request is not None}
 
 
 class Acceptance:
@@ -83,10 +84,7 @@ class Acceptance:
         """
         _check_key(key)
         prepared = await run_in_threadpool(self._prepare, body)
-        submissions = [
-            document.submission(None if key is None else f"{key}#{place}")
-            for place, document in enumerate(prepared.documents)
-        ]
+        submissions = _submissions(prepared, key)
         waiting = _Waiting(submissions, asyncio.get_running_loop().create_future())
         self._waiting.append(waiting)
         self._arrived.set()
@@ -159,6 +157,17 @@ def _check_key(key: str | None) -> None:
     if not (0 < len(key) <= _MAX_KEY_LENGTH and key.isascii() and key.isprintable()):
         detail = f"Idempotency-Key takes 1 to {_MAX_KEY_LENGTH} printable ASCII characters"
         raise Refusal(422, "invalid-request", detail)
+
+
+def _submissions(prepared: PreparedBody, key: str | None) -> list[Submission]:
+    hashes = "\n".join(each.content_hash for each in prepared.documents)
+    content = hashlib.sha256(hashes.encode()).hexdigest()
+    return [
+        each.submission(
+            None if key is None else Request(key=key, place=place, content_hash=content)
+        )
+        for place, each in enumerate(prepared.documents)
+    ]
 
 
 def _reply(

@@ -23,7 +23,7 @@ from mloc_dagster.dispatch.batch_key import batch_key
 from mloc_dagster.errors import UnknownNameError
 from mloc_dagster.executors.registry import task_executor
 from mloc_dagster.executors.task_start import task_id_for
-from mloc_dagster.ledger.model import NewTask, Submission
+from mloc_dagster.ledger.model import NewTask, Request, Submission
 from mloc_dagster.schema.data import ListData
 from mloc_dagster.settings import settings
 
@@ -58,7 +58,7 @@ class Prepared:
     document: Mapping[str, JsonValue]
     nodes: tuple[_Node, ...]
 
-    def submission(self, request_key: str | None) -> Submission:
+    def submission(self, request: Request | None) -> Submission:
         """Returns a new submission of it, with new ids."""
         workflow_id = str(uuid.uuid4())
         now = datetime.now(UTC)
@@ -70,7 +70,7 @@ class Prepared:
             content_hash=self.content_hash,
             document=self.document,
             tasks=tuple(_task(each, workflow_id, now) for each in self.nodes),
-            request_key=request_key,
+            request=request,
         )
 
 

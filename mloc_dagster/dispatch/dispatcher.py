@@ -14,6 +14,7 @@ import dagster as dg
 import redis
 from dagster import DagsterRunStatus, RunRecord
 
+from mloc_dagster.dispatch.adoption import Adoption
 from mloc_dagster.dispatch.batching import MOST_AT_ONCE, Group, by_slack, next_groups
 from mloc_dagster.dispatch.handing_over import hand_over
 from mloc_dagster.dispatch.mending import Mending
@@ -26,13 +27,14 @@ from mloc_dagster.dispatch.outcomes import (
     run_records,
 )
 from mloc_dagster.dispatch.stopping import Stopping
+from mloc_dagster.dispatch.telling import tell_cancelled, tell_ended, tell_submitted
 from mloc_dagster.errors import MlocError, TransientError
-from mloc_dagster.events.bus import publish
-from mloc_dagster.events.model import TaskEvent, TaskEventType
 from mloc_dagster.fleet.engine import RUNS_QUEUE, FleetEngine
 from mloc_dagster.ledger.ledger import Ledger
 from mloc_dagster.ledger.model import PlannedRun, TaskChange
 from mloc_dagster.ledger.task_state import TaskState
+from mloc_dagster.results.batch_members import read_outcome
+from mloc_dagster.results.store import open_store
 from mloc_dagster.services.storages import DATABASE_AWAY
 from mloc_dagster.settings import settings
 
@@ -71,6 +73,7 @@ class Dispatcher:
         self._seen: dict[str, float] = {}
         self._stopping = Stopping(instance)
         self._mending = Mending(instance, engine)
+        self._adoption = Adoption(ledger, instance)
 
     @property
     def idle(self) -> bool:
@@ -83,6 +86,8 @@ class Dispatcher:
         Raises:
             TransientError: If the database or Redis is away.
         """
+        self._open.update({each.run_id: each for each in self._adoption.look()})
+        tell_cancelled(self._ledger)
         self._dispatch()
         self._hand_over()
         self._stopping.stop(self._ledger.cancelling(), self._open)
@@ -106,26 +111,12 @@ class Dispatcher:
         keys = {str(uuid.uuid4()): group for group in groups}
         planned = [self._planned(run_id, group) for run_id, group in keys.items()]
         decided = self._ledger.plan_runs(planned)
-        self._tell(decided)
+        tell_submitted(self._ledger, decided)
         for each in decided:
             self._open[each.run_id] = each
             key = keys[each.run_id].batch_key
             if key is not None:
                 self._keys[each.run_id] = key
-
-    def _tell(self, decided: Sequence[PlannedRun]) -> None:
-        """Says that tasks were submitted: of these runs Dagster's queue says nothing."""
-        tasks = self._ledger.tasks([task for each in decided for task in each.task_ids])
-        for task in tasks.values():
-            publish(
-                TaskEvent(
-                    type=TaskEventType.TASK_SUBMITTED,
-                    task_id=task.task_id,
-                    run_id=task.run_id or "",
-                    node=task.node,
-                    ts=task.submitted_at,
-                )
-            )
 
     def _planned(self, run_id: str, group: Group) -> PlannedRun:
         first = group.tasks[0]
@@ -179,7 +170,7 @@ class Dispatcher:
         done = [each for each in changes if each.state is TaskState.DONE]
         self._ledger.change(done)
         why = str(error) if ours else f"its run cannot be made: {type(error).__name__}: {error}"
-        self._end(planned, refused(planned, why, but={each.task_id for each in done}))
+        self._end_untold(planned, refused(planned, why, but={each.task_id for each in done}))
 
     # Looking
 
@@ -192,7 +183,7 @@ class Dispatcher:
         for planned in open_runs:
             record = records.get(planned.run_id)
             if record is None:
-                self._end(planned, refused(planned, "its Dagster run was deleted"))
+                self._end_untold(planned, refused(planned, "its Dagster run was deleted"))
                 continue
             status = record.dagster_run.status
             is_new = self._statuses.get(planned.run_id) is not status
@@ -233,8 +224,15 @@ class Dispatcher:
         failing = any(each.state is TaskState.FAILED for each in changes)
         if failing and self._instance.run_retries_enabled and is_fresh(record):
             self._ledger.change(changes)  # a sensor says soon whether it is for good
+        elif planned.workflow_id is None and read_outcome(open_store(), planned.run_id) is None:
+            self._end_untold(planned, changes)
         else:
             self._end(planned, changes)
+
+    def _end_untold(self, planned: PlannedRun, changes: Sequence[TaskChange]) -> None:
+        """Ends a run that says nothing of its tasks."""
+        tell_ended(self._ledger, changes)
+        self._end(planned, changes)
 
     def _end(self, planned: PlannedRun, changes: Sequence[TaskChange]) -> None:
         self._ledger.change(changes)

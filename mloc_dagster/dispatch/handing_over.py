@@ -29,6 +29,7 @@ from mloc_dagster.fleet.jobs import CONTENT_TAG, LIBRARY
 from mloc_dagster.ledger.ledger import Ledger
 from mloc_dagster.ledger.model import PlannedRun, TaskEntry
 from mloc_dagster.ops.plan import WORKFLOW_TAG
+from mloc_dagster.ops.run_tags import SUBMITTED_TAG
 from mloc_dagster.ops.shard import RETRY_ERRORS_TAG
 from mloc_dagster.results.batch_members import Batch, Member, write_batch
 from mloc_dagster.results.record import RECORD_NAME, write_record
@@ -92,10 +93,17 @@ def _create_first(
 ) -> DagsterRun:
     compiled = _compiled(ledger, workflow_id)
     keep_document(compiled.content_hash, compiled.document)
-    _keep_records(compiled, planned, ledger.workflow(workflow_id))
+    entries = ledger.workflow(workflow_id)
+    _keep_records(compiled, planned, entries)
     pointer = pointer_of(compiled.content_hash)
     job = reconstruct_repository_def_from_pointer(pointer).get_job(job_name(compiled))
-    tags = {**job.tags, WORKFLOW_TAG: workflow_id, CONTENT_TAG: compiled.content_hash}
+    submitted = entries[0].submitted_at.timestamp()
+    tags = {
+        **job.tags,
+        WORKFLOW_TAG: workflow_id,
+        CONTENT_TAG: compiled.content_hash,
+        SUBMITTED_TAG: f"{submitted:.3f}",
+    }
     if planned.retry_rows:
         tags[RETRY_ERRORS_TAG] = "true"
     return _run(instance, job, pointer, planned.run_id, job.run_config or {}, tags)

@@ -16,7 +16,7 @@ from mloc_dagster.compile.compiled import CompiledTask, CompiledTemplate
 from mloc_dagster.compile.compiler import compile_mapping
 from mloc_dagster.data.spool import spool_input
 from mloc_dagster.errors import IncompleteResultsError, MlocError
-from mloc_dagster.events.payloads import Payload
+from mloc_dagster.events.payloads import Payload, SloMiss
 from mloc_dagster.executors.open_task import OpenTask, open_task
 from mloc_dagster.executors.shard_run import worker_name
 from mloc_dagster.executors.task_start import (
@@ -83,6 +83,17 @@ def start_of(member: Member) -> Payload:
         return Payload(rows=member.rows)
     due = member.submitted_at + timedelta(seconds=slo.seconds)
     return Payload(rows=member.rows, slo_s=slo.seconds, due=due)
+
+
+def miss_of(member: Member, ended: datetime) -> Payload | None:
+    """Returns by how much a member that ended missed its SLO; None if it did not."""
+    slo = _spec(_compiled(_text(member.document))).slo
+    elapsed = (ended - member.submitted_at).total_seconds()
+    if slo is None or elapsed <= slo.seconds:
+        return None
+    late = round(elapsed - slo.seconds, 3)
+    miss = SloMiss(seconds=slo.seconds, elapsed_s=round(elapsed, 3), late_s=late)
+    return Payload(reason="ended late", slo=miss)
 
 
 @lru_cache(maxsize=1024)

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import func, or_, select, text
+from sqlalchemy import func, select, text
 from sqlalchemy.engine import Connection
 
 from mloc_dagster.errors import InputError
@@ -33,7 +33,7 @@ class Accepted:
 
 
 class KeyReused(InputError):
-    """A request key has come before with another document."""
+    """A request key has come before with another body."""
 
 
 _DOCUMENTS = text("""
@@ -44,8 +44,11 @@ _DOCUMENTS = text("""
 """)
 
 _SUBMISSIONS = text("""
-    INSERT INTO mloc.submissions (workflow_id, request_key, content_hash)
-    SELECT * FROM unnest(CAST(:ids AS text[]), CAST(:keys AS text[]), CAST(:hashes AS text[]))
+    INSERT INTO mloc.submissions (workflow_id, request_key, request_hash, content_hash)
+    SELECT * FROM unnest(
+        CAST(:ids AS text[]), CAST(:keys AS text[]), CAST(:requests AS text[]),
+        CAST(:hashes AS text[])
+    )
     ON CONFLICT DO NOTHING
     RETURNING workflow_id
 """)
@@ -68,12 +71,12 @@ def accept(connection: Connection, given: Sequence[Submission]) -> list[Accepted
     """Writes submissions; see `Ledger.accept`."""
     keep_contents(connection)
     _insert_documents(connection, given)
-    new = _insert_submissions(connection, given)
+    new = _insert_new(connection, given)
     rows = [_task(each, task) for each in given if each.workflow_id in new for task in each.tasks]
     if rows:
         connection.execute(_TASKS, {"tasks": json.dumps(rows)})
         connection.execute(select(func.pg_notify(CHANNEL, "accepted")))
-    known = _known(connection, [each for each in given if each.workflow_id not in new])
+    known = _known(connection, given)
     return [_answer(each, known) for each in given]
 
 
@@ -85,45 +88,56 @@ def _insert_documents(connection: Connection, given: Sequence[Submission]) -> No
     connection.execute(_DOCUMENTS, {"hashes": hashes, "documents": documents})
 
 
+def _insert_new(connection: Connection, given: Sequence[Submission]) -> set[str]:
+    """Returns the workflows that are new: of a request with a key all of them, or none.
+
+    The first document of a request decides: who comes with the same key meanwhile waits for it.
+    """
+    first = [each for each in given if each.request is None or each.request.place == 0]
+    new = _insert_submissions(connection, first)
+    keys = {each.request.key for each in first if each.request and each.workflow_id in new}
+    further = [each for each in given if each.request and each.request.place > 0]
+    return new | _insert_submissions(
+        connection, [each for each in further if each.request and each.request.key in keys]
+    )
+
+
 def _insert_submissions(connection: Connection, given: Sequence[Submission]) -> set[str]:
-    """Returns the workflows that are new."""
-    ordered = sorted(given, key=lambda each: each.request_key or "")
+    if not given:
+        return set()
+    ordered = sorted(given, key=_request_name)
     values = {
         "ids": [each.workflow_id for each in ordered],
-        "keys": [each.request_key for each in ordered],
+        "keys": [each.request and each.request.name for each in ordered],
+        "requests": [each.request and each.request.content_hash for each in ordered],
         "hashes": [each.content_hash for each in ordered],
     }
     return set(connection.scalars(_SUBMISSIONS, values))
 
 
+def _request_name(given: Submission) -> str:
+    return "" if given.request is None else given.request.name
+
+
 def _known(connection: Connection, given: Sequence[Submission]) -> dict[str, tuple[str, str]]:
-    """Returns workflow and content of what came before, by request key and by workflow."""
-    if not given:
+    """Returns the workflows of requests that came before, and the hash of each whole request."""
+    names = [each.request.name for each in given if each.request is not None]
+    if not names:
         return {}
-    keys = [each.request_key for each in given if each.request_key is not None]
-    of_key = submissions.c.request_key.in_(keys)
-    of_id = submissions.c.workflow_id.in_([each.workflow_id for each in given])
-    columns = (submissions.c.request_key, submissions.c.workflow_id, submissions.c.content_hash)
-    known: dict[str, tuple[str, str]] = {}
-    for key, workflow_id, content_hash in connection.execute(
-        select(*columns).where(or_(of_key, of_id))
-    ):
-        known[workflow_id] = known[key or workflow_id] = (workflow_id, content_hash)
-    return known
+    columns = (submissions.c.request_key, submissions.c.workflow_id, submissions.c.request_hash)
+    rows = connection.execute(select(*columns).where(submissions.c.request_key.in_(names)))
+    return {name: (workflow_id, request_hash) for name, workflow_id, request_hash in rows}
 
 
 def _answer(given: Submission, known: Mapping[str, tuple[str, str]]) -> Accepted | KeyReused:
-    own = (given.workflow_id, given.content_hash)
-    first = known.get(given.workflow_id, own)
-    if given.request_key is not None:
-        first = known.get(given.request_key, first)
-    workflow_id, content_hash = first
-    if content_hash != given.content_hash:
-        shown = (given.request_key or "").partition("#")[0]
-        return KeyReused(f"Idempotency-Key {shown!r} came before with another template")
+    workflow_id = given.workflow_id
+    if given.request is not None:
+        workflow_id, content_hash = known.get(given.request.name, (workflow_id, ""))
+        if content_hash != given.request.content_hash:
+            return KeyReused(f"Idempotency-Key {given.request.key!r} came before with another body")
     # Its own when it is given again because nobody heard that it was accepted.
     new = workflow_id == given.workflow_id
-    return Accepted(workflow_id=workflow_id, new=new, content_hash=content_hash)
+    return Accepted(workflow_id=workflow_id, new=new, content_hash=given.content_hash)
 
 
 def _task(submission: Submission, task: NewTask) -> dict[str, object]:

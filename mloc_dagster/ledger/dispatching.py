@@ -95,11 +95,49 @@ def give_back(connection: Connection, run_id: str) -> None:
         .values(
             state=unwanted,
             ended_at=case((tasks.c.cancelling, func.clock_timestamp())),
+            untold=tasks.c.cancelling,
             cancelling=False,
             run_id=None,
         )
     )
     end_runs(connection, [run_id])
+
+
+def adopt(connection: Connection, run_id: str, workflow_id: str) -> PlannedRun | None:
+    """Makes a run the newest of what it may do of a workflow; see `Ledger.adopt`."""
+    if connection.scalar(select(runs.c.run_id).where(runs.c.run_id == run_id)) is not None:
+        return None
+    of_workflow = select(tasks.c.task_id).where(tasks.c.workflow_id == workflow_id)
+    lock_tasks(connection, connection.scalars(of_workflow).all())
+    free = or_(tasks.c.run_id.is_(None), tasks.c.state.in_(ENDED))
+    taken = connection.scalars(
+        update(tasks)
+        .where(tasks.c.workflow_id == workflow_id, tasks.c.state != TaskState.DONE, free)
+        .values(
+            state=TaskState.DISPATCHED,
+            run_id=run_id,
+            runs=tasks.c.runs + 1,
+            ended_at=None,
+            error="",
+            waiting_for="",
+            cancelling=False,
+            untold=False,
+        )
+        .returning(tasks.c.task_id)
+    ).all()
+    if not taken:
+        return None
+    adopted = PlannedRun(
+        run_id=run_id, workflow_id=workflow_id, task_ids=tuple(taken), handed_over=True
+    )
+    row = {"run_id": run_id, "workflow_id": workflow_id, "task_ids": list(taken)}
+    connection.execute(insert(runs).values(**row, handed_over=True))
+    return adopted
+
+
+def told(connection: Connection, ids: Collection[str]) -> None:
+    """Notes that it was told of tasks that they were cancelled."""
+    connection.execute(update(tasks).where(tasks.c.task_id.in_(ids)).values(untold=False))
 
 
 def open_runs(connection: Connection) -> Sequence[PlannedRun]:

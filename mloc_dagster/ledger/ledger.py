@@ -173,6 +173,26 @@ class Ledger:
         with transaction(self._engine) as connection:
             return queries.entries(connection, tasks.c.cancelling)
 
+    def untold(self, limit: int) -> Sequence[TaskEntry]:
+        """Returns tasks that were cancelled before a run had them, until `told` of them."""
+        with transaction(self._engine) as connection:
+            return queries.entries(connection, tasks.c.untold, limit=limit)
+
+    def told(self, ids: Collection[str]) -> None:
+        """Notes that somebody said of tasks that they were cancelled."""
+        with transaction(self._engine) as connection:
+            dispatching.told(connection, ids)
+
+    def adopt(self, run_id: str, workflow_id: str) -> PlannedRun | None:
+        """Makes a run that somebody else started the newest of a workflow's tasks.
+
+        Returns:
+            The run, with the tasks that are neither done nor another run's; None without any,
+            and for a run that is known.
+        """
+        with transaction(self._engine) as connection:
+            return dispatching.adopt(connection, run_id, workflow_id)
+
     def plan_runs(self, runs: Sequence[PlannedRun]) -> Sequence[PlannedRun]:
         """Gives waiting tasks their runs: from then on these are what the tasks wait for.
 

@@ -35,6 +35,26 @@ class NewTask:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """The `Idempotency-Key` of a request, and which of its documents a submission is.
+
+    Attributes:
+        key: As given.
+        place: The document's, from 0.
+        content_hash: Of all documents of the request, in order.
+    """
+
+    key: str
+    place: int
+    content_hash: str
+
+    @property
+    def name(self) -> str:
+        """What is unique in the ledger."""
+        return f"{self.key}#{self.place}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Submission:
     """A template that is about to be accepted, compiled.
 
@@ -46,8 +66,7 @@ class Submission:
         content_hash: Hex sha256 of the document as canonical JSON.
         document: The document as written.
         tasks: In the template's order; at least one.
-        request_key: The `Idempotency-Key` it came with, `#` and its place in the request; None
-            without one.
+        request: What tells that a request comes again; None without an `Idempotency-Key`.
     """
 
     workflow_id: str
@@ -57,7 +76,7 @@ class Submission:
     content_hash: str
     document: Mapping[str, JsonValue]
     tasks: tuple[NewTask, ...]
-    request_key: str | None = None
+    request: Request | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -32,9 +32,13 @@ def entry_of(row: Row[Any]) -> TaskEntry:
     return TaskEntry(**known)
 
 
-def entries(connection: Connection, *conditions: ColumnElement[bool]) -> list[TaskEntry]:
+def entries(
+    connection: Connection, *conditions: ColumnElement[bool], limit: int | None = None
+) -> list[TaskEntry]:
     """Returns the tasks that fulfil all conditions, in the order in which they were accepted."""
-    found = connection.execute(select(*ENTRY).where(*conditions).order_by(tasks.c.place))
+    found = connection.execute(
+        select(*ENTRY).where(*conditions).order_by(tasks.c.place).limit(limit)
+    )
     return [entry_of(row) for row in found]
 
 

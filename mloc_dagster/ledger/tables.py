@@ -40,6 +40,7 @@ submissions = Table(
     metadata,
     Column("workflow_id", Text, primary_key=True),
     Column("request_key", Text, unique=True),
+    Column("request_hash", Text),
     Column("content_hash", Text, nullable=False),
     Column("submitted_at", DateTime(timezone=True), nullable=False, server_default=_now),
 )
@@ -74,6 +75,7 @@ tasks = Table(
     Column("errors", Integer),
     Column("error", Text, nullable=False, server_default=""),
     Column("cancelling", Boolean, nullable=False, server_default="false"),
+    Column("untold", Boolean, nullable=False, server_default="false"),
 )
 
 runs = Table(
@@ -111,6 +113,7 @@ Index(
     postgresql_where=text("run_id IS NULL AND state = 'PENDING'"),
 )
 Index("tasks_to_cancel", tasks.c.place, postgresql_where=text("cancelling"))
+Index("tasks_to_tell_of", tasks.c.place, postgresql_where=text("untold"))
 Index("runs_open", runs.c.place, postgresql_where=text("NOT ended"))
 
 

@@ -23,7 +23,12 @@ def cancel(connection: Connection, ids: Collection[str]) -> Mapping[str, TaskSta
     connection.execute(
         update(tasks)
         .where(alive, tasks.c.run_id.is_(None))
-        .values(state=TaskState.CANCELLED, ended_at=func.clock_timestamp(), waiting_for="")
+        .values(
+            state=TaskState.CANCELLED,
+            ended_at=func.clock_timestamp(),
+            waiting_for="",
+            untold=True,
+        )
     )
     connection.execute(
         update(tasks).where(alive, tasks.c.run_id.is_not(None)).values(cancelling=True)
@@ -48,6 +53,7 @@ def retry(connection: Connection, ids: Collection[str], *, failed_rows: bool) ->
             error="",
             waiting_for="",
             cancelling=False,
+            untold=False,
             retry_rows=failed_rows,
         )
         .returning(tasks.c.task_id)

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Iterator
+from datetime import UTC, datetime
 
 import dagster as dg
 
@@ -9,7 +10,7 @@ from mloc_dagster.errors import InputError, MlocError
 from mloc_dagster.events.bus import publish
 from mloc_dagster.events.model import TaskEvent, TaskEventType
 from mloc_dagster.events.payloads import Payload
-from mloc_dagster.executors.batch_task import HandOut, node_of, start_batch, start_of
+from mloc_dagster.executors.batch_task import HandOut, miss_of, node_of, start_batch, start_of
 from mloc_dagster.executors.cancellation import cancel_requested
 from mloc_dagster.executors.open_task import open_task
 from mloc_dagster.executors.shard_run import ShardReport, run_shard
@@ -120,6 +121,9 @@ def hand_out(
         kind = _ENDS[each.state]
         payload = Payload(rows=each.rows, errors=each.errors)
         publish(_event(context, members[each.task_id], kind, payload, error=each.error or None))
+        miss = miss_of(members[each.task_id], datetime.now(UTC))
+        if miss is not None and each.state != "CANCELLED":
+            publish(_event(context, members[each.task_id], TaskEventType.TASK_SLO_MISSED, miss))
     return _output(batch, outcome, reports)
 
 

@@ -13,6 +13,9 @@ SLO_TAG = "mloc/slo_seconds"
 SLO_MISSED_TAG = "mloc/slo_missed"
 """Seconds by which the run is late; the last word when it has ended."""
 
+SUBMITTED_TAG = "mloc/submitted_at"
+"""When the run's tasks were submitted, in seconds since 1970; when it was created, without it."""
+
 DEAD_LETTER_TAG = "mloc/dead_letter"
 """Ids of tasks that failed for good, comma-joined: a person decides what becomes of them."""
 

@@ -20,7 +20,7 @@ from mloc_dagster.fleet.slo import (
     slack_s,
 )
 from mloc_dagster.ops.plan import workflow_id
-from mloc_dagster.ops.run_tags import SLO_MISSED_TAG, SLO_TAG
+from mloc_dagster.ops.run_tags import SLO_MISSED_TAG, SLO_TAG, SUBMITTED_TAG
 from mloc_dagster.sensors.instances import instance_of
 from mloc_dagster.sensors.looks import looks
 from mloc_dagster.services.run_rows import RunRow, last_durations_s, queued_runs, runs_tagged
@@ -66,7 +66,7 @@ def reorder_queue(instance: dg.DagsterInstance, estimates: JobEstimates) -> Mapp
         The priorities that were written, by run.
     """
     storage = _storage(instance)
-    rows = queued_runs(storage, (SLO_TAG, PRIORITY_TAG, SLACK_TAG))
+    rows = queued_runs(storage, (SLO_TAG, PRIORITY_TAG, SLACK_TAG, SUBMITTED_TAG))
     if not any(SLO_TAG in row.tags for row in rows):
         return {}
     runs = {row.run_id: _queued(row, estimates.of(storage, row.job_name)) for row in rows}
@@ -92,24 +92,25 @@ def tell_missed(instance: dg.DagsterInstance, now_s: float | None = None) -> lis
     """
     now = time() if now_s is None else now_s
     since = now - _LOOKBACK_S
-    rows = runs_tagged(_storage(instance), SLO_TAG, (SLO_TAG, SLO_MISSED_TAG), ended_after_s=since)
+    tags = (SLO_TAG, SLO_MISSED_TAG, SUBMITTED_TAG)
+    rows = runs_tagged(_storage(instance), SLO_TAG, tags, ended_after_s=since)
     promised = [run for row in rows if (run := _promised(row)) is not None]
     events: list[TaskEvent] = []
-    tags: dict[str, str] = {}
+    late_tags: dict[str, str] = {}
     for run in promised:
         late = late_s(run, now)
         if late <= 0:
             continue
         if run.told_late_s is None:
             events.append(_missed(instance, run, late))
-            tags[run.run_id] = f"{late:.1f}"
+            late_tags[run.run_id] = f"{late:.1f}"
         elif run.ended_s is not None and f"{run.told_late_s:.1f}" != f"{late:.1f}":
-            tags[run.run_id] = f"{late:.1f}"
+            late_tags[run.run_id] = f"{late:.1f}"
     url = settings().redis_url
     if url is not None and events:
         with open_redis(url) as client:
             send(client, events)
-    for run_id, seconds in tags.items():
+    for run_id, seconds in late_tags.items():
         instance.add_run_tags(run_id, {SLO_MISSED_TAG: seconds})
     return events
 
@@ -154,7 +155,7 @@ def _queued(row: RunRow, estimate: float) -> QueuedRun:
     slo = _seconds(row.tags.get(SLO_TAG))
     return QueuedRun(
         run_id=row.run_id,
-        submitted_s=row.created_s,
+        submitted_s=_submitted_s(row),
         slo_s=slo,
         estimate_s=estimate,
         priority=_whole(row.tags.get(PRIORITY_TAG)),
@@ -167,7 +168,12 @@ def _promised(row: RunRow) -> PromisedRun | None:
     if slo is None:
         return None
     told = _seconds(row.tags.get(SLO_MISSED_TAG))
-    return PromisedRun(row.run_id, row.created_s, slo, row.ended_s, told)
+    return PromisedRun(row.run_id, _submitted_s(row), slo, row.ended_s, told)
+
+
+def _submitted_s(row: RunRow) -> float:
+    given = _seconds(row.tags.get(SUBMITTED_TAG))
+    return row.created_s if given is None else given
 
 
 def _missed(instance: dg.DagsterInstance, run: PromisedRun, late: float) -> TaskEvent:

@@ -20,7 +20,7 @@ from dagster._core.storage.tags import (
 
 from mloc_dagster.errors import InputError
 from mloc_dagster.fleet.jobs import Jobs
-from mloc_dagster.ops.run_tags import DEAD_LETTER_TAG, SLO_MISSED_TAG, RunTask
+from mloc_dagster.ops.run_tags import DEAD_LETTER_TAG, SLO_MISSED_TAG, SUBMITTED_TAG, RunTask
 from mloc_dagster.ops.shard import RETRY_ERRORS_TAG
 from mloc_dagster.sensors.slo import SLACK_TAG
 from mloc_dagster.tasks.steps import Steps, steps_of
@@ -31,6 +31,7 @@ _OF_THE_OLD_RUN = {
     *TAGS_TO_MAYBE_OMIT_ON_RETRY,
     DEAD_LETTER_TAG,
     SLO_MISSED_TAG,
+    SUBMITTED_TAG,  # its SLO counts from the retry
     SLACK_TAG,
     RETRY_ERRORS_TAG,
 }

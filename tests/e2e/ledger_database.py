@@ -12,7 +12,7 @@ from sqlalchemy.engine import Connection, make_url
 
 from mloc_dagster.ledger.acceptance import Accepted
 from mloc_dagster.ledger.ledger import Ledger
-from mloc_dagster.ledger.model import NewTask, PlannedRun, Submission
+from mloc_dagster.ledger.model import NewTask, PlannedRun, Request, Submission
 from mloc_dagster.services.postgres import postgres_url
 from mloc_dagster.settings import settings
 
@@ -33,7 +33,13 @@ def own_database(session_home: Path, name: str) -> str:
 
 
 def submission(name: str = "echo", key: str | None = None, **changes: object) -> Submission:
-    """Returns a submission of one task, which has the workflow's id."""
+    """Returns a submission of one task, which has the workflow's id.
+
+    Args:
+        name: Of its template.
+        key: That of a request with this document only.
+        changes: Other values.
+    """
     workflow_id = str(uuid.uuid4())
     given: dict[str, object] = {
         "workflow_id": workflow_id,
@@ -43,7 +49,7 @@ def submission(name: str = "echo", key: str | None = None, **changes: object) ->
         "content_hash": name.ljust(64, "0"),
         "document": {"metadata": {"name": name}, "text": "a\0b"},
         "tasks": (NewTask(task_id=workflow_id, node=name, task_type="echo", rows=1),),
-        "request_key": key,
+        "request": key and Request(key=key, place=0, content_hash=name),
     }
     return Submission(**{**given, **changes})  # type: ignore[arg-type]
 

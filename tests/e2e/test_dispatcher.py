@@ -9,6 +9,7 @@ import sys
 import tempfile
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from mloc_dagster.compile.compiler import CompiledTemplate, compile_mapping
 from mloc_dagster.dispatch import handing_over
 from mloc_dagster.dispatch.batch_key import batch_key
 from mloc_dagster.dispatch.dispatcher import Dispatcher
+from mloc_dagster.events.bus import listening
+from mloc_dagster.events.model import TaskEvent, TaskEventType
 from mloc_dagster.executors.task_start import task_id_for
 from mloc_dagster.ledger.ledger import Ledger
 from mloc_dagster.ledger.model import NewTask, Submission, TaskEntry
@@ -28,6 +31,7 @@ from mloc_dagster.ledger.task_state import TaskState
 from mloc_dagster.results.store import open_store
 from mloc_dagster.services.postgres import postgres_url
 from mloc_dagster.settings import settings
+from mloc_dagster.tasks.retry import retry_run
 from tests.e2e.fleet_processes import RUNS, FleetProcesses
 from tests.e2e.stack import ROOT, until
 from tests.redis_server import RedisServer
@@ -141,6 +145,24 @@ class Control:
         assert found is not None
         return found
 
+    def await_state(self, task_id: str, state: TaskState) -> TaskEntry:
+        def reached() -> TaskEntry | None:
+            self.dispatcher.turn()
+            entry = self.ledger.task(task_id)
+            return entry if entry is not None and entry.state is state else None
+
+        found = until(reached, f"{task_id} is {state}", 60.0)
+        assert found is not None
+        return found
+
+
+@contextmanager
+def heard() -> Iterator[list[TaskEvent]]:
+    """Collects what is told meanwhile."""
+    events: list[TaskEvent] = []
+    with listening(events.append):
+        yield events
+
 
 @pytest.fixture
 def control(fleet: FleetProcesses) -> Iterator[Control]:
@@ -253,6 +275,13 @@ def test_what_redis_forgot_is_done_all_the_same(control: Control) -> None:
 def test_cancelled_and_retried(control: Control) -> None:
     waiting = control.submit(**echo("never begun"))
     assert control.ledger.cancel([waiting]) == {waiting: TaskState.CANCELLED}
+    with heard() as events:
+        control.dispatcher.turn()
+        control.dispatcher.turn()
+    assert [each.type for each in events if each.task_id == waiting] == [
+        TaskEventType.TASK_SUBMITTED,
+        TaskEventType.TASK_CANCELLED,
+    ]
     slow = control.submit(**echo(*(f"row {n}" for n in range(100)), echo={"delay_s": 0.1}))
 
     def running() -> bool:
@@ -285,8 +314,12 @@ def test_a_batch_that_nobody_wants_is_stopped(control: Control) -> None:
     ids = [control.submit(**echo(f"{n}", echo={"delay_s": 60})) for n in range(2)]
     control.dispatcher.turn()
     control.ledger.cancel(ids)
-    found = control.await_end(*ids, timeout_s=30)
+    with heard() as events:
+        found = control.await_end(*ids, timeout_s=30)
     assert {each.state for each in found.values()} == {TaskState.CANCELLED}
+    assert sorted(ids) == sorted(
+        each.task_id for each in events if each.type is TaskEventType.TASK_CANCELLED
+    )
     (run_id,) = {str(each.run_id) for each in found.values()}
     assert control.fleet.await_end(run_id) is dg.DagsterRunStatus.CANCELED
 
@@ -328,10 +361,13 @@ def test_a_template_of_which_no_run_can_be_made_stops_no_other(
         return real(compiled)
 
     monkeypatch.setattr(handing_over, "job_name", refuse)
-    found = control.await_end(broken, fine)
+    with heard() as events:
+        found = control.await_end(broken, fine)
     assert found[fine].state is TaskState.DONE
     assert found[broken].state is TaskState.DEAD
     assert "Dagster does not like it" in found[broken].error
+    (letter,) = [each for each in events if each.type is TaskEventType.TASK_DEAD_LETTERED]
+    assert (letter.task_id, letter.error) == (broken, found[broken].error)
     monkeypatch.undo()
     control.ledger.retry([broken])
     assert control.await_end(broken)[broken].state is TaskState.DONE
@@ -360,6 +396,27 @@ def test_a_workflow_goes_on_where_it_failed(control: Control, tmp_path: Path) ->
     assert {each.state for each in found.values()} == {TaskState.DONE}
     assert (found[first].runs, found[second].runs) == (1, 2)
     assert outputs(third) == ["here now"]
+
+
+def test_a_run_that_somebody_starts_without_asking_the_ledger_is_the_tasks_newest(
+    control: Control, tmp_path: Path
+) -> None:
+    rows = tmp_path / "rows.jsonl"
+    workflow_id = control.submit(
+        metadata={"name": "by-hand"},
+        spec={
+            "taskType": "echo",
+            "data": {"type": "dataset", "url": str(rows), "column": "text"},
+        },
+    )
+    assert control.await_end(workflow_id)[workflow_id].state is TaskState.DEAD
+    rows.write_text('{"text": "here now"}\n')
+    run = retry_run(control.fleet.instance, workflow_id)
+    control.fleet.instance.launch_run(run.run_id, workspace=None)  # type: ignore[arg-type]
+    control.dispatcher = control.fresh()
+    found = control.await_state(workflow_id, TaskState.DONE)
+    assert (found.run_id, found.runs, found.error) == (run.run_id, 2, "")
+    assert outputs(workflow_id) == ["here now"]
 
 
 def test_a_killed_dispatcher_is_followed_by_another_process(

@@ -6,6 +6,7 @@ import threading
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import dagster as dg
@@ -15,10 +16,10 @@ from sqlalchemy.engine import Connection
 
 from mloc_dagster.errors import TransientError
 from mloc_dagster.ledger import acceptance, dispatching
-from mloc_dagster.ledger.acceptance import Accepted
+from mloc_dagster.ledger.acceptance import Accepted, KeyReused
 from mloc_dagster.ledger.database import transaction
 from mloc_dagster.ledger.ledger import Ledger
-from mloc_dagster.ledger.model import PlannedRun, TaskChange, TaskFilter
+from mloc_dagster.ledger.model import PlannedRun, Request, Submission, TaskChange, TaskFilter
 from mloc_dagster.ledger.task_state import TaskState
 from tests.e2e.ledger_database import (
     KilledBefore,
@@ -82,7 +83,10 @@ def test_an_acceptance_that_is_cut_off_leaves_nothing_and_can_be_repeated(
     ledger: Ledger, url: str, beginning: str
 ) -> None:
     key, name = str(uuid.uuid4()), f"cut-{uuid.uuid4()}"
-    given = [submission(name, f"{key}#{number}") for number in range(3)]
+    given = [
+        submission(name, request=Request(key=key, place=place, content_hash=name))
+        for place in range(3)
+    ]
     away = pytest.raises(TransientError, match="the database is away")
     with KilledBefore(ledger, url, beginning), away:
         ledger.accept(given)
@@ -92,13 +96,34 @@ def test_an_acceptance_that_is_cut_off_leaves_nothing_and_can_be_repeated(
     assert {each.task_id for each in ledger.list(TaskFilter(template=name), limit=9)[0]} == set(ids)
 
 
-@pytest.mark.parametrize("key", [None, "heard#0"])
+@pytest.mark.parametrize("key", [None, "heard"])
 def test_what_was_accepted_without_anybody_hearing_it_is_not_accepted_twice(
     ledger: Ledger, key: str | None
 ) -> None:
     given = submission("unheard", key)
     assert ledger.accept([given]) == ledger.accept([given])
     assert len(ledger.workflow(given.workflow_id)) == 1
+
+
+def test_a_key_with_more_documents_or_fewer_accepts_none_of_them(ledger: Ledger) -> None:
+    key, name = str(uuid.uuid4()), f"whole-{uuid.uuid4()}"
+
+    def request(*contents: str) -> list[Submission]:
+        content = "".join(contents)
+        return [
+            submission(
+                name,
+                content_hash=each * 64,
+                request=Request(key=key, place=place, content_hash=content),
+            )
+            for place, each in enumerate(contents)
+        ]
+
+    first = ledger.accept(request("a", "b"))
+    assert ledger.accept(request("a", "b")) == [replace(each, new=False) for each in first]
+    for other in ("abc", "a", "ac", "cb"):
+        assert all(isinstance(each, KeyReused) for each in ledger.accept(request(*other)))
+    assert len(ledger.list(TaskFilter(template=name), limit=9)[0]) == 2
 
 
 def test_acceptance_is_durable_on_a_server_that_is_set_otherwise(url: str) -> None:
@@ -117,7 +142,7 @@ def test_two_that_accept_the_same_in_another_order_both_go_on(ledger: Ledger) ->
     run = uuid.uuid4()
 
     def accept(names: Sequence[str]) -> None:
-        answers = ledger.accept([submission(f"{run}{each}", f"{run}{each}#0") for each in names])
+        answers = ledger.accept([submission(f"{run}{each}", f"{run}{each}") for each in names])
         assert all(isinstance(each, Accepted) for each in answers)
 
     names = [f"-{number}" for number in range(20)]

@@ -16,7 +16,7 @@ from mloc_dagster.events.log import BEGINNING, Channel
 from mloc_dagster.events.model import TaskEvent
 from mloc_dagster.events.stream import open_redis, read_events
 from mloc_dagster.local_run import run_template
-from mloc_dagster.ops.run_tags import SLO_MISSED_TAG, SLO_TAG
+from mloc_dagster.ops.run_tags import SLO_MISSED_TAG, SLO_TAG, SUBMITTED_TAG
 from mloc_dagster.sensors.slo import (
     PRIORITY_TAG,
     JobEstimates,
@@ -110,6 +110,21 @@ def test_a_missed_slo_is_told_once(instance: dg.DagsterInstance, with_redis: str
     assert logged.event.payload.slo is not None
     assert logged.event.payload.slo.seconds == 600
     assert 4 < logged.event.payload.slo.late_s < 6
+
+
+def test_an_slo_counts_from_the_submission_of_what_waited_for_its_run(
+    instance: dg.DagsterInstance,
+) -> None:
+    record = instance.get_run_record_by_id(queued(instance, echo_template("now")).run_id)
+    assert record is not None
+    submitted = record.create_timestamp.timestamp() - 500
+    tags = {SUBMITTED_TAG: f"{submitted:.3f}"}
+    run = queued(instance, echo_template("long-ago", more=slo(600)), tags)
+    later = queued(instance, echo_template("just-now", more=slo(300)))
+    reorder_queue(instance, JobEstimates())
+    assert taken_order(instance)[:2] == [run.run_id, later.run_id]
+    assert tell_missed(instance, submitted + 595) == []
+    assert [each.run_id for each in tell_missed(instance, submitted + 605)] == [run.run_id]
 
 
 def test_a_run_that_ended_late_is_told_of(instance: dg.DagsterInstance) -> None:

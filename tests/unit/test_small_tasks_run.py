@@ -254,6 +254,17 @@ def test_events_are_those_of_the_members() -> None:
         assert {each.node for each in own} == {alone}
 
 
+def test_a_member_that_is_late_says_so_itself() -> None:
+    heard: list[TaskEvent] = []
+    batch = batch_of(document("a", slo={"seconds": 0.001}), document("b", slo={"seconds": 600}))
+    with listening(heard.append):
+        run(batch)
+    (missed,) = [each for each in heard if each.type is TaskEventType.TASK_SLO_MISSED]
+    assert missed.task_id == batch.members[0].task_id
+    assert missed.payload.slo is not None
+    assert missed.payload.slo.late_s > 0
+
+
 def test_the_store_names_the_members_and_nobody_else() -> None:
     batch = batch_of(document("a"), document("b"))
     run(batch)
