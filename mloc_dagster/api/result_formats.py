@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Literal
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal
 
 import msgspec
 
@@ -19,7 +19,7 @@ MEDIA_TYPES: dict[ResultFormat, str] = {
     "jsonl": "application/x-ndjson",
     "csv": "text/csv",
 }
-_BATCH_ROWS = 1_024
+_BATCH_ROWS = 4_096
 
 
 def can_convert(folder: Folder, wanted: ResultFormat) -> bool:
@@ -31,27 +31,41 @@ def converted(folder: Folder, wanted: ResultFormat) -> Iterator[bytes]:
     """Yields the rows of `responses.parquet` in another format, as `results.export` writes it."""
     from pyarrow import parquet
 
-    write = _csv if wanted == "csv" else _jsonl
     with folder.open("responses.parquet") as file, parquet.ParquetFile(file) as table:
+        names = table.schema_arrow.names
+        write = _csv if wanted == "csv" else _jsonl_writer(names)
         if wanted == "csv":
-            yield _csv([dict.fromkeys(table.schema_arrow.names)], header=True)
+            yield _csv([[name] for name in names])
         for batch in table.iter_batches(_BATCH_ROWS):
-            yield write(batch.to_pylist())
+            yield write([_cells(column) for column in batch.columns])
 
 
-def _jsonl(rows: list[dict[str, object]]) -> bytes:
-    return msgspec.json.Encoder().encode_lines(rows)
+def _cells(column: Any) -> Sequence[object]:
+    if column.null_count == len(column):
+        return [None] * len(column)
+    if column.null_count or column.type.num_fields:
+        return column.to_pylist()
+    return column.to_numpy(zero_copy_only=False).tolist()  # several times as fast
 
 
-def _csv(rows: Sequence[Mapping[str, object]], *, header: bool = False) -> bytes:
+def _jsonl_writer(names: Sequence[str]) -> Callable[[Sequence[Sequence[object]]], bytes]:
+    row = msgspec.defstruct("Row", [(name, object) for name in names])
+    encoder = msgspec.json.Encoder()
+    return lambda columns: encoder.encode_lines(
+        [row(*cells) for cells in zip(*columns, strict=True)]
+    )
+
+
+def _csv(columns: Sequence[Sequence[object]]) -> bytes:
     text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\r\n")  # RFC 4180
-    if header:
-        writer.writerow(rows[0])
-    else:
-        writer.writerows([_cell(cell) for cell in row.values()] for row in rows)
+    plain = [_plain(column) for column in columns]
+    csv.writer(text, lineterminator="\r\n").writerows(zip(*plain, strict=True))  # RFC 4180
     return text.getvalue().encode()
 
 
-def _cell(cell: object) -> object:
-    return msgspec.json.encode(cell).decode() if isinstance(cell, list) else cell
+def _plain(cells: Sequence[object]) -> Sequence[object]:
+    if not any(isinstance(cell, list) for cell in cells):
+        return cells
+    return [
+        msgspec.json.encode(cell).decode() if isinstance(cell, list) else cell for cell in cells
+    ]
