@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from datetime import datetime
 from threading import Lock
 from typing import TYPE_CHECKING
 
+from redis import RedisError
+
 from mloc_dagster.errors import InputError, TransientError
+from mloc_dagster.events.recall import LastNews, last_training_news
 from mloc_dagster.fleet.redis_client import require_redis
 from mloc_dagster.fleet.registry import WORKER_IDS, WorkerRegistry
 
@@ -80,6 +84,13 @@ class FleetAccess:
     def queue_depths(self) -> Mapping[str, int]:
         """Returns how many tickets wait, by queue."""
         return self.engine().queue_depths()
+
+    def last_word(self, task_id: str, since: datetime) -> LastNews | None:
+        """Returns how far a training said it was; None where nobody can tell."""
+        try:
+            return last_training_news(self._redis(), task_id, since)
+        except (TransientError, RedisError):  # its checkpoints still tell
+            return None
 
     def _redis(self) -> redis.Redis:
         return self.engine().client

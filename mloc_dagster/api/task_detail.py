@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 from mloc_dagster.api.state import ApiState
 from mloc_dagster.api.views import task_fields
-from mloc_dagster.client.models import ProgressReply, Shards, TaskReply
+from mloc_dagster.client.models import ProgressReply, Shards, TaskReply, TrainingView
 from mloc_dagster.ledger.model import TaskEntry
 from mloc_dagster.ledger.task_state import TaskState
+from mloc_dagster.schema.task import SPEC_TYPES, TrainingSpec
 from mloc_dagster.tasks.progress import plan_of, summary_of
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ def task_reply(api: ApiState, entry: TaskEntry) -> TaskReply:
     fields = task_fields(entry)
     folder = api.store.task(entry.task_id)
     fields["folder"] = folder.url
+    fields["training"] = _training(api, entry)
     status = live_status(api, entry)
     if status is not None:
         fields |= _of_status(status)
@@ -30,6 +32,17 @@ def task_reply(api: ApiState, entry: TaskEntry) -> TaskReply:
             fields["shards"] = Shards(done=len(plan.shards))
             fields["rows"] = fields["rows"] or plan.rows
     return TaskReply.model_validate(fields)
+
+
+def _training(api: ApiState, entry: TaskEntry) -> TrainingView | None:
+    kind = SPEC_TYPES.get(entry.task_type)
+    if kind is None or not issubclass(kind, TrainingSpec):
+        return None
+    from mloc_dagster.tasks.training_status import training_status
+
+    runs = entry.state is TaskState.RUNNING
+    found = training_status(entry.task_id, entry.submitted_at, api.fleet.last_word, runs=runs)
+    return None if found is None else TrainingView.model_validate(found.model_dump())
 
 
 def _of_status(status: TaskStatus) -> dict[str, object]:

@@ -45,7 +45,7 @@ def details(client: Client, task_or_workflow_id: str) -> Sequence[TaskDetail]:
 
 def print_details(tasks: Sequence[TaskDetail]) -> None:
     """Prints all that is known of tasks."""
-    print_task_lines([(each, each.status, None) for each in tasks])
+    print_task_lines([(each, each.status, each.training) for each in tasks])
 
 
 def api_show(client: Client, task_or_workflow_id: str, *, as_json: bool) -> int:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from mloc_dagster.client.client import Client
     from mloc_dagster.tasks.dead_letters import DeadLetter
     from mloc_dagster.tasks.task_status import TaskStatus
-    from mloc_dagster.tasks.training_status import TrainingStatus
+    from mloc_dagster.tasks.training_status import LastWord, TrainingStatus
     from mloc_dagster.tasks.workflows import Found
 
 _PAGE = 100
@@ -73,14 +73,20 @@ def _statuses(fleet: Fleet, found: Found) -> list[tuple[TaskStatus, TrainingStat
     from mloc_dagster.events.stream import open_redis
     from mloc_dagster.fleet.redis_client import redis_url
     from mloc_dagster.tasks.task_status import status_of
-    from mloc_dagster.tasks.training_status import training_status
 
     with open_redis(redis_url()) as client:
         last_word = partial(last_training_news, client)
         statuses = [
             status_of(fleet.instance, fleet.engine, found.workflow, each) for each in found.tasks
         ]
-        return [(each, training_status(each, last_word)) for each in statuses]
+        return [(each, _training(each, last_word)) for each in statuses]
+
+
+def _training(status: TaskStatus, last_word: LastWord) -> TrainingStatus | None:
+    from mloc_dagster.tasks.training_status import training_status
+
+    runs = status.state is TaskState.RUNNING
+    return training_status(status.task_id, status.created_at, last_word, runs=runs)
 
 
 def _shown(status: TaskStatus, training: TrainingStatus | None) -> dict[str, object]:

@@ -16,7 +16,7 @@ from mloc_dagster.cli.wording import count, duration, shorten
 from mloc_dagster.ledger.task_state import TaskState
 
 if TYPE_CHECKING:
-    from mloc_dagster.client.models import DeadLetterView, TaskDetail
+    from mloc_dagster.client.models import DeadLetterView, TaskDetail, TrainingView
     from mloc_dagster.tasks.dead_letters import DeadLetter
     from mloc_dagster.tasks.task_status import TaskStatus
     from mloc_dagster.tasks.training_status import TrainingStatus
@@ -44,7 +44,9 @@ class ListedTask:
 
 
 def print_task_lines(
-    tasks: Sequence[tuple[TaskStatus | TaskDetail, TaskState, TrainingStatus | None]],
+    tasks: Sequence[
+        tuple[TaskStatus | TaskDetail, TaskState, TrainingStatus | TrainingView | None]
+    ],
 ) -> None:
     """Prints all that is known of tasks, and of trainings how far they are."""
     for place, (task, state, training) in enumerate(tasks):
@@ -55,7 +57,9 @@ def print_task_lines(
 
 
 def task_lines(
-    task: TaskStatus | TaskDetail, state: TaskState, training: TrainingStatus | None = None
+    task: TaskStatus | TaskDetail,
+    state: TaskState,
+    training: TrainingStatus | TrainingView | None = None,
 ) -> Iterator[tuple[str, str]]:
     """Yields what is said of a task, line by line.
 
@@ -86,7 +90,7 @@ def task_lines(
 
 
 def _progress(
-    task: TaskStatus | TaskDetail, training: TrainingStatus | None
+    task: TaskStatus | TaskDetail, training: TrainingStatus | TrainingView | None
 ) -> Iterator[tuple[str, str]]:
     if training is not None:
         yield from training_lines(training)

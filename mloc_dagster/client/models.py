@@ -36,6 +36,7 @@ from mloc_dagster.client.task_models import (
     TaskPage,
     TaskReply,
     TaskView,
+    TrainingView,
     WorkflowReply,
 )
 from mloc_dagster.client.wire import (
@@ -76,6 +77,7 @@ __all__ = [
     "TaskPage",
     "TaskReply",
     "TaskView",
+    "TrainingView",
     "Wire",
     "WorkerPage",
     "WorkerReply",

@@ -77,6 +77,28 @@ class TaskView(Wire):
     """Whether it was asked to stop and has not ended since."""
 
 
+class TrainingView(Wire):
+    """How far a training is."""
+
+    step: int
+    """Steps done; after a restart those of the newest checkpoint."""
+    steps: int | None = None
+    """How many there will be; null while nobody said."""
+    metrics: Mapping[str, float] = {}
+    """What was logged last, as the trainer names it; closing figures once it is done."""
+    steps_per_s: float | None = None
+    eta_s: float | None = None
+    """Seconds until the last step."""
+    seconds: float | None = None
+    """Wall seconds of the attempt that finished it."""
+    checkpoint: int | None = None
+    """The step of the newest checkpoint."""
+    gate: str = ""
+    """Whether and why the model is handed on."""
+    told_at: AwareDatetime | None = None
+    """When that was so."""
+
+
 class TaskDetail(TaskView):
     """A task with what only its run and its folder know."""
 
@@ -87,6 +109,8 @@ class TaskDetail(TaskView):
     """Who computes which shard now."""
     folder: str = ""
     """Where its results are."""
+    training: TrainingView | None = None
+    """Of a task that trains."""
 
 
 class TaskReply(TaskDetail, Reply):

@@ -10,12 +10,10 @@ from pydantic import BaseModel, ConfigDict
 from mloc_dagster.errors import IncompleteResultsError
 from mloc_dagster.events.recall import LastNews
 from mloc_dagster.executors.training.checkpoints import published_checkpoints
-from mloc_dagster.ledger.task_state import TaskState
 from mloc_dagster.results.record import RECORD_NAME, read_record
 from mloc_dagster.results.store import Folder, open_store
 from mloc_dagster.results.training_summary import TrainingSummary, read_training
 from mloc_dagster.schema.task import SPEC_TYPES, TrainingSpec
-from mloc_dagster.tasks.task_status import TaskStatus
 
 LastWord = Callable[[str, datetime], LastNews | None]
 """Takes a task and when it was submitted; returns what it last said."""
@@ -50,23 +48,30 @@ class TrainingStatus(BaseModel):
 
 
 def training_status(
-    status: TaskStatus, last_word: LastWord, now: datetime | None = None
+    task_id: str,
+    submitted_at: datetime,
+    last_word: LastWord,
+    *,
+    runs: bool,
+    now: datetime | None = None,
 ) -> TrainingStatus | None:
     """Returns how far a task is that trains; None if it is no training, or has no record yet.
 
     Args:
-        status: The task.
+        task_id: The task.
+        submitted_at: Before that it said nothing.
         last_word: Tells what a task last said.
+        runs: Whether it is at work.
         now: The time; the clock's by default.
     """
-    folder = open_store().task(status.task_id)
+    folder = open_store().task(task_id)
     if not _trains(folder):
         return None
     checkpoint = _newest_checkpoint(folder)
     try:
         return _done(read_training(folder), checkpoint)
     except IncompleteResultsError:
-        news = last_word(status.task_id, status.created_at)
+        news = last_word(task_id, submitted_at)
     if news is None or news.event.payload.training is None:
         return TrainingStatus(step=checkpoint or 0, checkpoint=checkpoint)
     figures, told_at = news.event.payload.training, news.event.ts
@@ -78,7 +83,6 @@ def training_status(
             checkpoint=checkpoint,
             told_at=told_at,
         )
-    runs = status.state is TaskState.RUNNING
     return TrainingStatus(
         step=figures.step,
         steps=figures.steps or None,

@@ -9,17 +9,34 @@ from pathlib import Path
 import pytest
 from sqlalchemy.exc import OperationalError
 
+from mloc_dagster.api import task_detail
 from mloc_dagster.api.acceptance import Acceptance
 from mloc_dagster.api.compiled_bodies import CompiledBodies
+from mloc_dagster.api.fleet_access import FleetAccess
 from mloc_dagster.api.limits import Limits
 from mloc_dagster.api.metrics import Metrics
 from mloc_dagster.api.submission_body import SubmissionBody
 from mloc_dagster.client.models import Finding, SubmitReply, TaskPage
-from mloc_dagster.compile.compiler import compile_files
+from mloc_dagster.compile.compiler import compile_files, compile_mapping
+from mloc_dagster.events.model import TaskEvent, TaskEventType
+from mloc_dagster.events.payloads import Payload, TrainingFigures
+from mloc_dagster.events.recall import LastNews
+from mloc_dagster.executors.task_start import task_record
 from mloc_dagster.ledger.task_state import TaskState
+from mloc_dagster.results.record import write_record
 from mloc_dagster.settings import settings
 from tests.api_server import ECHO, STAGES, Served, serving
 from tests.memory_ledger import MemoryLedger
+
+SFT = """\
+apiVersion: mloc/v1
+kind: TrainingTask
+metadata: {name: taught}
+spec:
+  taskType: sft
+  model: {source: {type: builtin, identifier: tiny-chat}}
+  data: {rows: [{text: a}]}
+"""
 
 
 @pytest.fixture
@@ -256,6 +273,30 @@ def test_progress_of_a_done_task(api: Served) -> None:
     api.ledger.set(task, run_id="r", state=TaskState.DONE, rows_finished=2, errors=0)
     progress = api.client.get(f"/api/v1/tasks/{task}/progress").json()
     assert (progress["fraction"], progress["rows_finished"], progress["eta_s"]) == (1.0, 2, None)
+
+
+def test_a_training_says_how_far_it_is(api: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    task_id = api.submit(SFT)
+    assert api.client.get(f"/api/v1/tasks/{task_id}").json()["training"] is None
+    template = compile_mapping(dict(api.ledger.documents[task_id]))
+    record = task_record(task_id, template, template.tasks[0], task_id, "run", {})
+    write_record(api.folder(task_id), record)
+    api.ledger.set(task_id, run_id="run", state=TaskState.RUNNING)
+    figures = TrainingFigures(step=7, steps=48, steps_per_s=0.5, metrics={"loss": 0.75})
+    told = TaskEvent(
+        type=TaskEventType.TASK_PROGRESS,
+        task_id=task_id,
+        run_id="run",
+        node="taught",
+        payload=Payload(training=figures, eta_s=82.0),
+    )
+    monkeypatch.setattr(
+        FleetAccess, "last_word", lambda *_: LastNews(told, superseded=False), raising=True
+    )
+    monkeypatch.setattr(task_detail, "live_status", lambda *_: None)  # it has no Dagster run
+    shown = api.client.get(f"/api/v1/tasks/{task_id}").json()["training"]
+    assert (shown["step"], shown["steps"], shown["metrics"]) == (7, 48, {"loss": 0.75})
+    assert 0 < shown["eta_s"] <= 82
 
 
 def test_what_is_unknown_is_404(api: Served) -> None:

@@ -78,8 +78,13 @@ def happened(task_id: str, kind: TaskEventType, at: datetime) -> TaskEvent:
     return TaskEvent(type=kind, task_id=task_id, run_id="run", node="taught", shard=place, ts=at)
 
 
+def training_of(status: TaskStatus, news: LastNews | None) -> TrainingStatus | None:
+    runs = status.state is TaskState.RUNNING
+    return training_status(status.task_id, status.created_at, lambda *_: news, runs=runs, now=LATER)
+
+
 def shown(status: TaskStatus, news: LastNews | None) -> dict[str, str]:
-    training = training_status(status, lambda *_: news, LATER)
+    training = training_of(status, news)
     return dict(task_lines(status, status.state, training))
 
 
@@ -140,7 +145,7 @@ def test_a_finished_training_says_what_it_came_to() -> None:
 
 def test_other_tasks_count_rows() -> None:
     status = submitted("inference")
-    assert training_status(status, lambda *_: None) is None
+    assert training_of(status, None) is None
     assert dict(task_lines(status, status.state))["rows"] == "0 of 192"
 
 
@@ -170,7 +175,7 @@ def test_a_later_restart_is_seen(client: redis.Redis, kind: TaskEventType) -> No
 def test_the_document_names_its_figures() -> None:
     status = submitted()
     news = LastNews(progress(status.task_id, 24), superseded=False)
-    training = training_status(status, lambda *_: news, LATER)
+    training = training_of(status, news)
     assert isinstance(training, TrainingStatus)
     document = training.model_dump(mode="json")
     assert (document["step"], document["steps"], document["eta_s"]) == (24, 48, 43.0)
