@@ -135,7 +135,7 @@ def run_chaos(
         seed: Of all that is random.
         victims: What is killed.
         pause_s: Seconds between two kills, on average.
-        settle_s: Within which time after the last kill every task must have ended.
+        settle_s: Seconds after the last kill in which nothing ends, and it is taken for stuck.
     """
     run = f"chaos-{seed}-{time.time_ns()}"
     url = f"http://127.0.0.1:{stack.api_port}"
@@ -170,7 +170,9 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=300.0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--pause", type=float, default=3.0, help="seconds between two kills")
-    parser.add_argument("--settle", type=float, default=300.0)
+    parser.add_argument(
+        "--settle", type=float, default=300.0, help="seconds of standstill that are too many"
+    )
     parser.add_argument("--kill", default=",".join(VICTIMS), help="components; also postgres")
     parser.add_argument("--keep", action="store_true", help="leave the home there")
     given = parser.parse_args()

@@ -41,15 +41,23 @@ def tasks_of(api: httpx.Client, run: str) -> list[Task]:
             return found
 
 
-def settle(api: httpx.Client, run: str, timeout_s: float) -> list[Task]:
-    """Waits until every task has ended for good; returns how they are, after the timeout too."""
-    deadline = time.monotonic() + timeout_s
+def settle(api: httpx.Client, run: str, patience_s: float) -> list[Task]:
+    """Waits until every task has ended for good; returns how they are.
+
+    Args:
+        api: The API.
+        run: Whose tasks.
+        patience_s: Seconds in which nothing ends, after which it returns all the same.
+    """
+    fewest, deadline = float("inf"), time.monotonic() + patience_s
     while True:
         try:
             found = tasks_of(api, run)
             left = sum(each["status"] in _OPEN for each in found)
         except httpx.HTTPError:
             found, left = [], -1
+        if 0 <= left < fewest:
+            fewest, deadline = left, time.monotonic() + patience_s
         if not left or time.monotonic() > deadline:
             return found
         time.sleep(0.5)
