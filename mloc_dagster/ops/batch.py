@@ -113,7 +113,8 @@ def hand_out(
 ) -> dg.Output[TaskRef]:
     """Writes every member's results, and what became of each."""
     store, batch = open_store(), _batch_of(config)
-    outcome = read_outcome(store, config.batch_id) or _give_all(batch, context.run_id, reports)
+    with _ONE_AT_A_TIME:
+        outcome = read_outcome(store, config.batch_id) or _give_all(batch, context.run_id, reports)
     write_outcome(store, config.batch_id, outcome)
     delete_rows(store, batch)
     members = {each.task_id: each for each in batch.members}
@@ -128,11 +129,6 @@ def hand_out(
 
 
 def _give_all(batch: Batch, run_id: str, reports: list[ShardReport]) -> Outcome:
-    with _ONE_AT_A_TIME:
-        return _give_all_members(batch, run_id, reports)
-
-
-def _give_all_members(batch: Batch, run_id: str, reports: list[ShardReport]) -> Outcome:
     folder = open_task(batch.task_id).folder
     store = open_store().unsettled()
     cancelled = cancelled_members(store, batch.batch_id)
