@@ -12,7 +12,8 @@ from redis import RedisError
 
 from mloc_dagster.errors import InputError, TransientError
 from mloc_dagster.events.recall import LastNews, last_training_news
-from mloc_dagster.fleet.redis_client import require_redis
+from mloc_dagster.events.stream import open_redis
+from mloc_dagster.fleet.redis_client import redis_url, require_redis
 from mloc_dagster.fleet.registry import WORKER_IDS, WorkerRegistry
 
 if TYPE_CHECKING:
@@ -88,8 +89,9 @@ class FleetAccess:
     def last_word(self, task_id: str, since: datetime) -> LastNews | None:
         """Returns how far a training said it was; None where nobody can tell."""
         try:
-            return last_training_news(self._redis(), task_id, since)
-        except (TransientError, RedisError):  # its checkpoints still tell
+            with open_redis(redis_url()) as client:
+                return last_training_news(client, task_id, since)
+        except (InputError, RedisError):  # its checkpoints still tell
             return None
 
     def _redis(self) -> redis.Redis:

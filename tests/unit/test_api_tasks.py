@@ -9,10 +9,8 @@ from pathlib import Path
 import pytest
 from sqlalchemy.exc import OperationalError
 
-from mloc_dagster.api import task_detail
 from mloc_dagster.api.acceptance import Acceptance
 from mloc_dagster.api.compiled_bodies import CompiledBodies
-from mloc_dagster.api.fleet_access import FleetAccess
 from mloc_dagster.api.limits import Limits
 from mloc_dagster.api.metrics import Metrics
 from mloc_dagster.api.submission_body import SubmissionBody
@@ -20,7 +18,7 @@ from mloc_dagster.client.models import Finding, SubmitReply, TaskPage
 from mloc_dagster.compile.compiler import compile_files, compile_mapping
 from mloc_dagster.events.model import TaskEvent, TaskEventType
 from mloc_dagster.events.payloads import Payload, TrainingFigures
-from mloc_dagster.events.recall import LastNews
+from mloc_dagster.events.stream import open_redis, send
 from mloc_dagster.executors.task_start import task_record
 from mloc_dagster.ledger.task_state import TaskState
 from mloc_dagster.results.record import write_record
@@ -275,7 +273,9 @@ def test_progress_of_a_done_task(api: Served) -> None:
     assert (progress["fraction"], progress["rows_finished"], progress["eta_s"]) == (1.0, 2, None)
 
 
-def test_a_training_says_how_far_it_is(api: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_training_says_how_far_it_is(
+    api: Served, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     task_id = api.submit(SFT)
     assert api.client.get(f"/api/v1/tasks/{task_id}").json()["training"] is None
     template = compile_mapping(dict(api.ledger.documents[task_id]))
@@ -290,10 +290,10 @@ def test_a_training_says_how_far_it_is(api: Served, monkeypatch: pytest.MonkeyPa
         node="taught",
         payload=Payload(training=figures, eta_s=82.0),
     )
-    monkeypatch.setattr(
-        FleetAccess, "last_word", lambda *_: LastNews(told, superseded=False), raising=True
-    )
-    monkeypatch.setattr(task_detail, "live_status", lambda *_: None)  # it has no Dagster run
+    with open_redis(redis_url) as client:
+        send(client, [told])
+    monkeypatch.setenv("MLOC_REDIS_URL", redis_url)
+    settings.cache_clear()
     shown = api.client.get(f"/api/v1/tasks/{task_id}").json()["training"]
     assert (shown["step"], shown["steps"], shown["metrics"]) == (7, 48, {"loss": 0.75})
     assert 0 < shown["eta_s"] <= 82
