@@ -58,14 +58,10 @@ def _jsonl_writer(names: Sequence[str]) -> Callable[[Sequence[Sequence[object]]]
 
 def _csv(columns: Sequence[Sequence[object]]) -> bytes:
     text = io.StringIO(newline="")
-    plain = [_plain(column) for column in columns]
-    csv.writer(text, lineterminator="\r\n").writerows(zip(*plain, strict=True))  # RFC 4180
+    cells = [map(_cell, column) for column in columns]
+    csv.writer(text, lineterminator="\r\n").writerows(zip(*cells, strict=True))  # RFC 4180
     return text.getvalue().encode()
 
 
-def _plain(cells: Sequence[object]) -> Sequence[object]:
-    if not any(isinstance(cell, list) for cell in cells):
-        return cells
-    return [
-        msgspec.json.encode(cell).decode() if isinstance(cell, list) else cell for cell in cells
-    ]
+def _cell(cell: object) -> object:
+    return msgspec.json.encode(cell).decode() if isinstance(cell, list) else cell

@@ -78,7 +78,7 @@ def node_of(member: Member) -> str:
 
 def start_of(member: Member) -> Payload:
     """Returns what is said of a member when it is begun, as of a task of its own."""
-    slo = _spec(_compiled(_text(member.document))).slo
+    slo = _spec_of(member).slo
     if slo is None:
         return Payload(rows=member.rows)
     due = member.submitted_at + timedelta(seconds=slo.seconds)
@@ -87,7 +87,7 @@ def start_of(member: Member) -> Payload:
 
 def miss_of(member: Member, ended: datetime) -> Payload | None:
     """Returns by how much a member that ended missed its SLO; None if it did not."""
-    slo = _spec(_compiled(_text(member.document))).slo
+    slo = _spec_of(member).slo
     elapsed = (ended - member.submitted_at).total_seconds()
     if slo is None or elapsed <= slo.seconds:
         return None
@@ -106,10 +106,14 @@ def _text(document: Mapping[str, JsonValue]) -> str:
 
 
 def _items(member: Member) -> list[JsonValue]:
-    data = _spec(_compiled(_text(member.document))).data
+    data = _spec_of(member).data
     if not isinstance(data, ListData):
         raise TypeError(f"{member.task_id} has no list of rows")
     return data.model_dump(mode="json")["items"]
+
+
+def _spec_of(member: Member) -> RowSpec:
+    return _spec(_compiled(_text(member.document)))
 
 
 def _spec(compiled: CompiledTemplate) -> RowSpec:
@@ -183,7 +187,7 @@ class HandOut:
         folder = store.task(member.task_id)
         why = self._write(member, folder, rows)
         if not why:
-            write_manifest(folder, _spec(_compiled(_text(member.document))).output.artifacts)
+            write_manifest(folder, _spec_of(member).output.artifacts)
             self._unfinished[member.task_id] = store
         store.flush(but=[f"{member.task_id}/{MANIFEST_NAME}"])
         return why
@@ -249,7 +253,7 @@ class HandOut:
 
     def _deliver(self, member: Member) -> None:
         folder = self.store.task(member.task_id)
-        spec = _spec(_compiled(_text(member.document)))
+        spec = _spec_of(member)
         manifest = read_manifest(folder)
         wanted = [each.path for each in manifest.entries if each.required]
         present = {each.path for each in manifest.entries if each.status != "missing"}

@@ -108,7 +108,10 @@ def adopt(connection: Connection, run_id: str, workflow_id: str) -> PlannedRun |
     if connection.scalar(select(runs.c.run_id).where(runs.c.run_id == run_id)) is not None:
         return None
     of_workflow = select(tasks.c.task_id).where(tasks.c.workflow_id == workflow_id)
-    lock_tasks(connection, connection.scalars(of_workflow).all())
+    ids = connection.scalars(of_workflow).all()
+    if not ids:
+        return None
+    lock_tasks(connection, ids)
     free = or_(tasks.c.run_id.is_(None), tasks.c.state.in_(ENDED))
     taken = connection.scalars(
         update(tasks)
@@ -125,14 +128,13 @@ def adopt(connection: Connection, run_id: str, workflow_id: str) -> PlannedRun |
         )
         .returning(tasks.c.task_id)
     ).all()
-    if not taken:
-        return None
+    # Known from now on, or it would be taken for new when its tasks wait for another one.
+    row = {"run_id": run_id, "workflow_id": workflow_id, "task_ids": list(taken)}
+    connection.execute(insert(runs).values(**row, handed_over=True, ended=not taken))
     adopted = PlannedRun(
         run_id=run_id, workflow_id=workflow_id, task_ids=tuple(taken), handed_over=True
     )
-    row = {"run_id": run_id, "workflow_id": workflow_id, "task_ids": list(taken)}
-    connection.execute(insert(runs).values(**row, handed_over=True))
-    return adopted
+    return adopted if taken else None
 
 
 def told(connection: Connection, ids: Collection[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from mloc_dagster.services.advisory_locks import AdvisoryLock
 
@@ -25,61 +26,23 @@ def redis_answers(url: str) -> bool:
 
 def postgres_answers(url: str) -> bool:
     """Returns whether PostgreSQL answers a SELECT 1; not while it recovers."""
-    import psycopg2
-
-    try:
-        connection = psycopg2.connect(url, connect_timeout=_PATIENCE_S)
-    except psycopg2.Error:
-        return False
-    try:
-        with connection.cursor() as cursor:
-            cursor.execute("SELECT 1")
-            return cursor.fetchone() == (1,)
-    except psycopg2.Error:
-        return False
-    finally:
-        connection.close()
+    return _first_row(url, "SELECT 1") == (1,)
 
 
 def webserver_answers(url: str) -> bool:
     """Returns whether Dagster's UI answers with HTTP 200."""
-    import httpx
-
-    try:
-        # The environment's proxies are for other machines.
-        with httpx.Client(trust_env=False, timeout=_PATIENCE_S) as client:
-            return client.get(f"{url}/server_info").status_code == httpx.codes.OK
-    except httpx.HTTPError:
-        return False
+    return _is_ok(f"{url}/server_info")
 
 
 def api_answers(url: str) -> bool:
     """Returns whether the API says that it serves."""
-    import httpx
-
-    try:
-        with httpx.Client(trust_env=False, timeout=_PATIENCE_S) as client:
-            return client.get(f"{url}/healthz").status_code == httpx.codes.OK
-    except httpx.HTTPError:
-        return False
+    return _is_ok(f"{url}/healthz")
 
 
 def dispatcher_answers(url: str) -> bool:
     """Returns whether a dispatcher leads; it may be that of another machine."""
-    import psycopg2
-
-    try:
-        connection = psycopg2.connect(url, connect_timeout=_PATIENCE_S)
-    except psycopg2.Error:
-        return False
-    try:
-        with connection.cursor() as cursor:
-            cursor.execute("SELECT pg_try_advisory_lock_shared(%s)", (AdvisoryLock.LEAD,))
-            return cursor.fetchone() == (False,)
-    except psycopg2.Error:
-        return False
-    finally:
-        connection.close()
+    free = _first_row(url, "SELECT pg_try_advisory_lock_shared(%s)", AdvisoryLock.LEAD)
+    return free == (False,)
 
 
 def code_answers(socket: Path) -> bool:
@@ -100,22 +63,36 @@ def code_answers(socket: Path) -> bool:
 
 def daemon_answers(postgres_url: str, since: datetime) -> bool:
     """Returns whether Dagster's daemon has sent a heartbeat to its database since a moment."""
+    query = "SELECT count(*) FROM daemon_heartbeats WHERE timestamp > %s"
+    # Dagster keeps its times in UTC without saying so.
+    row = _first_row(postgres_url, query, since.astimezone(UTC).replace(tzinfo=None))
+    return row is not None and row[0] > 0
+
+
+def _is_ok(url: str) -> bool:
+    import httpx
+
+    try:
+        # The environment's proxies are for other machines.
+        with httpx.Client(trust_env=False, timeout=_PATIENCE_S) as client:
+            return client.get(url).status_code == httpx.codes.OK
+    except httpx.HTTPError:
+        return False
+
+
+def _first_row(url: str, query: str, *values: object) -> tuple[Any, ...] | None:
+    """Returns what a database answers; None while it, or the table, is not there."""
     import psycopg2
 
     try:
-        connection = psycopg2.connect(postgres_url, connect_timeout=_PATIENCE_S)
+        connection = psycopg2.connect(url, connect_timeout=_PATIENCE_S)
     except psycopg2.Error:
-        return False
+        return None
     try:
         with connection.cursor() as cursor:
-            # Dagster keeps its times in UTC without saying so.
-            cursor.execute(
-                "SELECT count(*) FROM daemon_heartbeats WHERE timestamp > %s",
-                (since.astimezone(UTC).replace(tzinfo=None),),
-            )
-            row = cursor.fetchone()
-            return row is not None and row[0] > 0
+            cursor.execute(query, values)
+            return cursor.fetchone()
     except psycopg2.Error:
-        return False  # the table is not there yet, or the server is not
+        return None
     finally:
         connection.close()
