@@ -15,6 +15,7 @@ from typing import Any
 
 import dagster as dg
 import pytest
+from dagster._core.launcher import LaunchRunContext
 from sqlalchemy import create_engine, text
 from sqlalchemy.engine import make_url
 
@@ -300,10 +301,18 @@ def test_cancelled_and_retried(control: Control) -> None:
     assert outputs(slow) == [f"row {n}" for n in range(100)]
 
 
-def test_a_member_that_is_not_wanted_any_more_has_no_result(control: Control) -> None:
+def test_a_member_that_is_not_wanted_any_more_has_no_result(
+    control: Control, monkeypatch: pytest.MonkeyPatch
+) -> None:
     kept, unwanted = (control.submit(**echo(f"{n}", echo={"delay_s": 2})) for n in range(2))
-    control.dispatcher.turn()
+    launcher = control.fleet.instance.run_launcher
+    held: list[LaunchRunContext] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(launcher, "launch_run", held.append)  # a quick worker would begin at once
+        control.dispatcher.turn()
     assert control.ledger.cancel([unwanted])[unwanted] is TaskState.DISPATCHED
+    (launch,) = held
+    launcher.launch_run(launch)
     found = control.await_end(kept, unwanted)
     assert found[kept].state is TaskState.DONE
     assert found[unwanted].state is TaskState.CANCELLED
