@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from signal import SIGKILL
+from signal import SIGKILL, SIGSTOP
 from time import monotonic, sleep
 from types import TracebackType
 from typing import Any, Self
@@ -171,6 +171,10 @@ class Stack:
         pid = int(self.layout.pid_file.read_text()) if is_supervisor else self.pid(name)
         os.kill(pid, SIGKILL)
         return pid
+
+    def freeze(self, name: str) -> None:
+        """`kill -STOP` of a component, so that nothing of it comes before a later `kill`."""
+        os.kill(self.pid(name), SIGSTOP)
 
     def kill_all(self) -> None:
         """`kill -9` of the whole stack at once, its supervisor first."""
