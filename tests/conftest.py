@@ -22,10 +22,13 @@ def pytest_configure() -> None:
     Templates that name no engine get the one that starts in seconds; vLLM's tests name theirs.
     torch's C++ part reads its log level when torch is imported, which some modules' collection does
     before an engine sets it, as a worker that loads its first model would.
+    Models here are tiny, and pytest's processes share the cores: with a thread for each core they
+    would wait for each other, three times as long as with one.
     Ctrl-C is let through, which a shell that starts the tests in the background ignores for all.
     """
     os.environ["MLOC_ENGINE"] = "transformers"
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 

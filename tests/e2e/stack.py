@@ -22,7 +22,7 @@ from mloc_dagster.services.stack.leftovers import stack_processes
 from mloc_dagster.services.stack.lifecycle import kill_stack
 from mloc_dagster.services.stack.plan import StackPlan, saved_plan
 from mloc_dagster.services.stack.supervisor import ComponentState, component_states
-from tests.redis_server import free_port
+from tests.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 

@@ -25,6 +25,7 @@ from mloc_dagster.results.store import open_store
 from mloc_dagster.settings import settings
 from tests.api_server import ECHO, STAGES
 from tests.e2e.api_process import served
+from tests.ports import free_port
 
 pytestmark = pytest.mark.e2e
 
@@ -179,9 +180,7 @@ def test_a_range_of_a_large_file_reads_only_that(api: Api) -> None:
 def test_the_command_serves_until_it_is_told_to_stop(
     session_home: Path, redis_url: str, tmp_path: Path
 ) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     environment = os.environ | {
         "MLOC_HOME": str(session_home), "MLOC_REDIS_URL": redis_url,
         "MLOC_RESULTS_URL": str(tmp_path), "MLOC_API_TOKEN": "t",

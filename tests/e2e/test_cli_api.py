@@ -22,7 +22,7 @@ from mloc_dagster.ledger.task_state import TaskState
 from mloc_dagster.results.store import open_store
 from mloc_dagster.settings import settings
 from tests.e2e.api_process import served
-from tests.redis_server import free_port
+from tests.ports import free_port
 
 pytestmark = pytest.mark.e2e
 

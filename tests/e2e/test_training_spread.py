@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -22,6 +21,7 @@ from mloc_dagster.executors.training.examples import rendered_rows
 from mloc_dagster.executors.training.job import TrainingJob
 from mloc_dagster.models import builtin_model_path
 from mloc_dagster.schema.task import SPEC_TYPES, TrainingSpec
+from tests.ports import free_port
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -76,12 +76,13 @@ def job_of(folder: Path, task_type: str, **training: Any) -> TrainingJob:
 
 def train(job: TrainingJob) -> list[Heard]:
     """Trains in two processes; returns what each said."""
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        port = server.getsockname()[1]
     path, said = job.write(), [job.folder / f"said-{rank}.jsonl" for rank in range(2)]
     together = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
-    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "CUDA_VISIBLE_DEVICES": ""}
+    address = {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+        "CUDA_VISIBLE_DEVICES": "",
+    }
     processes = [
         subprocess.Popen(
             [sys.executable, "-m", "tests.fsdp_process", str(path), str(said[rank])],

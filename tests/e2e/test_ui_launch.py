@@ -5,11 +5,9 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 
 import dagster as dg
@@ -19,6 +17,7 @@ import pytest
 from mloc_dagster.results.shard_files import read_rows
 from mloc_dagster.results.store import open_store
 from tests.e2e.conftest import ROOT
+from tests.ports import free_port
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
@@ -43,12 +42,6 @@ spec:
       spec:
         data: {type: upstream, node: draft, text: "again: {output}"}
 """
-
-
-def free_port() -> int:
-    with closing(socket.socket()) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def wait_until_answers(url: str, process: subprocess.Popen[bytes]) -> None:

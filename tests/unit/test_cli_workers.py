@@ -14,7 +14,7 @@ from mloc_dagster.fleet.engine import WorkerInfo, WorkerStatus
 from mloc_dagster.fleet.hardware import GpuDevice, Hardware, queues_for
 from mloc_dagster.fleet.registry import WorkerRegistry
 from mloc_dagster.settings import settings
-from tests.redis_server import free_port
+from tests.ports import free_port
 
 NOW = datetime.now(UTC)
 L4 = GpuDevice(index=0, name="nvidia-l4", memory_bytes=23034 << 20)

@@ -20,7 +20,7 @@ from mloc_dagster.services.stack.plan import StackPlan, addresses, make_plan, sa
 from mloc_dagster.services.stack.secret_file import masked, password_in
 from mloc_dagster.services.stack.supervisor_config import supervisor_config
 from mloc_dagster.settings import Settings
-from tests.redis_server import free_port
+from tests.ports import free_port
 
 
 @pytest.fixture
@@ -158,6 +158,16 @@ def test_ports_stay_those_of_last_time(layout: StackLayout) -> None:
         assert _plan(layout).redis_port != first.redis_port
     wanted = free_port()
     assert _plan(layout, redis_port=wanted).redis_port == wanted
+
+
+def test_no_outgoing_connection_takes_the_port_of_a_server_that_is_restarted(
+    layout: StackLayout,
+) -> None:
+    for _ in range(20):
+        plan = _plan(layout)
+        assert plan.redis_port in range(20_000, 32_768)
+        assert plan.postgres_port in range(20_000, 32_768)
+        assert plan.redis_port != plan.postgres_port
 
 
 @pytest.mark.parametrize(

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import random
 import socket
 from contextlib import closing
 
 import psutil
 
 from mloc_dagster.errors import InputError
+
+_SERVERS = range(20_000, 32_768)
+"""Below what systems give to outgoing connections, which could hold a restarted server's port."""
 
 
 def is_free(host: str, port: int) -> bool:
@@ -64,17 +68,10 @@ def choose_port(
         return wanted
     if remembered is not None and remembered != unless and is_free(host, remembered):
         return remembered
-    while True:
-        port = _any_free(host)
-        if port != unless:
+    for port in random.sample(_SERVERS, len(_SERVERS)):
+        if port != unless and is_free(host, port):
             return port
-
-
-def _any_free(host: str) -> int:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with closing(socket.socket(family, socket.SOCK_STREAM)) as listener:
-        listener.bind(("" if host == "*" else host, 0))
-        return listener.getsockname()[1]
+    raise InputError(f"no port of {host} is free; choose one with {variable}")
 
 
 def _taken_by(port: int) -> str:
