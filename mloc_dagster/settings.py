@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Literal
 
-from pydantic import AliasChoices, Field, SecretStr
+from pydantic import AliasChoices, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from mloc_dagster.errors import InputError
+
+_PREFIX = "MLOC_"
 
 
 class Settings(BaseSettings):
     """Where mloc keeps its state, and what it talks to. Read from the environment."""
 
     model_config = SettingsConfigDict(
-        env_prefix="MLOC_", frozen=True, extra="ignore", use_attribute_docstrings=True
+        env_prefix=_PREFIX, frozen=True, extra="ignore", use_attribute_docstrings=True
     )
 
     home: Path = Path(".mloc")
@@ -169,5 +174,19 @@ class Settings(BaseSettings):
 
 @cache
 def settings() -> Settings:
-    """Returns the process's settings, read on the first call."""
-    return Settings()
+    """Returns the process's settings, read on the first call.
+
+    Raises:
+        InputError: If a variable has a value that it cannot have; names each.
+    """
+    try:
+        return Settings()
+    except ValidationError as error:
+        raise InputError("\n".join(_findings(error))) from error
+
+
+def _findings(error: ValidationError) -> Iterator[str]:
+    for detail in error.errors(include_url=False):
+        variable = _PREFIX + str(detail["loc"][0]).upper().removeprefix(_PREFIX)
+        message = detail["msg"]
+        yield f"{variable} is {detail['input']!r}: {message[:1].lower()}{message[1:]}"

@@ -45,6 +45,19 @@ def mloc(capsys: pytest.CaptureFixture[str]) -> Mloc:
     return Mloc(capsys)
 
 
+def test_a_variable_with_a_wrong_value_is_named_with_what_it_may_be(
+    mloc: Mloc, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLOC_REDIS_PORT", "99999")
+    monkeypatch.setenv("MLOC_ENGINE", "vlm")
+    code, out, err = mloc("list")
+    assert (code, out) == (2, "")
+    assert err.splitlines() == [
+        "MLOC_ENGINE is 'vlm': input should be 'auto', 'vllm' or 'transformers'",
+        "MLOC_REDIS_PORT is '99999': input should be less than or equal to 65535",
+    ]
+
+
 def test_validate_lists_every_error_of_every_file(mloc: Mloc, tmp_path: Path) -> None:
     (tmp_path / "good.yaml").write_text(GOOD)
     (tmp_path / "bad.yaml").write_text(BAD)
