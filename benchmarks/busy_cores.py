@@ -23,7 +23,7 @@ from record import record
 ROOT = Path(__file__).parents[1]
 COMMAND = [sys.executable, "-m", "mloc_dagster.cli", "run", "templates/core/align_tiny.yaml"]
 WAYS = {"mloc": {}, "openmp": {"GOMP_SPINCOUNT": "300000"}}
-ROUNDS = 2
+ROUNDS = 1
 
 
 def seconds(chosen: dict[str, str]) -> float:

@@ -172,9 +172,15 @@ class Stack:
         os.kill(pid, SIGKILL)
         return pid
 
-    def freeze(self, name: str) -> None:
-        """`kill -STOP` of a component, so that nothing of it comes before a later `kill`."""
-        os.kill(self.pid(name), SIGSTOP)
+    def freeze(self, name: str) -> int:
+        """`kill -STOP` of a component, from which nothing comes until it is killed or goes on.
+
+        Returns:
+            Its pid.
+        """
+        pid = self.pid(name)
+        os.kill(pid, SIGSTOP)
+        return pid
 
     def kill_all(self) -> None:
         """`kill -9` of the whole stack at once, its supervisor first."""

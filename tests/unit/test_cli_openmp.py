@@ -22,7 +22,7 @@ except SystemExit:
 @pytest.mark.parametrize(
     ("given", "seen"),
     [
-        ({}, "10000"),
+        ({}, "100000"),
         ({"GOMP_SPINCOUNT": "7"}, "7"),
         ({"OMP_WAIT_POLICY": "ACTIVE"}, "None"),
     ],

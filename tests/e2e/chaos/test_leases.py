@@ -33,8 +33,7 @@ def test_a_paused_worker_has_no_say_when_it_goes_on(
 ) -> None:
     task.wait_done(1)
     (lost,) = task.wait_held(f"{stack.plan.worker_prefix}-1")
-    pid = stack.pid("worker-1")
-    os.kill(pid, signal.SIGSTOP)
+    pid = stack.freeze("worker-1")
     try:
         task.wait_reclaimed(lost)
         task.wait_ended(lost.shard)
