@@ -23,6 +23,9 @@ import difflib
 from collections.abc import Iterable, Sequence
 from typing import ClassVar, Protocol
 
+NOT_A_FILE = "is a pipe or a device; name a regular file"
+"""What is said of an address that may never come to an end."""
+
 
 class MlocError(Exception):
     """Root of the tree above."""

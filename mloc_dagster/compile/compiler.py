@@ -11,6 +11,7 @@ from pathlib import Path
 from pydantic import JsonValue
 
 from mloc_dagster.compile.compiled import CompiledTask, CompiledTemplate
+from mloc_dagster.compile.data_check import check_data
 from mloc_dagster.compile.diagnostics import Diagnostic, Findings, at_key, at_value, in_file_order
 from mloc_dagster.compile.engine_check import check_engine
 from mloc_dagster.compile.loader import Document, load_documents, parse_documents
@@ -231,6 +232,7 @@ class _Compiler:
             return []
         depends_on = tuple(dict.fromkeys((*node.depends_on, *check.reads)))
         typed = _unresolved(block, spec, example) or typed
+        check_data(spec, typed, self._findings)
         check_engine(spec, typed, self._findings)
         check_training(spec, typed, self._findings)
         # The name is metadata's or a node's, and was checked there.

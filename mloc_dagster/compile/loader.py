@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import stat
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +15,7 @@ from mloc_dagster.compile.anchor import anchor_files
 from mloc_dagster.compile.builder import TreeBuilder
 from mloc_dagster.compile.diagnostics import Diagnostic, Findings, at_value
 from mloc_dagster.compile.tree import Tree
-from mloc_dagster.errors import TemplateError, nearest_hint
+from mloc_dagster.errors import NOT_A_FILE, TemplateError, nearest_hint
 
 MAX_BYTES = 5_000_000
 
@@ -44,6 +45,9 @@ def load_documents(path: Path) -> list[Document]:
         TemplateError: If the file cannot be read or is not a template; carries all findings.
     """
     try:
+        mode = path.stat().st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # opening a pipe waits for its writer
+            raise TemplateError([_whole(str(path), NOT_A_FILE)])
         with path.open("rb") as file:
             content = file.read(MAX_BYTES + 1)
     except OSError as error:

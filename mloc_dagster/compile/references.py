@@ -23,6 +23,7 @@ from mloc_dagster.compile.expressions import (
 from mloc_dagster.compile.tree import Path
 from mloc_dagster.compile.typed import task_from_mapping
 from mloc_dagster.errors import DataError, InputError
+from mloc_dagster.schema.placeholders import literal
 from mloc_dagster.schema.task import Task
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "resolve_task",
 ]
 
+_PLACEHOLDER_TEXTS = frozenset({("data", "text"), ("data", "template", "text")})
 _EXPANDED_BLOCKS = frozenset({"output", "qdrant", "model", "checkpoint", "reward_model"})
 
 
@@ -113,6 +115,8 @@ def _render(part: Part, lookup: Callable[[Reference], JsonValue], at: Path) -> s
 
 
 def _safe(reference: Reference, value: JsonValue, at: Path) -> JsonValue:
+    if isinstance(value, str) and at in _PLACEHOLDER_TEXTS:
+        return literal(value)  # braces in an answer are no placeholders of the template's text
     # A model's output must not be able to name a secret where variables are expanded later.
     if isinstance(value, str) and at and at[0] in _EXPANDED_BLOCKS and "${" in value:
         raise DataError(f"${{{reference}}} holds '${{', which must not come from a result here")

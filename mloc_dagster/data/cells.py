@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import msgspec
@@ -13,14 +14,17 @@ from mloc_dagster.results.rows import Message, Prompt
 PROMPT_COLUMNS = ("prompt", "question", "text", "input", "messages")
 """What a column of prompts is called when the template does not say."""
 
+HALF_A_CHARACTER = "not valid Unicode: half of a surrogate pair is no character"
+"""What is said of text that JSON can escape and UTF-8 cannot hold."""
+
 _ROLES = frozenset(("system", "user", "assistant", "tool"))
 
 
 def to_prompt(cell: object) -> Prompt:
     """Turns a cell into a prompt.
 
-    Strings pass; null becomes the empty string, so that no row disappears; numbers and booleans
-    are written as JSON writes them; a list must be chat messages.
+    Strings pass; null, and NaN as data frames write it, become the empty string, so that no row
+    disappears; numbers and booleans are written as JSON writes them; a list must be chat messages.
 
     Raises:
         ValueError: If the cell is anything else.
@@ -30,6 +34,10 @@ def to_prompt(cell: object) -> Prompt:
             return cell
         case None:
             return ""
+        case float() if math.isnan(cell):
+            return ""
+        case float() if math.isinf(cell):
+            raise ValueError(f"expected text, got {cell}")
         case bool():
             return "true" if cell else "false"
         case int() | float():

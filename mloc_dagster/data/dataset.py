@@ -12,10 +12,11 @@ from mloc_dagster.data.files import FileTable
 from mloc_dagster.data.hints import known_names
 from mloc_dagster.data.locate import looks_like_files
 from mloc_dagster.data.shuffle import shuffle_all, shuffle_window
-from mloc_dagster.data.split import SplitPart, parse_split
 from mloc_dagster.errors import DataError
 from mloc_dagster.results.rows import Prompt
 from mloc_dagster.schema.data import DatasetData
+from mloc_dagster.schema.data_address import hub_only
+from mloc_dagster.schema.split import SplitPart, parse_split
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 
@@ -95,10 +96,7 @@ def open_table(data: DatasetData, names: tuple[str, str] = ("url", "name")) -> T
     if looks_like_files(data.url):
         for field, value in ((names[1], data.name), ("revision", data.revision)):
             if value is not None:
-                raise DataError(
-                    f"data.{field} selects within a hub dataset, but data.{names[0]} {data.url!r} "
-                    f"is a file; remove it (or set it to null)"
-                )
+                raise DataError(hub_only(f"data.{field}", f"data.{names[0]}", data.url))
         return FileTable(data.url)
     if _HUB_ID.fullmatch(data.url) is None:
         raise DataError(

@@ -14,10 +14,11 @@ from mloc_dagster.data.cells import choose_column, to_prompt
 from mloc_dagster.data.formats import Cell, Csv, Format, JsonLines, Place, RowError, Text
 from mloc_dagster.data.image_cells import cell_images, check_image_columns, with_images
 from mloc_dagster.data.json_stream import Json
-from mloc_dagster.data.locate import DataFiles, data_suffix, locate
+from mloc_dagster.data.locate import DataFiles, locate
 from mloc_dagster.data.parquet_format import Parquet
 from mloc_dagster.errors import DataError, TransientError
 from mloc_dagster.results.rows import Prompt
+from mloc_dagster.schema.data_address import data_suffix
 
 _FORMATS: dict[str, Format] = {
     ".jsonl": JsonLines(),

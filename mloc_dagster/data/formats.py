@@ -10,7 +10,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Collection, Generator
+from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from typing import BinaryIO, Protocol, cast
 
@@ -74,8 +74,8 @@ class JsonLines:
 
     def columns(self, file: BinaryIO) -> list[str]:
         """Returns the keys of the first row."""
-        for number, line in enumerate(file, start=1):
-            if line := _without_mark(line, number).strip():
+        for number, line in enumerate(_lines(file), start=1):
+            if line := line.strip():
                 return list(_json_object(line, number))
         return []
 
@@ -83,9 +83,7 @@ class JsonLines:
         """Yields `column` of each line; other columns are checked for syntax, not decoded."""
         decode_row = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
         decode_cell = msgspec.json.Decoder().decode
-        for number, line in enumerate(file, start=1):
-            if number == 1:
-                line = _without_mark(line, number)
+        for number, line in enumerate(_lines(file), start=1):
             try:
                 cell = decode_cell(decode_row(line)[column])
             except (msgspec.DecodeError, UnicodeDecodeError, KeyError):
@@ -97,8 +95,8 @@ class JsonLines:
     def rows(self, file: BinaryIO, columns: Collection[str] | None = None) -> Generator[Row]:
         """Yields each line's object."""
         decode = msgspec.json.Decoder(Row).decode
-        for number, line in enumerate(file, start=1):
-            if line := _without_mark(line, number).strip():
+        for number, line in enumerate(_lines(file), start=1):
+            if line := line.strip():
                 try:
                     row = decode(line)
                 except (msgspec.DecodeError, UnicodeDecodeError):
@@ -107,7 +105,7 @@ class JsonLines:
 
     def count(self, file: BinaryIO) -> int:
         """Counts lines that are not blank."""
-        return sum(1 for line in file if not line.isspace())
+        return sum(1 for line in _lines(file) if line and not line.isspace())
 
 
 def only(row: Row, columns: Collection[str] | None) -> Row:
@@ -124,8 +122,12 @@ def json_cell(row: dict[str, object], column: str, place: Place) -> object:
     return row[column]
 
 
-def _without_mark(line: bytes, number: int) -> bytes:
-    return line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
+def _lines(file: BinaryIO) -> Iterator[bytes]:
+    """Yields the lines of a file; the byte-order mark before the first is none of its text."""
+    for first in file:
+        yield first.removeprefix(b"\xef\xbb\xbf")
+        break
+    yield from file
 
 
 def _json_object(line: bytes, number: int) -> dict[str, object]:
@@ -159,7 +161,8 @@ class Csv:
         """Yields `column` of each record."""
         # Closed here: left to the garbage collector, it would meet a file that is closed already.
         with closing(self._records(file)) as records:
-            _, header = next(records)
+            line, header = next(records)
+            _check_once(header, [column], line)
             place = header.index(column)
             for line, record in records:
                 if len(record) != len(header):
@@ -169,7 +172,8 @@ class Csv:
     def rows(self, file: BinaryIO, columns: Collection[str] | None = None) -> Generator[Row]:
         """Yields each record."""
         with closing(self._records(file)) as records:
-            _, header = next(records, (0, cast("list[str]", [])))
+            line, header = next(records, (0, cast("list[str]", [])))
+            _check_once(header, filter(None, header) if columns is None else columns, line)
             for line, record in records:
                 if len(record) != len(header):
                     raise RowError(line, f"{len(record)} cells where the header has {len(header)}")
@@ -194,6 +198,14 @@ class Csv:
             text.detach()
 
 
+def _check_once(header: Sequence[str], needed: Iterable[str], line: int) -> None:
+    for name in needed:
+        if header.count(name) > 1:
+            raise RowError(
+                line, f"{header.count(name)} columns are called {name!r}: give each its own name"
+            )
+
+
 class Text:
     """One row a line, in the one column `text`. Empty lines are rows too."""
 
@@ -203,9 +215,9 @@ class Text:
 
     def cells(self, file: BinaryIO, column: str) -> Generator[Cell]:
         """Yields each line without its end."""
-        for number, line in enumerate(file, start=1):
+        for number, line in enumerate(self._lines(file), start=1):
             try:
-                text = _without_mark(line, number).decode()
+                text = line.decode()
             except UnicodeDecodeError as error:
                 raise RowError(number, f"not UTF-8 ({error.reason})") from None
             yield number, text.removesuffix("\n").removesuffix("\r")
@@ -217,4 +229,9 @@ class Text:
 
     def count(self, file: BinaryIO) -> int:
         """Counts lines."""
-        return sum(1 for _ in file)
+        return sum(1 for _ in self._lines(file))
+
+    @staticmethod
+    def _lines(file: BinaryIO) -> Iterator[bytes]:
+        # A file of nothing but a byte-order mark has no line.
+        return (line for line in _lines(file) if line)

@@ -8,13 +8,13 @@ from collections.abc import Callable, Iterator, Mapping
 from pydantic import JsonValue
 
 from mloc_dagster.compile.references import Reference, parse_expression
-from mloc_dagster.data.placeholders import parse_placeholders
 from mloc_dagster.data.upstream import descend, item_mapping, lookup_reference, node_folder
 from mloc_dagster.errors import DataError
 from mloc_dagster.results.rows import OutputRow, Prompt
 from mloc_dagster.results.shard_files import read_rows
 from mloc_dagster.results.store import Folder
 from mloc_dagster.schema.data import GraphTemplate, GraphTemplateData
+from mloc_dagster.schema.placeholders import parse_placeholders
 
 _Render = Callable[[dict[str, str]], str]
 

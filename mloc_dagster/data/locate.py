@@ -12,17 +12,21 @@ import fsspec
 from fsspec.core import url_to_fs
 
 from mloc_dagster.errors import (
+    NOT_A_FILE,
     DataError,
     MissingExtraError,
     MlocError,
     TransientError,
     nearest_hint,
 )
+from mloc_dagster.schema.data_address import (
+    COMPRESSIONS,
+    SUFFIXES,
+    data_suffix,
+    is_glob,
+    names_files,
+)
 
-SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".txt")
-COMPRESSIONS = (".gz", ".zst")
-
-_GLOB = re.compile(r"[*?\[]")
 _WORD = re.compile(r"[^a-z]+")
 _SPLIT_WORDS = {
     "train": "train",
@@ -56,21 +60,7 @@ class DataFiles:
 
 def looks_like_files(url: str) -> bool:
     """Whether `url` means files; otherwise it can only be a hub id."""
-    return (
-        "://" in url
-        or url.startswith((".", "/", "~"))
-        or _GLOB.search(url) is not None
-        or data_suffix(url) is not None
-        or Path(url).exists()
-    )
-
-
-def data_suffix(path: str) -> str | None:
-    """Returns the format's suffix without the compression's, or None if it isn't one of ours."""
-    name = PurePosixPath(path.lower())
-    if name.suffix in COMPRESSIONS:
-        name = name.with_suffix("")
-    return name.suffix if name.suffix in SUFFIXES else None
+    return names_files(url) or Path(url).exists()
 
 
 def locate(url: str) -> DataFiles:
@@ -99,7 +89,7 @@ def locate(url: str) -> DataFiles:
 
 def _find_splits(fs: Any, path: str, url: str) -> dict[str, tuple[str, ...]]:
     splits: dict[str, tuple[str, ...]] = {}
-    if _GLOB.search(path) and not fs.exists(path):
+    if is_glob(path) and not fs.exists(path):
         files = [found for found in fs.glob(path) if data_suffix(found) and not fs.isdir(found)]
         splits = {"train": tuple(sorted(files))}
     elif fs.isdir(path):
@@ -109,8 +99,29 @@ def _find_splits(fs: Any, path: str, url: str) -> dict[str, tuple[str, ...]]:
             raise DataError(f"{url}: unknown format; mloc reads {_formats()}")
         splits = {"train": (path,)}
     if not any(splits.values()):
+        refuse_pipes(fs, (path,), url)
         raise DataError(_nothing(fs, path, url))
+    for paths in splits.values():
+        refuse_pipes(fs, paths, url)
     return splits
+
+
+def refuse_pipes(fs: Any, paths: Iterable[str], url: str) -> None:
+    """Refuses pipes, sockets and devices: reading one may never end, and gives its rows once.
+
+    Args:
+        fs: Where the paths are; anything else than this machine's files has none of these.
+        paths: What is going to be read.
+        url: As the user wrote it.
+
+    Raises:
+        DataError: If one of the paths is there and is neither a file nor a folder.
+    """
+    for path in paths if "file" in fs.protocol else ():
+        found = Path(path)
+        if found.exists() and not (found.is_file() or found.is_dir()):
+            named = url if path in url else f"{url}: {path}"
+            raise DataError(f"{named}: {NOT_A_FILE}")
 
 
 def _file_system(url: str) -> tuple[Any, str]:
@@ -153,7 +164,7 @@ def _split_of(inside: str) -> str | None:
 
 def _nothing(fs: Any, path: str, url: str) -> str:
     """Says what lies where the user looked."""
-    if fs.isdir(path) or _GLOB.search(path):
+    if fs.isdir(path) or is_glob(path):
         return f"{url}: no data files there; mloc reads {_formats()}"
     folder, _, name = path.rpartition("/")
     shown_folder = url.rpartition("/")[0] or "."

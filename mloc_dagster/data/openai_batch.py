@@ -20,6 +20,7 @@ from typing import Any, BinaryIO, cast
 import fsspec
 import msgspec
 
+from mloc_dagster.data.locate import refuse_pipes
 from mloc_dagster.data.openai_endpoints import EMBEDDINGS, ENDPOINTS
 from mloc_dagster.data.openai_request import RequestBlock, request_rows
 from mloc_dagster.errors import DataError, TransientError, nearest_hint
@@ -202,7 +203,9 @@ def _lines(url: str) -> Iterator[tuple[int, bytes]]:
 @contextmanager
 def _open(url: str) -> Iterator[BinaryIO]:
     try:
-        with cast(Any, fsspec.open(url, "rb", compression="infer")) as file:
+        opened = cast(Any, fsspec.open(url, "rb", compression="infer"))
+        refuse_pipes(opened.fs, (opened.path,), url)
+        with opened as file:
             yield file
     except (FileNotFoundError, IsADirectoryError) as error:
         what = "no such file" if isinstance(error, FileNotFoundError) else "is a folder"

@@ -7,10 +7,11 @@ is that of the keys either way, so it depends on the seed alone.
 
 from __future__ import annotations
 
+import json
 import random
 import struct
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,12 +44,31 @@ def shuffle_all[RowT](
         memory_bytes: How much to hold before temporary files are used.
         row_type: What a row is, for msgspec: rows are held as JSON.
     """
+    pack, unpack = _packing(row_type)
+    draw = random.Random(seed).random  # noqa: S311 - a shuffle, not a secret
+    keys = ((int(draw() * (1 << _KEY_BITS)), index, pack(row)) for index, row in enumerate(rows))
+    for _, _, data in _sorted(keys, _KEY_BITS - _FAN_BITS, memory_bytes):
+        yield unpack(data)
+
+
+def _packing(row_type: Any) -> tuple[Callable[[Any], bytes], Callable[[bytes], Any]]:
+    """Returns what turns a row into bytes, and back: half of a surrogate pair, too."""
     encode = msgspec.json.Encoder().encode
     decode = msgspec.json.Decoder(row_type).decode
-    draw = random.Random(seed).random  # noqa: S311 - a shuffle, not a secret
-    keys = ((int(draw() * (1 << _KEY_BITS)), index, encode(row)) for index, row in enumerate(rows))
-    for _, _, data in _sorted(keys, _KEY_BITS - _FAN_BITS, memory_bytes):
-        yield decode(data)
+
+    def pack(row: Any) -> bytes:
+        try:
+            return encode(row)
+        except UnicodeEncodeError:
+            return json.dumps(msgspec.to_builtins(row)).encode()
+
+    def unpack(data: bytes) -> Any:
+        try:
+            return decode(data)
+        except msgspec.DecodeError:
+            return msgspec.convert(json.loads(data), row_type)
+
+    return pack, unpack
 
 
 def shuffle_window(rows: Iterable[Prompt], seed: int, buffer_size: int) -> Iterator[Prompt]:

@@ -9,9 +9,11 @@ from __future__ import annotations
 import hashlib
 from bisect import bisect_right
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from typing import Any
 
 import msgspec
 
+from mloc_dagster.data.cells import HALF_A_CHARACTER
 from mloc_dagster.data.inline_images import externalize
 from mloc_dagster.data.planned_spool import InputPlanning, PlannedInput
 from mloc_dagster.data.rows import open_rows
@@ -137,11 +139,30 @@ def _encode(
     for index, row in enumerate(rows):
         try:
             encoded = encode(row)
-        except UnicodeEncodeError as error:
-            raise DataError(f"input row {index} is not valid Unicode: {error}") from error
+        except UnicodeEncodeError:
+            row = _unreadable(row)
+            encoded = encode(row)
         hash_bytes(encoded)
         hash_bytes(b"\n")
         yield row, b'{"index":%d,%b\n' % (index, encoded[1:])
+
+
+def _unreadable(row: SourceRow) -> SourceRow:
+    """Returns a row that ends with an error; what is no character is escaped, as JSON does it."""
+    escaped = msgspec.convert(_escaped(msgspec.to_builtins(row)), SourceRow)
+    return msgspec.structs.replace(escaped, error=escaped.error or HALF_A_CHARACTER)
+
+
+def _escaped(value: Any) -> Any:
+    match value:
+        case str():
+            return value.encode("utf-8", "backslashreplace").decode()
+        case dict():
+            return {_escaped(key): _escaped(each) for key, each in value.items()}
+        case list():
+            return [_escaped(each) for each in value]
+        case _:
+            return value
 
 
 def _write_chunks(folder: Folder, encoded: Iterable[bytes]) -> Iterator[Chunk]:

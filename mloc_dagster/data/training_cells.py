@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import cast
 
+from mloc_dagster.data.cells import HALF_A_CHARACTER
 from mloc_dagster.errors import nearest_hint
 
 ROLES = ("system", "user", "assistant", "tool")
@@ -37,7 +38,7 @@ def read_text(cell: object) -> str:
         case str():
             if not cell.strip():
                 raise ValueError("is empty")
-            return cell
+            return _unicode(cell)
         case bool():
             return "true" if cell else "false"
         case int() | float():
@@ -123,7 +124,16 @@ def _message(place: int, given: object) -> dict[str, object]:
         message["content"] = ""
     elif not isinstance(content, str):
         raise ValueError(f"has a message {place} whose content is {_kind(content)}, not text")
+    _unicode(str(message["content"]))
     return message
+
+
+def _unicode(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"is {HALF_A_CHARACTER}") from None
+    return text
 
 
 def _text_of(place: int, parts: Sequence[object]) -> str:

@@ -9,9 +9,9 @@ from typing import Any, cast
 
 from mloc_dagster.data.dataset import describe_dataset, known_split, open_table, sliced
 from mloc_dagster.data.shuffle import shuffle_all
-from mloc_dagster.data.split import parse_split
 from mloc_dagster.data.training_columns import Columns, Layout, Record
 from mloc_dagster.schema.data import DatasetData, TrainingData
+from mloc_dagster.schema.split import parse_split
 
 _PEEKED_ROWS = 20  # JSON lines need not all have the same keys
 

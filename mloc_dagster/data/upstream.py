@@ -9,12 +9,12 @@ import msgspec
 from pydantic import JsonValue
 
 from mloc_dagster.compile.references import Reference
-from mloc_dagster.data.placeholders import parse_placeholders
 from mloc_dagster.errors import DataError, UnknownNameError
 from mloc_dagster.results.rows import OutputRow, Prompt
 from mloc_dagster.results.shard_files import read_rows
 from mloc_dagster.results.store import Folder
 from mloc_dagster.schema.data import UpstreamData
+from mloc_dagster.schema.placeholders import UPSTREAM_VALUES, parse_placeholders
 
 _SUMMARY = frozenset(("ok", "model", "usage"))
 
@@ -28,7 +28,7 @@ def upstream_rows(data: UpstreamData, folders: Mapping[str, Folder]) -> Iterator
     Raises:
         DataError: If the text has an unknown placeholder, or the node is unknown.
     """
-    text = parse_placeholders(data.text, ("prompt", "output"))
+    text = parse_placeholders(data.text, UPSTREAM_VALUES)
     folder = node_folder(data.node, folders)
     return (
         text.render({"prompt": plain_text(row.prompt), "output": row.output})

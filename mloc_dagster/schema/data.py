@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, JsonValue, model_validator
 
 from mloc_dagster.schema.base import Block
+from mloc_dagster.schema.split import SplitText
 
 
 class TextPart(Block):
@@ -71,11 +72,12 @@ class DatasetData(Block):
     revision: str | None = None
     """Branch, tag or commit of a hub dataset."""
 
-    split: str = "train"
+    split: SplitText = "train"
     """Which rows: `train`, `train[:200]`, `train[10%:20%]`, `[-50:]`, `train[:5]+test[:5]`."""
 
     column: str | None = None
-    """The column with the prompt; may be left out when there is only one."""
+    """The column with the prompt. It may be left out where there is one column, or where one of
+    them, and no more, is called `prompt`, `question`, `text`, `input` or `messages`."""
 
     image_columns: tuple[str, ...] = ()
     """Columns with images: paths, URLs, data URIs, or lists of these; put before the text."""
@@ -202,7 +204,7 @@ class TrainingData(Block):
     config_name: str | None = None
     """The hub dataset's configuration."""
 
-    split: str = "train"
+    split: SplitText = "train"
     """Which rows, as for `DatasetData`."""
 
     prompt_column: str | None = None

@@ -8,6 +8,8 @@ from typing import Literal
 
 from pydantic import Field, JsonValue, ValidationInfo, field_validator, model_validator
 
+from mloc_dagster.errors import nearest_hint
+from mloc_dagster.models import BUILTIN_MODELS
 from mloc_dagster.schema.base import Block
 
 _HUB_ID = re.compile(r"(?!.*(?:--|\.\.))(?:[\w-][\w.-]*/)?[\w][\w.-]{0,95}(?<![.-])", re.ASCII)
@@ -30,9 +32,14 @@ class ModelSource(Block):
 
     @field_validator("identifier")
     @classmethod
-    def _hub_id(cls, identifier: str, info: ValidationInfo) -> str:
-        of_hub = info.data.get("type") == "huggingface" and "${" not in identifier
-        if of_hub and _HUB_ID.fullmatch(identifier) is None:
+    def _known(cls, identifier: str, info: ValidationInfo) -> str:
+        kind = None if "${" in identifier else info.data.get("type")
+        if kind == "builtin":
+            if identifier not in BUILTIN_MODELS:
+                hint = nearest_hint(identifier, BUILTIN_MODELS)
+                raise ValueError(f"unknown builtin model {identifier!r}{hint}")
+            return identifier
+        if kind == "huggingface" and _HUB_ID.fullmatch(identifier) is None:
             raise ValueError(
                 f"{identifier!r} is no hub id of the form owner/name; "
                 "a folder is of type local, a model that ships with mloc of type builtin"

@@ -157,3 +157,10 @@ def test_no_mapping_makes_the_compiler_fall_over(spec: dict[str, object], data: 
     }
     with suppress(TemplateError):
         compile_mapping(document)  # type: ignore[arg-type]
+
+
+def test_a_pipe_is_no_template_and_is_never_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "t.yaml")
+    for path in (tmp_path / "t.yaml", Path("/dev/zero")):
+        with pytest.raises(TemplateError, match="is a pipe or a device; name a regular file"):
+            load_documents(path)

@@ -33,7 +33,7 @@ def rows_of(**block: object) -> list[Prompt]:
         ("[-2:]", "ij"),
         ("train[20%:40%]", "cd"),
         ("train[:-8]+train[9:]", "abj"),
-        ("train[4:2]", ""),
+        ("train[7:-8]", ""),
     ],
 )
 @pytest.mark.usefixtures("letters")

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -130,6 +131,55 @@ def test_blank_lines_of_jsonl_are_no_rows_and_nan_elsewhere_is_no_error(tmp_path
     path.write_bytes(b'\xef\xbb\xbf{"text": "a", "x": NaN}\n\n  \n{"x": 1, "text": "b"}')
     assert read(path, "text") == ["a", "b"]
     assert FileTable(str(path)).count("train") == 2
+
+
+def test_nan_is_how_data_frames_write_missing_and_infinity_is_no_text(tmp_path: Path) -> None:
+    path = tmp_path / "q.jsonl"
+    path.write_text('{"text": NaN}\n{"text": null}\n')
+    assert read(path) == ["", ""]
+    write_parquet(tmp_path / "q.parquet", [{"text": 1.5}, {"text": float("nan")}])
+    assert read(tmp_path / "q.parquet") == ["1.5", ""]
+    path.write_text('{"text": -Infinity}\n')
+    with pytest.raises(DataError, match=r"q\.jsonl:1: column 'text': expected text, got -inf"):
+        read(path)
+
+
+@pytest.mark.parametrize("name", ["q.jsonl", "q.json", "q.csv", "q.txt"])
+def test_a_first_line_of_nothing_but_a_mark_shifts_no_row(tmp_path: Path, name: str) -> None:
+    (tmp_path / "plain").mkdir()
+    (tmp_path / "marked").mkdir()
+    json_lines = b'{"text": "a"}\n{"text": "b"}\n'
+    content = b"text\na\nb\n" if name.endswith(("csv", "txt")) else json_lines
+    (tmp_path / "plain" / name).write_bytes(b"\n" + content)
+    (tmp_path / "marked" / name).write_bytes(b"\xef\xbb\xbf\n" + content)
+    plain, marked = (FileTable(str(tmp_path / each / name)) for each in ("plain", "marked"))
+    assert list(marked.prompts("train", None)) == list(plain.prompts("train", None))
+    assert marked.count("train") == plain.count("train") == len(list(marked.records("train")))
+
+
+def test_a_file_of_nothing_but_a_mark_has_no_rows(tmp_path: Path) -> None:
+    for name in ("q.jsonl", "q.json", "q.csv", "q.txt"):
+        (tmp_path / name).write_bytes(b"\xef\xbb\xbf")
+        table = FileTable(str(tmp_path / name))
+        assert (list(table.prompts("train", None)), table.count("train")) == ([], 0)
+
+
+def test_two_columns_of_one_name_are_refused_where_one_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "q.csv"
+    path.write_text("prompt,note,note,,\na,b,c,d,e\n")
+    assert read(path, "prompt") == ["a"]
+    table = FileTable(str(path))
+    assert list(table.records("train", ["prompt"])) == [{"prompt": "a"}]
+    for rows in (table.records("train"), table.prompts("train", "note")):
+        with pytest.raises(DataError, match=r"q\.csv:1: 2 columns are called 'note'"):
+            list(rows)
+
+
+@pytest.mark.parametrize("url", ["q.jsonl", "*.jsonl", "."])
+def test_a_pipe_is_refused_and_never_waited_for(tmp_path: Path, url: str) -> None:
+    os.mkfifo(tmp_path / "q.jsonl")
+    with pytest.raises(DataError, match="is a pipe or a device; name a regular file"):
+        FileTable(str(tmp_path / url))
 
 
 def test_long_csv_cells(tmp_path: Path) -> None:

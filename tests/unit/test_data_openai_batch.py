@@ -4,6 +4,7 @@ import bz2
 import gzip
 import json
 import lzma
+import os
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -262,3 +263,9 @@ def test_whatever_a_body_is_each_request_becomes_rows(
         if row.error is None:  # then its options are valid, or that is the row's error
             with suppress(ValueError):
                 RowOptions(Inference()).of(InputRow(index, row.prompt, options=row.options))
+
+
+def test_a_pipe_is_no_batch_and_is_never_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "batch.jsonl")
+    with pytest.raises(DataError, match="is a pipe or a device; name a regular file"):
+        scan_batch(str(tmp_path / "batch.jsonl"))

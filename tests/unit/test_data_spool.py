@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mloc_dagster.data import spool
+from mloc_dagster.data.cells import HALF_A_CHARACTER
 from mloc_dagster.data.spool import read_input, read_plan, spool_input
 from mloc_dagster.errors import DataError
 from mloc_dagster.results.rows import InputRow
@@ -76,6 +77,26 @@ def test_chats_come_back_as_they_were(folder: Folder) -> None:
     assert rows[1].prompt == "a"
 
 
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_a_lone_surrogate_fails_its_row_alone(
+    folder: Folder, tmp_path: Path, *, shuffle: bool
+) -> None:
+    path = tmp_path / "q.jsonl"
+    chat = '{"text": [{"role": "user", "content": "hm \\udc80"}]}'
+    texts = [rf'{{"text": "{text}"}}' for text in ("a", r"b \ud800", r"\ud83d\ude00")]
+    path.write_text("\n".join([*texts, chat]))
+    data = DatasetData(type="dataset", url=str(path), shuffle=shuffle)
+    plan = spool_input("t", data, folder, 1, 1, {})
+    rows = list(read_input(folder, plan, 0, 4))
+    good = [row.prompt for row in rows if row.error is None]
+    assert sorted(map(str, good)) == ["a", "😀"]
+    assert sorted(str(row.prompt) for row in rows if row.error is not None) == [
+        r"[Message(role='user', content='hm \\udc80')]",
+        r"b \ud800",
+    ]
+    assert {row.error for row in rows} == {None, HALF_A_CHARACTER}
+
+
 def test_a_resumed_task_keeps_its_input(folder: Folder, tmp_path: Path) -> None:
     data = numbers(tmp_path / "q.jsonl", 10)
     plan = spool_input("t", data, folder, 4, 1, {})
@@ -99,7 +120,7 @@ def test_an_unreadable_row_leaves_no_plan(folder: Folder, tmp_path: Path) -> Non
     assert read_plan(folder) is None
 
 
-@pytest.mark.parametrize("split", ["train[50:]", "train[:0]", "train"])
+@pytest.mark.parametrize("split", ["train[50:]", "train[20:-2]", "train"])
 def test_no_rows_is_an_error_that_says_where_from(
     folder: Folder, tmp_path: Path, split: str
 ) -> None:

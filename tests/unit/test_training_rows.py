@@ -349,8 +349,16 @@ def test_rows_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, shu
     assert found.source.startswith("owner/chats train[2:] at v1")
 
 
-def test_a_lone_surrogate_cannot_be_written(folder: Folder) -> None:
-    with pytest.raises(DataError, match="row 0 is not valid Unicode"):
+def test_a_lone_surrogate_spoils_its_row_only(tmp_path: Path, folder: Folder) -> None:
+    path = tmp_path / "rows.jsonl"
+    roles = '{"role": "user", "content": "a"}, {"role": "assistant", "content": "%s"}'
+    chat = f'{{"messages": [{roles}]}}'
+    path.write_text(chat % "b" + "\n" + chat % "\\ud800" + "\n")
+    data = TrainingData(dataset_name=str(path), error_budget=0.5, shuffle=True)
+    summary = write_training_rows(data, "sft", folder)
+    assert (summary.rows, summary.bad) == (1, 1)
+    assert "not valid Unicode" in summary.first_bad[0][1]
+    with pytest.raises(DataError, match="row 0: text is not valid Unicode"):
         write_training_rows(inline({"text": "\ud800"}), "sft", folder)
 
 

@@ -7,8 +7,11 @@ from the hub or from a file.
 from __future__ import annotations
 
 import re
+import sys
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator
 
 from mloc_dagster.errors import DataError
 
@@ -54,6 +57,17 @@ class SplitPart:
         """Whether the slice cannot be taken without knowing how long the split is."""
         return self.percent or (self.start or 0) < 0 or (self.stop or 0) < 0
 
+    @property
+    def always_empty(self) -> bool:
+        """Whether the slice has no rows, however long the split is."""
+        start, stop = self.start or 0, self.stop
+        if self.percent:
+            start = start + 100 if start < 0 else start
+            stop = 100 if stop is None else stop + 100 if stop < 0 else stop
+        if stop is None:
+            return False
+        return stop == 0 or ((start < 0) == (stop < 0) and start >= stop)
+
     def resolve(self, total: int) -> range:
         """Returns the rows meant, of a split that has `total`.
 
@@ -92,9 +106,13 @@ def parse_split(text: str) -> tuple[SplitPart, ...]:
     """Reads a split as a template has it.
 
     Raises:
-        DataError: If the text is not a split.
+        DataError: If the text is not a split, or means no rows whatever the dataset holds.
     """
-    return tuple(_parse_part(part, text) for part in _PLUS.split(text.strip()))
+    parts = tuple(_parse_part(part, text) for part in _PLUS.split(text.strip()))
+    # One empty part among others is how folds are written: `train[:0%]+train[10%:]`.
+    if all(part.always_empty for part in parts):
+        raise DataError(f"split {text!r} is always empty, however long the dataset is; {_EXAMPLES}")
+    return parts
 
 
 def _parse_part(part: str, whole: str) -> SplitPart:
@@ -121,6 +139,8 @@ def _bound(digits: str | None, whole: str, *, percent: bool) -> int | None:
         raise DataError(f"split {whole!r}: {digits!r} is not a number; {_EXAMPLES}") from None
     if percent and abs(bound) > 100:
         raise DataError(f"split {whole!r}: {bound}% is not between -100% and 100%")
+    if abs(bound) > sys.maxsize:
+        raise DataError(f"split {whole!r}: no dataset has {bound} rows")
     return bound
 
 
@@ -131,4 +151,18 @@ def _rounding(name: str | None, whole: str, *, percent: bool) -> Rounding:
         raise DataError(f"split {whole!r}: rounding {name!r} is none of {', '.join(_ROUNDINGS)}")
     if not percent:
         raise DataError(f"split {whole!r}: a rounding needs percents")
-    return cast(Rounding, name)
+    return name
+
+
+def _checked(text: str) -> str:
+    if "${" in text:
+        return text  # a reference has its value when the task starts, and is checked then
+    try:
+        parse_split(text)
+    except DataError as error:
+        raise ValueError(str(error)) from None
+    return text
+
+
+SplitText = Annotated[str, AfterValidator(_checked)]
+"""A field with a split; what `parse_split` cannot read is refused with the template."""

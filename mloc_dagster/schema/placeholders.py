@@ -8,6 +8,9 @@ from dataclasses import dataclass
 
 from mloc_dagster.errors import DataError, nearest_hint
 
+UPSTREAM_VALUES = ("prompt", "output")
+"""What the text of `UpstreamData` may hold."""
+
 _TOKEN = re.compile(r"\{\{|\}\}|\{(?P<name>[^{}]*)\}|[{}]")
 
 
@@ -63,3 +66,8 @@ def parse_placeholders(text: str, known: Iterable[str]) -> PlaceholderText:
         literals.append("")
     literals[-1] += text[end:]
     return PlaceholderText(tuple(literals), tuple(names))
+
+
+def literal(text: str) -> str:
+    """Returns a text that `parse_placeholders` reads as just this text."""
+    return text.replace("{", "{{").replace("}", "}}")

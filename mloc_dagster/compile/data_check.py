@@ -1,0 +1,131 @@
+"""Can a task's `data` block give rows, as far as its words tell? Nothing is read here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from mloc_dagster.compile.diagnostics import Findings, at_value
+from mloc_dagster.compile.engine_check import nearest
+from mloc_dagster.compile.expressions import split_string
+from mloc_dagster.compile.spelling import find
+from mloc_dagster.compile.tree import Path, Tree
+from mloc_dagster.errors import DataError, InputError
+from mloc_dagster.schema.data import (
+    ChatMessage,
+    DatasetData,
+    GraphTemplateData,
+    ListData,
+    TemplateColumn,
+    TextPart,
+    TrainingData,
+    UpstreamData,
+)
+from mloc_dagster.schema.data_address import hub_only, names_files
+from mloc_dagster.schema.placeholders import UPSTREAM_VALUES, parse_placeholders
+from mloc_dagster.schema.task import EmbeddingSpec, InferenceSpec, TaskSpec, TrainingSpec
+
+EMPTY_PROMPT = "an empty prompt gives no answer: write some text, or remove the item"
+NO_MESSAGES = "an empty list of chat messages: expected at least one {role, content}"
+
+
+def check_data(spec: Tree, typed: TaskSpec, findings: Findings) -> None:
+    """Adds what would keep a task from reading its rows.
+
+    Args:
+        spec: The task's spec as it was written, merged with its base.
+        typed: The same, typed.
+        findings: Takes the errors.
+    """
+    if isinstance(typed, TrainingSpec):
+        _check_training(spec, ("data",), typed.data, findings)
+        if typed.evaluation is not None:
+            _check_training(spec, ("evaluation", "data"), typed.evaluation.data, findings)
+        return
+    block = find(spec, ("data",))
+    data = getattr(typed, "data", None)
+    if block is None:
+        return
+    match data:
+        case ListData():
+            needs_text = isinstance(typed, InferenceSpec | EmbeddingSpec)
+            _check_items(block, data, findings, needs_text=needs_text)
+        case DatasetData():
+            _check_address(block, ("url", "name"), data.url, findings)
+        case GraphTemplateData():
+            _check_columns(block, data.template.columns, findings)
+            labels = [column.label for column in data.template.columns]
+            if data.template.text is not None:
+                _check_text(nearest(block, ("template", "text")), labels, findings)
+        case UpstreamData():
+            text = find(block, ("text",))
+            if text is not None:
+                _check_text(text, UPSTREAM_VALUES, findings)
+        case _:
+            pass
+
+
+def _check_training(spec: Tree, path: Path, data: TrainingData, findings: Findings) -> None:
+    block = find(spec, path)
+    if block is not None and data.dataset_name is not None:
+        _check_address(block, ("dataset_name", "config_name"), data.dataset_name, findings)
+
+
+def _check_address(block: Tree, names: tuple[str, str], url: str, findings: Findings) -> None:
+    if "${" in url or not names_files(url):
+        return
+    for name in (names[1], "revision"):
+        given = find(block, (name,))
+        if given is not None and given.content is not None:
+            findings.add(at_value(given, hub_only(name, names[0], url)))
+
+
+def _check_items(block: Tree, data: ListData, findings: Findings, *, needs_text: bool) -> None:
+    for place, item in enumerate(data.items):
+        message = None
+        if not item and not isinstance(item, str):
+            message = NO_MESSAGES
+        elif needs_text and _is_blank(item):
+            message = EMPTY_PROMPT
+        if message is not None:
+            findings.add(at_value(nearest(block, ("items", place)), message))
+
+
+def _is_blank(item: str | tuple[ChatMessage, ...]) -> bool:
+    if isinstance(item, str):
+        return not item.strip()
+    contents = (message.content for message in item)
+    return all(
+        not content.strip()
+        if isinstance(content, str)
+        else all(isinstance(part, TextPart) and not part.text.strip() for part in content)
+        for content in contents
+    )
+
+
+def _check_columns(block: Tree, columns: Iterable[TemplateColumn], findings: Findings) -> None:
+    first: dict[str, int] = {}
+    for place, column in enumerate(columns):
+        if first.setdefault(column.label, place) != place:
+            at = nearest(block, ("template", "columns", place, "label"))
+            message = (
+                f"the label {column.label!r} is column {first[column.label]}'s: give each column "
+                "a label of its own"
+            )
+            findings.add(at_value(at, message))
+
+
+def _check_text(text: Tree, known: Iterable[str], findings: Findings) -> None:
+    """Adds what is wrong with the placeholders of a text, beside its references."""
+    try:
+        parse_placeholders(_without_references(str(text.content)), known)
+    except DataError as error:
+        findings.add(at_value(text, str(error)))
+    except InputError:
+        pass  # a broken reference is an error of its own, told where references are checked
+
+
+def _without_references(text: str) -> str:
+    if "${" not in text:
+        return text
+    pieces = {"text": "{}", "environment": "${{{}}}", "reference": ""}
+    return "".join(pieces[part.kind].format(part.text) for part in split_string(text))
