@@ -56,7 +56,16 @@ class TemplateError(InputError):
 
 
 class DataError(InputError):
-    """Input data is missing or cannot be read; the message names what exists instead."""
+    """Input data is missing or cannot be read; the message names what exists instead.
+
+    Args:
+        message: What is wrong.
+        field: The field of the `data` block that is to be mended, where it is known.
+    """
+
+    def __init__(self, message: str, field: str | None = None) -> None:
+        self.field = field
+        super().__init__(message)
 
 
 class UnknownNameError(InputError):

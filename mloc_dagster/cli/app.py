@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from mloc_dagster import __version__
-from mloc_dagster.cli.arguments import Json
+from mloc_dagster.cli.arguments import Json, NoData
 from mloc_dagster.cli.fleet_app import fleet
 from mloc_dagster.cli.task_app import tasks
 
@@ -74,6 +74,7 @@ def _run(
     ] = False,
     as_json: Json = False,
     no_progress: Annotated[bool, typer.Option("--no-progress", help="No live progress.")] = False,
+    no_data: NoData = False,
 ) -> None:
     """Run a template here and now; the results folder is printed last.
 
@@ -90,6 +91,7 @@ def _run(
         quiet=quiet,
         as_json=as_json,
         progress=not (no_progress or quiet or as_json),
+        look=not no_data,
     )
     raise typer.Exit(run(options))
 
@@ -170,14 +172,17 @@ def _validate(
     ],
     as_json: Json = False,
     strict: Annotated[bool, typer.Option("--strict", help="Warnings count as errors.")] = False,
+    no_data: NoData = False,
 ) -> None:
     """Check templates: every error of every file, as file:line:col: path: message.
+
+    Data files of this machine are looked at, too: are they there, with the split and the column?
 
     Exit code: 0, or 2 when there is an error.
     """
     from mloc_dagster.cli.validate_command import validate
 
-    raise typer.Exit(validate(files, as_json=as_json, strict=strict))
+    raise typer.Exit(validate(files, as_json=as_json, strict=strict, look=not no_data))
 
 
 @app.command("estimate", rich_help_panel=_TASKS)

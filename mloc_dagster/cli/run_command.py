@@ -15,9 +15,10 @@ from mloc_dagster.cli.report import print_folders, report_json
 from mloc_dagster.cli.resume import resumable
 from mloc_dagster.cli.session import Session
 from mloc_dagster.compile.compiler import CompiledTemplate, compile_document, compile_file
-from mloc_dagster.compile.diagnostics import Diagnostic
+from mloc_dagster.compile.diagnostics import Diagnostic, errors_of
 from mloc_dagster.compile.loader import load_documents
 from mloc_dagster.compile.overrides import apply_sets
+from mloc_dagster.data.look import look_at_data
 from mloc_dagster.errors import InputError, TemplateError
 from mloc_dagster.library import library_file
 from mloc_dagster.settings import settings
@@ -35,6 +36,7 @@ class RunOptions:
     quiet: bool
     as_json: bool
     progress: bool
+    look: bool = True
 
 
 def run(options: RunOptions) -> int:
@@ -61,6 +63,9 @@ def _session(options: RunOptions) -> Session:
     if options.resume is None:
         path = template_path(options.template or "")
         templates, workflow_id = compile_with_sets(path, options.sets), None
+        # A file that a late stage lacks must not be found when the early ones are computed.
+        if options.look and (errors := errors_of(look_at_data(templates))):
+            raise TemplateError(errors)
     else:
         compiled, workflow_id = resumable(options.resume)
         templates = [compiled]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 
 import typer
@@ -11,13 +12,26 @@ import typer
 from mloc_dagster.cli.exit_codes import BAD_INPUT, OK
 from mloc_dagster.cli.wording import count
 from mloc_dagster.compile.compiler import compile_files
+from mloc_dagster.compile.diagnostics import errors_of, in_file_order
+from mloc_dagster.data.look import look_at_data
 from mloc_dagster.errors import InputError
 
 
-def validate(paths: Sequence[Path], *, as_json: bool, strict: bool) -> int:
-    """Checks files and folders of files; prints every finding, and returns the exit code."""
+def validate(paths: Sequence[Path], *, as_json: bool, strict: bool, look: bool = True) -> int:
+    """Checks files and folders of files; prints every finding, and returns the exit code.
+
+    Args:
+        paths: The files and folders.
+        as_json: Prints one JSON document.
+        strict: Warnings count as errors.
+        look: Looks at the data files, too.
+    """
     templates, findings = compile_files(template_files(paths))
-    errors = [each for each in findings if each.severity == "error"]
+    if look:
+        seen = {id(each): look_at_data([each]) for each in templates}
+        findings = list(in_file_order([*findings, *chain.from_iterable(seen.values())]))
+        templates = [each for each in templates if not errors_of(seen[id(each)])]
+    errors = errors_of(findings)
     warnings = [each for each in findings if each.severity == "warning"]
     ok = not errors and not (strict and warnings)
     if as_json:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pydantic import JsonValue
 
 from mloc_dagster.compile.diagnostics import Diagnostic
 from mloc_dagster.compile.expressions import Reference
+from mloc_dagster.compile.tree import Path, Tree
 from mloc_dagster.schema.resources import Schedule
 from mloc_dagster.schema.task import Metadata, Task
 
@@ -22,11 +23,14 @@ class CompiledTask:
         mapping: Its spec, merged and in today's spelling, references unresolved.
         references: What it reads of upstream results, in strings and in columns. Their nodes
             are among `task.depends_on`.
+        places: The single values of its data blocks and where each stands, by their path in the
+            spec: for what is found when somebody looks at the data.
     """
 
     task: Task
     mapping: Mapping[str, JsonValue]
     references: tuple[Reference, ...]
+    places: Mapping[Path, Tree] = field(default_factory=dict[Path, Tree])
 
 
 @dataclass(frozen=True, slots=True)

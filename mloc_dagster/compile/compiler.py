@@ -11,8 +11,15 @@ from pathlib import Path
 from pydantic import JsonValue
 
 from mloc_dagster.compile.compiled import CompiledTask, CompiledTemplate
-from mloc_dagster.compile.data_check import check_data
-from mloc_dagster.compile.diagnostics import Diagnostic, Findings, at_key, at_value, in_file_order
+from mloc_dagster.compile.data_check import check_data, data_places
+from mloc_dagster.compile.diagnostics import (
+    Diagnostic,
+    Findings,
+    at_key,
+    at_value,
+    errors_of,
+    in_file_order,
+)
 from mloc_dagster.compile.engine_check import check_engine
 from mloc_dagster.compile.loader import Document, load_documents, parse_documents
 from mloc_dagster.compile.merge import check_base_keys, merged_spec
@@ -64,8 +71,7 @@ def compile_file(path: Path) -> list[CompiledTemplate]:
         TemplateError: If any of it is wrong; carries every finding of the file.
     """
     templates, diagnostics = compile_files([path])
-    errors = [finding for finding in diagnostics if finding.severity == "error"]
-    if errors:
+    if errors := errors_of(diagnostics):
         raise TemplateError(errors)
     return templates
 
@@ -238,7 +244,7 @@ class _Compiler:
         # The name is metadata's or a node's, and was checked there.
         task = Task.model_construct(name=node.name, depends_on=depends_on, spec=typed)
         mapping = {key: child.plain() for key, child in spec.fields.items()}
-        return [CompiledTask(task, mapping, tuple(dict.fromkeys(check.found)))]
+        return [CompiledTask(task, mapping, tuple(dict.fromkeys(check.found)), data_places(spec))]
 
 
 def _unresolved(block: type[TaskSpec], spec: Tree, example: Tree) -> TaskSpec | None:

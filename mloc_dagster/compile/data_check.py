@@ -27,6 +27,9 @@ from mloc_dagster.schema.task import EmbeddingSpec, InferenceSpec, TaskSpec, Tra
 EMPTY_PROMPT = "an empty prompt gives no answer: write some text, or remove the item"
 NO_MESSAGES = "an empty list of chat messages: expected at least one {role, content}"
 
+_DATA: Path = ("data",)
+_EVALUATION: Path = ("evaluation", "data")
+
 
 def check_data(spec: Tree, typed: TaskSpec, findings: Findings) -> None:
     """Adds what would keep a task from reading its rows.
@@ -37,11 +40,11 @@ def check_data(spec: Tree, typed: TaskSpec, findings: Findings) -> None:
         findings: Takes the errors.
     """
     if isinstance(typed, TrainingSpec):
-        _check_training(spec, ("data",), typed.data, findings)
+        _check_training(spec, _DATA, typed.data, findings)
         if typed.evaluation is not None:
-            _check_training(spec, ("evaluation", "data"), typed.evaluation.data, findings)
+            _check_training(spec, _EVALUATION, typed.evaluation.data, findings)
         return
-    block = find(spec, ("data",))
+    block = find(spec, _DATA)
     data = getattr(typed, "data", None)
     if block is None:
         return
@@ -62,6 +65,17 @@ def check_data(spec: Tree, typed: TaskSpec, findings: Findings) -> None:
                 _check_text(text, UPSTREAM_VALUES, findings)
         case _:
             pass
+
+
+def data_places(spec: Tree) -> dict[Path, Tree]:
+    """Returns the single values of a spec's data blocks, by their path in it."""
+    return {
+        (*path, key): child
+        for path in (_DATA, _EVALUATION)
+        if (block := find(spec, path)) is not None
+        for key, child in block.fields.items()
+        if not isinstance(child.content, dict | list)
+    }
 
 
 def _check_training(spec: Tree, path: Path, data: TrainingData, findings: Findings) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal
 
@@ -96,6 +96,11 @@ class Findings:
 
     def _of(self, severity: Severity) -> tuple[Diagnostic, ...]:
         return in_file_order([item for item in self._seen if item.severity == severity])
+
+
+def errors_of(findings: Iterable[Diagnostic]) -> list[Diagnostic]:
+    """Returns the findings that keep a template from running."""
+    return [each for each in findings if each.severity == "error"]
 
 
 def in_file_order(findings: Sequence[Diagnostic]) -> tuple[Diagnostic, ...]:

@@ -82,9 +82,8 @@ def choose_column(wanted: str | None, columns: Sequence[str], where: str) -> str
     if wanted is not None:
         if wanted in columns:
             return wanted
-        raise DataError(
-            f"{where} has no column {wanted!r}{known_names(wanted, columns, 'columns')}"
-        )
+        hint = known_names(wanted, columns, "columns")
+        raise DataError(f"{where} has no column {wanted!r}{hint}", "column")
     if len(columns) == 1:
         return columns[0]
     usual = [name for name in PROMPT_COLUMNS if name in columns]

@@ -96,7 +96,7 @@ def open_table(data: DatasetData, names: tuple[str, str] = ("url", "name")) -> T
     if looks_like_files(data.url):
         for field, value in ((names[1], data.name), ("revision", data.revision)):
             if value is not None:
-                raise DataError(hub_only(f"data.{field}", f"data.{names[0]}", data.url))
+                raise DataError(hub_only(f"data.{field}", f"data.{names[0]}", data.url), field)
         return FileTable(data.url)
     if _HUB_ID.fullmatch(data.url) is None:
         raise DataError(
@@ -153,4 +153,5 @@ def known_split(wanted: str | None, splits: tuple[str, ...], where: str) -> str:
         return "train" if "train" in splits or not splits else splits[0]
     if wanted in splits:
         return wanted
-    raise DataError(f"{where} has no split {wanted!r}{known_names(wanted, splits, 'splits')}")
+    hint = known_names(wanted, splits, "splits")
+    raise DataError(f"{where} has no split {wanted!r}{hint}", "split")

@@ -60,7 +60,16 @@ class DataFiles:
 
 def looks_like_files(url: str) -> bool:
     """Whether `url` means files; otherwise it can only be a hub id."""
-    return names_files(url) or Path(url).exists()
+    try:
+        return names_files(url) or Path(url).exists()
+    except OSError:  # too long for a path
+        return False
+
+
+def is_local(url: str) -> bool:
+    """Whether an address of files means those of this machine."""
+    protocol, separator, _ = url.partition("://")
+    return not separator or (protocol in ("file", "local") and "::" not in url)
 
 
 def locate(url: str) -> DataFiles:
@@ -120,7 +129,7 @@ def refuse_pipes(fs: Any, paths: Iterable[str], url: str) -> None:
     for path in paths if "file" in fs.protocol else ():
         found = Path(path)
         if found.exists() and not (found.is_file() or found.is_dir()):
-            named = url if path in url else f"{url}: {path}"
+            named = url if Path(url).name == found.name else f"{url}: {path}"
             raise DataError(f"{named}: {NOT_A_FILE}")
 
 

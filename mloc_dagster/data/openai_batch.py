@@ -96,6 +96,23 @@ def scan_batch(url: str) -> BatchFile:
     return found
 
 
+def first_request(url: str) -> None:
+    """Reads as far as the first request.
+
+    Raises:
+        DataError: If there is no such file, no request in it, or the first is none.
+        TransientError: If it cannot be read now.
+    """
+    for number, line in _lines(url):
+        if not line.isspace():
+            try:
+                _request(line)
+            except ValueError as error:
+                raise DataError(f"{url}:{number}: {error}") from None
+            return
+    raise DataError(f"{url}: no requests: the file is empty")
+
+
 def batch_rows(url: str, block: RequestBlock) -> tuple[str, Iterator[SourceRow]]:
     """Opens a batch file whose requests a task can answer.
 

@@ -68,7 +68,7 @@ class Columns:
             if wanted in self.names:
                 return wanted
             hint = known_names(wanted, self.names, "columns")
-            raise DataError(f"{self.where} has no column {wanted!r} (data.{field}){hint}")
+            raise DataError(f"{self.where} has no column {wanted!r} (data.{field}){hint}", field)
         for name in usual:
             if name in self.names:
                 return name

@@ -57,6 +57,11 @@ class TrainingInput:
         self._records = records
         self._layout = layout
 
+    @property
+    def found(self) -> bool:
+        """Whether the source has any rows."""
+        return self._layout is not None
+
     def __iter__(self) -> Iterator[TrainingRow]:
         """Yields the rows that are of use."""
         if self._layout is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -234,3 +235,26 @@ def test_a_reader_that_leaves_early_is_no_error(tmp_path: Path) -> None:
         ["bash", "-c", command], capture_output=True, text=True, check=False, cwd=tmp_path
     )
     assert done.stderr == ""
+
+
+def test_validate_and_run_look_at_data_files_first(mloc: Mloc, tmp_path: Path) -> None:
+    missing = GOOD.replace("{type: list, items: [a, b]}", "{type: dataset, url: gone.jsonl}")
+    assert missing != GOOD
+    (tmp_path / "good.yaml").write_text(GOOD)
+    (tmp_path / "missing.yaml").write_text(missing)
+    code, out, _ = mloc("validate", "good.yaml", "missing.yaml")
+    assert code == 2
+    assert "spec.data.url: gone.jsonl: no such file" in out
+    assert out.endswith("1 valid template, 1 error, 0 warnings\n")
+    assert mloc("validate", "missing.yaml", "--no-data")[0] == 0
+    code, out, err = mloc("run", "missing.yaml")
+    assert (code, out) == (2, "")
+    assert "missing.yaml:6:" in err
+    assert "gone.jsonl: no such file" in err
+
+
+def test_validate_waits_for_no_pipe(mloc: Mloc, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "t.yaml")
+    code, out, _ = mloc("validate", "t.yaml")
+    assert code == 2
+    assert out.startswith("t.yaml: is a pipe or a device; name a regular file\n")

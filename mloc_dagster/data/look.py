@@ -1,0 +1,99 @@
+"""A look at the data files that templates name, before anything runs.
+
+Only files of this machine are looked at, and of these the first rows. Addresses of other machines
+and hub ids may be slow, or out of reach from here and not from a worker.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from mloc_dagster.compile.compiled import CompiledTask, CompiledTemplate
+from mloc_dagster.compile.diagnostics import Diagnostic, at_value
+from mloc_dagster.compile.tree import Path
+from mloc_dagster.data.dataset import known_split, open_table
+from mloc_dagster.data.locate import is_local, looks_like_files
+from mloc_dagster.data.openai_batch import first_request
+from mloc_dagster.data.training_rows import evaluation_rows, training_rows
+from mloc_dagster.errors import DataError, MlocError
+from mloc_dagster.schema.data import DatasetData, OpenaiBatchData, TrainingData
+from mloc_dagster.schema.split import parse_split
+from mloc_dagster.schema.task import TrainingSpec
+
+_DATA: Path = ("data",)
+_EVALUATION: Path = ("evaluation", "data")
+
+
+def look_at_data(templates: Iterable[CompiledTemplate]) -> list[Diagnostic]:
+    """Returns what is wrong with the data files of templates: each with its place.
+
+    A missing file, split or column is an error. A file that cannot be read just now is a warning.
+    """
+    findings = (found for each in templates for task in each.tasks for found in _look(task))
+    return list(dict.fromkeys(findings))
+
+
+def _look(task: CompiledTask) -> Iterator[Diagnostic]:
+    spec = task.task.spec
+    if isinstance(spec, TrainingSpec):
+        yield from _look_at(task, _DATA, spec.data)
+        if spec.evaluation is not None:
+            yield from _look_at(task, _EVALUATION, spec.evaluation.data)
+    else:
+        yield from _look_at(task, _DATA, getattr(spec, "data", None))
+
+
+def _look_at(task: CompiledTask, path: Path, data: object) -> Iterator[Diagnostic]:
+    match data:
+        case DatasetData(url=url) | OpenaiBatchData(url=url):
+            field = "url"
+        case TrainingData(dataset_name=str(url)):
+            field = "dataset_name"
+        case _:
+            return
+    places = {key[-1]: tree for key, tree in task.places.items() if key[:-1] == path}
+    if any("${" in (tree.text or "") for tree in places.values()) or field not in places:
+        return  # what a reference means is known when the task starts
+    try:
+        _open(task, path, data, url)
+    except DataError as error:
+        yield at_value(places.get(error.field or field, places[field]), str(error))
+    except MlocError as error:
+        yield at_value(places[field], str(error), "warning")
+
+
+def _open(task: CompiledTask, path: Path, data: object, url: str) -> None:
+    """Reads the first rows.
+
+    Raises:
+        DataError: If there are none, or other ones than the block means.
+        TransientError: If they cannot be read now.
+    """
+    spec = task.task.spec
+    if isinstance(data, OpenaiBatchData):
+        if is_local(url):
+            first_request(url)
+    elif not looks_like_files(url) or not is_local(url):
+        return
+    elif isinstance(data, DatasetData):
+        _open_dataset(data)
+    elif isinstance(spec, TrainingSpec) and isinstance(data, TrainingData):
+        evaluation = spec.evaluation if path == _EVALUATION else None
+        rows = (
+            training_rows(data, spec.task_type)
+            if evaluation is None
+            else evaluation_rows(evaluation, spec.task_type)
+        )
+        if not rows.found:
+            raise DataError(f"{url} has no rows", "dataset_name")
+
+
+def _open_dataset(data: DatasetData) -> None:
+    table = open_table(data)
+    splits = [known_split(part.split, table.splits, data.url) for part in parse_split(data.split)]
+    firsts = [
+        next(table.prompts(split, data.column, data.image_columns), None)
+        for split in dict.fromkeys(splits)
+    ]
+    if all(first is None for first in firsts):
+        raise DataError(f"{data.url} has no rows", "url")
