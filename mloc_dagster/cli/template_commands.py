@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -16,10 +17,11 @@ from mloc_dagster.compile.compiler import CompiledTemplate, compile_file
 from mloc_dagster.compile.loader import parse_documents
 from mloc_dagster.compile.tree import Tree
 from mloc_dagster.errors import InputError, TemplateError
-from mloc_dagster.library import library_file, library_files
+from mloc_dagster.library import library_dir, library_file, library_files
 from mloc_dagster.schema.base import Name
 
-_SCHEMA_LINE = "# yaml-language-server: $schema="
+_PATH = re.compile(r"(?<![\w:/])[\w.-][\w./-]*/[\w./-]*\w")
+"""A relative path in a comment, without the full stop of its sentence."""
 
 
 def list_templates(*, as_json: bool) -> None:
@@ -100,12 +102,30 @@ def _renamed(origin: Path, name: str, target: Path) -> str:
             _replace(lines, named, name if len(documents) == 1 else f"{name}-{place + 1}")
         for tree in _files_named(document.root, origin.parent):
             _replace(lines, tree, _from(target, origin.parent / str(tree.content)))
-    text = "".join(lines)
-    schema = re.search(rf"{re.escape(_SCHEMA_LINE)}(\S+)", text)
-    if schema and "://" not in schema[1]:
-        there = _from(target, origin.parent / schema[1])
-        text = text.replace(schema[0], f"{_SCHEMA_LINE}{there}", 1)
-    return re.sub(rf"\S*{re.escape(origin.name)}", str(target), text)
+    own_name = re.compile(rf"\S*{re.escape(origin.name)}")
+    folders = (origin.parent, library_dir().parent)
+    return "".join(
+        own_name.sub(lambda _: str(target), _comment(line, folders, target))
+        if line.lstrip().startswith("#")
+        else line
+        for line in lines
+    )
+
+
+def _comment(line: str, folders: Sequence[Path], target: Path) -> str:
+    """Returns a comment with paths that hold from `target`.
+
+    Args:
+        line: The comment.
+        folders: What its paths may be relative to: the template's folder, or where the library is.
+        target: The new file.
+    """
+
+    def moved(match: re.Match[str]) -> str:
+        there = next((each / match[0] for each in folders if (each / match[0]).exists()), None)
+        return match[0] if there is None else _from(target, there)
+
+    return _PATH.sub(moved, line)
 
 
 def _files_named(tree: Tree, folder: Path) -> list[Tree]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -195,6 +196,9 @@ def test_new_copies_every_library_template_so_that_it_stays_valid(
             key, _, value = line.strip().partition(": ")
             if key == "url" and "://" not in value and "." in value:
                 assert (tmp_path / value).exists(), line
+            named = re.findall(r"[^\s`=]+/[^\s`,]+\w", line) if line.startswith("#") else []
+            for path in filter(lambda path: re.search(r"\.(yaml|jsonl?)$", path), named):
+                assert (tmp_path / path).exists(), line
 
 
 def test_new_never_overwrites(mloc: Mloc, tmp_path: Path) -> None:
