@@ -15,6 +15,7 @@ from typing import cast
 from pydantic import JsonValue
 
 from mloc_dagster.errors import nearest_hint
+from mloc_dagster.schema.ebnf import grammar_problem
 from mloc_dagster.schema.inference import StructuredOutputs
 
 Path = tuple[str | int, ...]
@@ -38,11 +39,19 @@ _BROKEN_EVERYWHERE = re.compile(
     "nothing to repeat|min repeat greater|bad character range"
 )
 _OUTSIDE_CLASSES = re.compile(r"\[\^?\]?(?:\\.|[^\]\\])*\]|(\\.|\(\?(?!:|<[A-Za-z]).{1,2})", re.S)
+_NOWHERE_GUIDED = {
+    **dict.fromkeys(("(?=", "(?!"), "a look-ahead"),
+    **dict.fromkeys(("(?<=", "(?<!"), "a look-behind"),
+    "(?>": "an atomic group",
+    "(?#": "a comment",
+    **dict.fromkeys((r"\b", r"\B"), "a word boundary"),
+    **{rf"\{digit}": "a reference to a group" for digit in range(1, 10)},
+}
+"""What neither xgrammar nor llguidance, to which vLLM turns where xgrammar refuses, can follow."""
+
 _UNKNOWN_ESCAPES = {
-    **dict.fromkeys("bB", "a word boundary"),
     **dict.fromkeys("AZz", "an anchor (the whole answer is matched anyway)"),
     **dict.fromkeys("pP", "a Unicode class"),
-    **dict.fromkeys("123456789", "a reference to a group"),
 }
 
 
@@ -74,11 +83,21 @@ def form_problems(form: StructuredOutputs, engine: str | None) -> Iterator[FormP
         yield from _Schema(form.json_schema, engine).problems()
     if form.regex is not None:
         yield from _regex(form.regex, ("regex",), engine)
-    if form.grammar is not None and not form.grammar.strip():
-        yield FormProblem(("grammar",), "the grammar is empty")
+    if form.grammar is not None:
+        yield from _grammar(form.grammar, engine)
     if form.choice is not None and len(set(form.choice)) < len(form.choice):
         twice = next(each for each in form.choice if form.choice.count(each) > 1)
         yield FormProblem(("choice",), f"{twice!r} stands there twice")
+
+
+def _grammar(grammar: str, engine: str | None) -> Iterator[FormProblem]:
+    if not grammar.strip():
+        yield FormProblem(("grammar",), "the grammar is empty")
+    # vLLM reads Lark as well, and takes for it what defines no rule by `::=`.
+    elif engine == "transformers" or "::=" in grammar:
+        problem = grammar_problem(grammar)
+        if problem is not None:
+            yield FormProblem(("grammar",), problem)
 
 
 def _regex(pattern: str, path: Path, engine: str | None) -> Iterator[FormProblem]:
@@ -91,14 +110,14 @@ def _regex(pattern: str, path: Path, engine: str | None) -> Iterator[FormProblem
         if _BROKEN_EVERYWHERE.search(str(error)):
             yield FormProblem(path, f"{pattern!r} is no regular expression: {error}")
             return
-    if engine != "transformers":
-        return
     for match in _OUTSIDE_CLASSES.finditer(pattern):
         part = match[1]
         if part is None:
             continue
-        what = _UNKNOWN_ESCAPES.get(part[1]) if part[0] == "\\" else "a special group"
-        if what is not None:
+        what = next((what for start, what in _NOWHERE_GUIDED.items() if part.startswith(start)), "")
+        if not what and engine == "transformers":
+            what = _UNKNOWN_ESCAPES.get(part[1]) if part[0] == "\\" else "a special group"
+        if what:
             reason = f"{part!r} in {pattern!r} is {what}, which guided answers cannot have"
             yield FormProblem(path, reason)
 

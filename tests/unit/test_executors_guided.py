@@ -84,9 +84,10 @@ def test_equal_options_share_a_grammar_and_free_answers_have_none(shelf: Grammar
 @pytest.mark.parametrize(
     ("fields", "reason"),
     [
-        ({"grammar": "root ::= nowhere"}, 'made a grammar: .*"nowhere" is not defined'),
+        ({"grammar": "root ::= nowhere"}, "grammar: line 1: there is no rule 'nowhere'"),
+        ({"grammar": 'root ::= "a"{2,1}'}, "made a grammar: .*Lower bound is larger"),
         ({"regex": "x{y}"}, "made a grammar: .*Invalid repetition count"),
-        ({"regex": "a(?=b)"}, "structured_outputs.regex: .* is a special group"),
+        ({"regex": "a(?=b)"}, "structured_outputs.regex: .* is a look-ahead"),
         ({"json": {"type": "integer", "multipleOf": 2}}, "json.multipleOf: the transformers"),
     ],
 )
