@@ -98,17 +98,31 @@ def open_table(data: DatasetData, names: tuple[str, str] = ("url", "name")) -> T
             if value is not None:
                 raise DataError(hub_only(f"data.{field}", f"data.{names[0]}", data.url), field)
         return FileTable(data.url)
-    if _HUB_ID.fullmatch(data.url) is None:
-        raise DataError(
-            f"data.{names[0]} {data.url!r} is neither a file or folder that exists (looked in "
-            f"{Path.cwd()}) nor a hub id of the form owner/name"
-        )
+    check_hub_id(data.url, names[0])
     from mloc_dagster.data.hub import HubTable
 
     whole_shuffle = data.shuffle and data.buffer_size is None
     return HubTable(
         data.url, data.name, data.revision, streaming=not whole_shuffle, config_field=names[1]
     )
+
+
+def check_hub_id(url: str, field: str) -> None:
+    """Makes sure that what names no files can be a dataset of the hub.
+
+    Args:
+        url: The address.
+        field: How the template calls it.
+
+    Raises:
+        DataError: If it cannot.
+    """
+    if _HUB_ID.fullmatch(url) is None:
+        raise DataError(
+            f"data.{field} {url!r} is neither a file or folder that exists (looked in "
+            f"{Path.cwd()}) nor a hub id of the form owner/name",
+            field,
+        )
 
 
 def sliced[RowT](

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from mloc_dagster.compile.compiled import CompiledTask, CompiledTemplate
 from mloc_dagster.compile.diagnostics import Diagnostic, at_value
 from mloc_dagster.compile.tree import Path
-from mloc_dagster.data.dataset import known_split, open_table
+from mloc_dagster.data.dataset import check_hub_id, known_split, open_table
 from mloc_dagster.data.locate import is_local, looks_like_files
 from mloc_dagster.data.openai_batch import first_request
 from mloc_dagster.data.training_rows import evaluation_rows, training_rows
@@ -55,25 +55,27 @@ def _look_at(task: CompiledTask, path: Path, data: object) -> Iterator[Diagnosti
     if any("${" in (tree.text or "") for tree in places.values()) or field not in places:
         return  # what a reference means is known when the task starts
     try:
-        _open(task, path, data, url)
+        _open(task, path, data, (field, url))
     except DataError as error:
         yield at_value(places.get(error.field or field, places[field]), str(error))
     except MlocError as error:
         yield at_value(places[field], str(error), "warning")
 
 
-def _open(task: CompiledTask, path: Path, data: object, url: str) -> None:
+def _open(task: CompiledTask, path: Path, data: object, address: tuple[str, str]) -> None:
     """Reads the first rows.
 
     Raises:
         DataError: If there are none, or other ones than the block means.
         TransientError: If they cannot be read now.
     """
-    spec = task.task.spec
+    spec, (field, url) = task.task.spec, address
     if isinstance(data, OpenaiBatchData):
         if is_local(url):
             first_request(url)
-    elif not looks_like_files(url) or not is_local(url):
+    elif not looks_like_files(url):
+        check_hub_id(url, field)
+    elif not is_local(url):
         return
     elif isinstance(data, DatasetData):
         _open_dataset(data)
@@ -85,7 +87,7 @@ def _open(task: CompiledTask, path: Path, data: object, url: str) -> None:
             else evaluation_rows(evaluation, spec.task_type)
         )
         if not rows.found:
-            raise DataError(f"{url} has no rows", "dataset_name")
+            raise DataError(f"{url} has no rows", field)
 
 
 def _open_dataset(data: DatasetData) -> None:

@@ -78,6 +78,7 @@ def test_what_is_sound_or_elsewhere_is_silent(data: str) -> None:
         ),
         ("url: other.jsonl", 30, "say which holds the prompts with data.column: a, c"),
         ("url: twice.csv", 30, "2 columns are called 'prompt': give each its own name"),
+        ("url: a/b/c", 30, "'a/b/c' is neither a file or folder that exists (looked in "),
         ("url: empty.jsonl", 30, "spec.data.url: empty.jsonl has no rows"),
         ("url: ./batch.jsonl, column: custom_id, split: 'train[:5]', name: null", 30, None),
         ("url: pipe.jsonl", 30, "spec.data.url: pipe.jsonl: is a pipe or a device"),
