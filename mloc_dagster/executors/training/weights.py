@@ -18,6 +18,7 @@ from mloc_dagster.executors.training.weights_download import (
     kept_folder,
     unpacked_archive,
 )
+from mloc_dagster.net.reach import current_reach
 from mloc_dagster.results.files import TEMPORARY_PREFIX
 from mloc_dagster.results.manifest import MANIFEST_NAME, ManifestEntry, read_manifest
 from mloc_dagster.results.store import Folder, ResultStore, open_store
@@ -73,6 +74,7 @@ def fetched_model(place: str) -> Path:
 
 
 def _at(place: str, results: ResultStore, cache_dir: Path) -> Path:
+    current_reach().check_place(place)
     own = _name_in_store(place, results)
     if own is not None:
         task, name = own
