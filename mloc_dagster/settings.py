@@ -86,7 +86,7 @@ class Settings(BaseSettings):
 
     destination_private_addresses: bool = True
     """Whether a worker may send results to private and loopback addresses over HTTP; never to
-    link-local ones. Templates that come in over the API obey `api_private_addresses` as well."""
+    link-local ones. Tasks that came in over the API obey `api_private_addresses` as well."""
 
     api_url: str | None = None
     """Where commands and clients find the API; by default that of this home's stack."""

@@ -20,7 +20,7 @@ from mloc_dagster.errors import (
     nearest_hint,
 )
 from mloc_dagster.net.addresses import RefusedAddressError
-from mloc_dagster.net.files import file_system
+from mloc_dagster.net.files import check_upload, file_system
 from mloc_dagster.net.reach import current_reach
 from mloc_dagster.schema.data_address import (
     COMPRESSIONS,
@@ -89,9 +89,10 @@ def locate(url: str) -> DataFiles:
         if isinstance(error, PermissionError) or "Credentials" in type(error).__name__:
             raise DataError(f"{url}: may not be read: {error}") from error
         raise TransientError(f"{url}: cannot be reached: {error}") from error
-    if isinstance(fs, LocalFileSystem):
-        for found in (each for paths in splits.values() for each in paths):
+    for found in (each for paths in splits.values() for each in paths):
+        if isinstance(fs, LocalFileSystem):
             current_reach().check_path(found)  # a folder's links may lead out of it
+        check_upload(fs, found)
     return DataFiles(fs=fs, splits=splits, url=url)
 
 

@@ -16,7 +16,7 @@ from mloc_dagster.errors import InputError, MissingExtraError, TransientError
 from mloc_dagster.executors.archives import SUFFIXES, unpack
 from mloc_dagster.executors.training.weight_files import weights_kind
 from mloc_dagster.net.addresses import RefusedAddressError, guarded_client
-from mloc_dagster.net.files import file_system
+from mloc_dagster.net.files import check_upload, file_system
 from mloc_dagster.net.reach import current_reach
 from mloc_dagster.schema.model import Adapter
 
@@ -86,6 +86,7 @@ def _fetch(place: str, local: Path, target: Path) -> None:
     if "://" not in place:
         if not local.is_file():
             raise InputError(f"model.adapters: {place!r} does not exist: {SUPPORTED}")
+        check_upload(*file_system(str(local)))
         shutil.copyfile(local, target)
     elif place.startswith(("http://", "https://")):
         _download(place, target)

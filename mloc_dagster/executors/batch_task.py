@@ -35,7 +35,7 @@ from mloc_dagster.results.delivery import deliver
 from mloc_dagster.results.export import export
 from mloc_dagster.results.manifest import MANIFEST_NAME, read_manifest, write_manifest
 from mloc_dagster.results.part_list import part_name
-from mloc_dagster.results.record import read_record, write_record
+from mloc_dagster.results.record import RECORD_NAME, read_record, write_record
 from mloc_dagster.results.rows import OutputRow
 from mloc_dagster.results.store import Folder, ResultStore
 from mloc_dagster.results.usage import Rates
@@ -177,7 +177,7 @@ class HandOut:
 
     def _is_written(self, member: Member) -> bool:
         folder = self.store.task(member.task_id)
-        if not folder.exists(MANIFEST_NAME):
+        if not (folder.exists(MANIFEST_NAME) and folder.exists(RECORD_NAME)):
             return False
         try:
             read_manifest(folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import stat
 import time
@@ -25,6 +26,7 @@ from mloc_dagster.data.inline_images import TASK_PROTOCOL, data_uri_bytes
 from mloc_dagster.errors import InputError
 from mloc_dagster.executors.timed_calls import HangingError, TimedCalls, TooSlowError
 from mloc_dagster.net.addresses import RefusedAddressError, guarded_client
+from mloc_dagster.net.files import uploaded_sha256
 from mloc_dagster.net.reach import current_reach
 
 ATTEMPTS = 3
@@ -114,7 +116,11 @@ class ImageFetcher:
         if _HTTP.match(reference):
             return attempts(self._download, reference, deadline)
         self._reach.check_place(reference)
-        return attempts(self._read, reference)
+        data = attempts(self._read, reference)
+        expected = uploaded_sha256(reference)
+        if expected is not None and hashlib.sha256(data).hexdigest() != expected:
+            raise FetchError("it is no longer what was sent with the submission")
+        return data
 
     def close(self) -> None:
         """Ends connections, and all waiting for images."""

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+import hashlib
+import re
+from contextlib import AbstractContextManager
+from typing import IO, Any, cast
 
+from mloc_dagster.errors import InputError
 from mloc_dagster.net.addresses import guarded_socket_factory
-from mloc_dagster.net.reach import current_reach
+from mloc_dagster.net.reach import UPLOADS_FOLDER, current_reach
+
+_UPLOAD = re.compile(rf"/{re.escape(UPLOADS_FOLDER)}/([0-9a-f]{{64}})/[^/]+$")
 
 
 def file_system(url: str) -> tuple[Any, str]:
@@ -25,6 +31,33 @@ def file_system(url: str) -> tuple[Any, str]:
     if url.lower().startswith(("http://", "https://")):
         return _guarded_http(), url
     return url_to_fs(url)  # pyright: ignore[reportUnknownVariableType]
+
+
+def has_content(opened: AbstractContextManager[IO[bytes]], sha256: str) -> bool:
+    """Tells whether a file has the content of a hash."""
+    with opened as file:
+        return hashlib.file_digest(cast(Any, file), "sha256").hexdigest() == sha256
+
+
+def uploaded_sha256(path: str) -> str | None:
+    """Returns the hash that a file must have which came with a submission; None for others."""
+    found = _UPLOAD.search(path)
+    return found[1] if found else None
+
+
+def check_upload(system: Any, path: str) -> None:
+    """Checks that a file that came with a submission is what was sent.
+
+    Args:
+        system: The fsspec file system it lies on.
+        path: A file; others than uploads are not looked at.
+
+    Raises:
+        InputError: If its content was changed since.
+    """
+    expected = uploaded_sha256(path)
+    if expected is not None and not has_content(system.open(path, "rb"), expected):
+        raise InputError(f"{path} is no longer what was sent with the submission: send it again")
 
 
 def _guarded_http() -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from pydantic import JsonValue
 
 from mloc_dagster.library import library_dir
 from mloc_dagster.net.reach import LOCAL, OutOfReachError, Reach
@@ -238,7 +239,7 @@ def test_every_field_that_is_read_is_checked(spec: dict[str, object]) -> None:
 def test_a_hub_id_that_is_a_folder_here_is_a_path(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    spec = {"model": {"source": {"type": "huggingface", "identifier": "owner/name"}}}
+    spec: JsonValue = {"model": {"source": {"type": "huggingface", "identifier": "owner/name"}}}
     check_spec(API, spec)
     (tmp_path / "owner" / "name").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
