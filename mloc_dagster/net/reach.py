@@ -17,6 +17,7 @@ from urllib.parse import unquote, urlsplit
 
 from mloc_dagster.errors import InputError
 from mloc_dagster.library import library_dir
+from mloc_dagster.schema.data_address import is_glob
 from mloc_dagster.settings import settings
 
 Origin = Literal["local", "api"]
@@ -33,7 +34,6 @@ _OWN_SECRETS = frozenset(
 )
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)(://|::)")
 _IPV6_HOST = re.compile(r"//\[[0-9A-Fa-f:.]+\]")
-_GLOB = re.compile(r"[*?\[]")
 _VARIABLE = re.compile(r"\$\{([A-Z_][A-Z0-9_]*)\}")
 
 
@@ -198,7 +198,7 @@ def _open_folder(name: str) -> bool:
 def _fixed_part(path: str) -> Path:
     """Returns a path up to its first part with a wildcard."""
     parts = Path(path).parts
-    wild = next((n for n, part in enumerate(parts) if _GLOB.search(part)), len(parts))
+    wild = next((n for n, part in enumerate(parts) if is_glob(part)), len(parts))
     return Path(*parts[:wild])
 
 

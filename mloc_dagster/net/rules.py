@@ -11,6 +11,7 @@ from pydantic import JsonValue
 from mloc_dagster.models import BUILTIN_MODELS
 from mloc_dagster.net.options import allowed_option
 from mloc_dagster.net.reach import OutOfReachError, Reach
+from mloc_dagster.schema.data_address import names_files
 from mloc_dagster.schema.legacy import SPELLINGS
 
 Place = tuple[str | int, ...]
@@ -41,7 +42,6 @@ _OPERATORS = frozenset({("harness", "include_path"), ("checkpoint", "allow_pickl
 _DROPPED = frozenset(each.old[-2:] for each in SPELLINGS if each.new is None)
 
 FALSE = frozenset({"false", "no", "off", "0", "n", "f", "none", ""})
-_DATA_SUFFIX = re.compile(r"\.(jsonl|ndjson|json|csv|tsv|parquet|txt)(\.(gz|zst))?$", re.IGNORECASE)
 _TASK_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
@@ -142,9 +142,7 @@ def _check_read(reach: Reach, text: str) -> None:
 
 def _is_place(text: str) -> bool:
     """Whether a text means a file or a folder, not an id of the hub."""
-    if ":/" in text or "::" in text or text.startswith((".", "/", "~")):
-        return True
-    if _DATA_SUFFIX.search(text) or re.search(r"[*?\[\\]", text):
+    if names_files(text) or "::" in text or ":/" in text or "\\" in text:
         return True
     try:
         return Path(text).exists()
