@@ -5,14 +5,24 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import AliasChoices, Field, SecretStr, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import AliasChoices, BeforeValidator, Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from mloc_dagster.errors import InputError
 
 _PREFIX = "MLOC_"
+
+
+def _split(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    return [each.strip() for each in value.split(",") if each.strip()]
+
+
+_Names = Annotated[frozenset[str], NoDecode, BeforeValidator(_split)]
+_Folders = Annotated[tuple[Path, ...], NoDecode, BeforeValidator(_split)]
 
 
 class Settings(BaseSettings):
@@ -76,7 +86,7 @@ class Settings(BaseSettings):
 
     destination_private_addresses: bool = True
     """Whether a worker may send results to private and loopback addresses over HTTP; never to
-    link-local ones. Templates that come in over the API obey `api_private_addresses` as well."""
+    link-local ones. Tasks that came in over the API obey `api_private_addresses` as well."""
 
     api_url: str | None = None
     """Where commands and clients find the API; by default that of this home's stack."""
@@ -94,8 +104,23 @@ class Settings(BaseSettings):
     """A file of tokens, one a line, read anew when it changes; any of them opens the API."""
 
     api_private_addresses: bool = False
-    """Whether templates that come in over the API may name private and loopback addresses as HTTP
-    destinations, images and data; never link-local ones."""
+    """Whether templates that come in over the API may name private and loopback addresses in any
+    HTTP URL; never link-local ones. The workers obey it as well."""
+
+    api_data_roots: _Folders = ()
+    """Folders, separated by commas, whose files a template that comes in over the API may name,
+    links followed; by default only files that are sent along, the template library and results.
+    The workers obey it as well."""
+
+    api_variables: _Names = frozenset()
+    """Variables of the workers' environment, separated by commas, that a template that comes in
+    over the API may put into `output.destination` as `${NAME}`; by default none. Set it where the
+    API and where the workers start."""
+
+    api_options: _Names = frozenset()
+    """Options, separated by commas, that a template that comes in over the API may set besides
+    those that can neither run code nor read files: `model.vllm.hf_overrides`,
+    `training.report_to`. Set it where the API and where the workers start."""
 
     api_max_body_bytes: int = Field(default=5_000_000, ge=1)
     """Bytes of the largest request that is no upload and no result; no template may have more."""

@@ -136,10 +136,10 @@ class CompiledBodies:
     def _compile(self, text: bytes, name: str, uploads: Mapping[str, str]) -> PreparedBody:
         policy = Policy(
             remote_code=settings().trust_remote_code,
-            private_addresses=settings().api_private_addresses,
             uploads=uploads,
         )
         templates, found = compile_text(text, name, policy.apply)
+        policy.check_compiled(templates, name)
         found = [*found, *policy.findings, *_unknown_types(templates, name)]
         if any(each.severity == "error" for each in found):
             raise invalid_template(sorted(found, key=lambda each: (each.line, each.column)))

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import math
 import re
-import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from urllib.parse import urlsplit
 
+from mloc_dagster.compile.compiled import CompiledTemplate
 from mloc_dagster.compile.diagnostics import Diagnostic, at_value
-from mloc_dagster.compile.tree import Tree
-from mloc_dagster.results.http_addresses import RefusedAddressError, check_address
+from mloc_dagster.compile.tree import Tree, format_path
+from mloc_dagster.net.addresses import RefusedAddressError, addresses_of, check_address
+from mloc_dagster.net.reach import Reach
+from mloc_dagster.net.rules import FALSE, FETCHED, READ, field_of, scalars, why_refused
 
-_FALSE = frozenset({"false", "no", "off", "0", "n", "f", "none", ""})
-_URL_KEYS = frozenset(
-    {("destination", "url"), ("data", "url"), ("data", "dataset_name"), ("image_url", "url")}
-)
-_HTTP_URL = re.compile(r"https?://\S+", re.IGNORECASE)  # also within fsspec's chained URLs
+_HTTP_URL = re.compile(r"https?://\S+", re.IGNORECASE)
 
 _UNSTORABLE = re.compile("[\\x00\\ud800-\\udfff]")
 
@@ -27,15 +25,12 @@ class Policy:
 
     Args:
         remote_code: Whether templates may ask for code that comes with weights.
-        private_addresses: Whether HTTP may lead to private addresses.
         uploads: Addresses of the files that came along, by name.
     """
 
-    def __init__(
-        self, *, remote_code: bool, private_addresses: bool, uploads: Mapping[str, str]
-    ) -> None:
+    def __init__(self, *, remote_code: bool, uploads: Mapping[str, str]) -> None:
         self._remote_code = remote_code
-        self._private_addresses = private_addresses
+        self._reach = Reach("api")
         self._uploads = uploads
         self.findings: list[Diagnostic] = []
         self.rows = 0
@@ -43,6 +38,17 @@ class Policy:
     def apply(self, root: Tree) -> Tree:
         """Returns a document with uploaded files by their address; `findings` has the rest."""
         return self._visit(root)
+
+    def check_compiled(self, templates: Iterable[CompiledTemplate], name: str) -> None:
+        """Adds what shows only once a document is compiled, such as what an old spelling means."""
+        known = {each.message for each in self.findings}
+        for template in templates:
+            for node in template.tasks:
+                for path, value in scalars(dict(node.mapping)):
+                    why = why_refused(self._reach, path, value)
+                    if why is not None and why not in known:
+                        place = format_path(("spec", *path))
+                        self.findings.append(Diagnostic(name, 0, 0, place, why))
 
     def _visit(self, tree: Tree) -> Tree:
         if isinstance(tree.content, dict):
@@ -58,10 +64,23 @@ class Policy:
             self._check_text(tree, tree.content)
         elif isinstance(tree.content, float) and not math.isfinite(tree.content):
             self.findings.append(at_value(tree, f"{tree.raw} is no number that JSON can carry"))
-        if tree.path[:1] == ("spec",):
-            self._check_code(tree)
-            if tree.path[-2:] in _URL_KEYS and tree.text:
-                return self._url(tree, tree.text)
+        return self._checked(tree) if tree.path[:1] == ("spec",) else tree
+
+    def _checked(self, tree: Tree) -> Tree:
+        self._check_code(tree)
+        field, text = field_of(tree.path), tree.text
+        if text and field in READ:
+            found = self._uploads.get(text.removeprefix("./"))
+            if found is not None:
+                return replace(tree, content=found)
+        value = tree.content
+        if not isinstance(value, dict | list):
+            why = why_refused(self._reach, tree.path, value)
+            if why is not None:
+                self.findings.append(at_value(tree, why))
+            elif text and field in FETCHED:
+                for url in _HTTP_URL.findall(text):
+                    self._check_addresses(tree, url)
         return tree
 
     def _check_text(self, tree: Tree, text: str) -> None:
@@ -72,41 +91,25 @@ class Policy:
     def _check_code(self, tree: Tree) -> None:
         if self._remote_code or tree.path[-1] != "trust_remote_code":
             return
-        if str(tree.content).lower() not in _FALSE:
+        if str(tree.content).lower() not in FALSE:
             message = (
                 "code that comes with a model's weights runs only where the operator allows it "
                 "(MLOC_TRUST_REMOTE_CODE)"
             )
             self.findings.append(at_value(tree, message))
 
-    def _url(self, tree: Tree, text: str) -> Tree:
-        found = self._uploads.get(text.removeprefix("./"))
-        if found is not None:
-            return replace(tree, content=found)
-        for url in _HTTP_URL.findall(text):
-            self._check_addresses(tree, url)
-        return tree
-
     def _check_addresses(self, tree: Tree, url: str) -> None:
         try:
-            for address in _addresses(urlsplit(url).hostname or ""):
+            host = urlsplit(url).hostname or ""
+            if "${" in host:  # a variable that may be filled in: the worker checks the address
+                return
+            for address in addresses_of(host):
                 check_address(
                     address,
-                    private=self._private_addresses,
-                    setting="MLOC_API_PRIVATE_ADDRESSES",
+                    private=self._reach.private_addresses,
+                    setting=self._reach.private_setting,
                 )
         except RefusedAddressError as error:
             self.findings.append(at_value(tree, str(error)))
         except ValueError as error:
             self.findings.append(at_value(tree, f"no URL: {error}"))
-
-
-def _addresses(host: str) -> Iterator[str]:
-    if "${" in host:  # the worker that fills it in looks at it
-        return
-    try:
-        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
-    except (OSError, UnicodeError):
-        return  # nobody can reach it from here; the worker looks again
-    for *_, place in found:
-        yield str(place[0])

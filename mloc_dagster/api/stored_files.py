@@ -19,6 +19,7 @@ from mloc_dagster.errors import IncompleteResultsError, nearest_hint
 from mloc_dagster.results.aggregate import RESPONSES_NAME
 from mloc_dagster.results.files import BUFFER_BYTES
 from mloc_dagster.results.manifest import MANIFEST_NAME, Manifest, read_manifest, write_manifest
+from mloc_dagster.results.own_names import is_own_name
 from mloc_dagster.results.record import RECORD_NAME
 from mloc_dagster.results.store import Folder
 
@@ -92,15 +93,32 @@ def keep_result(api: ApiState, result: ResultIn, body: bytes) -> ResultStored:
 def keep_files(api: ApiState, task_id: str, uploads: Sequence[Upload]) -> tuple[ResultStored, ...]:
     """Stores files of a task that came from outside; the same again changes nothing.
 
+    A task that was accepted here takes files once it has ended, and none by a name that mloc
+    writes: what lies there decides what is still to be done, and what is served as its result.
+
     Raises:
         Refusal: 409, if a file of a task of ours would be replaced, or one that is nobody's.
     """
     folder = api.store.task(safe_task_id(task_id))
+    if _is_ours(api, folder):
+        _check_ours(api, folder, [each.name for each in uploads])
     stored = tuple(_keep_file(api, folder, each) for each in uploads)
     with _manifests:
         if any(each.stored for each in stored) or not folder.exists(MANIFEST_NAME):
             write_manifest(folder, _required(folder))
     return stored
+
+
+def _check_ours(api: ApiState, folder: Folder, names: Sequence[str]) -> None:
+    entry = api.ledger.task(folder.name)
+    ended = entry.state.ended if entry is not None else folder.exists(MANIFEST_NAME)
+    if not ended:
+        state = entry.state.value if entry is not None else "not done"
+        detail = f"{folder.name} is {state}: files may be left with it once it has ended"
+        raise Refusal(409, "is-ours", detail)
+    for name in names:
+        if is_own_name(name):
+            raise Refusal(409, "is-ours", f"{name} of {folder.name} is written by mloc alone")
 
 
 def _keep_file(api: ApiState, folder: Folder, upload: Upload) -> ResultStored:

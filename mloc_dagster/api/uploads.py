@@ -9,14 +9,14 @@ from pathlib import PurePosixPath
 from typing import Any, cast
 
 from mloc_dagster.api.submission_body import Upload
+from mloc_dagster.net.files import has_content
+from mloc_dagster.net.reach import UPLOADS_FOLDER
 from mloc_dagster.results.files import BUFFER_BYTES
 from mloc_dagster.results.store import ResultStore
 
-UPLOADS_FOLDER = ".uploads"
-
 
 def keep_uploads(store: ResultStore, uploads: Sequence[Upload]) -> dict[str, str]:
-    """Stores files as `.uploads/<sha256>/<name>`; what is there already stays.
+    """Stores files as `.uploads/<sha256>/<name>`; what is there already, and sound, stays.
 
     Returns:
         Their addresses, by the names by which a template may call them: the whole name, and the
@@ -38,7 +38,7 @@ def _keep(store: ResultStore, upload: Upload) -> str:
     digest = hashlib.file_digest(cast(Any, source), "sha256").hexdigest()
     name = PurePosixPath(upload.name).name
     folder = store.folder(f"{UPLOADS_FOLDER}/{digest}")
-    if not folder.exists(name):
+    if not (folder.exists(name) and has_content(folder.open(name), digest)):
         source.seek(0)
         with folder.create(name) as target:
             shutil.copyfileobj(source, target, BUFFER_BYTES)

@@ -63,14 +63,24 @@ def resolve_references(
     return "".join(_render(part, lookup, at) for part in split_string(value))
 
 
-def resolve_task(compiled: CompiledTask, lookup: Callable[[Reference], JsonValue]) -> Task:
+def resolve_task(
+    compiled: CompiledTask,
+    lookup: Callable[[Reference], JsonValue],
+    check: Callable[[JsonValue], None] = lambda _: None,
+) -> Task:
     """Returns a compiled task with every reference replaced by its value.
+
+    Args:
+        compiled: The task.
+        lookup: Gives the value of a reference.
+        check: Looks at the spec once its references are replaced; may raise.
 
     Raises:
         DataError: If a reference has no value.
         TemplateError: If a value does not fit the field that it fills.
     """
     spec = resolve_references(dict(compiled.mapping), lookup)
+    check(spec)
     return task_from_mapping(compiled.task.name, compiled.task.depends_on, spec)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import fsspec
-from fsspec.core import url_to_fs
+from fsspec.implementations.local import LocalFileSystem
 
 from mloc_dagster.errors import (
     NOT_A_FILE,
@@ -19,6 +19,9 @@ from mloc_dagster.errors import (
     TransientError,
     nearest_hint,
 )
+from mloc_dagster.net.addresses import RefusedAddressError
+from mloc_dagster.net.files import check_upload, file_system
+from mloc_dagster.net.reach import current_reach
 from mloc_dagster.schema.data_address import (
     COMPRESSIONS,
     SUFFIXES,
@@ -89,10 +92,16 @@ def locate(url: str) -> DataFiles:
         splits = _find_splits(fs, path, url)
     except MlocError:
         raise
+    except RefusedAddressError as error:
+        raise DataError(f"{url}: {error}") from error
     except Exception as error:  # each file system raises what its own library raises
         if isinstance(error, PermissionError) or "Credentials" in type(error).__name__:
             raise DataError(f"{url}: may not be read: {error}") from error
         raise TransientError(f"{url}: cannot be reached: {error}") from error
+    for found in (each for paths in splits.values() for each in paths):
+        if isinstance(fs, LocalFileSystem):
+            current_reach().check_path(found)  # a folder's links may lead out of it
+        check_upload(fs, found)
     return DataFiles(fs=fs, splits=splits, url=url)
 
 
@@ -135,7 +144,7 @@ def refuse_pipes(fs: Any, paths: Iterable[str], url: str) -> None:
 
 def _file_system(url: str) -> tuple[Any, str]:
     try:
-        return url_to_fs(str(Path(url).expanduser()) if url.startswith("~") else url)
+        return file_system(str(Path(url).expanduser()) if url.startswith("~") else url)
     except ImportError as error:
         protocol = url.partition("://")[0]
         if protocol in _EXTRAS:

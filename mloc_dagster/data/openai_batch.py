@@ -17,13 +17,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO, cast
 
-import fsspec
 import msgspec
 
 from mloc_dagster.data.locate import refuse_pipes
 from mloc_dagster.data.openai_endpoints import EMBEDDINGS, ENDPOINTS
 from mloc_dagster.data.openai_request import RequestBlock, request_rows
 from mloc_dagster.errors import DataError, TransientError, nearest_hint
+from mloc_dagster.net.files import check_upload, file_system
 from mloc_dagster.results.rows import SourceRow
 
 NAMED_DEFECTS = 20
@@ -220,9 +220,10 @@ def _lines(url: str) -> Iterator[tuple[int, bytes]]:
 @contextmanager
 def _open(url: str) -> Iterator[BinaryIO]:
     try:
-        opened = cast(Any, fsspec.open(url, "rb", compression="infer"))
-        refuse_pipes(opened.fs, (opened.path,), url)
-        with opened as file:
+        system, path = file_system(url)
+        refuse_pipes(system, (path,), url)
+        check_upload(system, path)
+        with system.open(path, "rb", compression="infer") as file:
             yield file
     except (FileNotFoundError, IsADirectoryError) as error:
         what = "no such file" if isinstance(error, FileNotFoundError) else "is a folder"

@@ -128,7 +128,9 @@ def _keep_records(
         folder = store.task(ids[node.task.name])
         if not folder.exists(RECORD_NAME):
             upstream = {name: ids[name] for name in node.task.depends_on}
-            record = task_record(folder.name, compiled, node, workflow_id, planned.run_id, upstream)
+            record = task_record(
+                folder.name, compiled, node, workflow_id, planned.run_id, upstream, origin="api"
+            )
             accepted = {"submitted_at": entries[0].submitted_at}
             write_record(folder, record.model_copy(update=accepted))
 

@@ -13,8 +13,9 @@ import dagster as dg
 from dagster._core.code_pointer import CustomPointer
 from pydantic import JsonValue
 
-from mloc_dagster.compile.compiler import compile_mapping
+from mloc_dagster.compile.compiler import CompiledTemplate, compile_mapping
 from mloc_dagster.definitions import build_definitions
+from mloc_dagster.errors import TerminalError
 from mloc_dagster.fleet.jobs import submitted_pointer
 from mloc_dagster.results.store import open_store
 
@@ -35,9 +36,22 @@ def kept_document(content_hash: str) -> Mapping[str, JsonValue]:
     return json.loads(open_store().folder(FOLDER).read_bytes(f"{content_hash}.json"))
 
 
+def kept_template(content_hash: str) -> CompiledTemplate:
+    """Returns a document, compiled.
+
+    Raises:
+        FileNotFoundError: Without it.
+        TerminalError: If it is another one than was submitted.
+    """
+    compiled = compile_mapping(kept_document(content_hash))
+    if compiled.content_hash != content_hash:
+        raise TerminalError(f"{FOLDER}/{content_hash}.json is not the template that was submitted")
+    return compiled
+
+
 def load(content_hash: str) -> dg.RepositoryDefinition:
     """Builds the repository with the job of one template; code origins name this function."""
-    definitions = build_definitions([compile_mapping(kept_document(content_hash))])
+    definitions = build_definitions([kept_template(content_hash)])
     return definitions.get_repository_def()
 
 

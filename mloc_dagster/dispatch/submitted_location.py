@@ -15,9 +15,9 @@ from dagster._core.storage.runs.schema import RunTagsTable
 from sqlalchemy import select
 
 from mloc_dagster.assets.names import job_name
-from mloc_dagster.compile.compiler import CompiledTemplate, compile_mapping
+from mloc_dagster.compile.compiler import CompiledTemplate
 from mloc_dagster.definitions import build_definitions
-from mloc_dagster.dispatch.submitted import kept_document
+from mloc_dagster.dispatch.submitted import kept_template
 from mloc_dagster.fleet.jobs import CONTENT_TAG
 from mloc_dagster.services.instance import open_instance
 
@@ -54,7 +54,7 @@ def latest_templates(hashes: Sequence[str]) -> list[CompiledTemplate]:
     found: dict[str, CompiledTemplate] = {}
     for each in hashes:
         try:
-            compiled = compile_mapping(kept_document(each))
+            compiled = kept_template(each)
         except Exception as error:  # noqa: BLE001 (one must not take the others down)
             _log.warning("left out: the submitted template %s: %s", each[:12], error)
             continue

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -13,6 +14,10 @@ from urllib.parse import urlsplit
 
 from mloc_dagster.errors import InputError, MissingExtraError, TransientError
 from mloc_dagster.executors.archives import SUFFIXES, unpack
+from mloc_dagster.executors.training.weight_files import weights_kind
+from mloc_dagster.net.addresses import RefusedAddressError, guarded_client
+from mloc_dagster.net.files import check_upload, file_system
+from mloc_dagster.net.reach import current_reach
 from mloc_dagster.schema.model import Adapter
 
 DOWNLOAD_TIMEOUT_S = 60.0
@@ -62,6 +67,7 @@ def adapter_folder(adapter: Adapter) -> Iterator[Path]:
     place = adapter.path or adapter.url
     if place is None:
         raise InputError(f"model.adapters: an adapter without a place: {SUPPORTED}")
+    current_reach().check_place(place)
     local = Path(place.removeprefix("file://")).expanduser()
     if local.is_dir():
         yield _find_config(local, place)
@@ -80,29 +86,38 @@ def _fetch(place: str, local: Path, target: Path) -> None:
     if "://" not in place:
         if not local.is_file():
             raise InputError(f"model.adapters: {place!r} does not exist: {SUPPORTED}")
+        check_upload(*file_system(str(local)))
         shutil.copyfile(local, target)
     elif place.startswith(("http://", "https://")):
         _download(place, target)
     else:
-        import fsspec
-
-        with fsspec.open(place, "rb") as remote, target.open("wb") as file:
-            shutil.copyfileobj(remote, file)  # type: ignore[arg-type]
+        system, path = file_system(place)
+        with system.open(path, "rb") as remote, target.open("wb") as file:
+            shutil.copyfileobj(remote, file)
 
 
 def _download(url: str, target: Path) -> None:
     import httpx
 
+    reach = current_reach()
     try:
-        with httpx.stream(
-            "GET", url, follow_redirects=True, timeout=DOWNLOAD_TIMEOUT_S
-        ) as response:
+        with (
+            guarded_client(
+                private=reach.private_addresses,
+                setting=reach.private_setting,
+                follow_redirects=True,
+                timeout=DOWNLOAD_TIMEOUT_S,
+            ) as client,
+            client.stream("GET", url) as response,
+        ):
             if response.is_client_error:
                 raise InputError(f"model.adapters: {url} answered {response.status_code}")
             response.raise_for_status()
             with target.open("wb") as file:
                 for block in response.iter_bytes():
                     file.write(block)
+    except (RefusedAddressError, httpx.InvalidURL) as error:
+        raise InputError(f"model.adapters: {url}: {error}") from error
     except httpx.HTTPError as error:
         raise TransientError(f"the adapter at {url} could not be downloaded: {error}") from error
 
@@ -118,4 +133,17 @@ def _find_config(folder: Path, place: str) -> Path:
     found = sorted(folder.rglob("adapter_config.json"), key=lambda path: len(path.parts))
     if not found:
         raise InputError(f"model.adapters: {place!r} holds no adapter_config.json")
+    if current_reach().limited:
+        _check_code(found[0], place)
     return found[0].parent
+
+
+def _check_code(config: Path, place: str) -> None:
+    """Raises if loading an adapter that somebody else made could run code of theirs."""
+    weights_kind(config.parent, allow_pickle=False)
+    given = json.loads(config.read_bytes())
+    if given.get("megatron_config"):  # PEFT then imports the module that `megatron_core` names
+        raise InputError(
+            f"model.adapters: {place!r} has a megatron_config, whose code is not run for a "
+            "template that came over the API"
+        )

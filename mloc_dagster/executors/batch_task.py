@@ -26,6 +26,7 @@ from mloc_dagster.executors.task_start import (
     start_task,
     task_record,
 )
+from mloc_dagster.net.reach import Reach
 from mloc_dagster.planning.plan import Plan
 from mloc_dagster.planning.shards import cut_shards
 from mloc_dagster.results.aggregate import aggregate
@@ -34,7 +35,7 @@ from mloc_dagster.results.delivery import deliver
 from mloc_dagster.results.export import export
 from mloc_dagster.results.manifest import MANIFEST_NAME, read_manifest, write_manifest
 from mloc_dagster.results.part_list import part_name
-from mloc_dagster.results.record import read_record, write_record
+from mloc_dagster.results.record import RECORD_NAME, read_record, write_record
 from mloc_dagster.results.rows import OutputRow
 from mloc_dagster.results.store import Folder, ResultStore
 from mloc_dagster.results.usage import Rates
@@ -68,7 +69,9 @@ def start_batch(batch: Batch, run_id: str) -> tuple[OpenTask, Plan]:
         "metadata": {"name": "batch"},
         "spec": spec,
     }
-    return start_task(document, "batch", workflow_id=batch.task_id, run_id=run_id, upstream={})
+    return start_task(
+        document, "batch", workflow_id=batch.task_id, run_id=run_id, upstream={}, origin="api"
+    )
 
 
 def node_of(member: Member) -> str:
@@ -174,7 +177,7 @@ class HandOut:
 
     def _is_written(self, member: Member) -> bool:
         folder = self.store.task(member.task_id)
-        if not folder.exists(MANIFEST_NAME):
+        if not (folder.exists(MANIFEST_NAME) and folder.exists(RECORD_NAME)):
             return False
         try:
             read_manifest(folder)
@@ -198,7 +201,9 @@ class HandOut:
             folder.delete(left)  # somebody was interrupted who did the same
         compiled = _compiled(_text(member.document))
         spec, node = _spec(compiled), compiled.tasks[0]
-        record = task_record(member.task_id, compiled, node, member.task_id, self.run_id, {})
+        record = task_record(
+            member.task_id, compiled, node, member.task_id, self.run_id, {}, origin="api"
+        )
         write_record(folder, record.model_copy(update={"submitted_at": member.submitted_at}))
         plan = spool_input(member.task_id, input_of(spec), folder, 1, seed_of(spec), {})
         self._write_rows(folder, plan, rows)
@@ -258,7 +263,8 @@ class HandOut:
         wanted = [each.path for each in manifest.entries if each.required]
         present = {each.path for each in manifest.entries if each.status != "missing"}
         artifacts = [each for each in wanted if each in present]
-        deliver(folder, member.task_id, spec.output.destination, artifacts)
+        destination = spec.output.destination
+        deliver(folder, member.task_id, destination, artifacts, reach=Reach("api"))
 
     def _write_rows(self, folder: Folder, plan: Plan, rows: Sequence[OutputRow]) -> None:
         (shard,) = cut_shards(plan.task_id, len(rows), 1)

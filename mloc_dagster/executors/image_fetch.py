@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import stat
 import time
@@ -24,7 +25,9 @@ from mloc_dagster import __version__
 from mloc_dagster.data.inline_images import TASK_PROTOCOL, data_uri_bytes
 from mloc_dagster.errors import InputError
 from mloc_dagster.executors.timed_calls import HangingError, TimedCalls, TooSlowError
-from mloc_dagster.results.http_addresses import RefusedAddressError, guarding_hooks
+from mloc_dagster.net.addresses import RefusedAddressError, guarded_client
+from mloc_dagster.net.files import uploaded_sha256
+from mloc_dagster.net.reach import current_reach
 
 ATTEMPTS = 3
 MAX_REDIRECTS = 5
@@ -67,12 +70,12 @@ class ImageFetcher:
         timeout_s: float,
         private_addresses: bool = True,
     ) -> None:
+        # Kept here: downloads run in threads of their own.
+        self._reach = current_reach()
         self._open_file = open_file
         self._max_bytes = max_bytes
         self._timeout_s = timeout_s
-        self._hooks = guarding_hooks(
-            private=private_addresses, setting="MLOC_IMAGE_PRIVATE_ADDRESSES"
-        )
+        self._private = self._reach.private(private_addresses, "MLOC_IMAGE_PRIVATE_ADDRESSES")
         self._client: httpx.Client | None = None
         self._calls = TimedCalls(timeout_s)
         self._lock = Lock()
@@ -95,7 +98,7 @@ class ImageFetcher:
             raise FetchError(str(error)) from None
         except FetchError:
             raise
-        except ValueError as error:
+        except (ValueError, InputError) as error:
             raise FetchError(str(error)) from None
         except Exception as error:  # file systems and what they stand on raise what they like
             reason = " ".join(str(error).split())
@@ -112,7 +115,12 @@ class ImageFetcher:
             return attempts(self._of_task, reference.removeprefix(TASK_PROTOCOL))
         if _HTTP.match(reference):
             return attempts(self._download, reference, deadline)
-        return attempts(self._read, reference)
+        self._reach.check_place(reference)
+        data = attempts(self._read, reference)
+        expected = uploaded_sha256(reference)
+        if expected is not None and hashlib.sha256(data).hexdigest() != expected:
+            raise FetchError("it is no longer what was sent with the submission")
+        return data
 
     def close(self) -> None:
         """Ends connections, and all waiting for images."""
@@ -218,10 +226,12 @@ class ImageFetcher:
             if self._closed:  # another attempt of a download that nobody waits for
                 raise FetchError("it was given up")
             if self._client is None:
-                self._client = httpx.Client(
+                private, setting = self._private
+                self._client = guarded_client(
+                    private=private,
+                    setting=setting,
                     follow_redirects=True,
                     max_redirects=MAX_REDIRECTS,
                     headers=_HEADERS,
-                    event_hooks=self._hooks,
                 )
             return self._client

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 
 from mloc_dagster.compile.compiler import compile_mapping
 from mloc_dagster.compile.references import resolve_task
 from mloc_dagster.data.upstream import lookup_reference
+from mloc_dagster.net.reach import Reach
+from mloc_dagster.net.rules import check_spec
 from mloc_dagster.planning.plan import Plan
 from mloc_dagster.results.record import TaskRecord, read_record
 from mloc_dagster.results.store import Folder, open_store
@@ -56,6 +58,11 @@ class OpenTask:
         return spec.model.source.revision if isinstance(spec, ModelSpec) else None
 
     @property
+    def reach(self) -> Reach:
+        """What it may read and contact."""
+        return Reach(self.record.origin)
+
+    @property
     def rates(self) -> Rates:
         """What a second of an engine's time on this task costs."""
         return Rates(self.task.spec.resources.cost_per_hour)
@@ -71,6 +78,7 @@ def open_task(task_id: str) -> OpenTask:
     Raises:
         InputError: If there is no such task on the store.
         DataError: If a reference to an upstream result cannot be resolved.
+        OutOfReachError: If it came over the API and names what such a task may not reach.
     """
     return _open_task(open_store().url, task_id)
 
@@ -83,5 +91,11 @@ def _open_task(results_url: str, task_id: str) -> OpenTask:
     upstream = {node: store.task(each) for node, each in record.upstream.items()}
     compiled = compile_mapping(record.template)
     node = next(each for each in compiled.tasks if each.task.name == record.node)
-    task = resolve_task(node, lambda reference: lookup_reference(reference, upstream))
+    # The API has checked the template, but only now are references filled in, and a worker has
+    # settings and folders of its own.
+    task = resolve_task(
+        node,
+        lambda reference: lookup_reference(reference, upstream),
+        check=partial(check_spec, Reach(record.origin)),
+    )
     return OpenTask(folder, record, task, upstream)

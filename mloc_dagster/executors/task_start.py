@@ -18,6 +18,7 @@ from mloc_dagster.executors.input_planning import input_planning, usual_output_t
 from mloc_dagster.executors.open_task import OpenTask, open_task
 from mloc_dagster.executors.registry import task_executor
 from mloc_dagster.executors.training_plan import plan_training
+from mloc_dagster.net.reach import Origin
 from mloc_dagster.planning.plan import Plan
 from mloc_dagster.results.record import TaskRecord, write_record
 from mloc_dagster.results.store import open_store
@@ -44,6 +45,7 @@ def start_task(
     workflow_id: str,
     run_id: str,
     upstream: Mapping[str, str],
+    origin: Origin = "local",
 ) -> tuple[OpenTask, Plan]:
     """Writes `task.json`, then the input and `plan.json`; what is already there is kept.
 
@@ -53,6 +55,7 @@ def start_task(
         workflow_id: The id that all tasks of this submission share.
         run_id: The Dagster run.
         upstream: Task ids of the nodes that this one depends on, by node name.
+        origin: Where the task comes from.
 
     Raises:
         UnknownNameError: If nobody registered an executor for the task type.
@@ -64,11 +67,13 @@ def start_task(
     task_id = task_id_for(workflow_id, compiled, node)
     folder = open_store().task(task_id)
     if not folder.exists("task.json"):
-        write_record(
-            folder, task_record(task_id, compiled, chosen, workflow_id, run_id, dict(upstream))
+        record = task_record(
+            task_id, compiled, chosen, workflow_id, run_id, dict(upstream), origin=origin
         )
+        write_record(folder, record)
     opened = open_task(task_id)
-    return opened, read_plan(folder) or _plan(opened)
+    with opened.reach.applied():
+        return opened, read_plan(folder) or _plan(opened)
 
 
 def _plan(opened: OpenTask) -> Plan:
@@ -126,6 +131,8 @@ def task_record(
     workflow_id: str,
     run_id: str,
     upstream: dict[str, str],
+    *,
+    origin: Origin = "local",
 ) -> TaskRecord:
     """Returns what `task.json` says of a task that is submitted now."""
     return TaskRecord(
@@ -140,4 +147,5 @@ def task_record(
         upstream=upstream,
         submitted_at=datetime.now(UTC),
         mloc_version=__version__,
+        origin=origin,
     )

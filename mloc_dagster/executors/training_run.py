@@ -34,6 +34,7 @@ from mloc_dagster.executors.training.messages import (
 from mloc_dagster.executors.training.packages import check_packages
 from mloc_dagster.executors.training.processes import TrainingProcesses
 from mloc_dagster.executors.training.shelf import Shelf
+from mloc_dagster.net.reach import current_reach
 from mloc_dagster.results.training_summary import BEFORE_NAME
 from mloc_dagster.settings import settings
 
@@ -122,6 +123,7 @@ def run_training(
                 else None,
                 start_from=start_from,
                 resume_from=resume_from,
+                origin=current_reach().origin,
                 before=done.before,
             )
             hear = _Hearing(folder, done, shelf, log.line, on_progress)

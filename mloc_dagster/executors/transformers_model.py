@@ -14,8 +14,10 @@ from mloc_dagster.errors import MissingExtraError, MlocError, TerminalError, Tra
 from mloc_dagster.executors.memory import release_memory, weights_bytes
 from mloc_dagster.executors.quantization import quantised_loading
 from mloc_dagster.executors.row_adapters import RowAdapters
+from mloc_dagster.executors.training.weight_files import weights_kind
 from mloc_dagster.executors.transformers_vision import model_class, take_chat_template
 from mloc_dagster.models import builtin_model_path
+from mloc_dagster.net.reach import current_reach
 from mloc_dagster.schema.model import Model, ModelSource
 from mloc_dagster.settings import settings
 
@@ -146,6 +148,8 @@ def model_place(source: ModelSource) -> str:
     """
     if source.type == "builtin":
         return str(builtin_model_path(source.identifier))
+    if source.type == "local" or Path(source.identifier).exists():  # which the libraries prefer
+        current_reach().check_place(source.identifier)
     if source.type == "local" and "://" in source.identifier:
         from mloc_dagster.executors.training.weights import fetched_model
 
@@ -155,6 +159,8 @@ def model_place(source: ModelSource) -> str:
         if not (folder / "config.json").is_file():
             missing = "has no config.json" if folder.is_dir() else "does not exist"
             raise TerminalError(f"the model folder {source.identifier!r} {missing}")
+        if current_reach().limited:
+            weights_kind(folder, allow_pickle=False)
         return str(folder)
     return source.identifier
 

@@ -88,16 +88,17 @@ def batch_shard(context: dg.OpExecutionContext, shard: Shard) -> ShardReport:
     """Computes one shard, without a word of it: what is computed here is nobody's task."""
     opened, attempt = open_task(shard.task_id), context.retry_number + 1
     try:
-        return run_shard(
-            opened.folder,
-            shard.task_id,
-            opened.spec,
-            opened.plan(),
-            shard,
-            attempt=attempt,
-            cache=process_model_cache(),
-            cancelled=cancel_requested,
-        )
+        with opened.reach.applied():
+            return run_shard(
+                opened.folder,
+                shard.task_id,
+                opened.spec,
+                opened.plan(),
+                shard,
+                attempt=attempt,
+                cache=process_model_cache(),
+                cancelled=cancel_requested,
+            )
     except Exception as error:
         context.log.warning(f"attempt {attempt} at shard {shard.key} failed: {error}")
         raise retry_or_fail(error, attempt, opened.spec.retries) from error

@@ -28,7 +28,13 @@ def export(context: dg.AssetExecutionContext, responses: TaskRef) -> dg.Output[T
         output = opened.spec.output
         wanted = [each.path for each in manifest.entries if each.required]
         artifacts = [name for name in wanted if name not in missing]
-        delivered = deliver(opened.folder, responses.task_id, output.destination, artifacts)
+        delivered = deliver(
+            opened.folder,
+            responses.task_id,
+            output.destination,
+            artifacts,
+            reach=opened.reach,
+        )
     except MlocError as error:
         raise as_dagster(error) from error
     publish(

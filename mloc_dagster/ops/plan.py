@@ -14,6 +14,8 @@ from mloc_dagster.events.model import TaskEvent, TaskEventType
 from mloc_dagster.events.payloads import Payload
 from mloc_dagster.executors.open_task import OpenTask
 from mloc_dagster.executors.task_start import start_task
+from mloc_dagster.fleet.jobs import CONTENT_TAG
+from mloc_dagster.net.reach import Origin
 from mloc_dagster.ops.failures import as_dagster
 from mloc_dagster.ops.references import TaskRef
 from mloc_dagster.planning.shards import Shard
@@ -65,6 +67,7 @@ def plan_task(
             workflow_id=workflow_id(context.run),
             run_id=context.run_id,
             upstream={each.node: each.task_id for each in upstream},
+            origin=origin_of(context.run),
         )
     except MlocError as error:
         raise as_dagster(error) from error
@@ -91,6 +94,11 @@ def _start_of(opened: OpenTask, rows: int) -> Payload:
         return Payload(rows=rows)
     due = opened.record.submitted_at + timedelta(seconds=slo.seconds)
     return Payload(rows=rows, slo_s=slo.seconds, due=due)
+
+
+def origin_of(run: dg.DagsterRun) -> Origin:
+    """Returns where the template of a run came from; whatever starts it again changes nothing."""
+    return "api" if CONTENT_TAG in run.tags else "local"
 
 
 def workflow_id(run: dg.DagsterRun) -> str:

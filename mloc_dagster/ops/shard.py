@@ -62,10 +62,11 @@ def compute_shard(context: dg.OpExecutionContext, shard: Shard) -> ShardReport:
     )
     publish(about)
     try:
-        if isinstance(opened.task.spec, TrainingSpec):
-            report = train_shard(context, opened, shard, about)
-        else:
-            report = _compute_rows(context, opened, shard, about)
+        with opened.reach.applied():
+            if isinstance(opened.task.spec, TrainingSpec):
+                report = train_shard(context, opened, shard, about)
+            else:
+                report = _compute_rows(context, opened, shard, about)
     except TaskCancelled as stop:
         # Nothing failed: whoever asked says what follows.
         raise retry_or_fail(stop, attempt, opened.task.spec.retries) from stop

@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from pathlib import PurePosixPath
 
 from mloc_dagster.errors import DeliveryError, InputError
+from mloc_dagster.net.reach import LOCAL, Reach
+from mloc_dagster.net.rules import check_destination_path
 from mloc_dagster.results.delivery_report import DeliveredItem, DeliveryReport
 from mloc_dagster.results.files import BUFFER_BYTES
 from mloc_dagster.results.record import RECORD_NAME
@@ -22,6 +24,7 @@ def deliver(
     destination: HttpDestination | LocalDestination,
     artifacts: Sequence[str],
     *,
+    reach: Reach = LOCAL,
     pause: Callable[[float], None] = time.sleep,
 ) -> DeliveryReport:
     """Sends `responses.json` and the artifacts over HTTP, or copies the artifacts on the store.
@@ -31,19 +34,20 @@ def deliver(
         task_id: The task.
         destination: Where to.
         artifacts: Files and folders of the task's folder.
+        reach: Which addresses and variables of the environment the task may use.
         pause: Waits between tries.
 
     Raises:
         DeliveryError: If an artifact is missing, the receiver refuses, or stays unreachable.
         InputError: If a header or the URL needs an environment variable that is not set, or a
-            local path leaves the store.
+            local path leaves the store, or the task may not use one of them.
     """
     if isinstance(destination, LocalDestination):
         return _copy(folder, destination, artifacts)
     from mloc_dagster.results.http_delivery import send
 
     return DeliveryReport(
-        items=tuple(send(folder, task_id, destination, find_files(folder, artifacts), pause))
+        items=tuple(send(folder, task_id, destination, find_files(folder, artifacts), pause, reach))
     )
 
 
@@ -73,6 +77,7 @@ def _copy(
     below = str(PurePosixPath(path))
     if below == ".":  # the results root, where the task's own folder lies already
         return DeliveryReport()
+    check_destination_path(below)
     target = folder.store.folder(below)
     first = folder.store.folder(below.split("/")[0])
     if first.exists(RECORD_NAME):

@@ -14,10 +14,11 @@ import httpx
 
 from mloc_dagster.compile.references import expand_environment
 from mloc_dagster.errors import DeliveryError
+from mloc_dagster.net.addresses import RefusedAddressError, guarded_client
+from mloc_dagster.net.reach import Reach
 from mloc_dagster.results.aggregate import RESPONSES_NAME
 from mloc_dagster.results.delivery_report import DeliveredItem
 from mloc_dagster.results.files import BUFFER_BYTES
-from mloc_dagster.results.http_addresses import RefusedAddressError, guarding_hooks
 from mloc_dagster.results.store import Folder
 from mloc_dagster.schema.output import HttpDestination
 from mloc_dagster.settings import settings
@@ -48,19 +49,20 @@ def send(
     destination: HttpDestination,
     files: Sequence[str],
     pause: Callable[[float], None],
+    reach: Reach,
 ) -> Iterator[DeliveredItem]:
     """Sends the result document, then each file; see `delivery.deliver`."""
-    target = _Target(_expanded_url(destination), _without_user(destination.url))
-    headers = _headers(destination)
-    hooks = guarding_hooks(
-        private=settings().destination_private_addresses,
-        setting="MLOC_DESTINATION_PRIVATE_ADDRESSES",
+    target = _Target(_expanded_url(destination, reach), _without_user(destination.url))
+    headers = _headers(destination, reach)
+    private, setting = reach.private(
+        settings().destination_private_addresses, "MLOC_DESTINATION_PRIVATE_ADDRESSES"
     )
-    with httpx.Client(
+    with guarded_client(
+        private=private,
+        setting=setting,
         headers=headers,
         timeout=destination.timeout_s,
         follow_redirects=False,
-        event_hooks={**hooks},
     ) as client:
         sender = _Sender(folder, task_id, client, destination, pause)
         yield sender.document(target)
@@ -161,7 +163,8 @@ class _Sender:
         return f"{self._task_id}:{digest.hexdigest()[:32]}"
 
 
-def _expanded_url(destination: HttpDestination) -> str:
+def _expanded_url(destination: HttpDestination, reach: Reach) -> str:
+    reach.check_variables(destination.url)
     url = expand_environment(destination.url)
     try:
         valid = httpx.URL(url).scheme in ("http", "https") and httpx.URL(url).host
@@ -172,9 +175,10 @@ def _expanded_url(destination: HttpDestination) -> str:
     return url
 
 
-def _headers(destination: HttpDestination) -> dict[str, str]:
+def _headers(destination: HttpDestination, reach: Reach) -> dict[str, str]:
     headers: dict[str, str] = {}
     for name, secret in destination.headers.items():
+        reach.check_variables(secret.get_secret_value())
         value = expand_environment(secret.get_secret_value())
         # Checked here: the HTTP library would quote the value in its error.
         text = f"{name}{value}"

@@ -7,6 +7,7 @@ from itertools import islice
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from mloc_dagster.errors import InputError, UnknownNameError
+from mloc_dagster.net.reach import Origin
 from mloc_dagster.results.store import Folder
 
 RECORD_NAME = "task.json"
@@ -30,6 +31,7 @@ class TaskRecord(BaseModel):
         upstream: Task ids of the nodes it depends on, by node name.
         submitted_at: When it was accepted.
         mloc_version: Who accepted it.
+        origin: Where it came from, which decides what it may reach (`net.reach`).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -45,6 +47,7 @@ class TaskRecord(BaseModel):
     upstream: dict[str, str] = Field(default_factory=dict)
     submitted_at: AwareDatetime
     mloc_version: str
+    origin: Origin = "local"
 
 
 def write_record(folder: Folder, record: TaskRecord) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
@@ -14,11 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
+import httpx
 import pytest
 from dagster._core.launcher import LaunchRunContext
 from sqlalchemy import create_engine, text
 from sqlalchemy.engine import make_url
 
+from mloc_dagster.api.app import create_app
 from mloc_dagster.compile.compiler import CompiledTemplate, compile_mapping
 from mloc_dagster.dispatch import handing_over
 from mloc_dagster.dispatch.batch_key import batch_key
@@ -33,8 +36,10 @@ from mloc_dagster.results.store import open_store
 from mloc_dagster.services.postgres import postgres_url
 from mloc_dagster.settings import settings
 from mloc_dagster.tasks.retry import retry_run
+from tests.e2e.api_process import served
 from tests.e2e.fleet_processes import RUNS, FleetProcesses
 from tests.e2e.stack import ROOT, until
+from tests.image_server import image_server
 from tests.redis_server import RedisServer
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
@@ -479,3 +484,83 @@ def test_a_killed_dispatcher_is_followed_by_another_process(
         for each in processes:
             each.kill()
             each.wait()
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        ({"data": {"type": "dataset", "url": "SECRET"}}, "MLOC_API_DATA_ROOTS"),
+        ({"data": {"type": "dataset", "url": "reference://x.txt::file://SECRET"}}, "chains"),
+        (
+            {"output": {"destination": {"headers": {"X": "${MLOC_POSTGRES_URL}"}}}},
+            "MLOC_API_VARIABLES",
+        ),
+        ({"output": {"destination": {"url": "http://127.0.${SHLVL}.1/"}}}, "MLOC_API_VARIABLES"),
+        ({"output": {"destination": {}}}, "MLOC_API_PRIVATE_ADDRESSES"),
+    ],
+)
+def test_a_worker_checks_what_a_submitted_task_may_reach(
+    control: Control, tmp_path: Path, spec: dict[str, Any], said: str
+) -> None:
+    """What no API has looked at is in the ledger here, as if its rules had been others."""
+    secret = tmp_path / "secret.txt"
+    secret.write_text("a line of the server")
+    asked = json.loads(json.dumps(spec).replace("SECRET", str(secret)))
+    with image_server() as receiver:
+        if "output" in asked:
+            there = {"type": "http", "url": f"{receiver.url}/hook", "max_attempts": 1}
+            asked["output"]["destination"] = there | asked["output"]["destination"]
+        task_id = control.submit(**echo("row") | {"spec": echo("row")["spec"] | asked})
+        entry = control.await_end(task_id)[task_id]
+        assert not receiver.asked
+    assert entry.state in (TaskState.DEAD, TaskState.FAILED), entry
+    assert said in (entry.error or ""), entry
+    for name in open_store().task(task_id).list(recursive=True):
+        assert b"a line of the server" not in open_store().task(task_id).read_bytes(name)
+
+
+def test_a_file_for_a_running_small_task_is_refused_and_the_task_goes_on(
+    control: Control,
+) -> None:
+    with served(create_app(control.ledger)) as url, httpx.Client(base_url=url) as client:
+        task_id = control.submit(**echo("kept", echo={"delay_s": 1}))
+        control.dispatcher.turn()
+        files = f"/api/v1/results/{task_id}/files"
+        for name in ("notes.txt", "responses.csv", "training.json"):
+            assert client.post(files, files={"file": (name, b"forged")}).status_code == 409
+        assert control.await_end(task_id)[task_id].state is TaskState.DONE
+        assert outputs(task_id) == ["kept"]
+        assert client.post(files, files={"file": ("responses.csv", b"x")}).status_code == 409
+        assert client.post(files, files={"file": ("notes.txt", b"x")}).status_code == 201
+
+
+def test_a_file_that_is_sent_along_is_what_the_task_reads(control: Control) -> None:
+    text = json.dumps(
+        {
+            "apiVersion": "mloc/v1",
+            "kind": "EchoTask",
+            "metadata": {"name": "sent"},
+            "spec": {"taskType": "echo", "data": {"type": "dataset", "url": "rows.txt"}},
+        }
+    )
+    with served(create_app(control.ledger)) as url, httpx.Client(base_url=url) as client:
+
+        def submit(rows: bytes) -> str:
+            sent = [("template", ("t.yaml", text)), ("file", ("rows.txt", rows))]
+            answer = client.post("/api/v1/tasks", files=sent)
+            assert answer.status_code == 202, answer.text
+            return answer.json()["tasks"][0]["task_id"]
+
+        sound = submit(b"one\ntwo\n")
+        assert control.await_end(sound)[sound].state is TaskState.DONE
+        assert outputs(sound) == ["one", "two"]
+        rows = b"three\n"
+        changed = submit(rows)
+        kept = Path(open_store().url, ".uploads", hashlib.sha256(rows).hexdigest(), "rows.txt")
+        assert kept.read_bytes() == rows
+        kept.write_bytes(b"forged\n")
+        entry = control.await_end(changed)[changed]
+        assert (entry.state, "no longer what was sent" in (entry.error or "")) == (
+            TaskState.DEAD,
+            True,
+        )

@@ -23,7 +23,7 @@ from PIL import Image
 from mloc_dagster.executors import timed_calls
 from mloc_dagster.executors.images import ImageLoader, decode_image
 from mloc_dagster.executors.timed_calls import THREAD_NAME
-from mloc_dagster.results import http_addresses
+from mloc_dagster.net.reach import Reach
 from mloc_dagster.results.store import open_store
 from mloc_dagster.settings import settings
 from tests.image_server import ImageServer, Page, coloured, encoded, image_server, send
@@ -412,12 +412,30 @@ def test_private_addresses_are_refused_where_the_operator_says_so(
     assert "/inside.png" not in server.asked
 
 
-def test_a_name_that_changes_its_address_in_between_is_caught(
-    public_only: ImageLoader, server: ImageServer, monkeypatch: pytest.MonkeyPatch
+def test_a_name_that_changes_its_address_in_between_leads_to_the_one_that_was_checked(
+    loader: ImageLoader, server: ImageServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(http_addresses, "getproxies", dict)
-    monkeypatch.setattr(http_addresses, "_addresses", lambda host: ["93.184.215.14"])
-    assert refusal(public_only, server.add("/rebound.png", send(coloured("red")))) == PRIVATE
+    answers = iter(["127.0.0.1", "169.254.169.254"])
+    real = socket.getaddrinfo
+
+    def resolve(host: str, *arguments: Any, **options: Any) -> Any:
+        return real(next(answers) if host == "rebound.test" else host, *arguments, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    url = server.add("/rebound.png", send(coloured("red"))).replace("127.0.0.1", "rebound.test")
+    assert centre(loader.load(url).picture) == RED
+
+
+def test_rows_of_a_submitted_task_name_no_files_of_the_server(
+    tmp_path: Path, server: ImageServer
+) -> None:
+    inside = tmp_path / "inside.png"
+    inside.write_bytes(coloured("red"))
+    with Reach("api").applied(), closing(ImageLoader(of_no_task)) as loader:
+        for reference in (str(inside), f"file://{inside}", f"simplecache::file://{inside}"):
+            assert "API" in refusal(loader, reference)
+        url = server.add("/private.png", send(coloured("red")))
+        assert "MLOC_API_PRIVATE_ADDRESSES" in refusal(loader, url)
 
 
 def test_files_of_other_file_systems(loader: ImageLoader) -> None:

@@ -7,6 +7,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from mloc_dagster.net.reach import Origin
 from mloc_dagster.schema.task import (
     DpoSpec,
     GrpoSpec,
@@ -39,6 +40,7 @@ class TrainingJob(BaseModel):
         eval_rows: Rows to measure on; None without an evaluation.
         start_from: Weights to start from instead of the model's own: a folder.
         resume_from: A checkpoint of this task to go on from: a folder.
+        origin: Where the task comes from, which decides what it may read and contact.
         before: What an earlier attempt measured before it began; None to measure now.
     """
 
@@ -51,6 +53,7 @@ class TrainingJob(BaseModel):
     eval_rows: Path | None = None
     start_from: Path | None = None
     resume_from: Path | None = None
+    origin: Origin = "local"
     before: dict[str, float] | None = None
 
     @property

@@ -22,6 +22,7 @@ from mloc_dagster.executors.training.base import (
 )
 from mloc_dagster.executors.training.job import TrainingJob
 from mloc_dagster.executors.training.messages import Evaluated, Finished, Message, finite
+from mloc_dagster.net.reach import Reach
 
 
 def train(job: TrainingJob, hooks: Hooks, say: Callable[[Message], None]) -> Finished:
@@ -40,7 +41,8 @@ def train(job: TrainingJob, hooks: Hooks, say: Callable[[Message], None]) -> Fin
     from mloc_dagster.executors.training.memory_estimate import is_out_of_memory
 
     try:
-        return _train(job, hooks, say)
+        with Reach(job.origin).applied():
+            return _train(job, hooks, say)
     except Exception as error:
         if is_out_of_memory(error):
             raise TerminalError(_too_large(job, error)) from error

@@ -18,6 +18,8 @@ from mloc_dagster.executors.training.weights_download import (
     kept_folder,
     unpacked_archive,
 )
+from mloc_dagster.net.files import uploaded_sha256
+from mloc_dagster.net.reach import current_reach
 from mloc_dagster.results.files import TEMPORARY_PREFIX
 from mloc_dagster.results.manifest import MANIFEST_NAME, ManifestEntry, read_manifest
 from mloc_dagster.results.store import Folder, ResultStore, open_store
@@ -73,6 +75,7 @@ def fetched_model(place: str) -> Path:
 
 
 def _at(place: str, results: ResultStore, cache_dir: Path) -> Path:
+    current_reach().check_place(place)
     own = _name_in_store(place, results)
     if own is not None:
         task, name = own
@@ -86,7 +89,7 @@ def _at(place: str, results: ResultStore, cache_dir: Path) -> Path:
         return path
     if not path.is_file():
         raise InputError(f"checkpoint.load: {place!r} does not exist")
-    return unpacked_archive(path, cache_dir, place)
+    return unpacked_archive(path, cache_dir, place, uploaded_sha256(str(path)))
 
 
 def _name_in_store(place: str, results: ResultStore) -> tuple[Folder, str] | None:

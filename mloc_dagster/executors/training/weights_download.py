@@ -17,8 +17,10 @@ import httpx
 from mloc_dagster.errors import InputError, TerminalError, TransientError
 from mloc_dagster.executors.archives import SUFFIXES, unpack
 from mloc_dagster.executors.training.store_transfer import sha256_of
+from mloc_dagster.net.addresses import RefusedAddressError, guarded_client
+from mloc_dagster.net.files import file_system
+from mloc_dagster.net.reach import current_reach
 from mloc_dagster.results.files import BUFFER_BYTES, TEMPORARY_PREFIX
-from mloc_dagster.results.http_addresses import RefusedAddressError, guarding_hooks
 
 MAX_BYTES = 1 << 40  # 500 billion parameters of two bytes: more is a mistake
 TIMEOUT_S = 60.0
@@ -154,10 +156,15 @@ def _opened(address: str) -> Generator[tuple[str, Iterable[bytes]]]:
 
 @contextmanager
 def _over_http(address: str) -> Generator[tuple[str, Iterable[bytes]]]:
-    hooks = guarding_hooks(private=True, setting="")
+    reach = current_reach()
     try:
         with (
-            httpx.Client(follow_redirects=True, timeout=TIMEOUT_S, event_hooks=hooks) as client,  # pyright: ignore[reportArgumentType]
+            guarded_client(
+                private=reach.private_addresses,
+                setting=reach.private_setting,
+                follow_redirects=True,
+                timeout=TIMEOUT_S,
+            ) as client,
             client.stream("GET", address, headers={"Accept-Encoding": "identity"}) as response,
         ):
             if response.is_client_error and response.status_code not in _PASSING_STATUSES:
@@ -166,7 +173,7 @@ def _over_http(address: str) -> Generator[tuple[str, Iterable[bytes]]]:
             names = ("etag", "last-modified", "content-length")
             marks = [response.headers.get(name, "") for name in names]
             yield " ".join(marks) if any(marks[:2]) else "", response.iter_bytes(BUFFER_BYTES)
-    except RefusedAddressError as error:
+    except (RefusedAddressError, httpx.InvalidURL) as error:
         raise InputError(f"checkpoint.load: {address}: {error}") from error
     except httpx.HTTPError as error:
         raise TransientError(f"{address} could not be downloaded: {error}") from error
@@ -174,10 +181,8 @@ def _over_http(address: str) -> Generator[tuple[str, Iterable[bytes]]]:
 
 @contextmanager
 def _over_fsspec(address: str) -> Generator[tuple[str, Iterable[bytes]]]:
-    import fsspec  # pyright: ignore[reportMissingTypeStubs]
-
     try:
-        system, path = fsspec.core.url_to_fs(address)
+        system, path = file_system(address)
         state = str(system.ukey(path))  # over size, time and etag, whatever the store has
         with closing(system.open(path, "rb")) as file:
             yield state, _blocks(file)

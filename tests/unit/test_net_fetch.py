@@ -1,0 +1,161 @@
+"""Data, adapters and checkpoints are fetched through one guard, redirects' addresses included."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+
+import pytest
+
+from mloc_dagster.data.dataset import dataset_rows
+from mloc_dagster.errors import InputError, MlocError
+from mloc_dagster.executors.adapters import adapter_folder
+from mloc_dagster.executors.training.weights import locate_weights
+from mloc_dagster.net.reach import LOCAL, Reach
+from mloc_dagster.results.store import open_store
+from mloc_dagster.schema.data import DatasetData
+from mloc_dagster.schema.model import Adapter
+from mloc_dagster.schema.training import CheckpointLoad
+from mloc_dagster.settings import settings
+from tests.image_server import ImageServer, image_server, send
+
+Fetch = Callable[[str], object]
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[ImageServer]:
+    with image_server() as running:
+        yield running
+
+
+def _archive(*names: str) -> bytes:
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:gz") as archive:
+        for name in names:
+            info = tarfile.TarInfo(name)
+            info.size = 2
+            archive.addfile(info, io.BytesIO(b"{}"))
+    return packed.getvalue()
+
+
+ARCHIVE = _archive("adapter_config.json", "adapter_model.safetensors")
+
+
+@pytest.fixture(params=["data.url", "adapters.url", "checkpoint.load.url"])
+def fetch(request: pytest.FixtureRequest, tmp_path: Path) -> Fetch:
+    """Fetches a URL as a worker does for one of the fields that may hold one."""
+
+    def data(url: str) -> object:
+        return list(dataset_rows(DatasetData(type="dataset", url=url)))
+
+    def adapter(url: str) -> object:
+        with adapter_folder(Adapter(url=url)) as folder:
+            return [each.name for each in folder.iterdir()]
+
+    def checkpoint(url: str) -> object:
+        load = CheckpointLoad(type="http", url=url)
+        return locate_weights(load, open_store(), tmp_path / "weights")
+
+    kinds: dict[str, Fetch] = {
+        "data.url": data,
+        "adapters.url": adapter,
+        "checkpoint.load.url": checkpoint,
+    }
+    return kinds[request.param]
+
+
+def _page(handler: BaseHTTPRequestHandler) -> None:
+    send(b"a row\n" if handler.path.endswith(".txt") else ARCHIVE)(handler)
+
+
+def _url(fetch: Fetch, server: ImageServer, name: str) -> str:
+    suffix = "txt" if fetch.__name__ == "data" else "tar.gz"
+    return server.add(f"/{name}.{suffix}", _page)
+
+
+def test_a_url_is_fetched_where_it_may_be(fetch: Fetch, server: ImageServer) -> None:
+    assert fetch(_url(fetch, server, "plain"))
+
+
+def test_a_redirect_to_link_local_is_refused_even_of_a_local_task(
+    fetch: Fetch, server: ImageServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = _url(fetch, server, "away")
+    target = f"http://169.254.169.254/{url.rpartition('/')[2]}"
+    server.add("/" + url.rpartition("/")[2], send(b"", 302, Location=target))
+    monkeypatch.setenv("MLOC_API_PRIVATE_ADDRESSES", "1")
+    settings.cache_clear()
+    for reach in (LOCAL, Reach("api")):
+        with reach.applied(), pytest.raises(InputError, match="link-local"):
+            fetch(url)
+
+
+def test_a_submitted_task_reaches_no_private_address(fetch: Fetch, server: ImageServer) -> None:
+    url = _url(fetch, server, "private")
+    for host in ("127.0.0.1", "localhost", "[::ffff:127.0.0.1]"):
+        with (
+            Reach("api").applied(),
+            pytest.raises(InputError, match="MLOC_API_PRIVATE_ADDRESSES"),
+        ):
+            fetch(url.replace("127.0.0.1", host, 1))
+    for host in ("2130706433", "0177.0.0.1"):  # not every client takes these for addresses
+        with Reach("api").applied(), pytest.raises(InputError):
+            fetch(url.replace("127.0.0.1", host, 1))
+    assert f"/{url.rpartition('/')[2]}" not in server.asked
+
+
+def test_a_submitted_task_chains_no_file_systems(fetch: Fetch, server: ImageServer) -> None:
+    url = _url(fetch, server, "chained")
+    with Reach("api").applied(), pytest.raises(InputError, match="chains file systems"):
+        fetch(f"simplecache::{url}")
+
+
+def test_a_folder_of_data_with_a_link_out_of_it_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "open").mkdir()
+    (tmp_path / "secret.txt").write_text("secret")
+    (tmp_path / "open" / "a.txt").write_text("a row")
+    monkeypatch.setenv("MLOC_API_DATA_ROOTS", str(tmp_path / "open"))
+    settings.cache_clear()
+    for url in (str(tmp_path / "open"), f"{tmp_path}/open/*.txt"):
+        data = DatasetData(type="dataset", url=url)
+        with Reach("api").applied():
+            assert list(dataset_rows(data)) == ["a row"]
+    (tmp_path / "open" / "b.txt").symlink_to(tmp_path / "secret.txt")
+    for url in (str(tmp_path / "open"), f"{tmp_path}/open/*.txt"):
+        data = DatasetData(type="dataset", url=url)
+        with Reach("api").applied(), pytest.raises(MlocError, match="MLOC_API_DATA_ROOTS"):
+            list(dataset_rows(data))
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        ({"adapter_model.bin": b""}, "pickled weights"),
+        ({"adapter_config.json": b'{"megatron_config": {"a": 1}}'}, "megatron_config"),
+    ],
+)
+def test_an_adapter_of_a_submitted_task_runs_no_code(
+    files: dict[str, bytes], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    (folder / "adapter_config.json").write_bytes(b"{}")
+    if "adapter_model.bin" not in files:
+        (folder / "adapter_model.safetensors").write_bytes(b"")
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    monkeypatch.setenv("MLOC_API_DATA_ROOTS", str(tmp_path))
+    settings.cache_clear()
+    with (
+        Reach("api").applied(),
+        pytest.raises(MlocError, match=said),
+        adapter_folder(Adapter(path=str(folder))),
+    ):
+        pass
+    with adapter_folder(Adapter(path=str(folder))) as found:
+        assert found == folder
