@@ -28,7 +28,10 @@ from mloc_dagster.executors.training.messages import (
 )
 
 # What another attempt would only run into again.
-_BUGS = (ImportError, NameError, AttributeError, TypeError, NotImplementedError, AssertionError)
+_BUGS = (
+    *(ImportError, NameError, AttributeError, TypeError, NotImplementedError, AssertionError),
+    ValueError,  # how libraries refuse an option, some of them only in the first step
+)
 
 
 def main(path: Path) -> NoReturn:
@@ -55,7 +58,9 @@ def run(job: TrainingJob, hooks: Hooks, say: Callable[[Message], None]) -> bool:
         return False
     except Exception as error:  # noqa: BLE001  told to the worker, whatever it is
         traceback.print_exc()  # into the file of what the process prints
-        kind = TerminalError if isinstance(error, _BUGS) else TransientError
+        # The hub's errors are often both, and a network may be back by the next attempt.
+        bug = isinstance(error, _BUGS) and not isinstance(error, OSError)
+        kind = TerminalError if bug else TransientError
         message = f"the training failed: {type(error).__name__}: {error}"
         say(Failed(kind.__name__, message, time.monotonic()))
         return False
