@@ -2,20 +2,36 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from importlib.metadata import entry_points
 
 from mloc_dagster.compile.diagnostics import Findings, at_key, at_value
+from mloc_dagster.compile.engine_check import nearest
 from mloc_dagster.compile.spelling import find
-from mloc_dagster.compile.tree import Tree
-from mloc_dagster.errors import nearest_hint
+from mloc_dagster.compile.tree import Path, Tree
+from mloc_dagster.errors import DataError, nearest_hint
+from mloc_dagster.schema.data import TrainingData
+from mloc_dagster.schema.evaluation_layout import evaluation_layout
 from mloc_dagster.schema.gate import GateError, parse_gate
 from mloc_dagster.schema.metrics import BUILTIN_METRICS
 from mloc_dagster.schema.reporters import REPORTERS, reporters
 from mloc_dagster.schema.task import OnlineSpec, TaskSpec, TrainingSpec
-from mloc_dagster.schema.trainer_arguments import lora_argument_names, refused_argument
+from mloc_dagster.schema.trainer_arguments import (
+    lora_argument_names,
+    refused_argument,
+    refused_lora_value,
+    refused_value,
+)
+from mloc_dagster.schema.training import RewardFunction
+from mloc_dagster.schema.training_columns import Columns, Layout, columns_of, inline_records
+from mloc_dagster.schema.training_layouts import training_layout
+from mloc_dagster.schema.training_options import WEIGHTS_ONLY, refused_in_training, weights_only
 
 METRICS_GROUP = "mloc_dagster.metrics"
 REWARDS_GROUP = "mloc_dagster.reward_functions"
+_OURS = "mloc_dagster."
 
 
 def check_training(spec: Tree, typed: TaskSpec, findings: Findings) -> None:
@@ -28,16 +44,50 @@ def check_training(spec: Tree, typed: TaskSpec, findings: Findings) -> None:
     """
     if not isinstance(typed, TrainingSpec):
         return
+    _check_options(spec, typed, findings)
+    _check_reporters(spec, typed, findings)
+    _check_lora(spec, findings)
+    _check_evaluation(spec, typed, findings)
+    _check_columns(spec, typed, findings)
+    if isinstance(typed, OnlineSpec):
+        _check_rewards(spec, typed, findings)
+
+
+def _check_options(spec: Tree, typed: TrainingSpec, findings: Findings) -> None:
     options = find(spec, ("training",))
     for name, value in options.fields.items() if options is not None else ():
         reason = refused_argument(typed.task_type, name)
         if reason is not None:
             findings.add(at_key(value, reason))
-    _check_reporters(spec, typed, findings)
-    _check_lora(spec, findings)
-    _check_evaluation(spec, typed, findings)
-    if isinstance(typed, OnlineSpec):
-        _check_rewards(spec, findings)
+            continue
+        reason = refused_value(typed.task_type, name, value.plain())
+        if reason is not None:
+            findings.add(at_value(value, reason))
+    for path, reason in refused_in_training(typed):
+        findings.add(at_value(nearest(spec, path), reason))
+    if weights_only(typed):
+        place = nearest(spec, ("training", "save_only_model"))
+        findings.add(at_value(place, WEIGHTS_ONLY, "warning"))
+
+
+def _check_columns(spec: Tree, typed: TrainingSpec, findings: Findings) -> None:
+    """Adds what rows that are written into the template lack."""
+    sources: list[tuple[Path, TrainingData, Callable[[Columns], Layout]]] = [
+        (("data",), typed.data, lambda columns: training_layout(columns, typed.task_type))
+    ]
+    measured = typed.evaluation
+    if measured is not None:
+        layout = partial(evaluation_layout, task_type=typed.task_type, metrics=measured.metrics)
+        sources.append((("evaluation", "data"), measured.data, layout))
+    for path, data, choose in sources:
+        if data.dataset_name is not None:
+            continue
+        field, records = inline_records(data)
+        where = ".".join(map(str, (*path, field)))
+        try:
+            choose(columns_of(records, where, data))
+        except DataError as error:
+            findings.add(at_value(nearest(spec, (*path, field)), str(error)))
 
 
 def _check_reporters(spec: Tree, typed: TrainingSpec, findings: Findings) -> None:
@@ -56,6 +106,8 @@ def _check_lora(spec: Tree, findings: Findings) -> None:
         if name not in known:
             hint = nearest_hint(name, known)
             findings.add(at_key(value, f"PEFT's LoraConfig has no option {name!r}{hint}"))
+        elif (reason := refused_lora_value(name, value.plain())) is not None:
+            findings.add(at_value(value, reason))
 
 
 def _check_evaluation(spec: Tree, typed: TrainingSpec, findings: Findings) -> None:
@@ -81,10 +133,48 @@ def _check_evaluation(spec: Tree, typed: TrainingSpec, findings: Findings) -> No
         findings.add(at_value(gate, f"the gate's metric {name!r} is not measured{hint}"))
 
 
-def _check_rewards(spec: Tree, findings: Findings) -> None:
-    rewards, known = find(spec, ("rewards",)), entry_points(group=REWARDS_GROUP).names
+def _check_rewards(spec: Tree, typed: OnlineSpec, findings: Findings) -> None:
+    rewards, known = find(spec, ("rewards",)), entry_points(group=REWARDS_GROUP)
     for each in rewards.items if rewards is not None else ():
         name = each.fields.get("name")
-        if name is not None and name.text not in known:
-            hint = nearest_hint(str(name.content), known)
+        if name is not None and name.text not in known.names:
+            hint = nearest_hint(str(name.content), known.names)
             findings.add(at_value(name, f"unknown reward function {str(name.content)!r}{hint}"))
+    for number, reward in enumerate(typed.rewards):
+        # Ours alone: code of others may import anything, and is loaded where it trains.
+        ours = [each for each in known.select(name=reward.name) if each.value.startswith(_OURS)]
+        reason = _refused_reward(ours[0].load(), reward, typed.data) if ours else None
+        if reason is not None:
+            place = nearest(spec, ("rewards", number, "options"))
+            findings.add(at_value(place, f"the reward function {reward.name!r} says: {reason}"))
+
+
+def _refused_reward(
+    function: Callable[..., object], reward: RewardFunction, data: TrainingData
+) -> str | None:
+    """Returns what a function says of its options when there are no answers yet to score."""
+    columns: Mapping[str, list[object]] = _AnyColumn()
+    if data.dataset_name is None:
+        _, records = inline_records(data)
+        columns = {name: [] for record in records for name in record if name != "prompt"}
+    try:
+        function([], [], columns, **reward.options)
+    except (TypeError, ValueError, AttributeError, re.error) as error:
+        return str(error)
+    return None
+
+
+class _AnyColumn(Mapping[str, list[object]]):
+    """The columns of a dataset that nobody has opened yet."""
+
+    def __getitem__(self, name: str) -> list[object]:
+        return []
+
+    def __contains__(self, name: object) -> bool:
+        return True
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(())
+
+    def __len__(self) -> int:
+        return 0

@@ -7,12 +7,10 @@ from collections.abc import Sequence
 
 import msgspec
 
-from mloc_dagster.data.hints import known_names
 from mloc_dagster.errors import DataError, nearest_hint
 from mloc_dagster.results.rows import Message, Prompt
-
-PROMPT_COLUMNS = ("prompt", "question", "text", "input", "messages")
-"""What a column of prompts is called when the template does not say."""
+from mloc_dagster.schema.hints import known_names
+from mloc_dagster.schema.training_columns import PROMPT_COLUMNS
 
 HALF_A_CHARACTER = "not valid Unicode: half of a surrogate pair is no character"
 """What is said of text that JSON can escape and UTF-8 cannot hold."""

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Protocol
 
 from mloc_dagster.data.files import FileTable
-from mloc_dagster.data.hints import known_names
 from mloc_dagster.data.locate import looks_like_files
 from mloc_dagster.data.shuffle import shuffle_all, shuffle_window
 from mloc_dagster.errors import DataError
 from mloc_dagster.results.rows import Prompt
 from mloc_dagster.schema.data import DatasetData
 from mloc_dagster.schema.data_address import hub_only
+from mloc_dagster.schema.hints import known_names
 from mloc_dagster.schema.split import SplitPart, parse_split
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")

@@ -7,10 +7,10 @@ from contextlib import contextmanager
 from typing import Any
 
 from mloc_dagster.data.cells import choose_column, to_prompt
-from mloc_dagster.data.hints import known_names
 from mloc_dagster.data.image_cells import cell_images, check_image_columns, with_images
 from mloc_dagster.errors import DataError, MissingExtraError, TransientError
 from mloc_dagster.results.rows import Prompt
+from mloc_dagster.schema.hints import known_names
 
 
 class HubTable:

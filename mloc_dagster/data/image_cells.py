@@ -6,9 +6,9 @@ import base64
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from mloc_dagster.data.hints import known_names
 from mloc_dagster.errors import DataError
 from mloc_dagster.results.rows import Message, Prompt
+from mloc_dagster.schema.hints import known_names
 
 Resolve = Callable[[str], str]
 """Makes a relative path, as a data file has it, one that is good everywhere."""

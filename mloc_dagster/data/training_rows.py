@@ -12,15 +12,15 @@ from collections.abc import Iterator, Sequence
 import msgspec
 from pydantic import BaseModel, ConfigDict
 
-from mloc_dagster.data.evaluation_layout import evaluation_layout
-from mloc_dagster.data.training_columns import Layout, Record, TrainingRow
-from mloc_dagster.data.training_layouts import training_layout
 from mloc_dagster.data.training_source import open_source
 from mloc_dagster.errors import DataError
 from mloc_dagster.results.budget import allowed_errors
 from mloc_dagster.results.store import Folder
 from mloc_dagster.schema.data import TrainingData
+from mloc_dagster.schema.evaluation_layout import evaluation_layout
 from mloc_dagster.schema.training import Evaluation
+from mloc_dagster.schema.training_columns import Layout, Record, TrainingRow
+from mloc_dagster.schema.training_layouts import training_layout
 
 TRAINING_ROWS_NAME = "input/train.jsonl"
 EVALUATION_ROWS_NAME = "input/eval.jsonl"

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from itertools import islice
-from typing import Any, cast
+from typing import Any
 
 from mloc_dagster.data.dataset import describe_dataset, known_split, open_table, sliced
 from mloc_dagster.data.shuffle import shuffle_all
-from mloc_dagster.data.training_columns import Columns, Layout, Record
 from mloc_dagster.schema.data import DatasetData, TrainingData
 from mloc_dagster.schema.split import parse_split
+from mloc_dagster.schema.training_columns import (
+    Columns,
+    Layout,
+    Record,
+    columns_of,
+    inline_records,
+)
 
 _PEEKED_ROWS = 20  # JSON lines need not all have the same keys
 
@@ -47,20 +53,11 @@ def open_source(
 
 
 def _inline(data: TrainingData, choose: LayoutChoice) -> _Opened:
-    records: list[Record]
-    if data.preferences:
-        kind = "preferences"
-        records = [each.model_dump() for each in data.preferences]
-    elif data.prompts:
-        kind = "prompts"
-        records = [{"prompt": each} for each in data.prompts]
-    else:
-        kind = "rows"
-        records = [cast(Record, each) for each in data.rows]
+    kind, records = inline_records(data)
     source = f"{len(records)} {kind} of the template"
     if data.shuffle:
         source += f" shuffled, seed {data.seed}"
-    return source, iter(records), choose(_columns(records, source, data))
+    return source, iter(records), choose(columns_of(records, source, data))
 
 
 def _dataset(data: TrainingData, choose: LayoutChoice) -> _Opened:
@@ -81,17 +78,6 @@ def _dataset(data: TrainingData, choose: LayoutChoice) -> _Opened:
     source = describe_dataset(block)
     if not peeked:
         return source, iter(()), None
-    layout = choose(_columns(peeked, block.url, data))
+    layout = choose(columns_of(peeked, block.url, data))
     records = sliced(table, parts, block.url, lambda split: table.records(split, layout.columns))
     return source, records, layout
-
-
-def _columns(records: Sequence[Record], where: str, data: TrainingData) -> Columns:
-    names = dict.fromkeys(name for record in records for name in record)
-    texts = [
-        name
-        for name in names
-        if all(isinstance(record.get(name), str | list | None) for record in records)
-        and any(record.get(name) for record in records)
-    ]
-    return Columns(tuple(names), tuple(texts), where, data)

@@ -36,6 +36,7 @@ from mloc_dagster.executors.training.processes import TrainingProcesses
 from mloc_dagster.executors.training.shelf import Shelf
 from mloc_dagster.net.reach import current_reach
 from mloc_dagster.results.training_summary import BEFORE_NAME
+from mloc_dagster.schema.training_options import weights_only
 from mloc_dagster.settings import settings
 
 if TYPE_CHECKING:
@@ -109,7 +110,8 @@ def run_training(
         check_packages(spec)
         with _scratch(task_id, attempt) as scratch:
             shelf = Shelf(folder, scratch, keep=spec.training.save_total_limit, log=log.line)
-            resume_from = shelf.fetch_newest()
+            # Without its optimiser a training would go on as another one, and nothing would show.
+            resume_from = None if weights_only(spec) else shelf.fetch_newest()
             if resume_from is not None:
                 done.resumed_step = int(resume_from.name.rpartition("-")[2])
                 log.line(f"goes on from step {done.resumed_step}")

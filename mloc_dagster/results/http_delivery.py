@@ -53,7 +53,9 @@ def send(
 ) -> Iterator[DeliveredItem]:
     """Sends the result document, then each file; see `delivery.deliver`."""
     target = _Target(_expanded_url(destination, reach), _without_user(destination.url))
-    headers = _headers(destination, reach)
+    headers = httpx.Headers(_headers(destination, reach))
+    # It says what the document is: a form's own type names the boundary of its parts.
+    content_type = headers.pop("Content-Type", "application/json")
     private, setting = reach.private(
         settings().destination_private_addresses, "MLOC_DESTINATION_PRIVATE_ADDRESSES"
     )
@@ -65,7 +67,7 @@ def send(
         follow_redirects=False,
     ) as client:
         sender = _Sender(folder, task_id, client, destination, pause)
-        yield sender.document(target)
+        yield sender.document(target, content_type)
         for name in files:
             yield sender.file(name, target.below(f"{task_id}/files"))
 
@@ -85,12 +87,12 @@ class _Sender:
         self._destination = destination
         self._pause = pause
 
-    def document(self, target: _Target) -> DeliveredItem:
+    def document(self, target: _Target, content_type: str) -> DeliveredItem:
         """Sends `responses.json` as the body."""
         size = self._size(RESPONSES_NAME)
         key = self._key(RESPONSES_NAME, b"")
         headers = {
-            "Content-Type": "application/json",
+            "Content-Type": content_type,
             "Content-Length": str(size),
             "Idempotency-Key": key,
         }

@@ -12,6 +12,9 @@ from mloc_dagster.errors import nearest_hint
 from mloc_dagster.models import BUILTIN_MODELS
 from mloc_dagster.schema.base import Block
 
+_DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential", "cpu", "cuda", "mps", "xpu")
+_DEVICE = re.compile(r"(?:cuda|mps|xpu|npu|hpu):\d+")
+
 _HUB_ID = re.compile(r"(?!.*(?:--|\.\.))(?:[\w-][\w.-]*/)?[\w][\w.-]{0,95}(?<![.-])", re.ASCII)
 
 
@@ -55,6 +58,14 @@ class TransformersOptions(Block):
 
     device_map: str | None = None
     """`auto`, `cpu`, `cuda:0`, …; by default a GPU when there is one."""
+
+    @field_validator("device_map")
+    @classmethod
+    def _device(cls, value: str | None) -> str | None:
+        if value is None or value in _DEVICE_MAPS or "${" in value or _DEVICE.fullmatch(value):
+            return value
+        hint = nearest_hint(value, (*_DEVICE_MAPS, "cuda:0"))
+        raise ValueError(f"{value!r} is no place for weights{hint}")
 
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     """Precision of the weights; `auto` takes the model's own."""

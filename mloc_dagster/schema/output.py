@@ -12,6 +12,9 @@ from mloc_dagster.schema.base import Block
 OutputFormat = Literal["json", "parquet", "jsonl", "csv", "openai_batch"]
 
 
+_SET_PER_BODY = frozenset({"content-length", "content-encoding", "transfer-encoding"})
+
+
 class LocalDestination(Block):
     """Keeps the results on the store."""
 
@@ -39,13 +42,22 @@ class HttpDestination(Block):
     """How the result is sent."""
 
     headers: Mapping[str, SecretStr] = Field(default_factory=dict)
-    """Sent with each request; take secrets from the environment: `Bearer ${MY_TOKEN}`."""
+    """Sent with each request; take secrets from the environment: `Bearer ${MY_TOKEN}`. A
+    `Content-Type` goes with the result only, an artifact is a multipart form."""
 
     timeout_s: float = Field(default=30.0, gt=0, le=600, alias="timeoutSec")
     """Seconds one request may take."""
 
     max_attempts: int = Field(default=4, ge=1, le=10)
     """Tries per request, with growing pauses."""
+
+    @field_validator("headers")
+    @classmethod
+    def _describe_no_body(cls, value: Mapping[str, SecretStr]) -> Mapping[str, SecretStr]:
+        for name in value:
+            if name.lower() in _SET_PER_BODY:
+                raise ValueError(f"{name!r} is set by mloc for each request: remove it")
+        return value
 
 
 Destination = Annotated[LocalDestination | HttpDestination, Field(discriminator="type")]

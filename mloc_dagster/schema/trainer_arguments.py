@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from functools import cache
 from types import MappingProxyType
 
+from pydantic import JsonValue
+
 from mloc_dagster.errors import nearest_hint
-from mloc_dagster.schema.library_fields import class_fields, library_source
+from mloc_dagster.schema.library_fields import (
+    class_fields,
+    compared_texts,
+    enum_values,
+    library_source,
+)
 from mloc_dagster.schema.training import Lora, Training
 
 CONFIG_CLASSES: Mapping[str, str] = MappingProxyType(
@@ -93,7 +101,13 @@ OWNED: Mapping[str, str] = MappingProxyType(
 """Options that may not stand in `training`, and why."""
 
 
-@cache
+_PARTS = ("config", "trainer")
+"""Files of a TRL trainer."""
+
+_NUMBERS = {"int": "a whole number", "float": "a number", "bool": "true or false"}
+"""What the fields of libraries that hold numbers take, in words."""
+
+
 def trainer_argument_names(task_type: str) -> frozenset[str]:
     """Returns the options of a task type's trainer, those that mloc sets itself included.
 
@@ -102,23 +116,117 @@ def trainer_argument_names(task_type: str) -> frozenset[str]:
     """
     if task_type == "ppo":
         return (frozenset(Training.model_fields) | PPO_ARGUMENTS) - NOT_PPOS
-    config = CONFIG_CLASSES.get(task_type)
-    if config is None:
-        return frozenset()
-    module = config.removesuffix("Config").lower()
-    own = class_fields(library_source("trl", f"trainer/{module}_config.py"), config)
-    if not own:
-        return frozenset()
-    base = class_fields(library_source("trl", "trainer/base_config.py"), "_BaseConfig")
-    root = class_fields(library_source("transformers", "training_args.py"), "TrainingArguments")
-    return own | base | root
+    return frozenset(_trainer_fields(task_type))
+
+
+def lora_argument_names() -> frozenset[str]:
+    """Returns the fields of `peft.LoraConfig`; empty when PEFT is not installed."""
+    own = frozenset(_lora_fields())
+    return own | frozenset(Lora.model_fields) if own else own
+
+
+def refused_lora_value(name: str, value: JsonValue) -> str | None:
+    """Returns why an option of `lora` cannot have a value, as far as PEFT's source tells."""
+    return _refused_number(_lora_fields().get(name, ""), value)
+
+
+def refused_value(task_type: str, name: str, value: JsonValue) -> str | None:
+    """Returns why an option of `training` cannot have a value, as far as the libraries tell.
+
+    Args:
+        task_type: The task's.
+        name: The option.
+        value: Its value, as it was written.
+
+    Returns:
+        What is wrong; None where nothing is, or where the library is not installed.
+    """
+    if name == "loss_type":
+        return _unknown_text(value, _loss_types(task_type))
+    # Of PPO's options only the schedule is transformers' own.
+    fields = _root_fields() if task_type == "ppo" else _trainer_fields(task_type)
+    if task_type == "ppo" and name != "lr_scheduler_type":
+        return None
+    kinds = fields.get(name, "")
+    known = [values for kind, values in _enums().items() if kind in kinds.split(" | ")]
+    if known:
+        return _unknown_text(value, frozenset[str]().union(*known))
+    return None if name in Training.model_fields else _refused_number(kinds, value)
+
+
+def _unknown_text(value: JsonValue, known: frozenset[str]) -> str | None:
+    given = value if isinstance(value, list) else [value]
+    wrong = [each for each in given if isinstance(each, str) and each not in known]
+    if not wrong or not known:
+        return None
+    return f"unknown value {wrong[0]!r}{nearest_hint(str(wrong[0]), known)}"
+
+
+def _refused_number(kinds: str, value: JsonValue) -> str | None:
+    """Returns why a value is none of a field's that takes numbers, true or false alone."""
+    taken = set(kinds.split(" | ")) - {"None"}
+    if not taken or not taken <= _NUMBERS.keys() or value is None:
+        return None
+    if isinstance(value, bool):
+        fits = "bool" in taken
+    elif isinstance(value, int):
+        fits = bool(taken & {"int", "float"})
+    else:
+        fits = isinstance(value, float) and "float" in taken
+    expected = " or ".join(words for kind, words in _NUMBERS.items() if kind in taken)
+    return None if fits else f"expected {expected}, got {json.dumps(value, ensure_ascii=False)}"
 
 
 @cache
-def lora_argument_names() -> frozenset[str]:
-    """Returns the fields of `peft.LoraConfig`; empty when PEFT is not installed."""
-    own = class_fields(library_source("peft", "tuners/lora/config.py"), "LoraConfig")
-    return own | frozenset(Lora.model_fields) if own else own
+def _trainer_fields(task_type: str) -> Mapping[str, str]:
+    config = CONFIG_CLASSES.get(task_type)
+    if config is None:
+        return {}
+    own = class_fields(library_source("trl", f"trainer/{_module(config)}_config.py"), config)
+    if not own:
+        return {}
+    base = class_fields(library_source("trl", "trainer/base_config.py"), "_BaseConfig")
+    return {**_root_fields(), **base, **own}
+
+
+@cache
+def _root_fields() -> Mapping[str, str]:
+    return class_fields(library_source("transformers", "training_args.py"), "TrainingArguments")
+
+
+@cache
+def _lora_fields() -> Mapping[str, str]:
+    return class_fields(library_source("peft", "tuners/lora/config.py"), "LoraConfig")
+
+
+@cache
+def _enums() -> Mapping[str, frozenset[str]]:
+    """Returns the values of the options of transformers that have a fixed set of them."""
+    files = ("trainer_utils.py", "training_args.py")
+    return {
+        kind: values
+        for file in files
+        for kind, values in enum_values(library_source("transformers", file)).items()
+    }
+
+
+@cache
+def _loss_types(task_type: str) -> frozenset[str]:
+    """Returns the losses that a trainer looks for: TRL has no list of them."""
+    config = CONFIG_CLASSES.get(task_type)
+    if config is None:
+        return frozenset()
+    parts = [library_source("trl", f"trainer/{_module(config)}_{part}.py") for part in _PARTS]
+    return frozenset(
+        text
+        for source in parts
+        for name in ("loss_type", "loss_types")
+        for text in compared_texts(source, name)
+    )
+
+
+def _module(config: str) -> str:
+    return config.removesuffix("Config").lower()
 
 
 def refused_argument(task_type: str, name: str) -> str | None:

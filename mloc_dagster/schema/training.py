@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal
 
-from pydantic import ConfigDict, Field, JsonValue, model_validator
+from pydantic import ConfigDict, Field, JsonValue, field_validator, model_validator
 
 from mloc_dagster.schema.base import Block
 from mloc_dagster.schema.data import TrainingData
@@ -26,6 +26,13 @@ class Training(Block):
 
     max_steps: int = Field(default=-1, ge=-1)
     """Optimiser steps instead of epochs; -1 counts epochs."""
+
+    @field_validator("max_steps")
+    @classmethod
+    def _trains_at_all(cls, value: int) -> int:
+        if value == 0:
+            raise ValueError("0 steps train nothing: give a number of steps, or -1 for epochs")
+        return value
 
     per_device_train_batch_size: int = Field(default=8, ge=1)
     """Rows per device and step."""

@@ -10,4 +10,4 @@ from mloc_dagster.schema.library_fields import class_fields, library_source
 @cache
 def vllm_argument_names() -> frozenset[str]:
     """Returns the fields of vLLM's `EngineArgs`; empty when vLLM is not installed."""
-    return class_fields(library_source("vllm", "engine/arg_utils.py"), "EngineArgs")
+    return frozenset(class_fields(library_source("vllm", "engine/arg_utils.py"), "EngineArgs"))

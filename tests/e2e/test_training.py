@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from mloc_dagster.compile.compiler import compile_mapping
-from mloc_dagster.errors import TaskCancelled, TransientError
+from mloc_dagster.errors import TaskCancelled, TerminalError, TransientError
 from mloc_dagster.executors.training.messages import Finished, Progress
 from mloc_dagster.executors.training_plan import plan_training
 from mloc_dagster.executors.training_run import run_training
@@ -128,6 +128,33 @@ def test_a_killed_training_goes_on_as_if_nothing_had_happened() -> None:
     assert len(curves[0]) == again.steps == undisturbed.steps
     assert curves[1] == pytest.approx(curves[0], rel=1e-5)
     assert trainers() == []
+
+
+def test_a_training_whose_checkpoints_are_weights_alone_starts_again() -> None:
+    store, spec = open_store(), spec_of("sft", save_only_model=True)
+    undisturbed = train(store.task("undisturbed"), spec)
+    folder = store.task("weights-only")
+    with pytest.raises(TransientError, match="killed by signal 9"):
+        train(folder, spec, on_progress=kill_at(step=5))
+    again = train(folder, spec, attempt=2)
+
+    assert "goes on from step" not in folder.read_bytes("logs/shard-0000.log").decode()
+    assert again.metrics["train_loss"] == pytest.approx(undisturbed.metrics["train_loss"], rel=1e-5)
+
+
+def test_an_option_that_only_the_first_step_refuses_is_not_tried_again() -> None:
+    pairs = [{"prompt": "a", "chosen": "b", "rejected": "c"}] * 4
+    spec = SPEC_TYPES["dpo"].model_validate(
+        {
+            "taskType": "dpo",
+            "enforce_cpu": True,
+            "model": MODEL,
+            "data": {"rows": pairs},
+            "training": {"max_steps": 1, "loss_type": "banana"},
+        }
+    )
+    with pytest.raises(TerminalError, match="Unknown loss type: banana"):
+        train(open_store().task("banana"), spec)  # type: ignore[arg-type]
 
 
 def test_processes_train_together_and_end_together() -> None:

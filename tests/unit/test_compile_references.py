@@ -28,7 +28,7 @@ spec:
     - name: train
       spec:
         taskType: sft
-        data: {prompts: [x]}
+        data: {rows: [{text: x}]}
     - name: b
       dependsOn: [a-1, train]
       spec: %s

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import yaml
 
@@ -18,13 +21,20 @@ metadata: {name: t}
 spec:
   taskType: %s
   model: {source: {type: builtin, identifier: tiny-chat}}
-  data: {rows: [{prompt: a, completion: b}]}
+  data: {rows: [{%s}]}
 """
 
+ROWS = {
+    "dpo": "prompt: a, chosen: b, rejected: c",
+    "reward": "chosen: b, rejected: c",
+    "kto": "prompt: a, completion: b, label: true",
+}
 
-def findings(task_type: str, more: str) -> list[str]:
+
+def findings(task_type: str, more: str, rows: str | None = None) -> list[str]:
+    row = rows or ROWS.get(task_type, "prompt: a, completion: b")
     try:
-        compile_document(parse_documents(HEAD % task_type + more, "t.yaml")[0])
+        compile_document(parse_documents(HEAD % (task_type, row) + more, "t.yaml")[0])
     except TemplateError as error:
         return [str(each) for each in error.diagnostics]
     return []
@@ -114,7 +124,8 @@ def test_a_gate_may_name_figures_of_benchmarks_where_there_are_any() -> None:
 
 
 def test_benchmarks_need_a_model_that_writes_and_the_librarys_names() -> None:
-    (finding,) = findings("reward", EVALUATION % "harness: {tasks: [arc_easy]}")
+    pairs = "  evaluation: {data: {rows: [{chosen: a, rejected: b}]}, %s}\n"
+    (finding,) = findings("reward", pairs % "harness: {tasks: [arc_easy]}")
     assert "benchmarks are not for a reward model" in finding
     (finding,) = findings("sft", EVALUATION % "harness: {tasks: [arc_easy], num_few_shot: 2}")
     assert "did you mean 'num_fewshot'?" in finding
@@ -125,5 +136,148 @@ def test_a_reporter_that_nobody_knows_is_refused() -> None:
     assert findings("sft", "  training: {report_to: all}\n") == []
     (finding,) = findings("sft", "  training: {report_to: [mlflo]}\n")
     assert "report_to: nothing is called 'mlflo'; did you mean 'mlflow'?" in finding
-    (finding,) = findings("ppo", "  rewards: [{name: contains}]\n  training: {report_to: wandb}\n")
+    (finding,) = findings("ppo", REWARDS + "  training: {report_to: wandb}\n")
     assert "has no option 'report_to'" in finding
+
+
+REWARDS = "  rewards: [{name: contains, options: {text: x}}]\n"
+
+
+@pytest.mark.parametrize(
+    ("task_type", "option", "expected"),
+    [
+        ("sft", "lr_scheduler_type: cosin", "unknown value 'cosin'; did you mean 'cosine'?"),
+        ("ppo", "lr_scheduler_type: cosin", "unknown value 'cosin'; did you mean 'cosine'?"),
+        ("sft", "optim: adamw_torh", "unknown value 'adamw_torh'; did you mean 'adamw_torch'?"),
+        ("ppo", "optim: lion_32bit", "PPO has 'adamw_torch' only, not 'lion_32bit'"),
+        ("dpo", "loss_type: sigmoyd", "unknown value 'sigmoyd'; did you mean 'sigmoid'?"),
+        ("dpo", "loss_type: banana", "unknown value 'banana'; known: 'aot'"),
+        ("grpo", "loss_type: dappo", "unknown value 'dappo'; did you mean 'dapo'?"),
+        ("kto", "loss_type: sigmoid", "unknown value 'sigmoid'; known: 'apo_zero_unpaired', 'kto'"),
+        ("sft", "neftune_noise_alpha: much", 'expected a number, got "much"'),
+        ("sft", "adam_beta2: '0.9'", 'expected a number, got "0.9"'),
+        ("sft", "dataloader_num_workers: 1.5", "expected a whole number, got 1.5"),
+        ("sft", "tf32: 1", "expected true or false, got 1"),
+        ("ppo", "cliprange: wide", "expected a valid number, unable to parse string as a number"),
+        ("sft", "max_steps: 0", "0 steps train nothing: give a number of steps, or -1 for epochs"),
+        ("ppo", "mini_batch_size: 9", "mini_batch_size 9 is more than the 8 rollouts"),
+        ("grpo", "num_generations: 3", "the 8 answers that are sampled together"),
+        ("grpo", "num_generations: 1", "leaves no answer to compare with"),
+        ("rloo", "generation_batch_size: 12", "no multiple of the 8 answers of a batch"),
+        ("grpo", "per_device_train_batch_size: 4", "are no multiple of num_generations 8"),
+    ],
+)
+def test_a_value_that_no_trainer_takes_is_an_error_at_its_line(
+    task_type: str, option: str, expected: str
+) -> None:
+    online = task_type in ("ppo", "grpo", "rloo")
+    more = f"  training:\n    {option}\n" + (REWARDS if online else "")
+    (finding,) = findings(task_type, more)
+    name = option.partition(":")[0]
+    assert finding.startswith(f"t.yaml:9:{len(name) + 7}: spec.training.{name}: ")
+    assert expected in finding
+
+
+@pytest.mark.parametrize(
+    ("task_type", "more", "path", "expected"),
+    [
+        ("sft", "training: {bf16: true, fp16: true}", "training.fp16", "cannot both be true"),
+        ("ppo", "generation: {do_sample: false}", "generation.do_sample", "cannot be false"),
+        ("grpo", "generation: {do_sample: false}", "generation.do_sample", "nothing to compare"),
+        (
+            "ppo",
+            "training: {max_steps: 4, total_episodes: 9}",
+            "training.total_episodes",
+            "give max_steps (4) or total_episodes (9), not both",
+        ),
+        ("sft", "checkpoint: {load: {type: local}}", "checkpoint.load", "where the weights are"),
+        (
+            "sft",
+            "model: {source: {type: builtin, identifier: tiny-chat}, "
+            "adapters: [{path: a, apply: request}]}",
+            "model.adapters[0].apply",
+            "apply: request is for inference",
+        ),
+        (
+            "sft",
+            "model: {source: {type: builtin, identifier: tiny-chat}, "
+            "transformers: {device_map: banana}}",
+            "model.transformers.device_map",
+            "'banana' is no place for weights; known: 'auto'",
+        ),
+        ("lora_sft", "lora: {use_dora: sure}", "lora.use_dora", "expected true or false"),
+    ],
+)
+def test_what_cannot_be_had_together_is_an_error(
+    task_type: str, more: str, path: str, expected: str
+) -> None:
+    text = HEAD % (task_type, ROWS.get(task_type, "prompt: a, completion: b"))
+    if more.startswith("model"):
+        text = "".join(line for line in text.splitlines(True) if not line.startswith("  model"))
+    text += f"  {more}\n" + (REWARDS if task_type in ("ppo", "grpo") else "")
+    with pytest.raises(TemplateError) as caught:
+        compile_document(parse_documents(text, "t.yaml")[0])
+    (finding,) = [str(each) for each in caught.value.diagnostics]
+    assert f" spec.{path}: " in finding
+    assert expected in finding
+
+
+@pytest.mark.parametrize(
+    ("reward", "expected"),
+    [
+        ("{name: contains}", "give text, or the column that has each row's own"),
+        ("{name: contains, options: {column: answr}}", "there is no column 'answr'"),
+        ("{name: contains, options: {txt: x}}", "unexpected keyword argument 'txt'"),
+        ("{name: regex, options: {pattern: '('}}", "unterminated subpattern"),
+        ("{name: length, options: {unit: letters}}", "unit is 'letters'"),
+    ],
+)
+def test_options_of_reward_functions_are_tried(reward: str, expected: str) -> None:
+    rows = "prompt: a, answer: b"
+    (finding,) = findings("grpo", f"  rewards: [{reward}]\n", rows)
+    assert f"the reward function {reward[7:].split(',')[0].rstrip('}')!r} says: " in finding
+    assert expected in finding
+    good = "  rewards: [{name: contains, options: {column: answer}}]\n"
+    assert findings("grpo", good, rows) == []
+
+
+@pytest.mark.parametrize(
+    ("task_type", "rows", "expected"),
+    [
+        ("dpo", "prompt: a, completion: b", "data.rows has no column 'chosen'"),
+        ("sft", "question: a, reply: b", "say which columns to learn from"),
+        ("kto", "prompt: a, completion: b", "data.rows has no column 'label'"),
+    ],
+)
+def test_rows_of_the_template_have_the_columns_of_the_method(
+    task_type: str, rows: str, expected: str
+) -> None:
+    (finding,) = findings(task_type, "", rows)
+    assert finding.startswith("t.yaml:7:16: spec.data.rows: ")
+    assert expected in finding
+
+
+def test_rows_to_measure_on_have_what_the_metrics_compare_with() -> None:
+    more = "  evaluation: {data: {rows: [{prompt: a}]}, metrics: [exact_match]}\n"
+    (finding,) = findings("sft", more)
+    assert "exact_match compare with right answers" in finding
+
+
+def test_checkpoints_of_weights_alone_are_warned_of() -> None:
+    text = HEAD % ("sft", "text: a") + "  training: {save_only_model: true}\n"
+    (warning,) = compile_document(parse_documents(text, "t.yaml")[0]).warnings
+    assert "spec.training.save_only_model: warning: " in str(warning)
+    assert "starts again from its first step" in str(warning)
+
+
+def test_none_of_this_imports_a_library() -> None:
+    code = (
+        "import sys; from mloc_dagster.schema.trainer_arguments import refused_value; "
+        "print(refused_value('dpo', 'loss_type', 'banana')); "
+        "print(sorted({'torch', 'transformers', 'trl', 'peft'} & set(sys.modules)))"
+    )
+    said = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout
+    assert said.splitlines()[1:] == ["[]"]
+    assert "unknown value 'banana'" in said

@@ -172,6 +172,24 @@ def test_method_headers_and_url_come_from_template_and_environment(
     assert report.items[0].target == "${MY_URL}"
 
 
+@pytest.mark.parametrize("name", ["Content-Type", "content-type"])
+def test_a_content_type_is_the_results_and_leaves_the_forms_theirs(
+    folder: Folder, receiver: Receiver, name: str
+) -> None:
+    destination = _destination(receiver, headers={name: "application/vnd.mine+json"})
+    deliver(folder, "task-1", destination, ["checkpoints/config.json"])
+
+    result, upload = (headers["Content-Type"] for *_, headers in receiver.requests)
+    assert result == "application/vnd.mine+json"
+    assert upload.startswith("multipart/form-data; boundary=")
+    assert list(receiver.uploads()) == ["checkpoints/config.json"]
+
+
+def test_headers_that_describe_each_body_are_refused(receiver: Receiver) -> None:
+    with pytest.raises(ValueError, match="'Content-Length' is set by mloc for each request"):
+        _destination(receiver, headers={"Content-Length": "7"})
+
+
 @pytest.mark.parametrize("status", [408, 425, 429, 500, 503, None])
 def test_what_may_pass_is_tried_again_with_the_same_key(
     folder: Folder, receiver: Receiver, pauses: Pauses, status: int | None

@@ -23,6 +23,7 @@ from mloc_dagster.schema.trainer_arguments import (  # noqa: E402
     PPO_ARGUMENTS,
     lora_argument_names,
     refused_argument,
+    refused_value,
     trainer_argument_names,
 )
 
@@ -60,7 +61,8 @@ def refused(spec: TrainingSpec) -> str:
 @pytest.fixture
 def without_packages(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
-    caches = (trainer_argument_names, lora_argument_names)
+    names = ("_trainer_fields", "_root_fields", "_lora_fields", "_enums", "_loss_types")
+    caches = [getattr(trainer_arguments, name) for name in names]
     for each in caches:
         each.cache_clear()
     yield
@@ -92,6 +94,17 @@ def test_without_trl_only_our_own_options_are_refused() -> None:
     assert trainer_argument_names("sft") == lora_argument_names() == frozenset()
     assert refused_argument("sft", "packin") is None
     assert "chosen by mloc" in str(refused_argument("sft", "output_dir"))
+    assert refused_value("sft", "optim", "banana") is None
+    assert refused_value("dpo", "loss_type", "banana") is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "module"),
+    [("OptimizerNames", "training_args"), ("SchedulerType", "trainer_utils")],
+)
+def test_the_values_read_from_source_are_those_of_the_enumeration(kind: str, module: str) -> None:
+    library = importlib.import_module(f"transformers.{module}")
+    assert trainer_arguments._enums()[kind] == {each.value for each in getattr(library, kind)}
 
 
 def test_every_option_of_ours_is_the_librarys_or_once_was() -> None:

@@ -10,7 +10,8 @@ from typing import Any
 from mloc_dagster.errors import TerminalError
 from mloc_dagster.schema.task import OnlineSpec, TrainingSpec
 from mloc_dagster.schema.trainer_arguments import refused_argument
-from mloc_dagster.schema.training import Generation, Training
+from mloc_dagster.schema.training import Training
+from mloc_dagster.schema.training_options import ROLLOUTS, refused_in_training
 
 DOCUMENTED = ("num_train_epochs", "gradient_checkpointing")
 """Fields of `Training` that are passed when the user said nothing, too: the schema promises one
@@ -23,13 +24,6 @@ NOT_TRLS = frozenset({"save_model", "num_processes"})
 
 SHARDING = ("deepspeed", "fsdp", "fsdp_config")
 """Options that spread one model over several GPUs."""
-
-_ROLLOUTS = {
-    "max_completion_length": "max_new_tokens",
-    "temperature": "temperature",
-    "top_p": "top_p",
-    "top_k": "top_k",
-}
 
 
 def config_arguments(
@@ -51,6 +45,8 @@ def config_arguments(
         reason = refused_argument(spec.task_type, name)
         if reason is not None:
             raise TerminalError(f"training.{name}: {reason}")
+    for path, reason in refused_in_training(spec):
+        raise TerminalError(f"{'.'.join(map(str, path))}: {reason}")
     gpu = has_gpu(spec)
     given = _without_sharding(given, gpu=gpu, log=log)
     arguments: dict[str, Any] = {
@@ -61,7 +57,7 @@ def config_arguments(
         **{name: getattr(training, name) for name in DOCUMENTED},
     }
     if isinstance(spec, OnlineSpec):
-        arguments |= _rollouts(spec.generation, given)
+        arguments |= {theirs: getattr(spec.generation, ours) for theirs, ours in ROLLOUTS.items()}
     arguments |= given
     if arguments["gradient_checkpointing"]:
         # PyTorch's own advice, and the only way that goes with frozen inputs.
@@ -106,22 +102,6 @@ def _set_fields(training: Training) -> dict[str, Any]:
     names = training.model_fields_set & set(Training.model_fields) - NOT_TRLS
     values = {name: getattr(training, name) for name in sorted(names)}
     return {name: value for name, value in values.items() if value is not None}
-
-
-def _rollouts(generation: Generation, given: dict[str, Any]) -> dict[str, Any]:
-    if not generation.do_sample:
-        raise TerminalError(
-            "generation.do_sample: false gives every answer to a prompt the same text, and nothing "
-            "to compare; leave it out"
-        )
-    twice = [
-        f"generation.{ours} and training.{theirs}"
-        for theirs, ours in _ROLLOUTS.items()
-        if ours in generation.model_fields_set and theirs in given
-    ]
-    if twice:
-        raise TerminalError(f"{twice[0]} say the same thing: give one of them")
-    return {theirs: getattr(generation, ours) for theirs, ours in _ROLLOUTS.items()}
 
 
 def _device(given: dict[str, Any], *, gpu: bool, log: Callable[[str], None]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -27,7 +28,10 @@ from mloc_dagster.executors.training.messages import (
 )
 
 # What another attempt would only run into again.
-_BUGS = (ImportError, NameError, AttributeError, TypeError, NotImplementedError, AssertionError)
+_BUGS = (
+    *(ImportError, NameError, AttributeError, TypeError, NotImplementedError, AssertionError),
+    ValueError,  # how libraries refuse an option, some of them only in the first step
+)
 
 
 def main(path: Path) -> NoReturn:
@@ -50,12 +54,15 @@ def run(job: TrainingJob, hooks: Hooks, say: Callable[[Message], None]) -> bool:
     except TaskCancelled:
         return True  # the worker, which asked for it, needs no word
     except MlocError as error:
-        say(Failed(type(error).__name__, str(error)))
+        say(Failed(type(error).__name__, str(error), time.monotonic()))
         return False
     except Exception as error:  # noqa: BLE001  told to the worker, whatever it is
         traceback.print_exc()  # into the file of what the process prints
-        kind = TerminalError if isinstance(error, _BUGS) else TransientError
-        say(Failed(kind.__name__, f"the training failed: {type(error).__name__}: {error}"))
+        # The hub's errors are often both, and a network may be back by the next attempt.
+        bug = isinstance(error, _BUGS) and not isinstance(error, OSError)
+        kind = TerminalError if bug else TransientError
+        message = f"the training failed: {type(error).__name__}: {error}"
+        say(Failed(kind.__name__, message, time.monotonic()))
         return False
     return True
 
@@ -96,13 +103,16 @@ def end_with_the_worker() -> None:
 
 
 def _channel() -> Callable[[Message], None]:
-    """Returns what sends a message; processes of a rank above 0 have nobody to tell."""
+    """Returns what sends a message; processes of a rank above 0 say only that they failed."""
     given = os.environ.get(PIPE_VARIABLE)
     if given is None:
         return lambda _: None
     pipe, lock = int(given), threading.Lock()
+    first = os.environ.get("RANK", "0") == "0"
 
     def say(message: Message) -> None:
+        if not first and not isinstance(message, Failed):
+            return
         line = memoryview(encode_line(message))
         with lock:
             while line:

@@ -9,7 +9,7 @@ from typing import Literal
 import msgspec
 
 PIPE_VARIABLE = "MLOC_TRAINING_PIPE"
-"""Tells the first process which of its files the messages go to."""
+"""Tells each process which of its files its messages go to."""
 
 LIFELINE_VARIABLE = "MLOC_TRAINING_LIFELINE"
 """Tells each process which of its files closes when the worker is gone."""
@@ -84,10 +84,13 @@ class Failed(msgspec.Struct, tag="failed", frozen=True):
     Attributes:
         error: The name of one of our errors.
         message: What it says.
+        at: When, on the machine's clock that only goes forward: the first failure of several
+            processes is the cause of the others.
     """
 
     error: str
     message: str
+    at: float = 0.0
 
 
 def finite(figures: Mapping[str, float]) -> Figures:

@@ -1,4 +1,4 @@
-"""The processes of a training: started together, heard through a pipe, ended together.
+"""The processes of a training: started together, heard through a pipe each, ended together.
 
 Each founds a process group, for what it starts itself. Each holds the end of a pipe that nobody
 ever writes to: when the worker dies, whatever way, the pipe closes and they end themselves.
@@ -13,10 +13,11 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
+from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import NoReturn, Self
 
 from mloc_dagster.errors import TaskCancelled, TransientError
 from mloc_dagster.executors.training.fork_server import fork_training
@@ -31,6 +32,10 @@ from mloc_dagster.executors.training.messages import (
 LOOK_EVERY_S = 0.25
 GRACE_S = 20.0
 """Seconds that processes have for ending their step after they were asked to stop."""
+
+SETTLE_S = 5.0
+"""Seconds that the other processes have for ending as well, once one has failed: the first to say
+so is often one that only lost touch with the process that died."""
 
 TAIL_BYTES = 2000
 
@@ -52,24 +57,31 @@ class TrainingProcesses:
         self._silence_s = silence_s
         self._processes: list[ForkServerProcess] = []
         self._open = ExitStack()
-        self._reader = -1
-        self._left_over = b""
+        self._readers: dict[int, int] = {}
+        """The rank of each pipe that is open."""
+        self._left_over: dict[int, bytes] = {}
+        self._failures: dict[int, Failed] = {}
+        self._heard_at = 0.0
 
     def __enter__(self) -> Self:
-        self._reader, writer = os.pipe()
         lifeline, held = os.pipe()
-        self._open.callback(os.close, self._reader)
         self._open.callback(os.close, held)
         try:
             output = self._open.enter_context(self._output.open("ab"))
             port = _free_port()
             for rank in range(self._ranks):
-                self._processes.append(self._start(rank, port, writer, lifeline, output.fileno()))
+                reader, writer = os.pipe()
+                self._open.callback(os.close, reader)
+                self._readers[reader] = rank
+                try:
+                    started = self._start(rank, port, writer, lifeline, output.fileno())
+                finally:
+                    os.close(writer)
+                self._processes.append(started)
         except BaseException:
             self._end()
             raise
         finally:
-            os.close(writer)
             os.close(lifeline)
         return self
 
@@ -84,34 +96,37 @@ class TrainingProcesses:
     def messages(self, cancelled: Callable[[], bool]) -> Iterator[Message]:
         """Yields what the training says until all of its processes have ended well.
 
+        The last message may be a `Failed`: the failure of the process that failed first.
+
         Raises:
             TaskCancelled: If `cancelled` says so; the processes were asked to stop, and may have
                 said something more until then.
             TransientError: If a process ends in another way, or none says anything any more.
         """
         stopping_at: float | None = None
-        heard_at = time.monotonic()
-        while True:
-            ready, _, _ = select.select([self._reader], [], [], LOOK_EVERY_S)
-            if ready:
-                data = os.read(self._reader, 1 << 16)
-                heard_at = time.monotonic()
-                yield from self._lines(data)
-                if not data:
-                    break
+        self._heard_at = time.monotonic()
+        while 0 in self._readers.values():
+            yield from self._listen(LOOK_EVERY_S)
             if stopping_at is None and cancelled():
                 stopping_at = time.monotonic()
                 self._signal(signal.SIGTERM)
-            if stopping_at is not None and time.monotonic() - stopping_at > GRACE_S:
-                break
-            self._check_alive(stopping=stopping_at is not None)
-            if time.monotonic() - heard_at > self._silence_s:
+            if stopping_at is not None:
+                if time.monotonic() - stopping_at > GRACE_S:
+                    break
+            elif self._failures or any(self._codes()[1:]):
+                yield self._cause()
+                return
+            if time.monotonic() - self._heard_at > self._silence_s:
                 raise TransientError(
                     f"the training said nothing for {self._silence_s:.0f} s and was ended"
                 )
         if stopping_at is not None:
             raise TaskCancelled("stopped in the middle of the training")
-        self._await_end()
+        self._await(GRACE_S)
+        if any(self._codes()):
+            yield self._cause()
+        elif None in self._codes():
+            raise TransientError(f"a process of the training did not end within {GRACE_S:.0f} s")
 
     def tail(self) -> str:
         """Returns the end of what the processes printed."""
@@ -134,42 +149,83 @@ class TrainingProcesses:
                 "MASTER_ADDR": "127.0.0.1",
                 "MASTER_PORT": str(port),
             }
-        pipes = {LIFELINE_VARIABLE: lifeline} | ({PIPE_VARIABLE: writer} if rank == 0 else {})
+        pipes = {LIFELINE_VARIABLE: lifeline, PIPE_VARIABLE: writer}
         return fork_training(self._job, environment, output=output, pipes=pipes)
 
-    def _lines(self, data: bytes) -> Iterator[Message]:
-        *lines, self._left_over = (self._left_over + data).split(b"\n")
+    def _listen(self, seconds: float) -> Iterator[Message]:
+        ready, _, _ = select.select([*self._readers], [], [], seconds)
+        for reader in ready:
+            self._heard_at = time.monotonic()
+            yield from self._read(reader)
+
+    def _read(self, reader: int) -> Iterator[Message]:
+        """Yields what came through a pipe, failures aside: they are weighed against each other."""
+        rank = self._readers[reader]
+        data = os.read(reader, 1 << 16)
+        if not data:
+            del self._readers[reader]
+        *lines, left_over = (self._left_over.get(rank, b"") + data).split(b"\n")
+        self._left_over[rank] = left_over
         for line in lines:
             message = decode_line(line)
             if isinstance(message, Failed):
-                # What the first process met may only be the end of another one.
-                self._check_alive(stopping=False)
-            yield message
+                self._failures.setdefault(rank, message)
+            else:
+                yield message
 
-    def _check_alive(self, *, stopping: bool) -> None:
-        """A process that died takes the others with it: they would wait for it for ever."""
-        codes = [process.exitcode for process in self._processes]
-        if not stopping and any(codes[1:]):
-            self._fail(codes)
+    def _codes(self) -> list[int | None]:
+        return [process.exitcode for process in self._processes]
 
-    def _await_end(self) -> None:
-        """Waits for the processes that are left once the first one closed its pipe."""
-        deadline = time.monotonic() + GRACE_S
-        for process in self._processes:
-            # What it waits for may have died: the codes tell.
-            process.join(max(0.0, deadline - time.monotonic()))
-        codes = [process.exitcode for process in self._processes]
-        if any(codes):
-            self._fail(codes)
-        if None in codes:
-            raise TransientError(f"a process of the training did not end within {GRACE_S:.0f} s")
+    def _await(self, seconds: float) -> None:
+        """Waits until all processes have ended, and hears of their failures meanwhile."""
+        deadline = time.monotonic() + seconds
+        while True:
+            alive = [each.sentinel for each in self._processes if each.exitcode is None]
+            left = deadline - time.monotonic()
+            ready = wait([*alive, *self._readers], max(0.0, left)) if alive else []
+            for reader in [each for each in self._readers if each in ready]:
+                for _ in self._read(reader):
+                    pass
+            if not alive or left <= 0:
+                return
 
-    def _fail(self, codes: list[int | None]) -> None:
-        rank, code = next((rank, code) for rank, code in enumerate(codes) if code)
+    def _cause(self) -> Failed:
+        """Returns the failure that ended the training; the others lost touch because of it.
+
+        Raises:
+            TransientError: If a process died without a word.
+        """
+        if self._ranks > 1:
+            self._await(SETTLE_S)
+        self._hear_the_rest()
+        codes = list(enumerate(self._codes()))
+        killed = [(rank, code) for rank, code in codes if code and _from_outside(code)]
+        silent = [(rank, code) for rank, code in codes if code and rank not in self._failures]
+        if killed or not self._failures:
+            self._blame(*(killed or silent)[0])
+        exited = [(rank, code) for rank, code in silent if code > 0]
+        if exited:  # a process that only lost touch would have said so
+            self._blame(*exited[0])
+        first = min(self._failures.values(), key=lambda failure: failure.at)
+        aborted = "".join(f"; {self._how(rank, code)} as well" for rank, code in silent)
+        return Failed(first.error, first.message + aborted, first.at)
+
+    def _hear_the_rest(self) -> None:
+        while ready := select.select([*self._readers], [], [], 0)[0]:
+            for reader in ready:
+                for _ in self._read(reader):
+                    pass
+
+    def _blame(self, rank: int, code: int) -> NoReturn:
+        last = self.tail().splitlines()[-1:] or ["nothing"]
+        raise TransientError(
+            f"the training {self._how(rank, code)}; the last it printed: {last[0]}"
+        )
+
+    def _how(self, rank: int, code: int) -> str:
         how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
         which = f"process {rank + 1} of {self._ranks}" if self._ranks > 1 else "its process"
-        last = self.tail().splitlines()[-1:] or ["nothing"]
-        raise TransientError(f"the training {which} {how}; the last it printed: {last[0]}")
+        return f"{which} {how}"
 
     def _end(self) -> None:
         try:
@@ -186,6 +242,11 @@ class TrainingProcesses:
             if process.exitcode is None and process.pid is not None:
                 with suppress(ProcessLookupError):
                     os.killpg(process.pid, number)
+
+
+def _from_outside(code: int) -> bool:
+    """Tells whether a process was killed; a library that has lost touch aborts its own."""
+    return code < 0 and -code != signal.SIGABRT
 
 
 def _free_port() -> int:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import cast
 
-from mloc_dagster.executors.training.ppo.options import check_training, ppo_options
+from mloc_dagster.schema.ppo_options import check_training, ppo_options
 from mloc_dagster.schema.task import OnlineSpec, PpoSpec, TrainingSpec
-
-GENERATIONS = {"grpo": 8, "rloo": 2}
-"""TRL's defaults of `num_generations`."""
+from mloc_dagster.schema.training_options import (
+    GENERATIONS,
+    number_of,
+    option_of,
+    processes_of,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,15 +52,6 @@ def count_steps(spec: TrainingSpec, rows: int | None) -> StepCount | None:
     return _of_prompts(spec, rows) if isinstance(spec, OnlineSpec) else _of_rows(spec, rows)
 
 
-def processes_of(spec: TrainingSpec) -> int:
-    """Returns how many processes train together on a worker that has what the template asks for."""
-    if isinstance(spec, PpoSpec):
-        return 1
-    if spec.training.num_processes is not None:
-        return spec.training.num_processes
-    return 1 if spec.enforce_cpu else max(1, spec.resources.hardware.gpu.count)
-
-
 def _of_ppo(spec: PpoSpec, rows: int | None) -> StepCount | None:
     extras = check_training(spec)
     by_epochs = spec.training.max_steps <= 0 and extras.total_episodes is None
@@ -79,7 +72,7 @@ def _of_rows(spec: TrainingSpec, rows: int | None) -> StepCount:
     together = each * processes
     batches = None
     if rows is not None:
-        drop_last = (training.model_extra or {}).get("dataloader_drop_last") is True
+        drop_last = option_of(spec, "dataloader_drop_last") is True
         batches = rows // each // processes if drop_last else math.ceil(rows / together)
     lot = f"{together * training.gradient_accumulation_steps:,} rows a step"
     counted = _counted(spec, rows, batches, lot)
@@ -97,14 +90,14 @@ def _of_prompts(spec: OnlineSpec, rows: int | None) -> StepCount:
     """
     training = spec.training
     together = training.per_device_train_batch_size * processes_of(spec)
-    lot = _option(spec, "generation_batch_size", 0)
+    lot = number_of(spec, "generation_batch_size", 0)
     usual = lot // together if lot else training.gradient_accumulation_steps
-    batches_of_lot = _option(spec, "steps_per_generation", usual)
-    answers = _option(spec, "num_generations", GENERATIONS[spec.task_type])
+    batches_of_lot = number_of(spec, "steps_per_generation", usual)
+    answers = number_of(spec, "num_generations", GENERATIONS[spec.task_type])
     prompts = max(together * batches_of_lot // answers, 1)
     batches = None
     if rows is not None:
-        batches = rows // prompts * batches_of_lot * _option(spec, "num_iterations", 1)
+        batches = rows // prompts * batches_of_lot * number_of(spec, "num_iterations", 1)
     if batches == 0:
         return StepCount(0, 0.0, f"{rows} rows fill no lot of {prompts} prompts")
     of_step = together * training.gradient_accumulation_steps
@@ -118,7 +111,7 @@ def _counted(spec: TrainingSpec, rows: int | None, batches: int | None, lot: str
         full = training.per_device_train_batch_size * processes
         full *= training.gradient_accumulation_steps
         if isinstance(spec, OnlineSpec):
-            full /= _option(spec, "num_generations", GENERATIONS[spec.task_type])
+            full /= number_of(spec, "num_generations", GENERATIONS[spec.task_type])
         return StepCount(training.max_steps, full, f"max_steps, {lot}{many}")
     of_epoch = max(math.ceil(batches / training.gradient_accumulation_steps), 1)
     if training.max_steps > 0:
@@ -126,9 +119,3 @@ def _counted(spec: TrainingSpec, rows: int | None, batches: int | None, lot: str
     steps = math.ceil(training.num_train_epochs * of_epoch)
     epochs = f"{training.num_train_epochs:g} epoch{'' if training.num_train_epochs == 1 else 's'}"
     return StepCount(steps, rows / of_epoch, f"{epochs} of {of_epoch:,}, {lot}{many}")
-
-
-def _option(spec: TrainingSpec, name: str, default: int) -> int:
-    """Returns an option that is TRL's own; null is its default there, too."""
-    given = (spec.training.model_extra or {}).get(name)
-    return default if given is None else cast("int", given)

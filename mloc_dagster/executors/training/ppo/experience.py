@@ -21,9 +21,9 @@ from mloc_dagster.executors.training.ppo.losses import (
     masked_sum,
     whiten,
 )
-from mloc_dagster.executors.training.ppo.options import PpoOptions
 from mloc_dagster.executors.training.ppo.policy import Policy, Reference
 from mloc_dagster.executors.training.ppo.rollouts import Rollouts
+from mloc_dagster.schema.ppo_options import PpoOptions
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -12,12 +12,12 @@ from mloc_dagster.executors.training.base import Row, TrainingOutcome, TrainingR
 from mloc_dagster.executors.training.checkpoints import prune
 from mloc_dagster.executors.training.ppo.experience import Experience, checked_scores, judge
 from mloc_dagster.executors.training.ppo.kl import KlController
-from mloc_dagster.executors.training.ppo.options import PpoOptions
 from mloc_dagster.executors.training.ppo.policy import Reference
 from mloc_dagster.executors.training.ppo.prompts import PromptOrder, encode_prompts
 from mloc_dagster.executors.training.ppo.rollouts import Sampler
 from mloc_dagster.executors.training.ppo.state import Progress, Trained, save_checkpoint
 from mloc_dagster.executors.training.ppo.update import Learner
+from mloc_dagster.schema.ppo_options import PpoOptions
 
 # Sampling and mini-batches draw from generators of their own, seeded for each update, so that what
 # an update does depends on its number and not on what was drawn before it.

@@ -10,12 +10,12 @@ from mloc_dagster.errors import DataError, TerminalError
 from mloc_dagster.executors.training.base import TrainingOutcome, TrainingRun
 from mloc_dagster.executors.training.ppo.kl import kl_controller
 from mloc_dagster.executors.training.ppo.loop import Parts, Scores, train_on
-from mloc_dagster.executors.training.ppo.options import PpoOptions, ppo_options
 from mloc_dagster.executors.training.ppo.policy import Policy, Reference, begin_training
 from mloc_dagster.executors.training.ppo.prompts import prompt_limit
 from mloc_dagster.executors.training.ppo.rollouts import Sampler
 from mloc_dagster.executors.training.ppo.state import Progress, Trained, load_checkpoint
 from mloc_dagster.executors.training.ppo.update import Learner, make_optimizer
+from mloc_dagster.schema.ppo_options import PpoOptions, ppo_options
 from mloc_dagster.schema.task import PpoSpec
 from mloc_dagster.schema.training import Training
 

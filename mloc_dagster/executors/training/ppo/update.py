@@ -16,8 +16,8 @@ from mloc_dagster.executors.training.ppo.losses import (
     clipped_value_loss,
     masked_sum,
 )
-from mloc_dagster.executors.training.ppo.options import PpoOptions
 from mloc_dagster.executors.training.ppo.policy import Policy, recomputing
+from mloc_dagster.schema.ppo_options import PpoOptions
 
 if TYPE_CHECKING:
     from torch import Tensor

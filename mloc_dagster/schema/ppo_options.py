@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Mapping
-from typing import Any, Literal
+from collections.abc import Iterator, Mapping
+from typing import Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError
 
 from mloc_dagster.errors import TerminalError, nearest_hint
 from mloc_dagster.schema.base import Block
+from mloc_dagster.schema.engines import Refusal
 from mloc_dagster.schema.task import PpoSpec
 from mloc_dagster.schema.training import Training
 
@@ -105,15 +107,6 @@ class PpoOptions(PpoExtras):
     max_prompt_tokens: int | None
     """Longer prompts lose their beginning."""
 
-    @model_validator(mode="after")
-    def _no_more_than_there_is(self) -> PpoOptions:
-        if self.mini_batch > self.rollouts:
-            raise ValueError(
-                f"mini_batch_size {self.mini_batch} is more than the {self.rollouts} rollouts of "
-                "an update (per_device_train_batch_size × gradient_accumulation_steps)"
-            )
-        return self
-
 
 def ppo_options(spec: PpoSpec, rows: int) -> PpoOptions:
     """Works out the options of a training.
@@ -142,7 +135,7 @@ def ppo_options(spec: PpoSpec, rows: int) -> PpoOptions:
         "warmup": math.ceil(warmup * updates) if warmup < 1 else int(warmup),
         "max_prompt_tokens": training.max_length,
     }
-    return _validated(PpoOptions, {**extras.model_dump(), **derived})
+    return PpoOptions.model_validate({**extras.model_dump(), **derived})
 
 
 def check_training(spec: PpoSpec) -> PpoExtras:
@@ -163,34 +156,51 @@ def check_training(spec: PpoSpec) -> PpoExtras:
         for name, absent in _UNUSED.items()
         if getattr(spec.training, name) != absent
     ]
-    if spec.training.optim not in _OPTIMISERS:
-        problems.append(f"training.optim: PPO has 'adamw_torch' only, not {spec.training.optim!r}")
-    if not spec.generation.do_sample:
-        problems.append("generation.do_sample: PPO learns from samples, it cannot be false")
+    problems += [f"{'.'.join(map(str, path))}: {why}" for path, why in refused_in_ppo(spec)]
     if problems:
         raise TerminalError("\n".join(problems))
-    return _validated(PpoExtras, given)
+    return PpoExtras.model_validate(given)
 
 
-def _validated[Kind: Block](kind: type[Kind], given: Mapping[str, Any]) -> Kind:
+def refused_in_ppo(spec: PpoSpec) -> Iterator[Refusal]:
+    """Yields the values of PPO's options that cannot be had, with their place below the spec."""
+    training = spec.training
+    if not spec.generation.do_sample:
+        yield ("generation", "do_sample"), "PPO learns from samples, it cannot be false"
+    if training.optim not in _OPTIMISERS:
+        yield ("training", "optim"), f"PPO has 'adamw_torch' only, not {training.optim!r}"
+    given = training.model_extra or {}
+    ours = {name: value for name, value in given.items() if name in PpoExtras.model_fields}
     try:
-        return kind.model_validate(given)
+        extras = PpoExtras.model_validate(ours)
     except ValidationError as error:
-        problems = [
-            ".".join(["training", *map(str, each["loc"])])
-            + f": {each['msg']}"
-            + (f", not {each['input']!r}" if each["loc"] else "")
-            for each in error.errors()
-        ]
-        raise TerminalError("\n".join(problems)) from None
+        for each in error.errors(include_url=False):
+            value = json.dumps(each["input"], ensure_ascii=False, default=str)
+            wanted = each["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
+            yield ("training", *each["loc"]), f"expected {wanted}, got {value}"
+        return
+    if training.max_steps > 0 and extras.total_episodes is not None:
+        yield (
+            ("training", "total_episodes"),
+            f"give max_steps ({training.max_steps}) or total_episodes ({extras.total_episodes}), "
+            "not both",
+        )
+    if training.mini_batch_size is not None and extras.num_mini_batches is not None:
+        yield (
+            ("training", "num_mini_batches"),
+            f"give mini_batch_size ({training.mini_batch_size}) or num_mini_batches "
+            f"({extras.num_mini_batches}), not both",
+        )
+    rollouts = training.per_device_train_batch_size * training.gradient_accumulation_steps
+    if (training.mini_batch_size or 0) > rollouts:
+        yield (
+            ("training", "mini_batch_size"),
+            f"mini_batch_size {training.mini_batch_size} is more than the {rollouts} rollouts of "
+            "an update (per_device_train_batch_size × gradient_accumulation_steps)",
+        )
 
 
 def _updates(training: Training, extras: PpoExtras, rollouts: int, rows: int) -> int:
-    if training.max_steps > 0 and extras.total_episodes is not None:
-        raise TerminalError(
-            f"training: give max_steps ({training.max_steps}) or total_episodes "
-            f"({extras.total_episodes}), not both"
-        )
     if training.max_steps > 0:
         return training.max_steps
     episodes = extras.total_episodes or math.ceil(training.num_train_epochs * rows)
@@ -198,9 +208,4 @@ def _updates(training: Training, extras: PpoExtras, rollouts: int, rows: int) ->
 
 
 def _mini_batch(training: Training, extras: PpoExtras, rollouts: int) -> int:
-    if training.mini_batch_size is not None and extras.num_mini_batches is not None:
-        raise TerminalError(
-            f"training: give mini_batch_size ({training.mini_batch_size}) or num_mini_batches "
-            f"({extras.num_mini_batches}), not both"
-        )
     return training.mini_batch_size or math.ceil(rollouts / (extras.num_mini_batches or 1))

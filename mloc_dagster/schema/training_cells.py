@@ -74,7 +74,8 @@ def read_speech(cell: object) -> Speech:
     Raises:
         ValueError: If it is neither.
     """
-    return read_messages(cell) if isinstance(cell, list | tuple) else read_text(cell)
+    chat = isinstance(cell, list | tuple)
+    return read_messages(cast("object", cell)) if chat else read_text(cell)
 
 
 def read_answer(cell: object) -> Speech:
@@ -139,7 +140,8 @@ def _unicode(text: str) -> str:
 def _text_of(place: int, parts: Sequence[object]) -> str:
     texts: list[str] = []
     for part in parts:
-        fields = cast("Mapping[str, object]", part) if isinstance(part, Mapping) else {}
+        empty: Mapping[str, object] = {}
+        fields = cast("Mapping[str, object]", part) if isinstance(part, Mapping) else empty
         text = fields.get("text")
         if fields.get("type") != "text" or not isinstance(text, str):
             raise ValueError(f"has a message {place} with a part that is not text")

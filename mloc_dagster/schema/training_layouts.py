@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from mloc_dagster.data.preference_cells import Preferred, compared
-from mloc_dagster.data.training_cells import (
+from mloc_dagster.errors import DataError, UnknownNameError
+from mloc_dagster.schema.preference_cells import Preferred, compared
+from mloc_dagster.schema.training_cells import (
     read_answer,
     read_label,
     read_messages,
     read_speech,
     read_text,
 )
-from mloc_dagster.data.training_columns import (
+from mloc_dagster.schema.training_columns import (
     Columns,
     Layout,
     Record,
@@ -21,7 +22,6 @@ from mloc_dagster.data.training_columns import (
     described,
     simple_layout,
 )
-from mloc_dagster.errors import DataError, UnknownNameError
 
 ONLINE = frozenset(("ppo", "grpo", "rloo"))
 """Task types that sample answers themselves."""

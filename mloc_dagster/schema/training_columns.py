@@ -6,10 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mloc_dagster.data.cells import PROMPT_COLUMNS
-from mloc_dagster.data.hints import known_names
 from mloc_dagster.errors import DataError
 from mloc_dagster.schema.data import TrainingData
+from mloc_dagster.schema.hints import known_names
+
+PROMPT_COLUMNS = ("prompt", "question", "text", "input", "messages")
+"""What a column of prompts is called when the template does not say."""
 
 Record = Mapping[str, object]
 """A row as its source has it."""
@@ -97,6 +99,27 @@ class Columns:
     def listed(self) -> str:
         """The columns, as the end of a message."""
         return f"columns: {', '.join(self.names) or 'none'}"
+
+
+def columns_of(records: Sequence[Record], where: str, data: TrainingData) -> Columns:
+    """Returns the columns of some rows."""
+    names = dict.fromkeys(name for record in records for name in record)
+    texts = [
+        name
+        for name in names
+        if all(isinstance(record.get(name), str | list | None) for record in records)
+        and any(record.get(name) for record in records)
+    ]
+    return Columns(tuple(names), tuple(texts), where, data)
+
+
+def inline_records(data: TrainingData) -> tuple[str, list[Record]]:
+    """Returns the rows that are written into the template, and the field that has them."""
+    if data.preferences:
+        return "preferences", [each.model_dump() for each in data.preferences]
+    if data.prompts:
+        return "prompts", [{"prompt": each} for each in data.prompts]
+    return "rows", list[Record](data.rows)
 
 
 def cell[T](record: Record, column: str, read: Callable[[object], T]) -> T:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 
-from mloc_dagster.data.training_cells import read_answer, read_label, read_speech, read_text
-from mloc_dagster.data.training_columns import (
+from mloc_dagster.errors import DataError
+from mloc_dagster.schema.training_cells import read_answer, read_label, read_speech, read_text
+from mloc_dagster.schema.training_columns import (
     Columns,
     Layout,
     Record,
@@ -13,8 +14,7 @@ from mloc_dagster.data.training_columns import (
     described,
     simple_layout,
 )
-from mloc_dagster.data.training_layouts import ONLINE, preference_reader, read_conversation
-from mloc_dagster.errors import DataError
+from mloc_dagster.schema.training_layouts import ONLINE, preference_reader, read_conversation
 
 _ANSWERS = ("completion", "answer")
 """What a column of right answers is called when the template does not say."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mloc_dagster.data.training_cells import Messages, Speech
+from mloc_dagster.schema.training_cells import Messages, Speech
 
 Preferred = tuple[Speech | None, Speech, Speech]
 """Prompt, chosen and rejected; without a prompt the two hold it themselves."""

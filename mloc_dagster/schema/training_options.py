@@ -1,0 +1,153 @@
+"""What a training's options cannot have together, known before anything runs.
+
+The template's compiler refuses by this table, and so does the process that trains.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
+from typing import cast
+
+from mloc_dagster.schema.answer_forms import Path
+from mloc_dagster.schema.engines import Refusal
+from mloc_dagster.schema.ppo_options import refused_in_ppo
+from mloc_dagster.schema.spread_weights import refused_spreading
+from mloc_dagster.schema.task import OnlineSpec, PpoSpec, TrainingSpec
+
+GENERATIONS: Mapping[str, int] = MappingProxyType({"grpo": 8, "rloo": 2})
+"""TRL's defaults of `num_generations`."""
+
+ROLLOUTS: Mapping[str, str] = MappingProxyType(
+    {
+        "max_completion_length": "max_new_tokens",
+        "temperature": "temperature",
+        "top_p": "top_p",
+        "top_k": "top_k",
+    }
+)
+"""TRL's options of sampling, and what they are called in `generation`."""
+
+WEIGHTS_ONLY = (
+    "save_only_model: checkpoints without the optimiser's state cannot be resumed: a training that "
+    "is interrupted starts again from its first step"
+)
+
+
+def refused_in_training(spec: TrainingSpec) -> Iterator[Refusal]:
+    """Yields what of a training cannot be had, with its place below the spec."""
+    training = spec.training
+    if training.bf16 and training.fp16:
+        yield ("training", "fp16"), "bf16 and fp16 cannot both be true: remove one"
+    spreading = refused_spreading(training)
+    if spreading is not None:
+        yield ("training", spreading[0]), spreading[1]
+    if spec.enforce_cpu and spec.require_gpu:
+        yield ("require_gpu",), "enforce_cpu and require_gpu cannot both be true: remove one"
+    for number, adapter in enumerate(spec.model.adapters):
+        if adapter.apply != "merge":
+            yield (
+                ("model", "adapters", number, "apply"),
+                f"apply: {adapter.apply} is for inference: a training takes apply: merge, or goes "
+                "on with the adapter in checkpoint.load",
+            )
+    load = None if spec.checkpoint is None else spec.checkpoint.load
+    if load is not None and load.path is None and load.url is None and load.task_id is None:
+        yield ("checkpoint", "load"), "give path, url or task_id: where the weights are"
+    if isinstance(spec, PpoSpec):
+        yield from refused_in_ppo(spec)
+    elif isinstance(spec, OnlineSpec):
+        yield from _refused_rollouts(spec)
+
+
+def weights_only(spec: TrainingSpec) -> bool:
+    """Tells whether checkpoints lack what resuming needs."""
+    return option_of(spec, "save_only_model") is True
+
+
+def processes_of(spec: TrainingSpec) -> int:
+    """Returns how many processes train together on a worker that has what the template asks for."""
+    if isinstance(spec, PpoSpec):
+        return 1
+    if spec.training.num_processes is not None:
+        return spec.training.num_processes
+    return 1 if spec.enforce_cpu else max(1, spec.resources.hardware.gpu.count)
+
+
+def option_of(spec: TrainingSpec, name: str) -> object:
+    """Returns an option that is the library's own; None where the template does not give it."""
+    return (spec.training.model_extra or {}).get(name)
+
+
+def number_of(spec: TrainingSpec, name: str, default: int) -> int:
+    """Returns an option that is TRL's own; null is its default there, too."""
+    given = option_of(spec, name)
+    return default if given is None else cast("int", given)
+
+
+def _refused_rollouts(spec: OnlineSpec) -> Iterator[Refusal]:
+    if not spec.generation.do_sample:
+        yield (
+            ("generation", "do_sample"),
+            "do_sample: false gives every answer to a prompt the same text, and nothing to "
+            "compare: leave it out",
+        )
+    for theirs, ours in ROLLOUTS.items():
+        if ours in spec.generation.model_fields_set and option_of(spec, theirs) is not None:
+            yield (
+                ("training", theirs),
+                f"generation.{ours} and training.{theirs} say the same thing: give one of them",
+            )
+    yield from _refused_groups(spec)
+
+
+def _refused_groups(spec: OnlineSpec) -> Iterator[Refusal]:
+    """Yields why answers do not fall into whole groups, one for each prompt."""
+    names = ("num_generations", "generation_batch_size", "steps_per_generation")
+    given = [option_of(spec, name) for name in names]
+    if any(each is not None and type(each) is not int for each in given):
+        return  # said of the value itself
+    answers = number_of(spec, "num_generations", GENERATIONS[spec.task_type])
+    if answers < 2:
+        yield (
+            ("training", "num_generations"),
+            f"num_generations {answers} leaves no answer to compare with: at least 2",
+        )
+        return
+    training, processes = spec.training, processes_of(spec)
+    together = training.per_device_train_batch_size * processes
+    lot = number_of(spec, "generation_batch_size", 0)
+    steps = number_of(spec, "steps_per_generation", 0)
+    if lot and steps:
+        reason = "generation_batch_size and steps_per_generation say the same thing: give one"
+        yield ("training", "steps_per_generation"), reason
+    elif lot and lot % together:
+        yield (
+            ("training", "generation_batch_size"),
+            f"generation_batch_size {lot} is no multiple of the {together} answers of a batch "
+            f"({_product(spec, processes)})",
+        )
+    elif (lot or together * (steps or training.gradient_accumulation_steps)) % answers:
+        yield _uneven(spec, lot, steps, answers, processes)
+
+
+def _uneven(spec: OnlineSpec, lot: int, steps: int, answers: int, processes: int) -> Refusal:
+    training = spec.training
+    if lot:
+        place, how = "generation_batch_size", "generation_batch_size"
+    else:
+        place = "num_generations" if option_of(spec, "num_generations") is not None else ""
+        lot = training.per_device_train_batch_size * processes
+        lot *= steps or training.gradient_accumulation_steps
+        last = "steps_per_generation" if steps else "gradient_accumulation_steps"
+        how = f"{_product(spec, processes)} × {last}"
+    path: Path = ("training", place or "per_device_train_batch_size")
+    return path, (
+        f"the {lot} answers that are sampled together ({how}) are no multiple of num_generations "
+        f"{answers}: each prompt gets {answers}"
+    )
+
+
+def _product(spec: OnlineSpec, processes: int) -> str:
+    many = f" × {processes} processes" if processes > 1 else ""
+    return f"per_device_train_batch_size {spec.training.per_device_train_batch_size}{many}"
