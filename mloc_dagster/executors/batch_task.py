@@ -38,6 +38,7 @@ from mloc_dagster.results.record import read_record, write_record
 from mloc_dagster.results.rows import OutputRow
 from mloc_dagster.results.store import Folder, ResultStore
 from mloc_dagster.results.usage import Rates
+from mloc_dagster.schema.canonical import canonical_json
 from mloc_dagster.schema.data import ListData
 from mloc_dagster.schema.task import EmbeddingSpec, RowSpec
 
@@ -102,7 +103,7 @@ def _compiled(document: str) -> CompiledTemplate:
 
 
 def _text(document: Mapping[str, JsonValue]) -> str:
-    return json.dumps(document, sort_keys=True)
+    return canonical_json(document)
 
 
 def _items(member: Member) -> list[JsonValue]:

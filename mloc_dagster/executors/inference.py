@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from mloc_dagster.executors.base import ModelKey, ShardContext, ShardInput
@@ -10,6 +9,7 @@ from mloc_dagster.executors.engine import Engine, SleepingEngine
 from mloc_dagster.executors.engine_choice import choose_engine
 from mloc_dagster.executors.inference_run import answer_rows
 from mloc_dagster.executors.reuse_identity import file_stamps, files_changed, remember_files
+from mloc_dagster.schema.canonical import canonical_json
 from mloc_dagster.schema.model import ModelSource
 from mloc_dagster.schema.task import EmbeddingSpec, ModelSpec
 
@@ -40,7 +40,7 @@ class InferenceExecutor:
         parts = {
             "source": model.source.model_dump(mode="json"),
             "transformers": model.transformers.model_dump(mode="json", include=_LOADING_OPTIONS),
-            "vllm": dict(model.vllm),
+            "vllm": dict(sorted(model.vllm.items())),
             "adapters": [adapter.model_dump(mode="json") for adapter in model.adapters],
             "enforce_cpu": spec.enforce_cpu,
             "gpus": spec.resources.hardware.gpu.count,
@@ -48,7 +48,7 @@ class InferenceExecutor:
         }
         if isinstance(spec, EmbeddingSpec):
             parts["pooling_type"] = spec.pooling.pooling_type  # vLLM starts with it
-        identity = json.dumps(parts, sort_keys=True)
+        identity = canonical_json(parts)
         return ModelKey(model.engine or "auto", identity, name=_short_name(model.source))
 
     def load(self, spec: ModelSpec) -> Engine:

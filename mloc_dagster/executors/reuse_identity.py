@@ -15,12 +15,13 @@ from pydantic import JsonValue
 
 from mloc_dagster import __version__
 from mloc_dagster.executors.engine import Engine
-from mloc_dagster.executors.reuse_key import canonical_json, digest_of
+from mloc_dagster.executors.reuse_key import digest_of
 from mloc_dagster.executors.transformers_model import model_place
+from mloc_dagster.schema.canonical import canonical_json
 from mloc_dagster.schema.model import Adapter
 from mloc_dagster.schema.task import ModelSpec
 
-FORMAT = 1
+FORMAT = 2
 """Raised whenever equal keys may come to mean other answers."""
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -126,7 +127,7 @@ def model_identity(spec: ModelSpec, engine: Engine) -> bytes:
         engine.device.partition(":")[0],
         spec.resources.hardware.gpu.count,
         canonical_json(loading),
-        canonical_json(model.vllm),
+        canonical_json(dict(sorted(model.vllm.items()))),
         [canonical_json(adapter.model_dump(mode="json")) for adapter in model.adapters],
         contents,
     )

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
-
 from pydantic import ValidationError
 
 from mloc_dagster.results.rows import InputRow, SourceRow
+from mloc_dagster.schema.canonical import canonical_json
 from mloc_dagster.schema.engines import refused_in_inference
 from mloc_dagster.schema.inference import Inference, Pooling
 
@@ -37,7 +36,7 @@ class RowOptions:
         """
         if not row.options:
             return self._block
-        known = json.dumps(row.options, sort_keys=True)
+        known = canonical_json(dict(sorted(row.options.items())))
         block = self._kept.get(known)
         if block is None:
             try:

@@ -29,6 +29,17 @@ def test_options_lie_over_the_tasks_block_and_equal_ones_share_theirs() -> None:
     assert first == Inference(temperature=0.5, max_tokens=9, seed=1, stop=("a",))
 
 
+def test_rows_whose_schemas_differ_in_the_order_of_properties_have_forms_of_their_own() -> None:
+    options = RowOptions(BLOCK)
+    for names in (["reason", "answer"], ["answer", "reason"]):
+        schema = {"type": "object", "properties": {each: {"type": "string"} for each in names}}
+        block = options.of(InputRow(0, "x", options={"structured_outputs": {"json": schema}}))
+        assert isinstance(block, Inference)
+        assert block.structured_outputs is not None
+        form: Any = block.structured_outputs.json_schema
+        assert list(form["properties"]) == names
+
+
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
