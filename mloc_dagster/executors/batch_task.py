@@ -29,6 +29,7 @@ from mloc_dagster.executors.task_start import (
 from mloc_dagster.planning.plan import Plan
 from mloc_dagster.planning.shards import cut_shards
 from mloc_dagster.results.aggregate import aggregate
+from mloc_dagster.results.answering_model import keep_to_model
 from mloc_dagster.results.batch_members import Batch, Member, MemberOutcome
 from mloc_dagster.results.delivery import deliver
 from mloc_dagster.results.export import export
@@ -203,6 +204,7 @@ class HandOut:
         write_record(folder, record.model_copy(update={"submitted_at": member.submitted_at}))
         plan = spool_input(member.task_id, input_of(spec), folder, 1, seed_of(spec), {})
         self._write_rows(folder, plan, rows)
+        keep_to_model(folder, rows[-1].revision, accept_changed=True)  # the batch did
         model = open_task(self.batch.task_id)
         summary = aggregate(
             folder,

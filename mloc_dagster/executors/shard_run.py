@@ -13,7 +13,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict
 
 from mloc_dagster.data.spool import read_places
 from mloc_dagster.errors import MlocError, TaskCancelled, TerminalError, TransientError
-from mloc_dagster.executors.base import ShardContext, ShardInput
+from mloc_dagster.executors.base import KnowsRevisions, ShardContext, ShardInput
 from mloc_dagster.executors.crash_watch import CrashWatch, NoWatch
 from mloc_dagster.executors.energy import find_meter, gpu_count, measuring
 from mloc_dagster.executors.model_cache import ModelCache
@@ -22,6 +22,7 @@ from mloc_dagster.executors.row_gate import RowGate
 from mloc_dagster.executors.shard_log import ShardLog
 from mloc_dagster.planning.plan import Plan
 from mloc_dagster.planning.shards import Shard
+from mloc_dagster.results.answering_model import keep_to_model
 from mloc_dagster.results.rows import InputRow, OutputRow
 from mloc_dagster.results.shard_files import ShardWriter, finished_rows
 from mloc_dagster.results.store import Folder
@@ -88,6 +89,7 @@ def run_shard(
     on_rows: Callable[[OutputRow], None] | None = None,
     on_resumed: Callable[[int], None] | None = None,
     retry_errors: bool = False,
+    accept_changed_model: bool = False,
 ) -> ShardReport:
     """Computes the rows of a shard that no earlier attempt has finished.
 
@@ -99,14 +101,17 @@ def run_shard(
         spec: What to compute.
         plan: The task's plan.
         shard: Which of the plan's shards.
-        attempt: 1 for the first try; stamped on each row.
+        attempt: 1 for the run's first try. What is stamped on rows also counts the attempts of
+            earlier runs that left rows.
         cache: Lends the model.
         cancelled: Asked between steps; true ends the attempt.
         on_rows: Called with each finished row, in the order of finishing.
         on_resumed: Called once, before the first row, with how many rows were there already.
         retry_errors: Whether rows that ended with an error are computed again.
+        accept_changed_model: Whether another model may go on than the one that began.
 
     Raises:
+        InputError: If the model has changed since the task was begun.
         TransientError: If another attempt may help; most foreign exceptions arrive as this.
         TerminalError: If it cannot, the executor broke the protocol, or it has a bug.
         TaskCancelled: If `cancelled` said so.
@@ -116,6 +121,7 @@ def run_shard(
     worker = worker_name()
     finished = finished_rows(folder, shard, retry_errors=retry_errors)
     missing = shard.rows - finished.count
+    attempt = max(attempt, finished.attempts + 1)
     if on_resumed is not None:
         on_resumed(finished.count)
     gate = RowGate(
@@ -138,9 +144,11 @@ def run_shard(
         asked = time.monotonic()
         with cache.lease(executor, spec) as model:
             load_seconds = time.monotonic() - asked
+            revision = _revision(executor, model)
+            keep_to_model(folder, revision, accept_changed=accept_changed_model)
             with _open_writer(folder, shard, attempt, started_at) as writer:
                 write = _counting_gpus(measuring(writer.write, model, find_meter), spec, model)
-                context = ShardContext(gate.emit_to(write, on_rows), cancelled, log.line)
+                context = ShardContext(gate.emit_to(write, on_rows, revision), cancelled, log.line)
                 for rows, count, run in watch.runs(read, gate.watch, missing, context):
                     part = ShardInput(
                         task_id, shard.index, attempt, plan.seed, rows, count, folder.read_bytes
@@ -193,6 +201,11 @@ def run_shard(
         started_at=started_at,
         finished_at=datetime.now(UTC),
     )
+
+
+def _revision(executor: object, model: object) -> str:
+    """Returns which state of the model is loaded; empty where the executor cannot tell."""
+    return executor.revision(model) if isinstance(executor, KnowsRevisions) else ""
 
 
 def _counting_gpus(

@@ -13,7 +13,8 @@ from typing import Any
 
 from mloc_dagster.errors import TerminalError, TransientError, nearest_hint
 from mloc_dagster.executors.adapters import adapter_folder, merge_adapters
-from mloc_dagster.executors.reuse_identity import content_digest, is_commit
+from mloc_dagster.executors.model_files import content_digest
+from mloc_dagster.executors.reuse_identity import is_commit
 from mloc_dagster.executors.reuse_key import digest_of
 from mloc_dagster.executors.transformers_model import clear_load_errors
 from mloc_dagster.executors.vllm_breakdown import is_dead

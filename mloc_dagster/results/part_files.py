@@ -25,12 +25,14 @@ class FinishedRows:
         start: First place of the shard.
         stop: The place after its last.
         count: How many have a row.
+        attempts: The latest attempt that left a row; 0 without any.
     """
 
     def __init__(self, start: int, stop: int) -> None:
         self.start = start
         self.stop = stop
         self.count = 0
+        self.attempts = 0
         self._finished = bytearray(stop - start)
 
     def __contains__(self, place: int) -> bool:
@@ -68,6 +70,7 @@ def finished_rows(folder: Folder, shard: Shard, *, retry_errors: bool = False) -
     finished = FinishedRows(shard.start, shard.stop)
     decoder = msgspec.json.Decoder(Mark)
     for part in list_parts(folder, shard):
+        finished.attempts = max(finished.attempts, part.attempt)
         for mark in decode_part(folder, part, decoder):
             if mark.error is None or not retry_errors:
                 finished.add(place_of(mark))

@@ -12,7 +12,9 @@ from mloc_dagster.errors import IncompleteResultsError
 from mloc_dagster.planning.shards import Shard
 from mloc_dagster.results.store import Folder
 
-_PART = re.compile(r"shards/(\d{4,})/part-(\d+)-(\d+)-(?:\d+-(\d{13})-(\d{13})-)?[0-9a-z-]+\.jsonl")
+_PART = re.compile(
+    r"shards/(\d{4,})/part-(\d+)-(\d+)-(?:(\d+)-(\d{13})-(\d{13})-)?[0-9a-z-]+\.jsonl"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +26,7 @@ class Part:
         first: Place of its first row.
         last: Place of its last row.
         name: Its name below the task's folder.
+        attempt: The shard's attempt that wrote it; 0 when its name does not say.
         span: When the attempt that wrote it began, and when it was written; in milliseconds since
             1970. None when its name does not say.
     """
@@ -32,6 +35,7 @@ class Part:
     first: int
     last: int
     name: str
+    attempt: int = 0
     span: tuple[int, int] | None = None
 
 
@@ -52,8 +56,8 @@ def list_parts(folder: Folder, shard: Shard | None = None) -> list[Part]:
 
 
 def _part(match: re.Match[str]) -> Part:
-    span = None if match[4] is None else (int(match[4]), int(match[5]))
-    return Part(int(match[1]), int(match[2]), int(match[3]), match[0], span)
+    span = None if match[4] is None else (int(match[5]), int(match[6]))
+    return Part(int(match[1]), int(match[2]), int(match[3]), match[0], int(match[4] or 0), span)
 
 
 def decode_part[RowT](
