@@ -25,7 +25,7 @@ from mloc_dagster.compile.loader import Document
 from mloc_dagster.compile.overrides import apply_sets
 from mloc_dagster.compile.tree import Position, tree_of
 from mloc_dagster.data.openai_batch import check_endpoints, scan_batch
-from mloc_dagster.errors import InputError
+from mloc_dagster.errors import DamagedFileError, InputError
 from mloc_dagster.planning.plan import PLAN_NAME
 from mloc_dagster.results.openai_batch import BatchFiles
 from mloc_dagster.results.record import RECORD_NAME, read_record
@@ -198,10 +198,16 @@ def _say_where_it_goes_on(folder: Folder, options: BatchOptions) -> None:
         _empty(folder)  # stopped before its input was there: it may lie elsewhere by now
         return
     if not options.as_json:
-        there = sum(1 for _ in read_rows(folder))
         sys.stderr.write(
-            f"going on with task {folder.name}: {there:,} rows are there (--fresh starts over)\n"
+            f"going on with task {folder.name}: {_rows_there(folder)} (--fresh starts over)\n"
         )
+
+
+def _rows_there(folder: Folder) -> str:
+    try:
+        return f"{sum(1 for _ in read_rows(folder)):,} rows are there"
+    except DamagedFileError as error:
+        return str(error)
 
 
 def _again() -> str:

@@ -267,6 +267,6 @@ class HandOut:
         (shard,) = cut_shards(plan.task_id, len(rows), 1)
         unique = hashlib.sha256(self.batch.batch_id.encode()).hexdigest()[:8]
         span = (round(self.began.timestamp() * 1000), round(self.ended.timestamp() * 1000))
-        name = part_name(shard, 0, len(rows) - 1, rows[0].attempt, unique, span)
-        encode = msgspec.json.Encoder().encode
-        folder.write_bytes(name, b"".join(encode(row) + b"\n" for row in rows))
+        data = msgspec.json.Encoder().encode_lines(rows)
+        name = part_name(shard, 0, len(rows) - 1, rows[0].attempt, unique, span, data)
+        folder.write_bytes(name, data)

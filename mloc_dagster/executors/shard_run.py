@@ -12,7 +12,13 @@ import msgspec
 from pydantic import AwareDatetime, BaseModel, ConfigDict
 
 from mloc_dagster.data.spool import read_places
-from mloc_dagster.errors import MlocError, TaskCancelled, TerminalError, TransientError
+from mloc_dagster.errors import (
+    DamagedFileError,
+    MlocError,
+    TaskCancelled,
+    TerminalError,
+    TransientError,
+)
 from mloc_dagster.executors.base import KnowsRevisions, ShardContext, ShardInput
 from mloc_dagster.executors.crash_watch import CrashWatch, NoWatch
 from mloc_dagster.executors.energy import find_meter, gpu_count, measuring
@@ -23,6 +29,7 @@ from mloc_dagster.executors.shard_log import ShardLog
 from mloc_dagster.planning.plan import Plan
 from mloc_dagster.planning.shards import Shard
 from mloc_dagster.results.answering_model import keep_to_model
+from mloc_dagster.results.part_list import Part
 from mloc_dagster.results.rows import InputRow, OutputRow
 from mloc_dagster.results.shard_files import ShardWriter, finished_rows
 from mloc_dagster.results.store import Folder
@@ -88,6 +95,7 @@ def run_shard(
     cancelled: Callable[[], bool],
     on_rows: Callable[[OutputRow], None] | None = None,
     on_resumed: Callable[[int], None] | None = None,
+    on_damaged: Callable[[str], None] | None = None,
     retry_errors: bool = False,
     accept_changed_model: bool = False,
 ) -> ShardReport:
@@ -107,6 +115,8 @@ def run_shard(
         cancelled: Asked between steps; true ends the attempt.
         on_rows: Called with each finished row, in the order of finishing.
         on_resumed: Called once, before the first row, with how many rows were there already.
+        on_damaged: Called with a warning for each part file that is not what was written; it is
+            deleted, and its rows are computed again.
         retry_errors: Whether rows that ended with an error are computed again.
         accept_changed_model: Whether another model may go on than the one that began.
 
@@ -119,7 +129,9 @@ def run_shard(
     started_at, started = datetime.now(UTC), time.monotonic()
     log = ShardLog(folder, shard)
     worker = worker_name()
-    finished = finished_rows(folder, shard, retry_errors=retry_errors)
+    finished = finished_rows(
+        folder, shard, retry_errors=retry_errors, on_damaged=_dropping(folder, log, on_damaged)
+    )
     missing = shard.rows - finished.count
     attempt = max(attempt, finished.attempts + 1)
     if on_resumed is not None:
@@ -201,6 +213,22 @@ def run_shard(
         started_at=started_at,
         finished_at=datetime.now(UTC),
     )
+
+
+def _dropping(
+    folder: Folder, log: ShardLog, warn: Callable[[str], None] | None
+) -> Callable[[Part, DamagedFileError], None]:
+    def drop(part: Part, _: DamagedFileError) -> None:
+        folder.delete(part.name)
+        warning = (
+            f"{folder.url}/{part.name} was damaged: rows {part.first} to {part.last} in it are "
+            "computed again"
+        )
+        log.line(warning)
+        if warn is not None:
+            warn(warning)
+
+    return drop
 
 
 def _revision(executor: object, model: object) -> str:

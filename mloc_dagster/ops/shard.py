@@ -110,6 +110,7 @@ def _compute_rows(
             cancelled=cancelled,
             on_rows=progress.add,
             on_resumed=resumed,
+            on_damaged=context.log.warning,
             retry_errors=context.run.tags.get(RETRY_ERRORS_TAG) == "true",
             accept_changed_model=context.run.tags.get(CHANGED_MODEL_TAG) == "true",
         )

@@ -9,6 +9,7 @@ from operator import attrgetter
 
 import msgspec
 
+from mloc_dagster.errors import DamagedFileError
 from mloc_dagster.planning.shards import Shard
 from mloc_dagster.results.input_order import Mark, place_of, read_windows, restored_rows
 from mloc_dagster.results.part_list import Part, decode_part, list_parts
@@ -59,19 +60,32 @@ _Key = Callable[[OutputRow], int]
 _INDEX: _Key = attrgetter("index")
 
 
-def finished_rows(folder: Folder, shard: Shard, *, retry_errors: bool = False) -> FinishedRows:
+def finished_rows(
+    folder: Folder,
+    shard: Shard,
+    *,
+    retry_errors: bool = False,
+    on_damaged: Callable[[Part, DamagedFileError], None] | None = None,
+) -> FinishedRows:
     """Finds out which rows of a shard are there already.
 
     Args:
         folder: The task's folder.
         shard: The shard.
         retry_errors: Whether a row with an error counts as missing.
+        on_damaged: Hears of each part file that is not what was written; its rows are missing.
     """
     finished = FinishedRows(shard.start, shard.stop)
     decoder = msgspec.json.Decoder(Mark)
     for part in list_parts(folder, shard):
         finished.attempts = max(finished.attempts, part.attempt)
-        for mark in decode_part(folder, part, decoder):
+        try:
+            marks = decode_part(folder, part, decoder)
+        except DamagedFileError as error:
+            if on_damaged is not None:
+                on_damaged(part, error)
+            continue
+        for mark in marks:
             if mark.error is None or not retry_errors:
                 finished.add(place_of(mark))
     return finished
@@ -97,7 +111,7 @@ def read_rows(folder: Folder, start: int = 0, stop: int | None = None) -> Iterat
         stop: The index to stop before; all rows by default.
 
     Raises:
-        IncompleteResultsError: If a part file is damaged.
+        DamagedFileError: If a part file is not what was written.
     """
     windows = read_windows(folder)
     if windows:
