@@ -10,6 +10,7 @@
     ├── TerminalError              trying again cannot help
     │   ├── MissingExtraError      an optional dependency is not installed
     │   ├── IncompleteResultsError shards or rows do not add up to the plan
+    │   │   └── DamagedFileError   a file of a task is not what was written
     │   ├── RowBudgetError         more rows failed than the error budget allows
     │   └── DeliveryError          the receiver refused the results, or stayed unreachable
     └── TaskCancelled              somebody asked for it to stop; finished rows are kept
@@ -114,6 +115,10 @@ class MissingExtraError(TerminalError):
 
 class IncompleteResultsError(TerminalError):
     """What the shards left behind does not add up to the plan."""
+
+
+class DamagedFileError(IncompleteResultsError):
+    """A file of a task is not what was written."""
 
 
 class RowBudgetError(TerminalError):

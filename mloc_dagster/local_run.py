@@ -17,7 +17,7 @@ from mloc_dagster.definitions import build_definitions
 from mloc_dagster.executors.registry import task_executor
 from mloc_dagster.executors.task_start import task_id_for
 from mloc_dagster.ops.plan import WORKFLOW_TAG
-from mloc_dagster.ops.shard import RETRY_ERRORS_TAG
+from mloc_dagster.ops.shard import CHANGED_MODEL_TAG, RETRY_ERRORS_TAG
 from mloc_dagster.results.aggregate import TaskSummary
 from mloc_dagster.results.store import open_store
 from mloc_dagster.results.training_summary import TRAINING_NAME, TrainingSummary, read_training
@@ -79,6 +79,7 @@ def run_template(
     *,
     workflow_id: str | None = None,
     retry_errors: bool = False,
+    accept_changed_model: bool = False,
     run_id: str | None = None,
     tags: Mapping[str, str] | None = None,
 ) -> RunOutcome:
@@ -89,6 +90,7 @@ def run_template(
         instance: Records the run; the Dagster UI shows it.
         workflow_id: Goes on with the tasks of this workflow; a new one by default.
         retry_errors: Whether rows that ended with an error are computed again.
+        accept_changed_model: Whether another model may go on than the one that began.
         run_id: The Dagster run's id; a new one by default.
         tags: More tags of the run.
     """
@@ -104,6 +106,7 @@ def run_template(
             **(tags or {}),
             WORKFLOW_TAG: workflow,
             RETRY_ERRORS_TAG: str(retry_errors).lower(),
+            CHANGED_MODEL_TAG: str(accept_changed_model).lower(),
         },
     )
     return RunOutcome(

@@ -69,6 +69,15 @@ def _run(
         bool,
         typer.Option("--retry-errors", help="With --resume: also rows that ended with an error."),
     ] = False,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="With --resume: forget its rows, and start over.")
+    ] = False,
+    accept_changed_model: Annotated[
+        bool,
+        typer.Option(
+            "--accept-changed-model", help="Go on although the model has changed since: mixes both."
+        ),
+    ] = False,
     quiet: Annotated[
         bool, typer.Option("--quiet", "-q", help="Print only the results folder.")
     ] = False,
@@ -88,6 +97,8 @@ def _run(
         results=results,
         resume=resume,
         retry_errors=retry_errors,
+        fresh=fresh,
+        accept_changed_model=accept_changed_model,
         quiet=quiet,
         as_json=as_json,
         progress=not (no_progress or quiet or as_json),
@@ -129,6 +140,12 @@ def _batch(
     retry_errors: Annotated[
         bool, typer.Option("--retry-errors", help="Compute rows again that ended with an error.")
     ] = False,
+    accept_changed_model: Annotated[
+        bool,
+        typer.Option(
+            "--accept-changed-model", help="Go on although the model has changed since: mixes both."
+        ),
+    ] = False,
     sets: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="PATH=VALUE", help="As for mloc run. Repeatable."),
@@ -157,6 +174,7 @@ def _batch(
         resume=resume,
         fresh=fresh,
         retry_errors=retry_errors,
+        accept_changed_model=accept_changed_model,
         sets=tuple(sets or ()),
         results=results,
         as_json=as_json,

@@ -18,14 +18,14 @@ from mloc_dagster.cli.batch_lock import answering_alone
 from mloc_dagster.cli.batch_report import BatchOutcome, batch_json, print_batch
 from mloc_dagster.cli.exit_codes import FAILED, OK
 from mloc_dagster.cli.report import report_json
-from mloc_dagster.cli.resume import close_dead_runs, resumable
+from mloc_dagster.cli.resume import check_not_running, resumable
 from mloc_dagster.cli.session import Session
 from mloc_dagster.compile.compiler import CompiledTemplate, compile_document
 from mloc_dagster.compile.loader import Document
 from mloc_dagster.compile.overrides import apply_sets
 from mloc_dagster.compile.tree import Position, tree_of
 from mloc_dagster.data.openai_batch import check_endpoints, scan_batch
-from mloc_dagster.errors import InputError
+from mloc_dagster.errors import DamagedFileError, InputError
 from mloc_dagster.planning.plan import PLAN_NAME
 from mloc_dagster.results.openai_batch import BatchFiles
 from mloc_dagster.results.record import RECORD_NAME, read_record
@@ -51,6 +51,7 @@ class BatchOptions:
     resume: str | None
     fresh: bool
     retry_errors: bool
+    accept_changed_model: bool
     sets: tuple[str, ...]
     results: str | None
     as_json: bool
@@ -97,6 +98,7 @@ def _answer(options: BatchOptions, compiled: CompiledTemplate, task_id: str) -> 
         [compiled],
         workflow_id=task_id,
         retry_errors=options.retry_errors,
+        accept_changed_model=options.accept_changed_model,
         results=options.results,
         progress=options.progress,
         talkative=not options.as_json,
@@ -153,7 +155,7 @@ def _compile(options: BatchOptions) -> tuple[CompiledTemplate, str]:
     mapping = _template(options, url, task_type, model)
     document = Document("mloc batch", tree_of(mapping, Position("mloc batch")))
     compiled = compile_document(apply_sets(document, options.sets))
-    return compiled, batch_task_id(compiled, found, model)
+    return compiled, batch_task_id(compiled, found)
 
 
 def _template(options: BatchOptions, url: str, task_type: str, model: str) -> dict[str, JsonValue]:
@@ -177,22 +179,9 @@ def _template(options: BatchOptions, url: str, task_type: str, model: str) -> di
     }
 
 
-def _check_not_running(folder: Folder) -> None:
-    """Makes sure that no other process computes the task.
-
-    Raises:
-        InputError: If one does.
-    """
-    from mloc_dagster.ops.plan import WORKFLOW_TAG
-    from mloc_dagster.services.instance import open_instance
-
-    with open_instance() as instance:
-        close_dead_runs(instance, WORKFLOW_TAG, folder.name)
-
-
 def _forget(folder: Folder) -> None:
     if folder.exists(RECORD_NAME):
-        _check_not_running(folder)
+        check_not_running(folder.name)
         _empty(folder)
 
 
@@ -204,15 +193,21 @@ def _empty(folder: Folder) -> None:
 def _say_where_it_goes_on(folder: Folder, options: BatchOptions) -> None:
     if not folder.exists(RECORD_NAME):
         return
-    _check_not_running(folder)
+    check_not_running(folder.name)
     if not folder.exists(PLAN_NAME):
         _empty(folder)  # stopped before its input was there: it may lie elsewhere by now
         return
     if not options.as_json:
-        there = sum(1 for _ in read_rows(folder))
         sys.stderr.write(
-            f"going on with task {folder.name}: {there:,} rows are there (--fresh starts over)\n"
+            f"going on with task {folder.name}: {_rows_there(folder)} (--fresh starts over)\n"
         )
+
+
+def _rows_there(folder: Folder) -> str:
+    try:
+        return f"{sum(1 for _ in read_rows(folder)):,} rows are there"
+    except DamagedFileError as error:
+        return str(error)
 
 
 def _again() -> str:

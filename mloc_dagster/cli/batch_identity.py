@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 
 from pydantic import JsonValue
 
 from mloc_dagster.compile.compiler import CompiledTemplate
 from mloc_dagster.data.openai_batch import BatchFile
+from mloc_dagster.errors import InputError, TerminalError
 from mloc_dagster.models import BUILTIN_MODELS
+from mloc_dagster.schema.canonical import canonical_json
+from mloc_dagster.schema.task import ModelSpec
 
 
 def model_source(model: str) -> dict[str, JsonValue]:
@@ -23,17 +25,26 @@ def model_source(model: str) -> dict[str, JsonValue]:
     return {"type": "huggingface", "identifier": model}
 
 
-def batch_task_id(compiled: CompiledTemplate, found: BatchFile, model: str) -> str:
-    """Returns the id of the task that answers these requests, with this model and these options."""
-    spec = compiled.tasks[0].task.spec.model_dump(mode="json", exclude={"data": {"url"}})
-    known = [found.sha256, spec, _stamps(Path(model).expanduser())]
-    digest = hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
+def batch_task_id(compiled: CompiledTemplate, found: BatchFile) -> str:
+    """Returns the id of the task that answers these requests, with this model and these options.
+
+    What lies on this disk counts with every byte: a model or an adapter that was trained again in
+    its folder is another one.
+
+    Raises:
+        InputError: If there is no such model.
+    """
+    from mloc_dagster.executors.reuse_identity import file_contents
+
+    spec = compiled.tasks[0].task.spec
+    try:
+        contents = file_contents(spec) if isinstance(spec, ModelSpec) else []
+    except TerminalError as error:
+        raise InputError(str(error)) from error
+    known: list[JsonValue] = [
+        found.sha256,
+        spec.model_dump(mode="json", exclude={"data": {"url"}}),
+        [each.hex() for each in contents],
+    ]
+    digest = hashlib.sha256(canonical_json(known).encode()).hexdigest()
     return f"batch-{digest[:20]}"
-
-
-def _stamps(folder: Path) -> list[tuple[str, int, int]]:
-    """Returns what changes when somebody trains a local model again."""
-    if not folder.is_dir():
-        return []
-    files = sorted(each for each in folder.iterdir() if each.is_file())
-    return [(each.name, each.stat().st_size, each.stat().st_mtime_ns) for each in files]

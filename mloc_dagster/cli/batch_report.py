@@ -53,8 +53,9 @@ def print_batch(outcome: BatchOutcome) -> None:
     print_table(("batch", ""), _lines(outcome), numbers=(1,), console=out)
     if outcome.failed:
         first = outcome.summary.first_errors[0]
+        named = f"row {first.index}" if first.custom_id is None else first.custom_id
         out.print(
-            f"{outcome.failed:,} requests failed; the first, row {first.index}: {first.error}",
+            f"{outcome.failed:,} requests failed; the first, {named}: {first.error}",
             markup=False,
             soft_wrap=True,
         )

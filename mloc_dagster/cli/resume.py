@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from mloc_dagster.compile.compiler import CompiledTemplate, compile_mapping
 from mloc_dagster.errors import InputError
 from mloc_dagster.ops.run_tags import PROCESS_TAG
-from mloc_dagster.results.record import TaskRecord, read_record
+from mloc_dagster.results.record import RECORD_NAME, TaskRecord, read_record
 from mloc_dagster.results.store import ResultStore, open_store
 
 if TYPE_CHECKING:
@@ -40,6 +40,36 @@ def _record(store: ResultStore, name: str) -> TaskRecord:
                 if record.workflow_id == name:
                     return record
     return read_record(folder)
+
+
+def start_over(compiled: CompiledTemplate, workflow_id: str) -> None:
+    """Deletes all that a workflow's tasks computed, and keeps what was submitted.
+
+    Raises:
+        InputError: If a process computes them.
+    """
+    from mloc_dagster.executors.task_start import task_id_for
+
+    check_not_running(workflow_id)
+    store = open_store()
+    for node in compiled.tasks:
+        folder = store.task(task_id_for(workflow_id, compiled, node.task.name))
+        for name in folder.list():
+            if name != RECORD_NAME:
+                folder.delete(name)
+
+
+def check_not_running(workflow_id: str) -> None:
+    """Makes sure that no other process computes a workflow.
+
+    Raises:
+        InputError: If one does.
+    """
+    from mloc_dagster.ops.plan import WORKFLOW_TAG
+    from mloc_dagster.services.instance import open_instance
+
+    with open_instance() as instance:
+        close_dead_runs(instance, WORKFLOW_TAG, workflow_id)
 
 
 def this_process() -> str:

@@ -12,7 +12,7 @@ import typer
 
 from mloc_dagster.cli.exit_codes import OK
 from mloc_dagster.cli.report import print_folders, report_json
-from mloc_dagster.cli.resume import resumable
+from mloc_dagster.cli.resume import resumable, start_over
 from mloc_dagster.cli.session import Session
 from mloc_dagster.compile.compiler import CompiledTemplate, compile_document, compile_file
 from mloc_dagster.compile.diagnostics import Diagnostic, errors_of
@@ -33,6 +33,8 @@ class RunOptions:
     results: str | None
     resume: str | None
     retry_errors: bool
+    fresh: bool
+    accept_changed_model: bool
     quiet: bool
     as_json: bool
     progress: bool
@@ -69,10 +71,13 @@ def _session(options: RunOptions) -> Session:
     else:
         compiled, workflow_id = resumable(options.resume)
         templates = [compiled]
+        if options.fresh:
+            start_over(compiled, workflow_id)
     return Session(
         templates,
         workflow_id=workflow_id,
         retry_errors=options.retry_errors,
+        accept_changed_model=options.accept_changed_model,
         results=options.results,
         progress=options.progress,
         talkative=not (options.quiet or options.as_json),
@@ -97,8 +102,17 @@ def _check(options: RunOptions) -> None:
         raise InputError("give either a template or --resume TASK_ID; see mloc run --help")
     if options.resume is not None and options.sets:
         raise InputError("--set changes the task; a task that is resumed stays what it was")
-    if options.retry_errors and options.resume is None:
-        raise InputError("--retry-errors goes with --resume TASK_ID")
+    beside_resume = {
+        "--retry-errors": options.retry_errors,
+        "--fresh": options.fresh,
+        "--accept-changed-model": options.accept_changed_model,
+    }
+    given = [name for name, wanted in beside_resume.items() if wanted]
+    if given and options.resume is None:
+        raise InputError(f"{given[0]} goes with --resume TASK_ID")
+    if options.fresh and len(given) > 1:
+        other = next(name for name in given if name != "--fresh")
+        raise InputError(f"give either --fresh, which starts over, or {other}")
     if options.quiet and options.as_json:
         raise InputError("give either --quiet or --json")
 

@@ -39,6 +39,7 @@ class Session:
         templates: What to run.
         workflow_id: Goes on with this workflow.
         retry_errors: Whether rows that ended with an error are computed again.
+        accept_changed_model: Whether another model may go on than the one that began.
         results: The `--results` that was given, for the command that resumes.
         progress: Whether to show progress.
         talkative: Whether to say anything else than what goes wrong.
@@ -56,6 +57,7 @@ class Session:
         *,
         workflow_id: str | None = None,
         retry_errors: bool = False,
+        accept_changed_model: bool = False,
         results: str | None = None,
         progress: bool = True,
         talkative: bool = True,
@@ -67,6 +69,7 @@ class Session:
         self._templates = templates
         self._workflow_id = workflow_id
         self._retry_errors = retry_errors
+        self._accept_changed_model = accept_changed_model
         self._results = results
         self._show_progress = progress
         self._talkative = talkative
@@ -144,6 +147,7 @@ class Session:
                 self._instance,
                 workflow_id=self._workflow_id,
                 retry_errors=self._retry_errors,
+                accept_changed_model=self._accept_changed_model,
                 run_id=run_id,
                 tags={PROCESS_TAG: this_process()},
             )

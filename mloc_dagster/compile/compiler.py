@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
@@ -30,6 +29,7 @@ from mloc_dagster.compile.training_check import check_training
 from mloc_dagster.compile.tree import Position, Tree, tree_of
 from mloc_dagster.compile.typed import validate
 from mloc_dagster.errors import TemplateError, nearest_hint
+from mloc_dagster.schema.canonical import canonical_json
 from mloc_dagster.schema.legacy import SLO_ANNOTATION
 from mloc_dagster.schema.resources import Schedule
 from mloc_dagster.schema.task import SPEC_TYPES, Task, TaskSpec
@@ -253,5 +253,5 @@ def _unresolved(block: type[TaskSpec], spec: Tree, example: Tree) -> TaskSpec | 
 
 
 def _hash(mapping: Mapping[str, JsonValue]) -> str:
-    text = json.dumps(mapping, sort_keys=True, separators=(",", ":"))
+    text = canonical_json(mapping)
     return hashlib.sha256(text.encode()).hexdigest()

@@ -6,6 +6,8 @@ import base64
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import msgspec
+
 from mloc_dagster.errors import DataError
 from mloc_dagster.results.rows import Message, Prompt
 from mloc_dagster.schema.hints import known_names
@@ -112,7 +114,7 @@ def _filled(message: Message, waiting: Iterator[str]) -> Message:
     if isinstance(message.content, str):
         return message
     parts = [image_part(next(waiting)) if _is_place(part) else part for part in message.content]
-    return Message(message.role, parts)
+    return msgspec.structs.replace(message, content=parts)
 
 
 def _before_first_user(messages: list[Message], references: Sequence[str]) -> list[Message]:
@@ -122,7 +124,7 @@ def _before_first_user(messages: list[Message], references: Sequence[str]) -> li
     first = messages[place]
     content = first.content
     parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
-    shown = Message(first.role, [*map(image_part, references), *parts])
+    shown = msgspec.structs.replace(first, content=[*map(image_part, references), *parts])
     return [*messages[:place], shown, *messages[place + 1 :]]
 
 

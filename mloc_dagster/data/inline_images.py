@@ -87,7 +87,7 @@ def _without_bytes(message: Message, keep: Callable[[bytes], str]) -> Message:
     for part in message.content:
         uri = _inline(part)
         parts.append(part if uri is None else image_part(keep(_bytes_or_text(uri))))
-    return Message(message.role, parts)
+    return msgspec.structs.replace(message, content=parts)
 
 
 def _bytes_or_text(uri: str) -> bytes:

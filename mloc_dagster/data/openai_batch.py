@@ -168,6 +168,9 @@ def _rows(url: str, block: RequestBlock) -> Iterator[SourceRow]:
             request = _request(line)
         except ValueError as error:  # it was sound when it was read first
             raise DataError(f"{url}:{number}: {error}") from None
+        if request.get("method") != "POST":
+            yield SourceRow("", request["custom_id"], error=_other_method(request))
+            continue
         yield from request_rows(request["url"], request["custom_id"], request.get("body"), block)
 
 
@@ -192,11 +195,15 @@ def _request(line: bytes) -> dict[str, Any]:
     if given.get("url") not in ENDPOINTS:
         hint = nearest_hint(str(given.get("url")), ENDPOINTS)
         raise ValueError(f"url is no endpoint of a batch{_shown(given, 'url')}{hint}")
-    if given.get("method", "POST") != "POST":
-        raise ValueError(f"method must be POST{_shown(given, 'method')}")
     if "body" not in given:
         raise ValueError("body is missing")
     return given
+
+
+def _other_method(request: dict[str, Any]) -> str:
+    if "method" not in request:
+        return "method is missing; it must be POST"
+    return f"method must be POST, not {request['method']!r}"
 
 
 def _check_new(custom_id: str, number: int, first: int) -> None:

@@ -133,6 +133,8 @@ def _logprobs(url: str, given: Body) -> int | None:
     asked = given.get("logprobs")
     if url != CHAT:
         return asked
+    if asked is not None and not isinstance(asked, bool):
+        raise RequestError(f"'logprobs' must be true or false, not {asked!r}")
     top = given.get("top_logprobs")
     if asked is True:
         return 0 if top is None else top

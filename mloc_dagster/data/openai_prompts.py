@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, cast
 
@@ -13,6 +14,7 @@ MAX_INPUTS = 2048
 """Texts in one request, as the API has it."""
 
 _ROLES = {"developer": "system", "system": "system", "user": "user", "assistant": "assistant"}
+_NAME = re.compile(r"[^\s<|\\/>]{1,64}")
 _PARTS = {"text": "text", "input_text": "text", "image_url": "image_url"}
 
 
@@ -42,12 +44,24 @@ def _message(place: int, given: Any) -> Message:
         raise RequestError(f"{where}: tools are not called here")
     if not isinstance(role, str) or role not in _ROLES:
         raise RequestError(f"{where}.role: unknown role {role!r}{nearest_hint(str(role), _ROLES)}")
+    name = _name(where, message.get("name"))
     if isinstance(content, str):
-        return Message(_ROLES[role], content)
+        return Message(_ROLES[role], content, name)
     if not isinstance(content, list) or not content:
         raise RequestError(f"{where}.content must be text or a list of parts")
     parts = [_part(f"{where}.content[{at}]", each) for at, each in enumerate(content)]
-    return Message(_ROLES[role], parts)
+    return Message(_ROLES[role], parts, name)
+
+
+def _name(where: str, given: object) -> str | None:
+    if given is None:
+        return None
+    if not isinstance(given, str) or _NAME.fullmatch(given) is None:
+        raise RequestError(
+            f"{where}.name: {given!r} is no name: 1 to 64 characters without white space, "
+            "<, >, |, / and \\"
+        )
+    return given
 
 
 def _part(where: str, part: Any) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import hashlib
 from bisect import bisect_right
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from typing import Any
+from zlib import crc32
 
 import msgspec
 
@@ -18,8 +19,9 @@ from mloc_dagster.data.inline_images import externalize
 from mloc_dagster.data.planned_spool import InputPlanning, PlannedInput
 from mloc_dagster.data.rows import open_rows
 from mloc_dagster.errors import DataError
-from mloc_dagster.planning.plan import PLAN_NAME, Chunk, Plan
+from mloc_dagster.planning.plan import Chunk, Plan
 from mloc_dagster.planning.shards import cut_shards
+from mloc_dagster.results.plan_file import damaged, read_plan, write_plan
 from mloc_dagster.results.rows import InputRow, SourceRow
 from mloc_dagster.results.store import Folder
 from mloc_dagster.schema.data import InferenceData
@@ -85,16 +87,8 @@ def spool_input(
         windows=windows,
         expected=expected,
     )
-    folder.write_bytes(PLAN_NAME, plan.model_dump_json().encode())
+    write_plan(folder, plan)
     return plan
-
-
-def read_plan(folder: Folder) -> Plan | None:
-    """Returns the task's plan, or None before it was planned."""
-    try:
-        return Plan.model_validate_json(folder.read_bytes(PLAN_NAME))
-    except FileNotFoundError:
-        return None
 
 
 def read_input(
@@ -115,6 +109,9 @@ def read_places(
         start: First place.
         stop: Place after the last.
         skip: Places to leave out: those that are done.
+
+    Raises:
+        DamagedFileError: If a chunk is not what was spooled.
     """
     if start >= stop:
         return
@@ -123,13 +120,12 @@ def read_places(
     for chunk in plan.chunks[first:]:
         if chunk.start >= stop:
             return
-        with folder.open(chunk.name) as lines:
-            # The chunk's name and the line tell a row's place: others are not even decoded.
-            for place, line in enumerate(lines, start=chunk.start):
-                if place >= stop:
-                    return
-                if place >= start and place not in skip:
-                    yield place, decode(line)
+        # The chunk's name and the line tell a row's place: others are not even decoded.
+        for place, line in enumerate(_read_chunk(folder, chunk), start=chunk.start):
+            if place >= stop:
+                return
+            if place >= start and place not in skip:
+                yield place, decode(line)
 
 
 def _encode(
@@ -180,5 +176,13 @@ def _write_chunks(folder: Folder, encoded: Iterable[bytes]) -> Iterator[Chunk]:
 
 def _write_chunk(folder: Folder, start: int, lines: list[bytes]) -> Chunk:
     name = f"{INPUT_NAME}/{start:012d}.jsonl"
-    folder.write_bytes(name, b"".join(lines))
-    return Chunk(name=name, start=start, rows=len(lines))
+    data = b"".join(lines)
+    folder.write_bytes(name, data)
+    return Chunk(name=name, start=start, rows=len(lines), crc32=crc32(data))
+
+
+def _read_chunk(folder: Folder, chunk: Chunk) -> list[bytes]:
+    data = folder.read_bytes(chunk.name)
+    if chunk.crc32 is not None and crc32(data) != chunk.crc32:
+        raise damaged(folder, chunk.name, "its checksum is another one")
+    return data.splitlines()

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import json
 
 from mloc_dagster.compile.compiled import CompiledTemplate
+from mloc_dagster.schema.canonical import canonical_json
 from mloc_dagster.schema.data import ListData
 from mloc_dagster.schema.output import HttpDestination
 from mloc_dagster.schema.task import EchoSpec, EmbeddingSpec, InferenceSpec, ModelSpec, RowSpec
@@ -33,7 +33,7 @@ def batch_key(compiled: CompiledTemplate) -> str | None:
     if not isinstance(spec, RowSpec) or not _is_small(spec) or not _is_indifferent(spec):
         return None
     shared = spec.model_dump(mode="json", by_alias=True, exclude=_OWN)
-    text = json.dumps([spec.task_type, shared], sort_keys=True)
+    text = canonical_json([spec.task_type, shared])
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 

@@ -130,6 +130,18 @@ class ChecksModels[ModelT](Protocol):
 
 
 @runtime_checkable
+class KnowsRevisions[ModelT](Protocol):
+    """What a task executor may offer besides: which state of a model it has loaded.
+
+    It is stamped on each row, and a task's rows keep to one of them.
+    """
+
+    def revision(self, model: ModelT) -> str:
+        """Returns the hub's commit, or a hash of the files; equal ones answer the same."""
+        ...
+
+
+@runtime_checkable
 class SleepsModels[ModelT](Protocol):
     """What a task executor may offer besides: models that leave their device and can come back.
 

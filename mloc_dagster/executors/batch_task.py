@@ -30,6 +30,7 @@ from mloc_dagster.net.reach import Reach
 from mloc_dagster.planning.plan import Plan
 from mloc_dagster.planning.shards import cut_shards
 from mloc_dagster.results.aggregate import aggregate
+from mloc_dagster.results.answering_model import keep_to_model
 from mloc_dagster.results.batch_members import Batch, Member, MemberOutcome
 from mloc_dagster.results.delivery import deliver
 from mloc_dagster.results.export import export
@@ -39,6 +40,7 @@ from mloc_dagster.results.record import RECORD_NAME, read_record, write_record
 from mloc_dagster.results.rows import OutputRow
 from mloc_dagster.results.store import Folder, ResultStore
 from mloc_dagster.results.usage import Rates
+from mloc_dagster.schema.canonical import canonical_json
 from mloc_dagster.schema.data import ListData
 from mloc_dagster.schema.task import EmbeddingSpec, RowSpec
 
@@ -105,7 +107,7 @@ def _compiled(document: str) -> CompiledTemplate:
 
 
 def _text(document: Mapping[str, JsonValue]) -> str:
-    return json.dumps(document, sort_keys=True)
+    return canonical_json(document)
 
 
 def _items(member: Member) -> list[JsonValue]:
@@ -207,6 +209,7 @@ class HandOut:
         write_record(folder, record.model_copy(update={"submitted_at": member.submitted_at}))
         plan = spool_input(member.task_id, input_of(spec), folder, 1, seed_of(spec), {})
         self._write_rows(folder, plan, rows)
+        keep_to_model(folder, rows[-1].revision, accept_changed=True)  # the batch did
         model = open_task(self.batch.task_id)
         summary = aggregate(
             folder,
@@ -270,6 +273,6 @@ class HandOut:
         (shard,) = cut_shards(plan.task_id, len(rows), 1)
         unique = hashlib.sha256(self.batch.batch_id.encode()).hexdigest()[:8]
         span = (round(self.began.timestamp() * 1000), round(self.ended.timestamp() * 1000))
-        name = part_name(shard, 0, len(rows) - 1, rows[0].attempt, unique, span)
-        encode = msgspec.json.Encoder().encode
-        folder.write_bytes(name, b"".join(encode(row) + b"\n" for row in rows))
+        data = msgspec.json.Encoder().encode_lines(rows)
+        name = part_name(shard, 0, len(rows) - 1, rows[0].attempt, unique, span, data)
+        folder.write_bytes(name, data)

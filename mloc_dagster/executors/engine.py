@@ -121,7 +121,7 @@ class Engine(Protocol):
     Attributes:
         label: The library with its version: `vllm 0.32.0`.
         name: The model, as the template names it.
-        revision: The hub's commit, or `sha256:…` over the weights' files.
+        revision: The hub's commit, or `sha256:…` over the model's files.
         device: Where it runs: `cpu`, `cuda:0`, …
         size_bytes: Bytes it holds there: weights, buffers, key-value cache.
     """

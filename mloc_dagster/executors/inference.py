@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
+from mloc_dagster.errors import TransientError
 from mloc_dagster.executors.base import ModelKey, ShardContext, ShardInput
 from mloc_dagster.executors.engine import Engine, SleepingEngine
 from mloc_dagster.executors.engine_choice import choose_engine
 from mloc_dagster.executors.inference_run import answer_rows
-from mloc_dagster.executors.reuse_identity import file_stamps, files_changed, remember_files
+from mloc_dagster.executors.reuse_identity import (
+    LoadedFiles,
+    answering_revision,
+    file_stamps,
+    files_changed,
+    loaded_revision,
+    remember_files,
+)
+from mloc_dagster.schema.canonical import canonical_json
 from mloc_dagster.schema.model import ModelSource
 from mloc_dagster.schema.task import EmbeddingSpec, ModelSpec
 
@@ -40,7 +48,7 @@ class InferenceExecutor:
         parts = {
             "source": model.source.model_dump(mode="json"),
             "transformers": model.transformers.model_dump(mode="json", include=_LOADING_OPTIONS),
-            "vllm": dict(model.vllm),
+            "vllm": dict(sorted(model.vllm.items())),
             "adapters": [adapter.model_dump(mode="json") for adapter in model.adapters],
             "enforce_cpu": spec.enforce_cpu,
             "gpus": spec.resources.hardware.gpu.count,
@@ -48,7 +56,7 @@ class InferenceExecutor:
         }
         if isinstance(spec, EmbeddingSpec):
             parts["pooling_type"] = spec.pooling.pooling_type  # vLLM starts with it
-        identity = json.dumps(parts, sort_keys=True)
+        identity = canonical_json(parts)
         return ModelKey(model.engine or "auto", identity, name=_short_name(model.source))
 
     def load(self, spec: ModelSpec) -> Engine:
@@ -57,11 +65,17 @@ class InferenceExecutor:
         Raises:
             MissingExtraError: If the engine is not installed.
             TerminalError: If there is no such model, or the engine cannot run it.
-            TransientError: If the hub cannot be reached.
+            TransientError: If the hub cannot be reached, or files change meanwhile.
         """
         stamps = file_stamps(spec)
         engine = _load(spec)
-        remember_files(engine, stamps)
+        revision = answering_revision(spec, engine)
+        if file_stamps(spec) != stamps:
+            engine.close()
+            raise TransientError(
+                f"the files of {spec.model.source.identifier!r} changed while they were loaded"
+            )
+        remember_files(engine, LoadedFiles(stamps, revision))
         return engine
 
     def unload(self, model: Engine) -> None:
@@ -71,6 +85,10 @@ class InferenceExecutor:
     def is_current(self, model: Engine, spec: ModelSpec) -> bool:
         """Returns whether the model's local files are still those that it was loaded from."""
         return not files_changed(spec, model)
+
+    def revision(self, model: Engine) -> str:
+        """Returns which state of the model answers: a commit of the hub, or a hash of its files."""
+        return loaded_revision(model)
 
     def asleep_bytes(self, model: Engine) -> int | None:
         """Returns what an engine takes asleep; None without `model.vllm.enable_sleep_mode`."""
@@ -97,7 +115,7 @@ class InferenceExecutor:
             TaskCancelled: If the task was asked to stop; looked at between tokens.
         """
         context.log(f"engine: {model.label} on {model.device}: {choose_engine(spec).reason}")
-        context.log(f"model: {model.name}, revision {model.revision}")
+        context.log(f"model: {model.name}, revision {loaded_revision(model)}")
         answer_rows(shard, spec, model, context)
 
 

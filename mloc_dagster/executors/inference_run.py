@@ -67,6 +67,7 @@ class _Desk:
             output=answers[0].text if answers else "",
             finish_reason=answers[0].finish_reason if answers else "stop",
             outputs=[each.text for each in answers] if len(answers) > 1 else None,
+            finish_reasons=[each.finish_reason for each in answers] if len(answers) > 1 else None,
             prompt_tokens=completion.prompt_tokens,
             completion_tokens=sum(each.tokens for each in answers),
             latency_s=completion.latency_s,

@@ -11,7 +11,8 @@ from mloc_dagster.compile.references import resolve_task
 from mloc_dagster.data.upstream import lookup_reference
 from mloc_dagster.net.reach import Reach
 from mloc_dagster.net.rules import check_spec
-from mloc_dagster.planning.plan import Plan
+from mloc_dagster.planning.plan import PLAN_NAME, Plan
+from mloc_dagster.results.plan_file import read_plan
 from mloc_dagster.results.record import TaskRecord, read_record
 from mloc_dagster.results.store import Folder, open_store
 from mloc_dagster.results.usage import Rates
@@ -68,8 +69,15 @@ class OpenTask:
         return Rates(self.task.spec.resources.cost_per_hour)
 
     def plan(self) -> Plan:
-        """Reads the plan; there is one as soon as the input was spooled."""
-        return Plan.model_validate_json(self.folder.read_bytes("plan.json"))
+        """Reads the plan; there is one as soon as the input was spooled.
+
+        Raises:
+            DamagedFileError: If it is not the plan that was written.
+        """
+        plan = read_plan(self.folder)
+        if plan is None:
+            raise FileNotFoundError(f"{self.folder.url}/{PLAN_NAME}")
+        return plan
 
 
 def open_task(task_id: str) -> OpenTask:

@@ -51,7 +51,7 @@ def render_chat(
             `sees`), or the template refuses it.
     """
     messages = [Message("user", prompt)] if isinstance(prompt, str) else prompt
-    chat = [{"role": message.role, "content": _content(message, sees)} for message in messages]
+    chat = [_turn(message, sees) for message in messages]
     if system_prompt is not None and not any(turn["role"] == "system" for turn in chat):
         chat.insert(0, {"role": "system", "content": system_prompt})
     try:
@@ -75,6 +75,11 @@ def render_plain(prompt: Prompt, system_prompt: str | None, *, sees: bool = Fals
     if system_prompt is not None and not own_system:
         texts.insert(0, system_prompt)
     return "\n\n".join(texts)
+
+
+def _turn(message: Message, sees: bool) -> dict[str, Any]:
+    turn: dict[str, Any] = {"role": message.role, "content": _content(message, sees)}
+    return turn if message.name is None else {**turn, "name": message.name}
 
 
 def _content(message: Message, sees: bool) -> str | list[dict[str, str]]:

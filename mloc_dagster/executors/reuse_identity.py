@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from weakref import WeakKeyDictionary
 
@@ -15,12 +13,20 @@ from pydantic import JsonValue
 
 from mloc_dagster import __version__
 from mloc_dagster.executors.engine import Engine
-from mloc_dagster.executors.reuse_key import canonical_json, digest_of
+from mloc_dagster.executors.model_files import (
+    FileStamp,
+    content_digest,
+    folder_revision,
+    stamps_of,
+)
+from mloc_dagster.executors.reuse_key import digest_of
 from mloc_dagster.executors.transformers_model import model_place
+from mloc_dagster.schema.canonical import canonical_json
+from mloc_dagster.schema.engines import adapter_name
 from mloc_dagster.schema.model import Adapter
 from mloc_dagster.schema.task import ModelSpec
 
-FORMAT = 1
+FORMAT = 2
 """Raised whenever equal keys may come to mean other answers."""
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -53,50 +59,84 @@ _PARTS_OF_VLLM: dict[str, tuple[str, ...]] = {
     "worker_cls": ("auto",),
 }
 _NOT_READ = {"allowed_local_media_path", "download_dir"}  # folders that are not the model's
-_BLOCK_BYTES = 1 << 20
 
 
 class NoReuseError(Exception):
     """Answers of this model cannot be told from those of another one."""
 
 
-@dataclass(frozen=True, slots=True)
-class FileStamp:
-    """A file as the file system describes it; any change of it changes the stamp."""
-
-    path: str
-    name: str
-    size: int
-    modified_ns: int
-    changed_ns: int
-    inode: int
-
-
 FileStamps = tuple[FileStamp, ...]
 
-_loaded_from: WeakKeyDictionary[Engine, FileStamps] = WeakKeyDictionary()
+
+@dataclass(frozen=True, slots=True)
+class LoadedFiles:
+    """What an engine was loaded from.
+
+    Attributes:
+        stamps: Of all its local files, taken before it read them.
+        revision: What they hold; see `answering_revision`.
+    """
+
+    stamps: FileStamps
+    revision: str = ""
+
+
+_loaded_from: WeakKeyDictionary[Engine, LoadedFiles] = WeakKeyDictionary()
 
 
 def file_stamps(spec: ModelSpec) -> FileStamps:
     """Returns the stamps of all local files that a model is loaded from; reads none of them."""
-    return tuple(stamp for root in _local_places(spec) for stamp in _stamps(root))
+    return tuple(stamp for root in _local_places(spec) for stamp in stamps_of(root))
 
 
-def remember_files(engine: Engine, stamps: FileStamps) -> None:
-    """Keeps in mind what an engine was loaded from: stamps taken before it read the files."""
-    _loaded_from[engine] = stamps
+def file_contents(spec: ModelSpec) -> list[bytes]:
+    """Returns a digest over every byte of each local place that a model is loaded from.
+
+    That takes a second per one or two gigabytes the first time.
+
+    Raises:
+        TerminalError: If the template names a folder without a model.
+    """
+    return [content_digest(place) for place in _local_places(spec)]
+
+
+def remember_files(engine: Engine, files: LoadedFiles) -> None:
+    """Keeps in mind what an engine was loaded from."""
+    _loaded_from[engine] = files
+
+
+def loaded_revision(engine: Engine) -> str:
+    """Returns the revision of what an engine was loaded from; see `answering_revision`."""
+    known = _loaded_from.get(engine)
+    return known.revision if known is not None and known.revision else engine.revision
 
 
 def files_unchanged(spec: ModelSpec, engine: Engine) -> bool:
     """Tells whether the files that an engine was loaded from are still the same."""
-    stamps = _loaded_from.get(engine)
-    return stamps is not None and stamps == file_stamps(spec)
+    known = _loaded_from.get(engine)
+    return known is not None and known.stamps == file_stamps(spec)
 
 
 def files_changed(spec: ModelSpec, engine: Engine) -> bool:
     """Tells whether an engine is known to have been loaded from other files than there are now."""
-    stamps = _loaded_from.get(engine)
-    return stamps is not None and stamps != file_stamps(spec)
+    known = _loaded_from.get(engine)
+    return known is not None and known.stamps != file_stamps(spec)
+
+
+def answering_revision(spec: ModelSpec, engine: Engine) -> str:
+    """Returns which state of a model answers: the hub's commit, or `sha256:…` over its files.
+
+    Adapters on this disk follow, each as `+name@sha256:…`: a model with another adapter answers
+    otherwise.
+    """
+    base = folder_revision(model_place(spec.model.source)) or engine.revision
+    found = ((adapter_name(each), _local(each)) for each in spec.model.adapters)
+    named = [
+        f"+{name}@sha256:{content_digest(place).hex()[:16]}"
+        for name, place in found
+        if place is not None
+    ]
+    return base + "".join(named)
 
 
 def model_identity(spec: ModelSpec, engine: Engine) -> bytes:
@@ -110,7 +150,7 @@ def model_identity(spec: ModelSpec, engine: Engine) -> bytes:
     """
     _refuse_the_unknown(spec, engine)
     unchanged = files_unchanged(spec, engine)
-    contents = [content_digest(place) for place in _local_places(spec)]
+    contents = file_contents(spec)
     if not unchanged or not files_unchanged(spec, engine):
         raise NoReuseError("the model's files are not those that it was loaded from")
     model = spec.model
@@ -126,7 +166,7 @@ def model_identity(spec: ModelSpec, engine: Engine) -> bytes:
         engine.device.partition(":")[0],
         spec.resources.hardware.gpu.count,
         canonical_json(loading),
-        canonical_json(model.vllm),
+        canonical_json(dict(sorted(model.vllm.items()))),
         [canonical_json(adapter.model_dump(mode="json")) for adapter in model.adapters],
         contents,
     )
@@ -207,41 +247,3 @@ def _paths_in(value: JsonValue | Mapping[str, JsonValue]) -> Iterator[Path]:
     elif isinstance(value, list):
         for each in value:
             yield from _paths_in(each)
-
-
-def _stamps(root: Path) -> Iterator[FileStamp]:
-    for path in [root] if root.is_file() else _files_below(root):
-        about = path.stat()
-        yield FileStamp(
-            path=str(path),
-            name="" if path == root else path.relative_to(root).as_posix(),
-            size=about.st_size,
-            modified_ns=about.st_mtime_ns,
-            changed_ns=about.st_ctime_ns,
-            inode=about.st_ino,
-        )
-
-
-def _files_below(root: Path) -> list[Path]:
-    found: list[Path] = []
-    for folder, folders, files in os.walk(root):
-        # Checkpoints of a training lie below the model that came of it; no engine reads them.
-        folders[:] = [
-            name for name in folders if not name.startswith((".", "checkpoint-", "__pycache__"))
-        ]
-        found += [Path(folder, name) for name in files if not name.startswith(".")]
-    return sorted(path for path in found if path.is_file())
-
-
-def content_digest(root: Path) -> bytes:
-    """Returns the digest of a file, or of all names and bytes that an engine may read below."""
-    return digest_of(*((stamp.name, _file_digest(stamp)) for stamp in _stamps(root)))
-
-
-@lru_cache(maxsize=4096)
-def _file_digest(stamp: FileStamp) -> bytes:
-    digest = hashlib.sha256()
-    with Path(stamp.path).open("rb") as file:
-        while block := file.read(_BLOCK_BYTES):
-            digest.update(block)
-    return digest.digest()

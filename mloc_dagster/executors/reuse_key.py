@@ -7,13 +7,11 @@ ingredients run together to the same bytes.
 from __future__ import annotations
 
 import hashlib
-import json
 from array import array
-from collections.abc import Mapping, Sequence
-
-from pydantic import JsonValue
+from collections.abc import Sequence
 
 from mloc_dagster.executors.engine import EngineRequest
+from mloc_dagster.schema.canonical import canonical_json
 from mloc_dagster.schema.inference import Inference, Pooling
 
 KEY_BYTES = 32
@@ -30,11 +28,6 @@ def digest_of(*ingredients: Ingredient) -> bytes:
     for each in ingredients:
         digest.update(_framed(each))
     return digest.digest()
-
-
-def canonical_json(value: JsonValue | Mapping[str, JsonValue]) -> str:
-    """Returns equal text for equal values, whatever the order of their keys."""
-    return json.dumps(value, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
 
 
 class RequestKeys:

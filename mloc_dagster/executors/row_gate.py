@@ -58,13 +58,17 @@ class RowGate:
         return _remember(rows, places)
 
     def emit_to(
-        self, write: Callable[[OutputRow], None], on_rows: Callable[[OutputRow], None] | None
+        self,
+        write: Callable[[OutputRow], None],
+        on_rows: Callable[[OutputRow], None] | None,
+        revision: str = "",
     ) -> Callable[[OutputRow], None]:
         """Returns the `emit` of a `ShardContext`.
 
         Args:
             write: Takes the stamped row to the store.
             on_rows: Hears of it afterwards.
+            revision: Of the model; stamped on each row.
         """
         there, start, size, places = self._there, self._shard.start, self._shard.rows, self._places
         stamp, worker, attempt = msgspec.structs.replace, self._worker, self._attempt
@@ -75,9 +79,9 @@ class RowGate:
             if not 0 <= offset < size or there[offset]:
                 raise TerminalError(self._refusal(row.index))
             if places is None:
-                row = stamp(row, worker=worker, attempt=attempt)
+                row = stamp(row, worker=worker, attempt=attempt, revision=revision)
             else:
-                row = stamp(row, worker=worker, attempt=attempt, place=place)
+                row = stamp(row, worker=worker, attempt=attempt, revision=revision, place=place)
             write(row)
             there[offset] = 1
             if places is not None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping
+from functools import cache
+from typing import Any, get_origin
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from mloc_dagster.results.rows import InputRow, SourceRow
+from mloc_dagster.schema.canonical import canonical_json
 from mloc_dagster.schema.engines import refused_in_inference
 from mloc_dagster.schema.inference import Inference, Pooling
 
@@ -37,10 +40,11 @@ class RowOptions:
         """
         if not row.options:
             return self._block
-        known = json.dumps(row.options, sort_keys=True)
+        known = canonical_json(dict(sorted(row.options.items())))
         block = self._kept.get(known)
         if block is None:
             try:
+                _refuse_other_types(type(self._block), row.options)
                 block = type(self._block).model_validate({**self._given, **row.options})
             except ValidationError as error:
                 raise ValueError(_in_words(error)) from None
@@ -49,6 +53,27 @@ class RowOptions:
                 self._kept.clear()
             self._kept[known] = block
         return block
+
+
+def _refuse_other_types(block: type[RowBlock], options: Mapping[str, Any]) -> None:
+    """Refuses what YAML may be lax about and the API is not: text where a number is wanted."""
+    for name, value in options.items():
+        field = block.model_fields.get(name)
+        if field is None or value is None or isinstance(value, dict):
+            continue  # the block says what is wrong with these
+        kind = _strict_type(block, name)
+        whole = int(value) if isinstance(value, float) and value.is_integer() else value
+        several = isinstance(value, str) and get_origin(field.annotation) is tuple
+        try:
+            kind.validate_json(canonical_json([value] if several else whole), strict=True)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            raise ValueError(f"the row's option {name!r}: {first['msg']}, not {value!r}") from None
+
+
+@cache
+def _strict_type(block: type[RowBlock], name: str) -> TypeAdapter[Any]:
+    return TypeAdapter(block.model_fields[name].annotation)
 
 
 def _refuse_contradictions(block: RowBlock) -> None:

@@ -12,8 +12,14 @@ import msgspec
 from pydantic import AwareDatetime, BaseModel, ConfigDict
 
 from mloc_dagster.data.spool import read_places
-from mloc_dagster.errors import MlocError, TaskCancelled, TerminalError, TransientError
-from mloc_dagster.executors.base import ShardContext, ShardInput
+from mloc_dagster.errors import (
+    DamagedFileError,
+    MlocError,
+    TaskCancelled,
+    TerminalError,
+    TransientError,
+)
+from mloc_dagster.executors.base import KnowsRevisions, ShardContext, ShardInput
 from mloc_dagster.executors.crash_watch import CrashWatch, NoWatch
 from mloc_dagster.executors.energy import find_meter, gpu_count, measuring
 from mloc_dagster.executors.model_cache import ModelCache
@@ -22,6 +28,8 @@ from mloc_dagster.executors.row_gate import RowGate
 from mloc_dagster.executors.shard_log import ShardLog
 from mloc_dagster.planning.plan import Plan
 from mloc_dagster.planning.shards import Shard
+from mloc_dagster.results.answering_model import keep_to_model
+from mloc_dagster.results.part_list import Part
 from mloc_dagster.results.rows import InputRow, OutputRow
 from mloc_dagster.results.shard_files import ShardWriter, finished_rows
 from mloc_dagster.results.store import Folder
@@ -87,7 +95,9 @@ def run_shard(
     cancelled: Callable[[], bool],
     on_rows: Callable[[OutputRow], None] | None = None,
     on_resumed: Callable[[int], None] | None = None,
+    on_damaged: Callable[[str], None] | None = None,
     retry_errors: bool = False,
+    accept_changed_model: bool = False,
 ) -> ShardReport:
     """Computes the rows of a shard that no earlier attempt has finished.
 
@@ -99,14 +109,19 @@ def run_shard(
         spec: What to compute.
         plan: The task's plan.
         shard: Which of the plan's shards.
-        attempt: 1 for the first try; stamped on each row.
+        attempt: 1 for the run's first try. What is stamped on rows also counts the attempts of
+            earlier runs that left rows.
         cache: Lends the model.
         cancelled: Asked between steps; true ends the attempt.
         on_rows: Called with each finished row, in the order of finishing.
         on_resumed: Called once, before the first row, with how many rows were there already.
+        on_damaged: Called with a warning for each part file that is not what was written; it is
+            deleted, and its rows are computed again.
         retry_errors: Whether rows that ended with an error are computed again.
+        accept_changed_model: Whether another model may go on than the one that began.
 
     Raises:
+        InputError: If the model has changed since the task was begun.
         TransientError: If another attempt may help; most foreign exceptions arrive as this.
         TerminalError: If it cannot, the executor broke the protocol, or it has a bug.
         TaskCancelled: If `cancelled` said so.
@@ -114,8 +129,11 @@ def run_shard(
     started_at, started = datetime.now(UTC), time.monotonic()
     log = ShardLog(folder, shard)
     worker = worker_name()
-    finished = finished_rows(folder, shard, retry_errors=retry_errors)
+    finished = finished_rows(
+        folder, shard, retry_errors=retry_errors, on_damaged=_dropping(folder, log, on_damaged)
+    )
     missing = shard.rows - finished.count
+    attempt = max(attempt, finished.attempts + 1)
     if on_resumed is not None:
         on_resumed(finished.count)
     gate = RowGate(
@@ -138,9 +156,11 @@ def run_shard(
         asked = time.monotonic()
         with cache.lease(executor, spec) as model:
             load_seconds = time.monotonic() - asked
+            revision = _revision(executor, model)
+            keep_to_model(folder, revision, accept_changed=accept_changed_model)
             with _open_writer(folder, shard, attempt, started_at) as writer:
                 write = _counting_gpus(measuring(writer.write, model, find_meter), spec, model)
-                context = ShardContext(gate.emit_to(write, on_rows), cancelled, log.line)
+                context = ShardContext(gate.emit_to(write, on_rows, revision), cancelled, log.line)
                 for rows, count, run in watch.runs(read, gate.watch, missing, context):
                     part = ShardInput(
                         task_id, shard.index, attempt, plan.seed, rows, count, folder.read_bytes
@@ -193,6 +213,27 @@ def run_shard(
         started_at=started_at,
         finished_at=datetime.now(UTC),
     )
+
+
+def _dropping(
+    folder: Folder, log: ShardLog, warn: Callable[[str], None] | None
+) -> Callable[[Part, DamagedFileError], None]:
+    def drop(part: Part, _: DamagedFileError) -> None:
+        folder.delete(part.name)
+        warning = (
+            f"{folder.url}/{part.name} was damaged: rows {part.first} to {part.last} in it are "
+            "computed again"
+        )
+        log.line(warning)
+        if warn is not None:
+            warn(warning)
+
+    return drop
+
+
+def _revision(executor: object, model: object) -> str:
+    """Returns which state of the model is loaded; empty where the executor cannot tell."""
+    return executor.revision(model) if isinstance(executor, KnowsRevisions) else ""
 
 
 def _counting_gpus(

@@ -12,7 +12,7 @@ from pydantic import JsonValue
 from mloc_dagster import __version__
 from mloc_dagster.compile.compiler import CompiledTask, CompiledTemplate, compile_mapping
 from mloc_dagster.data.openai_request import RequestBlock, Requests
-from mloc_dagster.data.spool import read_plan, spool_input
+from mloc_dagster.data.spool import spool_input
 from mloc_dagster.errors import InputError
 from mloc_dagster.executors.input_planning import input_planning, usual_output_tokens
 from mloc_dagster.executors.open_task import OpenTask, open_task
@@ -20,6 +20,7 @@ from mloc_dagster.executors.registry import task_executor
 from mloc_dagster.executors.training_plan import plan_training
 from mloc_dagster.net.reach import Origin
 from mloc_dagster.planning.plan import Plan
+from mloc_dagster.results.plan_file import read_plan
 from mloc_dagster.results.record import TaskRecord, write_record
 from mloc_dagster.results.store import open_store
 from mloc_dagster.schema.data import InferenceData, OpenaiBatchData

@@ -9,8 +9,9 @@ from mloc_dagster.data.training_rows import (
     write_training_rows,
 )
 from mloc_dagster.errors import DataError
-from mloc_dagster.planning.plan import PLAN_NAME, Chunk, Plan
+from mloc_dagster.planning.plan import Chunk, Plan
 from mloc_dagster.planning.shards import cut_shards
+from mloc_dagster.results.plan_file import write_plan
 from mloc_dagster.results.store import Folder
 from mloc_dagster.schema.task import TrainingSpec
 
@@ -43,7 +44,7 @@ def plan_training(folder: Folder, task_id: str, spec: TrainingSpec) -> Plan:
         chunks=(Chunk(name=TRAINING_ROWS_NAME, start=0, rows=written.rows),),
         shards=tuple(cut_shards(task_id, written.rows, 1)),
     )
-    folder.write_bytes(PLAN_NAME, plan.model_dump_json().encode())
+    write_plan(folder, plan)
     return plan
 
 

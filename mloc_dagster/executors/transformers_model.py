@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ from typing import Any
 
 from mloc_dagster.errors import MissingExtraError, MlocError, TerminalError, TransientError
 from mloc_dagster.executors.memory import release_memory, weights_bytes
+from mloc_dagster.executors.model_files import folder_revision
 from mloc_dagster.executors.quantization import quantised_loading
 from mloc_dagster.executors.row_adapters import RowAdapters
 from mloc_dagster.executors.training.weight_files import weights_kind
@@ -21,8 +21,6 @@ from mloc_dagster.net.reach import current_reach
 from mloc_dagster.schema.model import Model, ModelSource
 from mloc_dagster.settings import settings
 
-WHOLE_HASH_BYTES = 1 << 30  # about a second of hashing
-SAMPLE_BYTES = 1 << 20
 # What huggingface_hub and httpx raise when the answer may be another one tomorrow.
 TRANSIENT_CAUSES = frozenset(
     {"ConnectError", "ConnectTimeout", "ReadTimeout", "ConnectionError", "Timeout", "ReadError"}
@@ -38,7 +36,7 @@ class LoadedModel:
 
     Attributes:
         name: The identifier, as the template names it.
-        revision: The hub's commit, or `sha256:…` over the weights' files.
+        revision: The hub's commit, or `sha256:…` over the model's files.
         engine: `transformers` with its version.
         model: The causal language model; None once unloaded.
         adapters: What rows may ask it to answer with.
@@ -124,7 +122,7 @@ def load_model(block: Model, enforce_cpu: bool) -> LoadedModel:
     eos_token_ids = _take_eos_token_ids(model, tokenizer)
     return LoadedModel(
         name=source.identifier,
-        revision=commit or model_revision(place),
+        revision=commit or folder_revision(place),
         engine=f"transformers {transformers.__version__}",
         model=model,
         adapters=adapters,
@@ -259,28 +257,3 @@ def hub_commit(source: ModelSource) -> str:
 
     found = resolve_revision(source.identifier, source.revision)
     return getattr(found, "resolved", found) or ""
-
-
-def model_revision(place: str) -> str:
-    """Returns what identifies weights that lie in a folder; empty where there is no folder."""
-    folder = Path(place)
-    return weights_hash(folder) if folder.is_dir() else ""
-
-
-def weights_hash(folder: Path) -> str:
-    """Returns `sha256:…` over a folder's weights; of large ones over sizes, heads and tails."""
-    files = sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")])
-    whole = sum(file.stat().st_size for file in files) <= WHOLE_HASH_BYTES
-    digest = hashlib.sha256()
-    for file in files:
-        size = file.stat().st_size
-        digest.update(f"{file.name}:{size}\n".encode())
-        with file.open("rb") as stream:
-            if whole:
-                while block := stream.read(SAMPLE_BYTES):
-                    digest.update(block)
-            else:
-                digest.update(stream.read(SAMPLE_BYTES))
-                stream.seek(max(0, size - SAMPLE_BYTES))
-                digest.update(stream.read(SAMPLE_BYTES))
-    return f"sha256:{digest.hexdigest()}"

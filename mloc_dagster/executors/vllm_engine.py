@@ -11,8 +11,8 @@ from mloc_dagster.errors import TaskCancelled
 from mloc_dagster.executors.engine import Completion, EngineRequest, Rendered, Replies
 from mloc_dagster.executors.engine_choice import vllm_version
 from mloc_dagster.executors.memory import release_memory
+from mloc_dagster.executors.model_files import folder_revision
 from mloc_dagster.executors.prompts import render_chat, render_plain
-from mloc_dagster.executors.transformers_model import model_revision
 from mloc_dagster.executors.vllm_adapters import (
     ServedAdapters,
     load_adapters,
@@ -76,7 +76,7 @@ class VllmEngine:
             self._lock = TURN if in_process(self.llm) else threading.RLock()
             self.label = f"vllm {vllm_version()}"
             self.name = plan.source.identifier
-            self.revision = model_revision(plan.place) or str(plan.arguments.get("revision", ""))
+            self.revision = folder_revision(plan.place) or str(plan.arguments.get("revision", ""))
             self.capacity: int = self.llm.vllm_config.scheduler_config.max_num_seqs
             self._max_tokens: int = self.llm.model_config.max_model_len
             self._threads = engine_threads(weights_bytes_of(self.llm)) if plan.on_cpu else None

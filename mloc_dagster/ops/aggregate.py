@@ -1,7 +1,6 @@
 """The op that turns finished shards into one result."""
 
 import hashlib
-import json
 
 import dagster as dg
 
@@ -16,6 +15,7 @@ from mloc_dagster.ops.references import TaskRef
 from mloc_dagster.ops.training_result import training_output
 from mloc_dagster.planning.plan import Plan
 from mloc_dagster.results.aggregate import aggregate
+from mloc_dagster.schema.canonical import canonical_json
 from mloc_dagster.schema.task import TrainingSpec
 
 
@@ -58,5 +58,5 @@ def aggregate_op(context: dg.OpExecutionContext, reports: list[ShardReport]) -> 
 def data_version(opened: OpenTask, plan: Plan) -> str:
     """Returns what identifies the responses: their input, their task and their seed."""
     spec = opened.spec.model_dump(mode="json", include={"model", "inference", "pooling", "echo"})
-    known = json.dumps([plan.data_version, plan.seed, spec], sort_keys=True)
+    known = canonical_json([plan.data_version, plan.seed, spec])
     return hashlib.sha256(known.encode()).hexdigest()[:16]

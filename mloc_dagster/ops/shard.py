@@ -25,6 +25,7 @@ from mloc_dagster.schema.task import TrainingSpec
 from mloc_dagster.settings import settings
 
 RETRY_ERRORS_TAG = "mloc/retry_errors"
+CHANGED_MODEL_TAG = "mloc/accept_changed_model"
 
 
 @cache
@@ -110,7 +111,9 @@ def _compute_rows(
             cancelled=cancelled,
             on_rows=progress.add,
             on_resumed=resumed,
+            on_damaged=context.log.warning,
             retry_errors=context.run.tags.get(RETRY_ERRORS_TAG) == "true",
+            accept_changed_model=context.run.tags.get(CHANGED_MODEL_TAG) == "true",
         )
 
 

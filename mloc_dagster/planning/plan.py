@@ -17,6 +17,7 @@ class Chunk(BaseModel):
         name: File name below the task's folder.
         start: Place of its first row.
         rows: How many rows it holds.
+        crc32: Checksum of its bytes; None in plans of earlier versions.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -24,6 +25,7 @@ class Chunk(BaseModel):
     name: str
     start: int = Field(ge=0)
     rows: int = Field(ge=1)
+    crc32: int | None = None
 
 
 class ShardLoad(BaseModel):

@@ -34,6 +34,7 @@ class _Item(msgspec.Struct, omit_defaults=True):
     outputs: list[str] | None = None
     custom_id: str | None = None
     embedding: list[float] | None = None
+    finish_reasons: list[str] | None = None
 
 
 def aggregate(
@@ -118,6 +119,7 @@ def aggregate(
         first_errors=tuple(tally.first_errors),
         engines=tuple(sorted(tally.engines - {""})),
         workers=tuple(sorted(tally.workers - {""})),
+        revisions=tuple(sorted(tally.revisions - {""})),
         started_at=began_at,
         finished_at=finished_at,
         fingerprint=fingerprint,
@@ -147,7 +149,7 @@ def _write_items(file: IO[bytes], rows: Iterable[OutputRow]) -> None:
     for row in rows:
         item = _Item(
             *(row.index, row.output, row.finish_reason, row.error, row.outputs),
-            *(row.custom_id, row.embedding),
+            *(row.custom_id, row.embedding, row.finish_reasons),
         )
         file.write(separator + encode(item))
         separator = b",\n"

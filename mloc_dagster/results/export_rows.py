@@ -27,7 +27,7 @@ class ExportRow(msgspec.Struct):
         finish_reason: `stop`, `length` or `error`.
         error: Why there is no output.
         model: What answered.
-        revision: Which revision of it.
+        revision: Which state of it: the hub's commit, or `sha256:…` over its files.
         engine: What computed it, with version.
         worker: Who computed it.
         attempt: The shard's attempt that computed it, from 1.
@@ -111,7 +111,7 @@ def export_rows(
             row.finish_reason,
             row.error,
             model,
-            revision,
+            row.revision or revision,
             row.engine,
             row.worker,
             row.attempt,

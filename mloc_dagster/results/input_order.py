@@ -11,8 +11,8 @@ from itertools import pairwise
 
 import msgspec
 
-from mloc_dagster.planning.plan import PLAN_NAME
-from mloc_dagster.results.part_list import Part, refuse_damaged
+from mloc_dagster.results.part_list import Part, read_part, refuse_damaged
+from mloc_dagster.results.plan_file import read_plan
 from mloc_dagster.results.rows import OutputRow
 from mloc_dagster.results.store import Folder
 
@@ -31,21 +31,19 @@ class Mark(msgspec.Struct):
     error: str | None = None
 
 
-class _PlanWindows(msgspec.Struct):
-    windows: list[int] = []
-
-
 def place_of(row: Mark | OutputRow) -> int:
     """Returns the row's place in the plan's order."""
     return row.place if row.place >= 0 else row.index
 
 
-def read_windows(folder: Folder) -> list[int]:
-    """Returns the first index of each window; none when rows are in input order."""
-    try:
-        return msgspec.json.decode(folder.read_bytes(PLAN_NAME), type=_PlanWindows).windows
-    except FileNotFoundError:
-        return []
+def read_windows(folder: Folder) -> Sequence[int]:
+    """Returns the first index of each window; none when rows are in input order.
+
+    Raises:
+        DamagedFileError: If the plan is not what was written.
+    """
+    plan = read_plan(folder)
+    return () if plan is None else plan.windows
 
 
 def restored_rows(
@@ -61,7 +59,7 @@ def restored_rows(
         stop: The index to stop before; all rows when None.
 
     Raises:
-        IncompleteResultsError: If a part file is damaged.
+        DamagedFileError: If a part file is not what was written.
     """
     decode = msgspec.json.Decoder(OutputRow).decode
     for first, after in pairwise([*windows, None]):
@@ -87,7 +85,7 @@ def _window_lines(
     decode = msgspec.json.Decoder(Mark).decode
     lines: dict[int, tuple[Part, bytes, bool]] = {}
     for part in parts:
-        for line in folder.read_bytes(part.name).splitlines():
+        for line in read_part(folder, part).splitlines():
             try:
                 mark = decode(line)
             except msgspec.DecodeError as error:

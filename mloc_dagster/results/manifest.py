@@ -10,7 +10,7 @@ from typing import Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
 
-from mloc_dagster.errors import IncompleteResultsError
+from mloc_dagster.errors import DamagedFileError, IncompleteResultsError
 from mloc_dagster.results.files import BUFFER_BYTES
 from mloc_dagster.results.store import Folder, check_name
 
@@ -111,7 +111,11 @@ def read_manifest(folder: Folder) -> Manifest:
             f"{folder.url} has no {MANIFEST_NAME}: the task is not done"
         ) from None
     except ValidationError as error:
-        raise IncompleteResultsError(f"{folder.url}/{MANIFEST_NAME} is damaged: {error}") from error
+        reason = error.errors(include_url=False)[0]["msg"]
+        raise DamagedFileError(
+            f"{folder.url}/{MANIFEST_NAME} is damaged ({reason}); mloc run --resume {folder.name} "
+            "writes it again"
+        ) from error
 
 
 def verify_manifest(folder: Folder) -> tuple[Difference, ...]:

@@ -139,12 +139,10 @@ _Answer = tuple[str, str, list[TokenLogprob] | None]
 
 
 def _answers(row: OutputRow) -> Iterator[_Answer]:
-    """Yields text, finish reason and log probabilities of each answer.
-
-    A row keeps the first answer's finish reason only, which then stands for all `n`.
-    """
+    """Yields text, finish reason and log probabilities of each answer."""
     for place, text in enumerate(row.outputs or [row.output]):
-        yield text, row.finish_reason, row.logprobs[place] if row.logprobs else None
+        reason = row.finish_reasons[place] if row.finish_reasons else row.finish_reason
+        yield text, reason, row.logprobs[place] if row.logprobs else None
 
 
 def _choice(

@@ -9,6 +9,7 @@ from operator import attrgetter
 
 import msgspec
 
+from mloc_dagster.errors import DamagedFileError
 from mloc_dagster.planning.shards import Shard
 from mloc_dagster.results.input_order import Mark, place_of, read_windows, restored_rows
 from mloc_dagster.results.part_list import Part, decode_part, list_parts
@@ -25,12 +26,14 @@ class FinishedRows:
         start: First place of the shard.
         stop: The place after its last.
         count: How many have a row.
+        attempts: The latest attempt that left a row; 0 without any.
     """
 
     def __init__(self, start: int, stop: int) -> None:
         self.start = start
         self.stop = stop
         self.count = 0
+        self.attempts = 0
         self._finished = bytearray(stop - start)
 
     def __contains__(self, place: int) -> bool:
@@ -57,18 +60,32 @@ _Key = Callable[[OutputRow], int]
 _INDEX: _Key = attrgetter("index")
 
 
-def finished_rows(folder: Folder, shard: Shard, *, retry_errors: bool = False) -> FinishedRows:
+def finished_rows(
+    folder: Folder,
+    shard: Shard,
+    *,
+    retry_errors: bool = False,
+    on_damaged: Callable[[Part, DamagedFileError], None] | None = None,
+) -> FinishedRows:
     """Finds out which rows of a shard are there already.
 
     Args:
         folder: The task's folder.
         shard: The shard.
         retry_errors: Whether a row with an error counts as missing.
+        on_damaged: Hears of each part file that is not what was written; its rows are missing.
     """
     finished = FinishedRows(shard.start, shard.stop)
     decoder = msgspec.json.Decoder(Mark)
     for part in list_parts(folder, shard):
-        for mark in decode_part(folder, part, decoder):
+        finished.attempts = max(finished.attempts, part.attempt)
+        try:
+            marks = decode_part(folder, part, decoder)
+        except DamagedFileError as error:
+            if on_damaged is not None:
+                on_damaged(part, error)
+            continue
+        for mark in marks:
             if mark.error is None or not retry_errors:
                 finished.add(place_of(mark))
     return finished
@@ -94,7 +111,7 @@ def read_rows(folder: Folder, start: int = 0, stop: int | None = None) -> Iterat
         stop: The index to stop before; all rows by default.
 
     Raises:
-        IncompleteResultsError: If a part file is damaged.
+        DamagedFileError: If a part file is not what was written.
     """
     windows = read_windows(folder)
     if windows:

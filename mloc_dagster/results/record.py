@@ -72,4 +72,8 @@ def read_record(folder: Folder) -> TaskRecord:
     try:
         return TaskRecord.model_validate_json(data)
     except ValidationError as error:
-        raise InputError(f"{folder.url}/{RECORD_NAME} is no task record: {error}") from error
+        reason = error.errors(include_url=False)[0]["msg"]
+        raise InputError(
+            f"{folder.url}/{RECORD_NAME} is no task record ({reason}): it is damaged, or not "
+            "mloc's; submit the template again"
+        ) from error

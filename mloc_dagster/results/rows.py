@@ -25,10 +25,12 @@ class Message(msgspec.Struct, frozen=True, omit_defaults=True):
     Attributes:
         role: `system`, `user`, `assistant` or `tool`.
         content: Text, or a list of typed parts in the OpenAI form (`{"type": "text", …}`).
+        name: Who of several with the same role says it; chat templates may show it.
     """
 
     role: str
     content: str | list[dict[str, Any]]  # msgspec decodes no recursive type for JSON
+    name: str | None = None
 
 
 Prompt = str | list[Message]
@@ -101,7 +103,7 @@ class OutputRow(msgspec.Struct, frozen=True, omit_defaults=True):
         index: The input's place in the whole input.
         prompt: The input, unchanged.
         output: The text, or the first of `n` texts; empty when `error` is set.
-        finish_reason: `stop`, `length` or `error`.
+        finish_reason: `stop`, `length` or `error`; of several texts, why the first ended.
         outputs: All `n` texts when more than one was asked for.
         error: Why this row has no output.
         prompt_tokens: Tokens the model read.
@@ -110,6 +112,9 @@ class OutputRow(msgspec.Struct, frozen=True, omit_defaults=True):
         engine: What computed it, with version: `transformers 5.19.0`.
         worker: Who computed it: `host:pid`.
         attempt: The shard's attempt that computed it, from 1.
+        revision: Which state of the model computed it: the hub's commit, or `sha256:…` over its
+            files; empty where there is no model.
+        finish_reasons: Why each of `outputs` ended.
         place: Its place in the plan's order; -1 when that is its index.
         custom_id: What its sender calls it.
         embedding: The vector, of an embedding task.
@@ -152,3 +157,5 @@ class OutputRow(msgspec.Struct, frozen=True, omit_defaults=True):
     gpu_s: float = 0.0
     fault: str = ""
     encoding: str = ""
+    revision: str = ""
+    finish_reasons: list[str] | None = None

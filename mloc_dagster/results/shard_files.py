@@ -2,8 +2,8 @@
 
 A shard's folder `shards/NNNN/` holds part files, each with some rows in order of place. Its name
 says what is inside, and when: `part-<first place>-<last place>-<attempt>-<began>-<written>-
-<unique>.jsonl`, the times in milliseconds since 1970. It never changes once written: equal names
-mean equal rows. `part_files` reads them, `spans` the times.
+<unique>-c<crc32>.jsonl`, the times in milliseconds since 1970. It never changes once written:
+equal names mean equal rows. `part_files` reads them, `spans` the times.
 """
 
 from __future__ import annotations
@@ -132,10 +132,10 @@ class ShardWriter:
     def _write_part(self, rows: list[tuple[int, bytes]]) -> None:
         rows.sort(key=lambda row: row[0])
         span = None if self._began is None else (_ms(self._began), _ms(self._now()))
-        name = part_name(
-            self._shard, rows[0][0], rows[-1][0], self._attempt, secrets.token_hex(4), span
-        )
-        self._folder.write_bytes(name, b"\n".join([*(line for _, line in rows), b""]))
+        data = b"\n".join([*(line for _, line in rows), b""])
+        first, last, unique = rows[0][0], rows[-1][0], secrets.token_hex(4)
+        name = part_name(self._shard, first, last, self._attempt, unique, span, data)
+        self._folder.write_bytes(name, data)
 
     def _flush_in_time(self) -> None:
         while self._wait_until_due():

@@ -23,6 +23,7 @@ class PreviewRow(_Frozen):
         output: The first output.
         finish_reason: Why it ended.
         error: Why there is no output.
+        custom_id: What its sender calls it.
     """
 
     index: int
@@ -30,6 +31,7 @@ class PreviewRow(_Frozen):
     output: str
     finish_reason: str
     error: str | None = None
+    custom_id: str | None = None
 
 
 class TaskSummary(_Frozen):
@@ -40,6 +42,7 @@ class TaskSummary(_Frozen):
         ok: Whether its errors stay within its budget.
         model: What answered.
         revision: Which revision of it, when one was named.
+        revisions: Which states of it computed the rows; one, unless another was accepted.
         source: Where the input came from.
         data_version: Hex sha256 over the input.
         shards: How many shards there were.
@@ -85,4 +88,5 @@ class TaskSummary(_Frozen):
     started_at: AwareDatetime
     finished_at: AwareDatetime
     fingerprint: str
+    revisions: tuple[str, ...] = ()
     at_once: float | None = None  # summaries of earlier versions have none

@@ -36,6 +36,7 @@ class Tally:
         self.finish_reasons: Counter[str] = Counter()
         self.engines: set[str] = set()
         self.workers: set[str] = set()
+        self.revisions: set[str] = set()
         self.latency = LatencyCounter()
         self.preview: list[PreviewRow] = []
         self.first_errors: list[PreviewRow] = []
@@ -61,6 +62,7 @@ class Tally:
         self.finish_reasons[row.finish_reason] += 1
         self.latency.add(row.latency_s)
         self.engines.add(row.engine)
+        self.revisions.add(row.revision)
         if len(self.workers) < _MAX_WORKERS:
             self.workers.add(row.worker)
         if self.usage.rows <= _PREVIEW_ROWS:
@@ -129,6 +131,7 @@ def shorten(row: OutputRow) -> PreviewRow:
         output=_short(row.output),
         finish_reason=row.finish_reason,
         error=None if row.error is None else _short(row.error),
+        custom_id=row.custom_id,
     )
 
 

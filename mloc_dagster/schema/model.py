@@ -27,11 +27,22 @@ class ModelSource(Block):
     identifier: str = Field(min_length=1)
     """Hub id, path, or the name of a builtin model such as `tiny-chat`."""
 
-    revision: str | None = None
-    """Branch, tag or commit on the hub."""
+    revision: str | None = Field(default=None, min_length=1)
+    """Branch, tag or commit on the hub; models of other types have none."""
 
     trust_remote_code: bool = False
     """Runs code that comes with the weights; the operator must allow it too."""
+
+    @field_validator("revision")
+    @classmethod
+    def _of_hub(cls, revision: str | None, info: ValidationInfo) -> str | None:
+        kind = info.data.get("type", "huggingface")
+        if revision is not None and kind != "huggingface":
+            raise ValueError(
+                f"a model of type {kind} has no revision {revision!r}: its files are what they "
+                "are; remove it, or take the model from the hub (type: huggingface)"
+            )
+        return revision
 
     @field_validator("identifier")
     @classmethod

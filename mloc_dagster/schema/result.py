@@ -20,6 +20,7 @@ class ResultItem(Block):
     finish_reason: str
     error: str | None = None
     outputs: tuple[str, ...] | None = None
+    finish_reasons: tuple[str, ...] | None = None
     """All answers, when a row asked for several."""
 
     custom_id: str | None = None

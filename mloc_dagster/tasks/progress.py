@@ -4,19 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
+from mloc_dagster.errors import DamagedFileError
 from mloc_dagster.executors.shard_log import shard_log_name
 from mloc_dagster.planning.plan import Plan
 from mloc_dagster.planning.shards import Shard
+from mloc_dagster.results.plan_file import read_plan
 from mloc_dagster.results.shard_files import finished_rows
 from mloc_dagster.results.store import Folder
 from mloc_dagster.results.summary import SUMMARY_NAME, TaskSummary
 
 
 def plan_of(folder: Folder) -> Plan | None:
-    """Returns a task's plan; None before its input was read."""
+    """Returns a task's plan; None before its input was read, and where it is damaged.
+
+    What is known of a task without its plan is shown all the same; running the task says the rest.
+    """
     try:
-        return Plan.model_validate_json(folder.read_bytes("plan.json"))
-    except FileNotFoundError:
+        return read_plan(folder)
+    except DamagedFileError:
         return None
 
 

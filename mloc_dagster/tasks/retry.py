@@ -21,7 +21,7 @@ from dagster._core.storage.tags import (
 from mloc_dagster.errors import InputError
 from mloc_dagster.fleet.jobs import Jobs
 from mloc_dagster.ops.run_tags import DEAD_LETTER_TAG, SLO_MISSED_TAG, SUBMITTED_TAG, RunTask
-from mloc_dagster.ops.shard import RETRY_ERRORS_TAG
+from mloc_dagster.ops.shard import CHANGED_MODEL_TAG, RETRY_ERRORS_TAG
 from mloc_dagster.sensors.slo import SLACK_TAG
 from mloc_dagster.tasks.steps import Steps, steps_of
 from mloc_dagster.tasks.submission import job_origin, submit
@@ -34,6 +34,7 @@ _OF_THE_OLD_RUN = {
     SUBMITTED_TAG,  # its SLO counts from the retry
     SLACK_TAG,
     RETRY_ERRORS_TAG,
+    CHANGED_MODEL_TAG,
 }
 
 

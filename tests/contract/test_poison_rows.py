@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter
 
-from mloc_dagster.data.spool import read_plan, spool_input
+from mloc_dagster.data.spool import spool_input
 from mloc_dagster.executors import shard_run
 from mloc_dagster.executors.engine import EngineRequest, Replies
 from mloc_dagster.executors.inference import InferenceExecutor
 from mloc_dagster.executors.model_cache import ModelCache
 from mloc_dagster.executors.shard_run import run_shard
 from mloc_dagster.results.in_flight import read_in_flight
+from mloc_dagster.results.plan_file import read_plan
 from mloc_dagster.results.rows import OutputRow
 from mloc_dagster.results.shard_files import read_rows
 from mloc_dagster.results.store import Folder, open_store

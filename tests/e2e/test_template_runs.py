@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import dagster as dg
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from mloc_dagster.cli.resume import start_over
 from mloc_dagster.compile.compiler import CompiledTemplate, compile_mapping
 from mloc_dagster.definitions import build_definitions, runnable_library
 from mloc_dagster.local_run import RunOutcome, run_template
+from mloc_dagster.models import builtin_model_path
 from mloc_dagster.results.manifest import verify_manifest
+from mloc_dagster.results.part_list import list_parts
 from mloc_dagster.results.rows import OutputRow
 from mloc_dagster.results.shard_files import read_rows
 from mloc_dagster.results.store import open_store
@@ -250,6 +255,68 @@ data: {type: list, items: [a, b, c, d, e, f, g, h]}
     # A shard of two rows fails after its first: the second one comes from a later attempt.
     assert {row.attempt for row in rows} > {1}
     assert all(rows[start].attempt <= rows[start + 1].attempt for start in range(0, 8, 2))
+
+
+def test_a_model_that_changed_is_not_mixed_with_what_it_was(
+    instance: dg.DagsterInstance, tmp_path: Path
+) -> None:
+    model = shutil.copytree(builtin_model_path("tiny-chat"), tmp_path / "model")
+    spec = f"""
+taskType: inference
+model: {{engine: transformers, source: {{type: local, identifier: {model}}}}}
+data: {{type: list, items: ["What is 3 + 4?", "What is the opposite of hot?"]}}
+parallel: {{max_shards: 2}}
+inference: {{temperature: 0, max_tokens: 4}}
+"""
+    compiled = template("asked", spec)
+    done = run_template(compiled, instance)
+    assert done.succeeded, done.failures
+    before = rows_of(done, "asked")
+    folder = open_store().task(done.workflow_id)
+    folder.delete(list_parts(folder)[-1].name)
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "bos_token_id": 5}))
+
+    refused = run_template(compiled, instance, workflow_id=done.workflow_id)
+    assert not refused.succeeded
+    assert refused.bad_input
+    assert "the model has changed since task" in refused.failures[0]
+    assert "--fresh" in refused.failures[0]
+    assert "--accept-changed-model" in refused.failures[0]
+    assert rows_of(refused, "asked") == before[:1]
+
+    mixed = run_template(
+        compiled, instance, workflow_id=done.workflow_id, accept_changed_model=True
+    )
+    assert mixed.succeeded, mixed.failures
+    first, second = rows_of(mixed, "asked")
+    assert first == before[0]
+    assert first.revision.startswith("sha256:")
+    assert second.revision.startswith("sha256:")
+    assert first.revision != second.revision
+    with folder.open("responses.parquet") as file:
+        table = pq.read_table(file)
+    assert table["revision"].to_pylist() == [first.revision, second.revision]
+
+    start_over(compiled, done.workflow_id)
+    again = run_template(compiled, instance, workflow_id=done.workflow_id)
+    assert again.succeeded, again.failures
+    assert {row.revision for row in rows_of(again, "asked")} == {second.revision}
+
+
+def test_rows_say_which_attempt_at_their_shard_computed_them(
+    instance: dg.DagsterInstance,
+) -> None:
+    spec = "{taskType: echo, data: {type: list, items: [a, b, c]}}"
+    compiled = template("resumed", spec)
+    workflow_id = run_template(compiled, instance).workflow_id
+    folder = open_store().task(workflow_id)
+    for part in list_parts(folder)[1:]:
+        folder.delete(part.name)
+    kept = len(list(read_rows(folder)))
+    again = run_template(compiled, instance, workflow_id=workflow_id)
+    attempts = [row.attempt for row in rows_of(again, "resumed")]
+    assert attempts == [1] * kept + [2] * (3 - kept)
 
 
 def test_retries_end(instance: dg.DagsterInstance) -> None:

@@ -249,10 +249,20 @@ def test_graph_nodes_inherit_rows_instead_of_taking_another_nodes() -> None:
 
 def test_the_hash_follows_the_content_and_not_its_spelling() -> None:
     first = compiled(MODEL + ROWS)
-    same = compiled(ROWS + "  model:\n    source:\n      identifier: 'x'\n")
+    same = compiled("  model:\n    source:\n      identifier: 'x'\n" + ROWS)
     other = compiled(MODEL + ROWS.replace("[a]", "[b]"))
     assert first.content_hash == same.content_hash != other.content_hash
     assert compile_mapping(first.document).content_hash == first.content_hash
+
+
+def test_the_order_of_a_schemas_properties_is_content() -> None:
+    def of(*names: str) -> CompiledTemplate:
+        properties = ", ".join(f"{name}: {{type: string}}" for name in names)
+        schema = f"{{type: object, properties: {{{properties}}}}}"
+        form = f"  inference: {{structured_outputs: {{json: {schema}}}}}\n"
+        return compiled(MODEL + ROWS + form)
+
+    assert of("reason", "answer").content_hash != of("answer", "reason").content_hash
 
 
 def test_errors_of_every_file_are_collected(tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ def test_a_chat_request_is_a_row_with_options_of_its_own(tmp_path: Path) -> None
     assert (row.custom_id, row.adapter, row.verbatim) == ("a", None, False)
     assert row.prompt == [
         Message("system", "Be brief."),
-        Message("user", [{"type": "text", "text": "Hi"}]),
+        Message("user", [{"type": "text", "text": "Hi"}], "Ann"),
     ]
     assert row.options == {
         "temperature": 1.0,
@@ -122,6 +122,12 @@ def test_embeddings(tmp_path: Path) -> None:
             {"messages": [{"role": "user", "content": [{"type": "input_audio"}]}]},
             "messages[0].content[0]: parts of type 'input_audio' are not supported",
         ),
+        (
+            CHAT,
+            {"messages": [{"role": "user", "content": "x", "name": "a b"}]},
+            "name: 'a b' is no",
+        ),
+        (CHAT, {"logprobs": "true"}, "'logprobs' must be true or false, not 'true'"),
         (CHAT, {"top_logprobs": 2}, "'top_logprobs' needs logprobs: true"),
         (CHAT, {"response_format": {"type": "xml"}}, "of type 'xml' is not supported"),
         (COMPLETIONS, {"prompt": [1, 2]}, "'prompt' is token ids"),
@@ -143,6 +149,22 @@ def test_a_bad_value_is_found_where_options_meet_the_block(tmp_path: Path) -> No
     options = one(tmp_path, temperature=5).options
     with pytest.raises(ValueError, match=r"'temperature': .*less than or equal to 2, not 5"):
         RowOptions(Inference()).of(InputRow(0, "x", options=options))
+
+
+def test_who_says_a_message_is_kept(tmp_path: Path) -> None:
+    turn = {"role": "user", "content": "hello", "name": "ada"}
+    assert one(tmp_path, messages=[turn]).prompt == [Message("user", "hello", "ada")]
+
+
+def test_a_line_that_is_not_posted_ends_that_request_alone(tmp_path: Path) -> None:
+    silent = request("b")
+    del silent["method"]
+    first, *others = read(tmp_path, request("a"), silent, {**request("c"), "method": "GET"})
+    assert first.error is None
+    assert [(row.custom_id, row.error) for row in others] == [
+        ("b", "method is missing; it must be POST"),
+        ("c", "method must be POST, not 'GET'"),
+    ]
 
 
 def test_the_model_of_a_request_may_name_an_adapter(tmp_path: Path) -> None:

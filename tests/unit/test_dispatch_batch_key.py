@@ -46,6 +46,11 @@ def test_models_are_compared_with_their_sampling() -> None:
     assert of(temperature=0) != of(temperature=1)
     assert of(seed=3) is None
 
+    def form(*names: str) -> dict[str, Any]:
+        return {"json": {"properties": {name: {"type": "string"} for name in names}}}
+
+    assert of(structured_outputs=form("a", "b")) != of(structured_outputs=form("b", "a"))
+
 
 @pytest.mark.parametrize(
     "spec",

@@ -9,6 +9,7 @@ import pytest
 from mloc_dagster.executors.base import ShardContext, ShardInput
 from mloc_dagster.executors.echo import EchoExecutor
 from mloc_dagster.executors.inference_run import answer_rows
+from mloc_dagster.executors.prompts import render_chat
 from mloc_dagster.results.rows import InputRow, Message, OutputRow
 from mloc_dagster.schema.task import EchoSpec, EmbeddingSpec, InferenceSpec, ModelSpec
 from tests.unit.test_executors_row_reuse import CountingEngine
@@ -75,3 +76,12 @@ def test_echo_answers_an_empty_row_with_nothing() -> None:
     EchoExecutor().run(shard, spec, None, context)
 
     assert [(row.output, row.error) for row in emitted] == [("", None)]
+
+
+def test_a_chat_template_reads_who_says_a_message() -> None:
+    class Tokenizer:
+        def apply_chat_template(self, chat: list[dict[str, str]], **_: object) -> str:
+            return " ".join(f"{turn.get('name', turn['role'])}: {turn['content']}" for turn in chat)
+
+    prompt = [Message("user", "hello", "ada"), Message("user", "hi")]
+    assert render_chat(Tokenizer(), prompt, "be brief") == "system: be brief ada: hello user: hi"

@@ -13,7 +13,7 @@ from pydantic import TypeAdapter
 from mloc_dagster.executors.base import ShardContext, ShardInput
 from mloc_dagster.executors.engine import EngineRequest, Replies
 from mloc_dagster.executors.inference_run import answer_rows
-from mloc_dagster.executors.reuse_identity import file_stamps, remember_files
+from mloc_dagster.executors.reuse_identity import LoadedFiles, file_stamps, remember_files
 from mloc_dagster.results.rows import InputRow, OutputRow
 from mloc_dagster.schema.task import AnyTaskSpec
 from tests.unit.test_executors_row_reuse import CountingEngine
@@ -63,7 +63,7 @@ class Task:
         emitted: list[OutputRow] = []
         rows = [InputRow(index, prompt, f"id {index}") for index, prompt in enumerate(prompts)]
         if load:
-            remember_files(self.engine, file_stamps(spec))
+            remember_files(self.engine, LoadedFiles(file_stamps(spec)))
         self.engine.asked.clear()
         self.log.clear()
         context = ShardContext(emitted.append, lambda: False, self.log.append)

@@ -12,6 +12,7 @@ from pydantic import TypeAdapter
 
 from mloc_dagster.executors import reuse_identity
 from mloc_dagster.executors.reuse_identity import (
+    LoadedFiles,
     NoReuseError,
     file_stamps,
     model_identity,
@@ -47,7 +48,7 @@ class Case:
 
     def identity(self) -> bytes:
         spec = TypeAdapter(AnyTaskSpec).validate_python(copy.deepcopy(self.document))
-        remember_files(self.engine, file_stamps(spec))
+        remember_files(self.engine, LoadedFiles(file_stamps(spec)))
         return model_identity(spec, self.engine)
 
 
@@ -103,7 +104,6 @@ CHANGES: dict[str, Callable[[Case], None]] = {
     "kind of device": engine(device="cuda:0"),
     "GPUs": put("resources", "hardware", "gpu", "count", to=2),
     "place": move,
-    "source's revision": put("model", "source", "revision", to="a" * 40),
     "dtype": put("model", "transformers", "dtype", to="float32"),
     "attention": put("model", "transformers", "attn_implementation", to="eager"),
     "vLLM's argument": put("model", "vllm", "max_model_len", to=65),

@@ -18,6 +18,7 @@ from mloc_dagster.executors.inference import InferenceExecutor
 from mloc_dagster.executors.model_cache import ModelCache
 from mloc_dagster.executors.shard_run import run_shard
 from mloc_dagster.results.part_list import list_parts
+from mloc_dagster.results.plan_file import read_plan
 from mloc_dagster.results.rows import OutputRow, ServerFault
 from mloc_dagster.results.shard_files import read_rows
 from mloc_dagster.results.store import Folder, open_store
@@ -52,15 +53,8 @@ def cache() -> Iterator[ModelCache]:
     cache.clear()
 
 
-def ran(
-    monkeypatch: pytest.MonkeyPatch,
-    cache: ModelCache,
-    prompts: list[str],
-    device: str | None = "cpu",
-    **changes: object,
-) -> tuple[Folder, list[OutputRow], datetime]:
-    monkeypatch.setattr(shard_run, "task_executor", lambda _: Executor(Engine(device)))
-    spec = InferenceSpec.model_validate(
+def spec_of(prompts: list[str], **changes: object) -> InferenceSpec:
+    return InferenceSpec.model_validate(
         {
             "taskType": "inference",
             "model": {"source": {"type": "local", "identifier": os.devnull}},
@@ -69,6 +63,17 @@ def ran(
             **changes,
         }
     )
+
+
+def ran(
+    monkeypatch: pytest.MonkeyPatch,
+    cache: ModelCache,
+    prompts: list[str],
+    device: str | None = "cpu",
+    **changes: object,
+) -> tuple[Folder, list[OutputRow], datetime]:
+    monkeypatch.setattr(shard_run, "task_executor", lambda _: Executor(Engine(device)))
+    spec = spec_of(prompts, **changes)
     assert spec.data is not None
     folder = open_store(f"memory://{uuid.uuid4().hex}").task("t")
     plan = spool_input("t", spec.data, folder, 1, 7, {})
@@ -123,3 +128,25 @@ def test_part_files_say_when_their_attempt_began(
     began, written = part.span
     assert began == round(started_at.timestamp() * 1000)
     assert began <= written
+
+
+def test_a_damaged_part_is_named_and_its_rows_are_computed_again(
+    monkeypatch: pytest.MonkeyPatch, cache: ModelCache
+) -> None:
+    folder, rows, _ = ran(monkeypatch, cache, ["one", "two"])
+    (part,) = list_parts(folder)
+    folder.write_bytes(part.name, folder.read_bytes(part.name).replace(b"ONE", b"0NE"))
+    plan = read_plan(folder)
+    assert plan is not None
+    warnings: list[str] = []
+    report = run_shard(
+        *(folder, "t", spec_of(["one", "two"]), plan, plan.shards[0]),
+        attempt=1,
+        cache=cache,
+        cancelled=lambda: False,
+        on_damaged=warnings.append,
+    )
+    assert (report.rows_resumed, report.rows_computed) == (0, 2)
+    assert [row.output for row in read_rows(folder)] == [row.output for row in rows]
+    assert [part.name in warning for warning in warnings] == [True]
+    assert "rows 0 to 1" in warnings[0]

@@ -148,6 +148,8 @@ def test_several_answers_to_a_row(loaded: LoadedModel) -> None:
     row = output(loaded, n=3, ignore_eos=True)
     assert row.outputs is not None
     assert len(set(row.outputs)) == 3
+    assert row.finish_reasons is not None
+    assert len(row.finish_reasons) == len(row.outputs)
     assert row.output == row.outputs[0] == output(loaded, ignore_eos=True).output
     assert row.completion_tokens == 24
 

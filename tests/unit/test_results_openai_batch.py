@@ -117,6 +117,15 @@ def test_prompts_of_one_request_are_choices_of_one_answer() -> None:
     assert len({line["id"] for line in output}) == 2
 
 
+def test_each_of_several_answers_says_why_it_ended() -> None:
+    row = OutputRow(
+        *(0, CHAT, "1", "stop", ["1", "2"]), custom_id="a", finish_reasons=["stop", "length"]
+    )
+    (line,), _ = batch(row)
+    choices = line["response"]["body"]["choices"]
+    assert [each["finish_reason"] for each in choices] == ["stop", "length"]
+
+
 def test_a_request_fails_as_a_whole_into_the_errors_file() -> None:
     output, (line,) = batch(
         OutputRow(0, "x", "1", custom_id="a"),

@@ -3,13 +3,15 @@ from __future__ import annotations
 import threading
 import uuid
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mloc_dagster.errors import IncompleteResultsError
+from mloc_dagster.errors import DamagedFileError, IncompleteResultsError
 from mloc_dagster.planning.shards import Shard, cut_shards
+from mloc_dagster.results.part_list import Part
 from mloc_dagster.results.rows import Message, OutputRow
 from mloc_dagster.results.shard_files import ShardWriter, finished_rows, read_rows, read_shard
 from mloc_dagster.results.store import Folder, open_store
@@ -168,6 +170,45 @@ def test_a_damaged_part_is_named(folder: Folder) -> None:
     folder.write_bytes(name, b'{"index": 0, "pro')
     with pytest.raises(IncompleteResultsError, match=f"{name} is damaged"):
         list(read_rows(folder))
+
+
+def _note(damaged: list[Part], part: Part, _: DamagedFileError) -> None:
+    damaged.append(part)
+
+
+@given(place=st.integers(0, 10_000), value=st.integers(0, 255), keep=st.integers(0, 3))
+def test_a_part_with_a_changed_byte_or_without_its_last_rows_is_noticed(
+    place: int, value: int, keep: int
+) -> None:
+    folder = _new_folder()
+    with _writer(folder) as writer:
+        for index in range(3):
+            writer.write(_row(index, f"row {index}"))
+    (name,) = _parts(folder)
+    data = folder.read_bytes(name)
+    changed = bytearray(data)
+    changed[place % len(data)] = value
+    for other in (bytes(changed), b"".join(data.splitlines(keepends=True)[:keep])):
+        folder.write_bytes(name, other)
+        damaged: list[Part] = []
+        finished = finished_rows(folder, _SHARD, on_damaged=partial(_note, damaged))
+        heard = [part.name for part in damaged]
+        if other == data:
+            assert (finished.count, heard) == (3, [])
+        else:
+            assert (finished.count, heard) == (0, [name])
+            with pytest.raises(DamagedFileError, match=f"{name} is damaged"):
+                list(read_rows(folder))
+
+
+def test_parts_of_earlier_versions_are_read(folder: Folder) -> None:
+    with _writer(folder) as writer:
+        writer.write(_row(0))
+    (name,) = _parts(folder)
+    older = f"shards/0000/part-{0:012d}-{0:012d}-01-6b1295b0.jsonl"
+    folder.write_bytes(older, folder.read_bytes(name))
+    folder.delete(name)
+    assert list(read_rows(folder)) == [_row(0)]
 
 
 def test_parts_are_opened_only_when_their_rows_are_due(

@@ -19,6 +19,7 @@ from mloc_dagster.compile.compiler import compile_mapping
 from mloc_dagster.errors import TerminalError
 from mloc_dagster.events.bus import listening
 from mloc_dagster.events.model import TaskEvent, TaskEventType
+from mloc_dagster.executors.batch_task import start_batch
 from mloc_dagster.local_run import run_template
 from mloc_dagster.ops import batch as batch_ops
 from mloc_dagster.results.aggregate import read_summary
@@ -34,6 +35,7 @@ from mloc_dagster.results.batch_members import (
 from mloc_dagster.results.manifest import read_manifest, verify_manifest
 from mloc_dagster.results.record import read_record
 from mloc_dagster.results.store import Folder, open_store
+from mloc_dagster.schema.task import InferenceSpec
 
 
 def document(*items: str, name: str = "small", **spec: Any) -> dict[str, Any]:
@@ -140,6 +142,21 @@ def test_a_member_has_what_it_would_have_had_alone() -> None:
     assert records[0].spec == records[1].spec
     assert records[0].template == records[1].template
     assert records[0].submitted_at == batch.members[1].submitted_at
+
+
+def test_a_members_schema_keeps_the_order_of_its_properties() -> None:
+    schema = {"type": "object", "properties": {"reason": {"type": "string"}, "answer": {}}}
+    asked = document(
+        "one",
+        taskType="inference",
+        model={"source": {"type": "builtin", "identifier": "tiny-chat"}},
+        inference={"structured_outputs": {"json": schema}},
+    )
+    opened, _ = start_batch(batch_of({**asked, "kind": "InferenceTask"}), str(uuid.uuid4()))
+    assert isinstance(opened.spec, InferenceSpec)
+    form = opened.spec.inference.structured_outputs
+    assert form is not None
+    assert json.dumps(form.json_schema) == json.dumps(schema)
 
 
 def test_one_that_fails_harms_no_neighbour(monkeypatch: pytest.MonkeyPatch) -> None:

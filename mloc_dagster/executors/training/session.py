@@ -154,12 +154,13 @@ def _measure(
 
 def _revision(job: TrainingJob) -> str:
     """Returns which weights the training began with: the hub's commit, or a hash of the files."""
-    from mloc_dagster.executors.transformers_model import hub_commit, model_place, model_revision
+    from mloc_dagster.executors.model_files import folder_revision
+    from mloc_dagster.executors.transformers_model import hub_commit, model_place
 
     if job.start_from is not None:
-        return model_revision(str(job.start_from))
+        return folder_revision(str(job.start_from))
     source = job.spec.model.source
-    return hub_commit(source) or model_revision(model_place(source))
+    return hub_commit(source) or folder_revision(model_place(source))
 
 
 def _finished(outcome: TrainingOutcome, model: Any, final: str, revision: str) -> Finished:
