@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from mloc_dagster.tasks.task_status import TaskStatus
     from mloc_dagster.tasks.training_status import TrainingStatus
 
-_REASON_WIDTH = 200
+_REASON_WIDTH = 600
+"""Characters of a reason, beyond which it is cut: what to do often stands at its end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +82,8 @@ def task_lines(
         yield "shards", shards
     if task.retries:
         yield "retries", str(task.retries)
+    if task.losses:
+        yield "lost", f"{count(task.losses, 'worker')}, which costs no retry"
     for shard, worker in sorted(task.workers.items()):
         yield "worker", f"{worker}: shard {shard}"
     if task.error:
@@ -125,12 +128,17 @@ def print_task_table(tasks: Sequence[ListedTask]) -> None:
 def print_letters(letters: Sequence[DeadLetter | DeadLetterView], *, verbose: bool) -> None:
     """Prints dead letters: a table, then why each failed."""
     print_table(
-        ("task", "template", "age", "missing"), [_row(each) for each in letters], numbers=(2, 3)
+        ("task", "template", "age", "missing", "errors"),
+        [_row(each) for each in letters],
+        numbers=(2, 3, 4),
     )
     for each in letters:
         _print_reason(each, verbose=verbose)
     typer.echo("")
-    typer.echo("`mloc retry TASK` computes what is missing; `mloc show TASK` says more")
+    typer.echo(
+        "`mloc retry TASK` computes what is missing, with --failed-rows also what ended with an"
+        " error; `mloc show TASK` says more"
+    )
 
 
 def _took(task: ListedTask) -> str:
@@ -145,8 +153,10 @@ def _age(moment: datetime | None) -> str:
 
 
 def _row(letter: DeadLetter | DeadLetterView) -> tuple[str, ...]:
-    missing = "?" if letter.rows_missing is None else f"{letter.rows_missing:,}"
-    return (letter.task_id, letter.template, _age(letter.failed_at), missing)
+    numbers = (
+        "?" if each is None else f"{each:,}" for each in (letter.rows_missing, letter.errors)
+    )
+    return (letter.task_id, letter.template, _age(letter.failed_at), *numbers)
 
 
 def _print_reason(letter: DeadLetter | DeadLetterView, *, verbose: bool) -> None:
