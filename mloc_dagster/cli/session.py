@@ -60,7 +60,7 @@ class Session:
         progress: bool = True,
         talkative: bool = True,
         complain: bool = True,
-        again: str | None = None,
+        again: Sequence[str] | None = None,
         report: Callable[[TemplateRun, Console], None] | None = print_report,
     ) -> None:
         self.runs: list[TemplateRun] = []
@@ -183,13 +183,12 @@ class Session:
     def _resume_command(self, outcome: RunOutcome) -> str | None:
         if outcome.succeeded or outcome.bad_input or not outcome.tasks:
             return None
-        if self._again is not None:
-            return self._again
-        words = ["mloc", "run", "--resume", outcome.workflow_id]
+        again = self._again
+        words = ["mloc", "run", "--resume", outcome.workflow_id] if again is None else [*again]
         summaries = [each.summary for each in outcome.tasks if each.summary is not None]
-        if any(not each.ok for each in summaries):
+        if any(not each.ok for each in summaries) and "--retry-errors" not in words:
             words.append("--retry-errors")
-        if self._results is not None:
+        if again is None and self._results is not None:
             words += ["--results", self._results]
         return shlex.join(words)
 

@@ -141,6 +141,9 @@ class WorkflowReply(Reply):
     tasks: tuple[TaskView, ...]
 
 
+LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"]
+
+
 class LogLine(Wire):
     """One line of a task's logs."""
 
