@@ -14,6 +14,7 @@ from mloc_dagster.cli.tables import print_table
 from mloc_dagster.cli.training_lines import training_lines
 from mloc_dagster.cli.wording import count, duration, shorten
 from mloc_dagster.ledger.task_state import TaskState
+from mloc_dagster.planning.shards import shard_key
 
 if TYPE_CHECKING:
     from mloc_dagster.client.models import DeadLetterView, TaskDetail, TrainingView
@@ -85,7 +86,7 @@ def task_lines(
     if task.losses:
         yield "lost", f"{count(task.losses, 'worker')}, which costs no retry"
     for shard, worker in sorted(task.workers.items()):
-        yield "worker", f"{worker}: shard {shard}"
+        yield "worker", f"{worker}: shard {shard_key(shard)}"
     if task.error:
         yield "error", task.error
     if task.folder:
@@ -165,6 +166,6 @@ def _print_reason(letter: DeadLetter | DeadLetterView, *, verbose: bool) -> None
     if not verbose:
         return
     for shard, lines in letter.logs.items():
-        typer.echo(f"\n{letter.task_id}, shard {shard}:")
+        typer.echo(f"\n{letter.task_id}, shard {shard_key(shard)}:")
         for line in lines:
             typer.echo(f"  {line}")

@@ -42,14 +42,15 @@ class Mloc:
 
     def __init__(self, capsys: pytest.CaptureFixture[str], ledger: Ledger, url: str) -> None:
         self._capsys = capsys
+        self.err = ""
         self.ledger = ledger
         self.url = url
 
     def __call__(self, *arguments: str, code: int = 0) -> str:
         found = entry.run(arguments)
-        out, err = self._capsys.readouterr()
-        assert found == code, out + err
-        return out if code == 0 else out + err
+        out, self.err = self._capsys.readouterr()
+        assert found == code, out + self.err
+        return out if code == 0 else out + self.err
 
     def json(self, *arguments: str, code: int = 0):
         found = entry.run([*arguments, "--json"])
@@ -127,6 +128,8 @@ def test_a_task_is_submitted_listed_and_shown(mloc: Mloc, owner: str) -> None:
     assert "rows      0 of 2" in shown
     assert mloc.json("show", task_id)["tasks"][0]["status"] == "PENDING"
     assert mloc.json("list", "--owner", owner, "--status", "DEAD") == []
+    assert mloc("list", "--owner", owner, "--status", "DEAD") == ""
+    assert mloc.err == "no task matches\n"
     assert "did you mean 'DONE'" in mloc("list", "--status", "DONNE", code=2)
 
 
