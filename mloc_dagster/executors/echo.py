@@ -50,8 +50,8 @@ class EchoExecutor:
         for done, row in enumerate(shard.rows):
             if done == fail_at:
                 raise TransientError(
-                    f"echo failed on purpose in shard {shard_key(shard.index)}, attempt {shard.attempt} "
-                    f"(fail_rate {echo.fail_rate})"
+                    f"echo failed on purpose in shard {shard_key(shard.index)}, "
+                    f"attempt {shard.attempt} (fail_rate {echo.fail_rate})"
                 )
             if echo.delay_s:
                 _wait(echo.delay_s, context)

@@ -57,13 +57,10 @@ def test_each_component_is_a_program_with_a_rotating_log(layout: StackLayout) ->
         assert program["autorestart"] == "true"
     groups = [config[each] for each in config.sections() if each.startswith("group:")]
     order = sorted(groups, key=lambda each: int(each["priority"]))
+    # All of a group stop at once: whoever needs the databases before these.
     assert [each["programs"] for each in order] == [
-        "redis",
-        "postgres",
-        "code,webserver,daemon",
-        "dispatcher,api",
-        "runs-1",
-        "worker-1,worker-2",
+        "redis,postgres",
+        "code,webserver,daemon,dispatcher,api,runs-1,worker-1,worker-2",
     ]
 
 

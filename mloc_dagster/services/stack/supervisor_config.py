@@ -55,38 +55,40 @@ def supervisor_config(plan: StackPlan, *, drain_grace_s: float, cores: int) -> s
         drain_grace_s: Seconds that a stopping worker lets its shard go on.
         cores: Logical cores, to be shared by the workers.
     """
-    groups = dict(_groups(plan, drain_grace_s, cores))
+    groups = {
+        "databases": list(_databases(plan)),
+        "components": list(_components(plan, drain_grace_s, cores)),
+    }
     sections = [_supervisor(plan.layout)]
     for place, (group, programs) in enumerate(groups.items(), start=1):
+        if not programs:
+            continue
         sections += [_program(program, plan.layout) for program in programs]
-        # Groups start in this order and stop in the opposite one, each as a whole.
+        # Groups start in this order and stop in the opposite one, each as a whole and all of its
+        # programs at once: whoever stops has its own patience, and needs the databases only.
         names = ",".join(program.name for program in programs)
         sections.append(f"[group:{group}]\nprograms={names}\npriority={place * 10}\n")
     return "\n".join(sections)
 
 
-def _groups(
-    plan: StackPlan, drain_grace_s: float, cores: int
-) -> Iterator[tuple[str, list[_Program]]]:
+def _databases(plan: StackPlan) -> Iterator[_Program]:
     if plan.redis_port is not None:
-        yield "redis", [_redis(plan.layout)]
+        yield _redis(plan.layout)
     if plan.postgres_port is not None:
-        yield "postgres", [_postgres(plan)]
-    yield "dagster", [_code(plan.layout), *_dagster(plan)]
+        yield _postgres(plan)
+
+
+def _components(plan: StackPlan, drain_grace_s: float, cores: int) -> Iterator[_Program]:
+    yield _code(plan.layout)
+    yield from _dagster(plan)
     if plan.api_port is not None:
-        yield "api", _api(plan, plan.api_port)
+        yield from _api(plan, plan.api_port)
     stop_s = int(drain_grace_s) + _HANDING_BACK_S
-    if plan.run_workers:
-        yield "runs", [_run_worker(plan, each, stop_s) for each in range(1, plan.run_workers + 1)]
-    if plan.worker_gpus:
-        threads = max(1, cores // len(plan.worker_gpus))
-        yield (
-            "workers",
-            [
-                _worker(plan, number, gpus, threads, stop_s)
-                for number, gpus in enumerate(plan.worker_gpus, start=1)
-            ],
-        )
+    for each in range(1, plan.run_workers + 1):
+        yield _run_worker(plan, each, stop_s)
+    threads = max(1, cores // max(1, len(plan.worker_gpus)))
+    for number, gpus in enumerate(plan.worker_gpus, start=1):
+        yield _worker(plan, number, gpus, threads, stop_s)
 
 
 def _redis(layout: StackLayout) -> _Program:
