@@ -59,7 +59,7 @@ class Readiness:
             TerminalError: If a component dies again and again, or does not answer in five minutes.
         """
         deadline = time.monotonic() + _PATIENCE_S
-        self.tell("", [each.name for each in component_states(self.plan.layout)])
+        self.tell("", self.plan.components())
         while not interrupted():
             states = component_states(self.plan.layout)
             waiting = self._waiting(states)
@@ -80,7 +80,7 @@ class Readiness:
             asked = each.name not in self._ready and self._may_answer(each)
             if asked and component_answers(self.plan, each, self._since):
                 self._ready.add(each.name)
-                awaited = [other.name for other in states if other.name not in self._ready]
+                awaited = [name for name in self.plan.components() if name not in self._ready]
                 self.tell(each.name, awaited)
         return [each for each in states if each.name not in self._ready]
 
