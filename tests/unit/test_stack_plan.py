@@ -64,6 +64,19 @@ def test_each_component_is_a_program_with_a_rotating_log(layout: StackLayout) ->
     ]
 
 
+def test_workers_have_the_time_to_hand_back_and_nobody_waits_for_dagsters_servers(
+    layout: StackLayout,
+) -> None:
+    config = _config(_plan(layout))
+    patience = {
+        name.removeprefix("program:"): int(config[name]["stopwaitsecs"])
+        for name in config.sections()
+        if name.startswith("program:")
+    }
+    assert max(patience[name] for name in ("code", "webserver", "daemon")) <= 5
+    assert min(patience[name] for name in ("runs-1", "worker-1")) >= 10 + 30
+
+
 def test_workers_share_the_cores_and_have_names(
     layout: StackLayout, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -22,8 +22,13 @@ _LOG_BACKUPS = 5
 # The supervisor waits a second longer after each failed start; it never gives up.
 _START_RETRIES = 1_000_000
 
-# After its grace a draining worker writes its rows and hands its shard back.
-_HANDING_BACK_S = 15
+# After its grace a draining worker writes its rows and hands its shard back. All else stops at
+# the same time: on a busy machine it takes long.
+_HANDING_BACK_S = 30
+
+# Dagster's servers wait up to a minute for calls that others of them hold open, and never end those
+# themselves. None of them has anything to lose.
+_DAGSTER_STOP_S = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +47,7 @@ class _Program:
     name: str
     command: Sequence[str]
     stop_signal: str = "TERM"
-    stop_s: int = 15
+    stop_s: int = 30
     stop_group: bool = True
     environment: Mapping[str, str] = field(default_factory=dict)
 
@@ -109,7 +114,8 @@ def _code(layout: StackLayout) -> _Program:
     serve = _python("dagster", "code-server", "start", "--socket", str(layout.socket("code.sock")))
     target = ("-m", "mloc_dagster.definitions", "-a", "defs")
     ours = ("--use-python-environment-entry-point", "--location-name", "mloc_dagster.definitions")
-    return _Program("code", _after("redis", "postgres", command=[*serve, *target, *ours]))
+    command = _after("redis", "postgres", command=[*serve, *target, *ours])
+    return _Program("code", command, stop_s=_DAGSTER_STOP_S)
 
 
 def _dagster(plan: StackPlan) -> list[_Program]:
@@ -119,8 +125,8 @@ def _dagster(plan: StackPlan) -> list[_Program]:
     daemon = _python("dagster._daemon", "run", "-w", str(home / DAEMON_WORKSPACE))
     needs = ("redis", "postgres", "code")
     return [
-        _Program("webserver", _after(*needs, command=webserver)),
-        _Program("daemon", _after(*needs, command=daemon)),
+        _Program("webserver", _after(*needs, command=webserver), stop_s=_DAGSTER_STOP_S),
+        _Program("daemon", _after(*needs, command=daemon), stop_s=_DAGSTER_STOP_S),
     ]
 
 
