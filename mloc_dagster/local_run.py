@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import dagster as dg
 from dagster import DagsterEventType
-from dagster_shared.error import SerializableErrorInfo
 
 from mloc_dagster import errors
 from mloc_dagster.assets.names import job_name
@@ -16,6 +15,7 @@ from mloc_dagster.compile.compiler import CompiledTemplate
 from mloc_dagster.definitions import build_definitions
 from mloc_dagster.executors.registry import task_executor
 from mloc_dagster.executors.task_start import task_id_for
+from mloc_dagster.ops.failures import step_error
 from mloc_dagster.ops.plan import WORKFLOW_TAG
 from mloc_dagster.ops.shard import CHANGED_MODEL_TAG, RETRY_ERRORS_TAG
 from mloc_dagster.results.aggregate import TaskSummary
@@ -51,7 +51,7 @@ class RunOutcome:
         workflow_id: The id that its tasks share; `mloc run --resume` takes it.
         succeeded: Whether every step did.
         tasks: The tasks that were started, in order.
-        failures: One message per failed step or check, the first cause first.
+        failures: One message per failed step, the first cause first.
         bad_input: Whether the first cause is something that the user wrote or named.
     """
 
@@ -137,28 +137,8 @@ def outcomes(compiled: CompiledTemplate, workflow_id: str) -> tuple[TaskOutcome,
 
 
 def _failures(events: Sequence[dg.DagsterEvent]) -> tuple[str, ...]:
-    messages: list[str] = []
-    for event in events:
-        if event.event_type == DagsterEventType.ASSET_CHECK_EVALUATION:
-            check = event.asset_check_evaluation_data
-            if not check.passed:
-                values = ", ".join(f"{key}: {each.value}" for key, each in check.metadata.items())
-                messages.append(f"check {check.check_name} failed ({values})")
-        elif event.event_type == DagsterEventType.STEP_FAILURE:
-            data = event.step_failure_data
-            given = data.user_failure_data
-            if given is not None and given.description:
-                messages.append(given.description)
-            elif data.error is not None and "AssetCheckFailed" not in str(data.error.cls_name):
-                messages.append(_first_cause(data.error))
-    return tuple(messages)
-
-
-def _first_cause(error: SerializableErrorInfo) -> str:
-    """Returns the message that was raised, below what Dagster wrapped around it."""
-    while error.cause is not None:
-        error = error.cause
-    return error.message.strip()
+    failed = (each for each in events if each.event_type == DagsterEventType.STEP_FAILURE)
+    return tuple(map(step_error, failed))
 
 
 def _is_bad_input(events: Sequence[dg.DagsterEvent]) -> bool:

@@ -39,6 +39,7 @@ def _letter(api: ApiState, entry: TaskEntry) -> DeadLetterView:
         "rows": entry.rows,
         "rows_finished": entry.rows_finished,
         "rows_missing": missing,
+        "errors": entry.errors,
     }
     if entry.run_id is not None and entry.batch_key is None:
         fields |= _of_run(api, entry, entry.run_id)

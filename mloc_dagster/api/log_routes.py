@@ -16,7 +16,7 @@ from mloc_dagster.api.openapi import problems
 from mloc_dagster.api.parameters import Cursor, TaskId
 from mloc_dagster.api.problems import Refusal
 from mloc_dagster.api.state import ApiState, State, reply
-from mloc_dagster.client.models import LogEnd, LogLine, LogPage
+from mloc_dagster.client.models import LogEnd, LogLevel, LogLine, LogPage
 from mloc_dagster.ledger.task_state import TaskState
 
 router = APIRouter(prefix="/api/v1", tags=["tasks"])
@@ -42,12 +42,15 @@ async def logs(
     task_id: TaskId,
     limit: Annotated[int, Query(ge=1, le=5_000, description="Lines on a page.")] = 1_000,
     cursor: Cursor = None,
+    level: Annotated[
+        LogLevel, Query(description="The lowest level to show; DEBUG has all of Dagster's events.")
+    ] = "INFO",
     follow: Annotated[bool, Query(description="Live, until the task has ended.")] = False,
     last_event_id: Annotated[
         str | None, Header(max_length=8_000, description="Where a broken stream goes on.")
     ] = None,
 ) -> Response:
-    """Returns the lines of a task's run and of its shards' log files.
+    """Returns the lines of a task's run and of its shards' log files, in order of time.
 
     With `follow=true`, or `Accept: text/event-stream`: events named `log`, each a line, then one
     named `end`.
@@ -56,13 +59,13 @@ async def logs(
     position = Position.read(last_event_id if live and last_event_id else cursor)
     if live:
         await run_in_threadpool(api.task, task_id)  # a problem while there can be one
-        return _follow(api, TaskLogs(api, task_id, position), task_id)
-    return reply(await run_in_threadpool(_page, api, task_id, position, limit))
+        return _follow(api, TaskLogs(api, task_id, position, level), task_id)
+    reader = TaskLogs(api, task_id, position, level)
+    return reply(await run_in_threadpool(_page, api, task_id, reader, limit))
 
 
-def _page(api: ApiState, task_id: str, position: Position, limit: int) -> LogPage:
+def _page(api: ApiState, task_id: str, reader: TaskLogs, limit: int) -> LogPage:
     entry = api.task(task_id)
-    reader = TaskLogs(api, task_id, position)
     lines = tuple(reader.read(entry, limit))
     return LogPage(
         task_id=task_id,

@@ -6,40 +6,63 @@ import base64
 import logging
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from operator import itemgetter
 
-from dagster import EventLogEntry
+from dagster import DagsterEventType, EventLogEntry
 from dagster._core.event_api import EventLogCursor
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mloc_dagster.api.problems import Refusal
 from mloc_dagster.api.state import ApiState
-from mloc_dagster.client.models import LogLine
+from mloc_dagster.client.models import LogLevel, LogLine
+from mloc_dagster.fleet.requeue_note import requeue_in
 from mloc_dagster.ledger.model import TaskEntry
+from mloc_dagster.ops.failures import step_error
 from mloc_dagster.ops.run_tags import RunTask
 from mloc_dagster.results.store import Folder
 
 _STAMPED = re.compile(rb"(\d{4}-\d\d-\d\dT[0-9:.]+Z) (.*)", re.DOTALL)
 _MAX_CURSOR_BYTES = 100_000
 _CHUNK_BYTES = 1 << 18
+_BATCH = 2_000
+"""Entries of a source that are put in order together with those of the others."""
+_EARLIEST = datetime.min.replace(tzinfo=UTC)
 RUN_SOURCE = "run"
 
 
+class Place(BaseModel):
+    """How far the sources are read.
+
+    Attributes:
+        event: Storage id of the run's last event.
+        files: Bytes of each log file.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    event: int = Field(default=0, ge=0)
+    files: dict[str, int] = Field(default_factory=dict)
+
+
 class Position(BaseModel):
-    """Where somebody stopped reading.
+    """Where somebody stopped reading: lines are given in batches, each in order of time.
 
     Attributes:
         run: The run whose events were read.
-        event: Dagster's cursor in it.
-        files: Bytes read of each log file.
+        start: Where the batch begins.
+        stop: Where it ends; None before it was read.
+        given: How many of its lines were read.
     """
 
     model_config = ConfigDict(extra="forbid")
 
     run: str = Field(default="", max_length=100)
-    event: str = Field(default="", max_length=1_000)
-    files: dict[str, int] = Field(default_factory=dict)
+    start: Place = Field(default_factory=Place)
+    stop: Place | None = None
+    given: int = Field(default=0, ge=0)
 
     def cursor(self) -> str:
         """Returns it as one word."""
@@ -59,6 +82,60 @@ class Position(BaseModel):
             raise Refusal(422, "invalid-cursor", "this cursor is none of these logs") from None
 
 
+@dataclass(frozen=True, slots=True)
+class Read:
+    """An entry of a source.
+
+    Attributes:
+        at: When it was written.
+        mark: Where its source is read on behind it.
+        line: What it says; None if nothing.
+    """
+
+    at: datetime
+    mark: int
+    line: LogLine | None
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What was read of a source.
+
+    Attributes:
+        name: The log file; empty for the run.
+        entries: In the order of the source.
+        more: Whether it goes on behind them.
+    """
+
+    name: str
+    entries: Sequence[Read]
+    more: bool = False
+
+
+def in_order(sources: Sequence[Source], start: Place) -> tuple[list[LogLine], Place]:
+    """Returns lines of several sources in order of time, and how far that reads the sources.
+
+    A source is read no further than the one that goes on is known: what comes next there may be
+    earlier than the rest of the others.
+    """
+    known = [max(each.at for each in source.entries) for source in sources if source.more]
+    horizon = min(known, default=None)
+    stop = start.model_copy(deep=True)
+    taken: list[tuple[datetime, LogLine]] = []
+    for source in sources:
+        for each in source.entries:
+            if horizon is not None and each.at > horizon:
+                break
+            if source.name:
+                stop.files[source.name] = each.mark
+            else:
+                stop.event = each.mark
+            if each.line is not None:
+                taken.append((each.at, each.line))
+    taken.sort(key=itemgetter(0))
+    return [line for _, line in taken], stop
+
+
 class TaskLogs:
     """Reads on from a position, which moves with each line.
 
@@ -66,52 +143,92 @@ class TaskLogs:
         api: Who knows runs and folders.
         task_id: Whose logs.
         position: Where to begin.
+        level: Lines of lower levels are passed over.
     """
 
-    def __init__(self, api: ApiState, task_id: str, position: Position) -> None:
+    def __init__(self, api: ApiState, task_id: str, position: Position, level: LogLevel) -> None:
         self._api = api
         self._task_id = task_id
+        self._level = logging.getLevelNamesMapping()[level]
+        self._batch: list[LogLine] | None = None
         self.position = position
 
     def read(self, entry: TaskEntry, most: int) -> Iterator[LogLine]:
-        """Yields at most so many lines of what came since, the run's first.
+        """Yields at most so many lines of what came since.
 
         Args:
             entry: The task as it is now.
             most: How many lines.
         """
         left = most
-        for line in self._events(entry, left):
-            yield line
-            left -= 1
-        folder = self._api.store.task(self._task_id)
-        for name in sorted(each for each in folder.list("logs") if each.endswith(".log")):
-            if left <= 0:
-                return
-            for line in self._file(folder, name, left, ended=entry.state.ended):
+        while left > 0 and (line := self._next(entry)) is not None:
+            if logging.getLevelNamesMapping().get(line.level, logging.INFO) >= self._level:
                 yield line
                 left -= 1
 
-    def _events(self, entry: TaskEntry, most: int) -> Iterator[LogLine]:
+    def _next(self, entry: TaskEntry) -> LogLine | None:
+        position = self.position
+        if position.run != (entry.run_id or ""):
+            # Of another run; what was read of the files stays read.
+            files = (position.stop or position.start).files
+            self.position = position = Position(run=entry.run_id or "", start=Place(files=files))
+            self._batch = None
+        while True:
+            if self._batch is None:
+                self._batch = self._read_batch(entry)
+            if position.given < len(self._batch):
+                line = self._batch[position.given]
+                position.given += 1
+                if position.given == len(self._batch):
+                    self._advance()
+                return line
+            moved = position.stop != position.start
+            self._advance()
+            if not moved:
+                return None
+
+    def _advance(self) -> None:
+        position, self._batch = self.position, None
+        position.start, position.stop, position.given = position.stop or position.start, None, 0
+
+    def _read_batch(self, entry: TaskEntry) -> list[LogLine]:
+        position, folder = self.position, self._api.store.task(self._task_id)
+        start, stop = position.start, position.stop
+        names = sorted(each for each in folder.list("logs") if each.endswith(".log"))
+        read = [
+            self._events(entry, start.event, None if stop is None else stop.event),
+            *(
+                self._file(
+                    folder,
+                    name,
+                    start.files.get(name, 0),
+                    None if stop is None else stop.files.get(name, 0),
+                    ended=entry.state.ended,
+                )
+                for name in names
+            ),
+        ]
+        lines, reached = in_order(read, start)
+        position.stop = stop or reached
+        return lines
+
+    def _events(self, entry: TaskEntry, after: int, until: int | None) -> Source:
         if entry.run_id is None:
-            return
-        if self.position.run != entry.run_id:
-            self.position.run, self.position.event = entry.run_id, ""
+            return Source("", ())
         storage = self._api.fleet.instance().event_log_storage
-        task = self._run_task(entry)
-        more = True
-        while more and most > 0:
-            found = storage.get_records_for_run(
-                entry.run_id, cursor=self.position.event or None, limit=most
+        cursor = EventLogCursor.from_storage_id(after).to_string() if after else None
+        found = storage.get_records_for_run(entry.run_id, cursor=cursor, limit=_BATCH)
+        task = self._run_task(entry) if found.records else None
+        entries = [
+            Read(
+                datetime.fromtimestamp(record.event_log_entry.timestamp, UTC),
+                record.storage_id,
+                _event_line(record.event_log_entry, task),
             )
-            more = found.has_more
-            for record in found.records:
-                cursor = EventLogCursor.from_storage_id(record.storage_id)
-                self.position.event = cursor.to_string()
-                line = _event_line(record.event_log_entry, task)
-                if line is not None:
-                    yield line
-                    most -= 1
+            for record in found.records
+            if until is None or record.storage_id <= until
+        ]
+        return Source("", entries, more=bool(entries) and until is None and found.has_more)
 
     def _run_task(self, entry: TaskEntry) -> RunTask | None:
         """Returns which of a run's steps are the task's; None for all."""
@@ -124,33 +241,56 @@ class TaskLogs:
             return None
         return next((each for each in known.tasks() if each.task_id == entry.task_id), None)
 
-    def _file(self, folder: Folder, name: str, most: int, *, ended: bool) -> Iterator[LogLine]:
+    def _file(
+        self, folder: Folder, name: str, start: int, until: int | None, *, ended: bool
+    ) -> Source:
         source = name.removeprefix("logs/").removesuffix(".log")
-        start = max(0, self.position.files.get(name, 0))
+        entries: list[Read] = []
+        at, place = _EARLIEST, start
         try:
             with folder.open(name) as file:
                 file.seek(start)
-                while most > 0 and (raw := file.readline(_CHUNK_BYTES)):
+                while len(entries) < _BATCH and (raw := file.readline(_CHUNK_BYTES)):
                     whole = raw.endswith(b"\n") or len(raw) >= _CHUNK_BYTES
                     if not whole and not ended:
-                        return  # the rest is about to be written
-                    start += len(raw)
-                    self.position.files[name] = start
-                    most -= 1
-                    yield _line(source, raw)
+                        break  # the rest is about to be written
+                    place += len(raw)
+                    if until is not None and place > until:
+                        break
+                    line = _line(source, raw)
+                    at = line.at or at  # without a time it belongs to the line before
+                    entries.append(Read(at, place, line))
         except FileNotFoundError:
-            return
+            return Source(name, ())
+        return Source(name, entries, more=until is None and len(entries) == _BATCH)
+
+
+_LEVELS: Mapping[DagsterEventType, int] = {
+    DagsterEventType.RUN_START: logging.INFO,
+    DagsterEventType.RUN_SUCCESS: logging.INFO,
+    DagsterEventType.RUN_CANCELING: logging.INFO,
+    DagsterEventType.RUN_CANCELED: logging.WARNING,
+    DagsterEventType.STEP_UP_FOR_RETRY: logging.WARNING,
+}
+"""Levels of Dagster's events that it logs as DEBUG, and that a person wants to see."""
 
 
 def _event_line(entry: EventLogEntry, task: RunTask | None) -> LogLine | None:
     event, step = entry.dagster_event, entry.step_key or ""
     text = entry.user_message or (event.message if event is not None else "") or ""
+    level = entry.level if isinstance(entry.level, int) else logging.INFO
+    if event is not None:
+        level = max(level, _LEVELS.get(event.event_type, level))
+        if event.is_step_failure:
+            text = f"failed: {step_error(event)}"
+        elif requeue_in(event) is not None:
+            level = logging.WARNING
     if not text or (task is not None and step and not task.owns(step)):
         return None
     return LogLine(
         source=RUN_SOURCE,
         at=datetime.fromtimestamp(entry.timestamp, UTC),
-        level=logging.getLevelName(entry.level),
+        level=logging.getLevelName(level),
         text=f"{step}: {text}" if step else text,
     )
 

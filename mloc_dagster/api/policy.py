@@ -20,6 +20,12 @@ _HTTP_URL = re.compile(r"https?://\S+", re.IGNORECASE)
 _UNSTORABLE = re.compile("[\\x00\\ud800-\\udfff]")
 
 
+_NO_SCHEDULE = (
+    "a submission runs once, and its schedule would never start: put the template into the library "
+    "(MLOC_TEMPLATES_DIR), or submit it with --set spec.schedule=null"
+)
+
+
 class Policy:
     """Goes once through a document: names uploaded files, finds what is not allowed.
 
@@ -51,6 +57,8 @@ class Policy:
                         self.findings.append(Diagnostic(name, 0, 0, place, why))
 
     def _visit(self, tree: Tree) -> Tree:
+        if tree.path == ("spec", "schedule") and tree.content is not None:
+            self.findings.append(at_value(tree, _NO_SCHEDULE))
         if isinstance(tree.content, dict):
             for key, child in tree.content.items():
                 self._check_text(child, key)

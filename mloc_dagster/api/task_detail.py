@@ -53,6 +53,7 @@ def _of_status(status: TaskStatus) -> dict[str, object]:
         "waiting_for": status.waiting_for,
         "shards": Shards.model_validate(status.shards.model_dump()),
         "retries": status.retries,
+        "losses": status.losses,
         "workers": dict(status.workers),
     }
     known = {

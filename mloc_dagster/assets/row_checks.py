@@ -1,6 +1,8 @@
 """The checks that stand between a task's responses and whatever reads them."""
 
+import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import dagster as dg
 
@@ -8,8 +10,10 @@ from mloc_dagster.assets.names import asset_key, node_name
 from mloc_dagster.compile.compiler import CompiledTask, CompiledTemplate
 from mloc_dagster.executors.open_task import open_task
 from mloc_dagster.executors.task_start import error_budget_of
+from mloc_dagster.ops.failures import failed_checks
 from mloc_dagster.ops.references import TaskRef
-from mloc_dagster.results.budget import allowed_errors
+from mloc_dagster.ops.run_tags import PROCESS_TAG
+from mloc_dagster.results.budget import allowed_errors, budget_problem
 from mloc_dagster.results.shard_files import read_rows
 from mloc_dagster.results.verification import RowCounts, count_rows
 from mloc_dagster.schema.task import RowSpec
@@ -20,6 +24,24 @@ CHECKS = {
     "error_budget": "No more rows ended with an error than the template allows.",
     "no_empty_outputs": "Few enough outputs are empty.",
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a check came to.
+
+    Attributes:
+        problem: What is wrong, in a sentence; empty when the check passed.
+        metadata: What a person wants to see of it.
+    """
+
+    problem: str
+    metadata: dict[str, str | int | float]
+
+    @property
+    def passed(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.problem
 
 
 def row_checks(compiled: CompiledTemplate, node: CompiledTask) -> dg.AssetChecksDefinition:
@@ -35,29 +57,39 @@ def row_checks(compiled: CompiledTemplate, node: CompiledTask) -> dg.AssetChecks
         specs=specs,
         ins={"responses": dg.AssetIn(key=key)},
     )
-    def checks(responses: TaskRef) -> Iterator[dg.AssetCheckResult]:
+    def checks(
+        context: dg.AssetCheckExecutionContext, responses: TaskRef
+    ) -> Iterator[dg.AssetCheckResult]:
         opened = open_task(responses.task_id)
         counts = count_rows(read_rows(opened.folder))
-        for name, (passed, metadata) in evaluate(counts, opened.plan().rows, opened.spec).items():
+        # `mloc run` says itself how to go on.
+        here = PROCESS_TAG in context.run.tags
+        again = "" if here else f"mloc retry --failed-rows {responses.task_id}"
+        verdicts = evaluate(counts, opened.plan().rows, opened.spec, again=again)
+        for name, verdict in verdicts.items():
             yield dg.AssetCheckResult(
-                check_name=name, asset_key=key, passed=passed, metadata=metadata
+                check_name=name, asset_key=key, passed=verdict.passed, metadata=verdict.metadata
             )
+        problems = [each.problem for each in verdicts.values() if not each.passed]
+        if problems:
+            raise failed_checks(problems)
 
     return checks
 
 
 def evaluate(
-    counts: RowCounts, planned: int, spec: RowSpec
-) -> dict[str, tuple[bool, dict[str, str | int | float]]]:
+    counts: RowCounts, planned: int, spec: RowSpec, *, again: str = ""
+) -> dict[str, Verdict]:
     """Judges what a pass over the rows found.
 
     Args:
         counts: What was found.
         planned: Rows of the input.
         spec: The task, for its limits.
+        again: The command that computes rows with an error again.
 
     Returns:
-        For each check of `CHECKS` whether it passed, and what a person wants to see.
+        What each check of `CHECKS` came to.
     """
     budget = allowed_errors(planned, error_budget_of(spec))
     allowed_empty = spec.checks.max_empty_fraction * planned
@@ -66,12 +98,24 @@ def evaluate(
         index, text = counts.first_error
         errors["first_error"] = f"row {index}: {text}"
     gap = -1 if counts.first_gap is None else counts.first_gap
+    over = budget_problem(counts.errors, planned, budget, counts.first_error, again=again)
+    share = spec.checks.max_empty_fraction
+    empty = (
+        f"{counts.empty:,} of {planned:,} outputs are empty, and checks.max_empty_fraction"
+        f" {share:g} allows {math.floor(allowed_empty):,}"
+    )
     return {
-        "row_count": (counts.rows == planned, {"rows": counts.rows, "planned": planned}),
-        "indexes_complete": (counts.first_gap is None, {"first_gap": gap}),
-        "error_budget": (counts.errors <= budget, errors),
-        "no_empty_outputs": (
-            counts.empty <= allowed_empty,
+        "row_count": Verdict(
+            f"there are {counts.rows:,} rows of {planned:,}" * (counts.rows != planned),
+            {"rows": counts.rows, "planned": planned},
+        ),
+        "indexes_complete": Verdict(
+            f"row {gap} is missing, or out of order" * (counts.first_gap is not None),
+            {"first_gap": gap},
+        ),
+        "error_budget": Verdict(over * (counts.errors > budget), errors),
+        "no_empty_outputs": Verdict(
+            empty * (counts.empty > allowed_empty),
             {"empty": counts.empty, "allowed": allowed_empty},
         ),
     }

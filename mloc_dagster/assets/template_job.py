@@ -1,5 +1,6 @@
 """A template as Dagster sees it: assets, checks, a job, perhaps a schedule."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -11,6 +12,7 @@ from mloc_dagster.assets.task_assets import task_assets
 from mloc_dagster.compile.compiler import CompiledTemplate
 from mloc_dagster.fleet.job_executor import execution_config
 from mloc_dagster.ops.run_tags import NODES_TAG, SLO_TAG
+from mloc_dagster.services.stack.plan import STACK
 
 if TYPE_CHECKING:
     # Dagster exports what makes it, and not its name.
@@ -67,11 +69,16 @@ def _schedules(
 ) -> list[dg.ScheduleDefinition]:
     if compiled.schedule is None:
         return []
+    # `dagster dev` starts no schedule by itself: who tries a template out wants no run at night.
+    running = compiled.schedule.enabled and STACK in os.environ
     return [
         dg.ScheduleDefinition(
             name=f"{job_name(compiled)}_schedule",
             job=job,
             cron_schedule=compiled.schedule.cron,
             execution_timezone=compiled.schedule.timezone,
+            default_status=(
+                dg.DefaultScheduleStatus.RUNNING if running else dg.DefaultScheduleStatus.STOPPED
+            ),
         )
     ]

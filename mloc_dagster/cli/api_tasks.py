@@ -84,7 +84,7 @@ def api_list(client: Client, options: ListOptions) -> int:
     if options.as_json:
         typer.echo(json.dumps([document(each) for each in found], ensure_ascii=False))
     elif not found:
-        typer.echo("no such task; `mloc submit echo` makes one", err=True)
+        typer.echo(options.nothing_found, err=True)
     else:
         print_task_table(
             [

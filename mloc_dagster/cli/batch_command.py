@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -210,8 +209,8 @@ def _rows_there(folder: Folder) -> str:
         return str(error)
 
 
-def _again() -> str:
-    return shlex.join(["mloc", *sys.argv[1:]])
+def _again() -> list[str]:
+    return ["mloc", *sys.argv[1:]]
 
 
 def _write(options: BatchOptions, folder: Folder, session: Session) -> BatchOutcome | None:

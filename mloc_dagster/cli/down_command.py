@@ -18,8 +18,13 @@ def down() -> None:
     """
     layout = stack_layout()
     console = Console(stderr=True, highlight=False)
-    with console.status("stopping …"):
-        count = stop_stack(layout, settings(), lambda line: console.print(line, markup=False))
+    with console.status("stopping …") as status:
+        count = stop_stack(
+            layout,
+            settings(),
+            lambda line: console.print(line, markup=False),
+            lambda names: status.update(f"stopping {', '.join(names)} …"),
+        )
     if count:
         typer.echo(f"stopped {layout.home}: {count} processes ended, none is left")
     else:

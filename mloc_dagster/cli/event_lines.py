@@ -7,6 +7,7 @@ from rich.text import Text
 from mloc_dagster.cli.wording import count
 from mloc_dagster.events.model import Event, TaskEvent, WorkerEvent
 from mloc_dagster.events.payloads import Payload, WorkerPayload
+from mloc_dagster.planning.shards import shard_key
 
 _COLOURS = {
     "queued": "cyan",
@@ -49,10 +50,9 @@ def _of_task(event: TaskEvent) -> list[str]:
 def _shard(event: TaskEvent) -> str:
     if event.shard is None:
         return ""
-    # Numbers from 1 for people, as the progress of `mloc run` has them.
-    place = f"shard {event.shard.index + 1}"
-    total = f"/{event.shard.total}" if event.shard.total else ""
-    attempt = f" attempt {event.attempt}" if event.attempt > 1 else ""
+    place = f"shard {shard_key(event.shard.index)}"
+    total = f" of {event.shard.total}" if event.shard.total else ""
+    attempt = f", attempt {event.attempt}" if event.attempt > 1 else ""
     return f"{place}{total}{attempt}"
 
 

@@ -47,6 +47,14 @@ class ListOptions:
                 raise InputError(f"--label {each!r}: expected KEY=VALUE")
         return dict(each.split("=", 1) for each in self.labels)
 
+    @property
+    def nothing_found(self) -> str:
+        """What is said where the list is empty."""
+        filters = (self.owner, self.name, self.task_type, self.worker, self.since)
+        if any(filters) or self.statuses or self.labels:
+            return "no task matches"
+        return "no task yet"
+
     def check_direct(self) -> None:
         """Refuses what only the API can tell.
 

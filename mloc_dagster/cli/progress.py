@@ -26,6 +26,7 @@ from mloc_dagster.cli.task_progress import TaskProgress
 from mloc_dagster.cli.wording import count, shorten
 from mloc_dagster.events.bus import listening
 from mloc_dagster.events.model import TaskEvent, TaskEventType
+from mloc_dagster.planning.shards import shard_key
 
 LINE_INTERVAL_S = 10.0
 
@@ -69,7 +70,7 @@ class Monitor:
             task.take(event)
         if event.type is TaskEventType.SHARD_FAILED and event.shard is not None:
             self.view.say(
-                f"{event.node}: attempt {event.attempt} at shard {event.shard.index + 1} of "
+                f"{event.node}: attempt {event.attempt} at shard {shard_key(event.shard.index)} of "
                 f"{event.shard.total} failed: {shorten(event.error or '', 300)}"
             )
         self.view.show(task, event)

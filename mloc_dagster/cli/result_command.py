@@ -101,12 +101,26 @@ def _print(client: Client, task_id: str) -> None:
     """Prints the first rows; what has no rows, such as a training, by its figures."""
     try:
         rows = list(islice(client.rows(task_id), _SHOWN_ROWS + 1))
-    except NotFoundError:
-        _print_figures(client.result(task_id).result)
-        return
+        name = "rows.jsonl"
+    except NotFoundError:  # not exported, as of a task that failed, or exported as JSON only
+        result = client.result(task_id).result
+        rows, name = _items(result), "responses.json"
+        if rows is None:
+            _print_figures(result)
+            return
+        if result.get("ok") is False:
+            typer.echo(f"the task failed: `mloc show {task_id}` says why\n", err=True)
     _print_rows(rows[:_SHOWN_ROWS])
     if len(rows) > _SHOWN_ROWS:
-        typer.echo(f"\nand more: `mloc result {task_id} -o rows.jsonl` saves all", err=True)
+        typer.echo(f"\nand more: `mloc result {task_id} -o {name}` saves all", err=True)
+
+
+def _items(result: Mapping[str, JsonValue]) -> list[Mapping[str, JsonValue]] | None:
+    """Returns the rows within a result; None of what has none."""
+    items = result.get("items")
+    if not isinstance(items, list):
+        return None
+    return [each for each in items if isinstance(each, dict)]
 
 
 def _print_rows(rows: Sequence[Mapping[str, JsonValue]]) -> None:

@@ -62,7 +62,7 @@ class Session:
         progress: bool = True,
         talkative: bool = True,
         complain: bool = True,
-        again: str | None = None,
+        again: Sequence[str] | None = None,
         report: Callable[[TemplateRun, Console], None] | None = print_report,
     ) -> None:
         self.runs: list[TemplateRun] = []
@@ -121,6 +121,7 @@ class Session:
     def _run_one(self, compiled: CompiledTemplate) -> None:
         run_id = str(uuid.uuid4())
         self._current = (compiled, run_id)
+        self._say_id(compiled, self._workflow_id or run_id)
         with monitoring(self._new_view()) as monitor:
             outcome = self._execute(compiled, run_id)
         interrupted = not outcome.succeeded and self._interrupts.received is not None
@@ -187,13 +188,12 @@ class Session:
     def _resume_command(self, outcome: RunOutcome) -> str | None:
         if outcome.succeeded or outcome.bad_input or not outcome.tasks:
             return None
-        if self._again is not None:
-            return self._again
-        words = ["mloc", "run", "--resume", outcome.workflow_id]
+        again = self._again
+        words = ["mloc", "run", "--resume", outcome.workflow_id] if again is None else [*again]
         summaries = [each.summary for each in outcome.tasks if each.summary is not None]
-        if any(not each.ok for each in summaries):
+        if any(not each.ok for each in summaries) and "--retry-errors" not in words:
             words.append("--retry-errors")
-        if self._results is not None:
+        if again is None and self._results is not None:
             words += ["--results", self._results]
         return shlex.join(words)
 
@@ -238,6 +238,13 @@ class Session:
         run = self._instance.get_run_by_id(run_id)
         if run is not None and run.status is not DagsterRunStatus.CANCELED:
             self._instance.report_run_canceled(run, "Interrupted by a signal.")
+
+    def _say_id(self, compiled: CompiledTemplate, workflow_id: str) -> None:
+        """Says what `--resume` takes, in case that nothing can be said at the end."""
+        if self._talkative and self._again is None:
+            tasks = len(compiled.tasks)
+            what = "task" if tasks == 1 else f"{tasks} tasks of"
+            self._say(f"{compiled.metadata.name}: {what} {workflow_id}")
 
     def _say_what_was_left_out(self) -> None:
         left = [each.metadata.name for each in self._templates[len(self.runs) :]]

@@ -37,9 +37,12 @@ class Readiness:
 
     Args:
         plan: The stack.
+        tell: Told which components are waited for, the first time and when one more answers; and
+            which one does, empty the first time.
     """
 
     plan: StackPlan
+    tell: Callable[[str, Sequence[str]], None] = lambda _ready, _awaited: None
     _ready: set[str] = field(default_factory=set)
     _since: datetime = field(default_factory=lambda: datetime.now(UTC))
 
@@ -56,6 +59,7 @@ class Readiness:
             TerminalError: If a component dies again and again, or does not answer in five minutes.
         """
         deadline = time.monotonic() + _PATIENCE_S
+        self.tell("", self.plan.components())
         while not interrupted():
             states = component_states(self.plan.layout)
             waiting = self._waiting(states)
@@ -76,6 +80,8 @@ class Readiness:
             asked = each.name not in self._ready and self._may_answer(each)
             if asked and component_answers(self.plan, each, self._since):
                 self._ready.add(each.name)
+                awaited = [name for name in self.plan.components() if name not in self._ready]
+                self.tell(each.name, awaited)
         return [each for each in states if each.name not in self._ready]
 
     def _may_answer(self, component: ComponentState) -> bool:

@@ -113,15 +113,19 @@ def _logs(
     follow: Annotated[
         bool, typer.Option("--follow", "-f", help="Go on until the task has ended.")
     ] = False,
+    level: Annotated[
+        str,
+        typer.Option(metavar="L", help="The lowest level; debug has all of Dagster's events."),
+    ] = "info",
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document a line.")] = False,
 ) -> None:
-    """Print the logs of a task: its run's, and its shards'. Needs the API.
+    """Print the logs of a task, its run's and its shards', in order of time. Needs the API.
 
     Exit code: 0, 1 (the API fails), 2 (there is no such task), 130 (interrupted).
     """
     from mloc_dagster.cli.logs_command import show_logs
 
-    raise typer.Exit(show_logs(task, follow=follow, as_json=as_json))
+    raise typer.Exit(show_logs(task, follow=follow, level=level, as_json=as_json))
 
 
 @tasks.command("result", rich_help_panel=_PANEL)

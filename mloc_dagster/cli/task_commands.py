@@ -123,7 +123,7 @@ def _list(options: ListOptions, wanted: Collection[TaskState]) -> int:
         entries = [each.model_dump(mode="json", include=fields) for each in found]
         typer.echo(json.dumps(entries, ensure_ascii=False))
     elif not found:
-        typer.echo("no such task" if wanted else "no task yet: `mloc launch echo`", err=True)
+        typer.echo(options.nothing_found, err=True)
     else:
         print_task_table(
             [

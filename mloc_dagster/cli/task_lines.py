@@ -14,6 +14,7 @@ from mloc_dagster.cli.tables import print_table
 from mloc_dagster.cli.training_lines import training_lines
 from mloc_dagster.cli.wording import count, duration, shorten
 from mloc_dagster.ledger.task_state import TaskState
+from mloc_dagster.planning.shards import shard_key
 
 if TYPE_CHECKING:
     from mloc_dagster.client.models import DeadLetterView, TaskDetail, TrainingView
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
     from mloc_dagster.tasks.task_status import TaskStatus
     from mloc_dagster.tasks.training_status import TrainingStatus
 
-_REASON_WIDTH = 200
+_REASON_WIDTH = 600
+"""Characters of a reason, beyond which it is cut: what to do often stands at its end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +83,10 @@ def task_lines(
         yield "shards", shards
     if task.retries:
         yield "retries", str(task.retries)
+    if task.losses:
+        yield "lost", f"{count(task.losses, 'worker')}, which costs no retry"
     for shard, worker in sorted(task.workers.items()):
-        yield "worker", f"{worker}: shard {shard}"
+        yield "worker", f"{worker}: shard {shard_key(shard)}"
     if task.error:
         yield "error", task.error
     if task.folder:
@@ -125,12 +129,17 @@ def print_task_table(tasks: Sequence[ListedTask]) -> None:
 def print_letters(letters: Sequence[DeadLetter | DeadLetterView], *, verbose: bool) -> None:
     """Prints dead letters: a table, then why each failed."""
     print_table(
-        ("task", "template", "age", "missing"), [_row(each) for each in letters], numbers=(2, 3)
+        ("task", "template", "age", "missing", "errors"),
+        [_row(each) for each in letters],
+        numbers=(2, 3, 4),
     )
     for each in letters:
         _print_reason(each, verbose=verbose)
     typer.echo("")
-    typer.echo("`mloc retry TASK` computes what is missing; `mloc show TASK` says more")
+    typer.echo(
+        "`mloc retry TASK` computes what is missing, with --failed-rows also what ended with an"
+        " error; `mloc show TASK` says more"
+    )
 
 
 def _took(task: ListedTask) -> str:
@@ -145,8 +154,10 @@ def _age(moment: datetime | None) -> str:
 
 
 def _row(letter: DeadLetter | DeadLetterView) -> tuple[str, ...]:
-    missing = "?" if letter.rows_missing is None else f"{letter.rows_missing:,}"
-    return (letter.task_id, letter.template, _age(letter.failed_at), missing)
+    numbers = (
+        "?" if each is None else f"{each:,}" for each in (letter.rows_missing, letter.errors)
+    )
+    return (letter.task_id, letter.template, _age(letter.failed_at), *numbers)
 
 
 def _print_reason(letter: DeadLetter | DeadLetterView, *, verbose: bool) -> None:
@@ -155,6 +166,6 @@ def _print_reason(letter: DeadLetter | DeadLetterView, *, verbose: bool) -> None
     if not verbose:
         return
     for shard, lines in letter.logs.items():
-        typer.echo(f"\n{letter.task_id}, shard {shard}:")
+        typer.echo(f"\n{letter.task_id}, shard {shard_key(shard)}:")
         for line in lines:
             typer.echo(f"  {line}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -12,6 +13,7 @@ from mloc_dagster.cli.exit_codes import FAILED, INTERRUPTED, OK
 from mloc_dagster.cli.stack_readiness import Readiness
 from mloc_dagster.cli.stop_signals import StopSignals
 from mloc_dagster.cli.tables import print_table
+from mloc_dagster.cli.wording import duration
 from mloc_dagster.errors import InputError, MlocError
 from mloc_dagster.services.stack.layout import StackLayout, stack_layout
 from mloc_dagster.services.stack.leftovers import supervisor_process
@@ -68,8 +70,7 @@ def up(options: UpOptions) -> int:
             plan = _prepare(layout, options, console)
             supervisor = start_stack(plan, settings())
             try:
-                with console.status("starting …"):
-                    ready = Readiness(plan).wait(lambda: signals.received)
+                ready = _await_ready(plan, console, signals)
             except MlocError:
                 kill_stack(layout)
                 supervisor.wait()
@@ -82,6 +83,21 @@ def up(options: UpOptions) -> int:
             _follow(layout, console, signals, supervisor)
         code = _stop(layout, console, signals, supervisor)
         return code if ready else INTERRUPTED
+
+
+def _await_ready(plan: StackPlan, console: Console, signals: StopSignals) -> bool:
+    """Says what is waited for until everything answers; returns False if it was interrupted."""
+    began = time.monotonic()
+
+    def tell(ready: str, awaited: Sequence[str]) -> None:
+        named = ", ".join(awaited)
+        status.update(f"waiting for {named} …")
+        after = duration(time.monotonic() - began)
+        line = f"{ready} is ready after {after}" if ready else f"starting {named}"
+        console.print(line, markup=False, soft_wrap=True)
+
+    with console.status("starting …") as status:
+        return Readiness(plan, tell).wait(lambda: signals.received)
 
 
 def _prepare(layout: StackLayout, options: UpOptions, console: Console) -> StackPlan:
@@ -191,8 +207,13 @@ def _stop(
     if died:
         console.print("the supervisor died; stopping what it left")
     signals.on_second = lambda: kill_stack(layout)
-    with console.status("stopping … (Ctrl-C again kills)"):
-        stop_stack(layout, settings(), lambda line: console.print(line, markup=False))
+    with console.status("stopping … (Ctrl-C again kills)") as status:
+        stop_stack(
+            layout,
+            settings(),
+            lambda line: console.print(line, markup=False),
+            lambda names: status.update(f"stopping {', '.join(names)} … (Ctrl-C again kills)"),
+        )
         supervisor.wait()
     console.print("stopped")
     return FAILED if died else OK

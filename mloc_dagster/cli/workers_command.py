@@ -12,6 +12,7 @@ import typer
 
 from mloc_dagster.cli.api_choice import ask
 from mloc_dagster.cli.tables import print_table
+from mloc_dagster.cli.wording import count
 from mloc_dagster.fleet.engine import WorkerInfo
 from mloc_dagster.fleet.hardware import GPU_QUEUE, Hardware
 from mloc_dagster.fleet.redis_client import require_redis
@@ -69,10 +70,10 @@ def _row(worker: WorkerInfo, now: datetime) -> Sequence[str]:
 
 def hardware_text(hardware: Hardware) -> str:
     """Returns hardware in a few words: `8 cores, 62 GiB, 2 × nvidia-l4 22 GiB`."""
-    parts = [f"{hardware.cpus} cores", f"{hardware.memory_bytes / (1 << 30):.0f} GiB"]
+    parts = [count(hardware.cpus, "core"), f"{hardware.memory_bytes / (1 << 30):.0f} GiB"]
     kinds = Counter((gpu.name, gpu.memory_bytes) for gpu in hardware.gpus)
-    for (name, memory_bytes), count in kinds.items():
-        times = f"{count} × " if count > 1 else ""
+    for (name, memory_bytes), number in kinds.items():
+        times = f"{number} × " if number > 1 else ""
         parts.append(f"{times}{name} {memory_bytes / (1 << 30):.0f} GiB")
     return ", ".join(parts)
 

@@ -28,6 +28,8 @@ class DeadLetterView(Wire):
     rows: int | None = None
     rows_finished: int | None = None
     rows_missing: int | None = None
+    errors: int | None = None
+    """Rows that are there and ended with an error; null before they were counted."""
     logs: Mapping[int, tuple[str, ...]] = {}
     """The last lines of each failed shard's log."""
 

@@ -15,6 +15,7 @@ from mloc_dagster.client.call import Call, FilePart, reading
 from mloc_dagster.client.errors import BODY_NAME, renamed
 from mloc_dagster.client.models import (
     ChangeReply,
+    LogLevel,
     LogPage,
     ProgressReply,
     RetryRequest,
@@ -137,10 +138,16 @@ def task_page(chosen: Query, limit: int, cursor: str | None = None) -> Call[Task
     )
 
 
-def log_page(task_id: str, cursor: str | None = None, limit: int = MAX_PAGE) -> Call[LogPage]:
+def log_page(
+    task_id: str,
+    cursor: str | None = None,
+    limit: int = MAX_PAGE,
+    level: LogLevel = "INFO",
+) -> Call[LogPage]:
     """Returns a page of a task's logs."""
     path = below(TASKS, task_id, "logs")
-    return Call(method="GET", path=path, query=page_query((), limit, cursor), read=reading(LogPage))
+    query = page_query((("level", level),), limit, cursor)
+    return Call(method="GET", path=path, query=query, read=reading(LogPage))
 
 
 def progress(task_id: str) -> Call[ProgressReply]:

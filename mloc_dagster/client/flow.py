@@ -12,7 +12,7 @@ from pydantic_core import from_json
 from mloc_dagster.client.call import Ask
 from mloc_dagster.client.errors import ApiAwayError, ApiError
 from mloc_dagster.client.event_stream import EventDecoder
-from mloc_dagster.client.models import LogLine
+from mloc_dagster.client.models import LogLevel, LogLine
 
 _MOST_BREAKS = 8
 _FIRST_PAUSE_S = 0.2
@@ -68,14 +68,16 @@ class LogFlow(Flow[LogLine]):
 
     Args:
         path: Where it is.
+        level: The lowest level to show.
     """
 
     # The API sends a ping every 15 s.
     _SILENT_S = 60.0
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, level: LogLevel = "INFO") -> None:
         super().__init__()
         self._path = path
+        self._level = level
         self._decoder = EventDecoder()
 
     def ask(self) -> Ask:
@@ -86,7 +88,7 @@ class LogFlow(Flow[LogLine]):
         return Ask(
             method="GET",
             path=self._path,
-            query=(("follow", "true"),),
+            query=(("follow", "true"), ("level", self._level)),
             headers=headers,
             timeout_s=self._SILENT_S,
         )

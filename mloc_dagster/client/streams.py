@@ -15,6 +15,7 @@ from mloc_dagster.client.flow import LogFlow, RowFlow
 from mloc_dagster.client.models import (
     DeadLetterPage,
     DeadLetterView,
+    LogLevel,
     LogLine,
     LogPage,
     SubmitReply,
@@ -83,17 +84,20 @@ def dead_letters(*, limit: int | None = None) -> Pages[DeadLetterPage, DeadLette
     )
 
 
-def logs(task_id: str, *, follow: bool = False) -> Pages[LogPage, LogLine] | LogFlow:
-    """Yields the lines of a task's logs.
+def logs(
+    task_id: str, *, follow: bool = False, level: LogLevel = "INFO"
+) -> Pages[LogPage, LogLine] | LogFlow:
+    """Yields the lines of a task's logs, in order of time.
 
     Args:
         task_id: Whose.
         follow: Go on until the task has ended; a broken connection goes on where it broke.
+        level: The lowest level to show; `DEBUG` has all of Dagster's events.
     """
     if follow:
-        return LogFlow(calls.below(calls.TASKS, task_id, "logs"))
+        return LogFlow(calls.below(calls.TASKS, task_id, "logs"), level)
     return Pages(
-        lambda cursor: calls.log_page(task_id, cursor),
+        lambda cursor: calls.log_page(task_id, cursor, level=level),
         # More may come as long as the task has not ended: a page with nothing on it is the last.
         lambda page: (page.lines, page.next_cursor if page.count else None),
     )

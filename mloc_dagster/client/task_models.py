@@ -104,7 +104,9 @@ class TaskDetail(TaskView):
 
     shards: Shards = Shards()
     retries: int = 0
-    """Attempts at shards beyond the first, in the newest run."""
+    """Attempts at shards that failed and were followed by another, in the newest run."""
+    losses: int = 0
+    """Workers that were lost with a shard, in the newest run; they cost no retry."""
     workers: Mapping[int, str] = {}
     """Who computes which shard now."""
     folder: str = ""
@@ -137,6 +139,9 @@ class WorkflowReply(Reply):
     DISPATCHED, PENDING, WAITING; else DONE."""
     count: int
     tasks: tuple[TaskView, ...]
+
+
+LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"]
 
 
 class LogLine(Wire):

@@ -172,7 +172,9 @@ class _Compiler:
 
     def _schedule(self, spec: Tree) -> Schedule | None:
         schedule = spec.fields.get("schedule")
-        return None if schedule is None else validate(Schedule, schedule, self._findings)
+        if schedule is None or schedule.content is None:  # `--set spec.schedule=null` removes it
+            return None
+        return validate(Schedule, schedule, self._findings)
 
     def _tasks(self, base: Tree) -> list[CompiledTask]:
         nodes = read_nodes(base, self._findings)

@@ -32,6 +32,7 @@ from mloc_dagster.planning.shards import cut_shards
 from mloc_dagster.results.aggregate import aggregate
 from mloc_dagster.results.answering_model import keep_to_model
 from mloc_dagster.results.batch_members import Batch, Member, MemberOutcome
+from mloc_dagster.results.budget import budget_problem
 from mloc_dagster.results.delivery import deliver
 from mloc_dagster.results.export import export
 from mloc_dagster.results.manifest import MANIFEST_NAME, read_manifest, write_manifest
@@ -228,9 +229,14 @@ class HandOut:
             },
         )
         if not summary.ok:
-            first = f": {summary.first_errors[0].error}" if summary.first_errors else ""
-            allowed = f"{summary.allowed_errors} may"
-            return f"{summary.errors} of {summary.rows} rows failed, and {allowed}{first}"
+            first = next(iter(summary.first_errors), None)
+            return budget_problem(
+                summary.errors,
+                summary.rows,
+                summary.allowed_errors,
+                None if first is None else (first.index, first.error or ""),
+                again=f"mloc retry --failed-rows {member.task_id}",
+            )
         export(
             folder,
             plan,

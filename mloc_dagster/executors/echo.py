@@ -10,6 +10,7 @@ from random import Random
 from mloc_dagster.errors import TaskCancelled, TransientError
 from mloc_dagster.executors.base import ModelKey, ShardContext, ShardInput
 from mloc_dagster.executors.prompts import last_user_text
+from mloc_dagster.planning.shards import shard_key
 from mloc_dagster.results.rows import InputRow, OutputRow
 from mloc_dagster.schema.inference import Echo
 from mloc_dagster.schema.task import EchoSpec
@@ -49,8 +50,8 @@ class EchoExecutor:
         for done, row in enumerate(shard.rows):
             if done == fail_at:
                 raise TransientError(
-                    f"echo failed on purpose in shard {shard.index}, attempt {shard.attempt} "
-                    f"(fail_rate {echo.fail_rate})"
+                    f"echo failed on purpose in shard {shard_key(shard.index)}, "
+                    f"attempt {shard.attempt} (fail_rate {echo.fail_rate})"
                 )
             if echo.delay_s:
                 _wait(echo.delay_s, context)

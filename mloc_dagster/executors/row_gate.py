@@ -108,7 +108,7 @@ class RowGate:
         more = f" and {len(lacking) - NAMED_ROWS} more" if len(lacking) > NAMED_ROWS else ""
         raise TerminalError(
             f"the task executor {self._task_type!r} ended without row {named}{more} "
-            f"of shard {self._shard.index}"
+            f"of shard {self._shard.key}"
         )
 
     def _count(self, row: OutputRow) -> None:
@@ -125,7 +125,7 @@ class RowGate:
         shard = self._shard
         if self._places is not None:
             return (
-                f"the task executor {self._task_type!r} gave row {index} to shard {shard.index}, "
+                f"the task executor {self._task_type!r} gave row {index} to shard {shard.key}, "
                 "a second time or without having got it"
             )
         what = (
@@ -134,7 +134,7 @@ class RowGate:
             else f"whose rows are {shard.start} to {shard.stop - 1}"
         )
         return (
-            f"the task executor {self._task_type!r} gave row {index} to shard {shard.index}, {what}"
+            f"the task executor {self._task_type!r} gave row {index} to shard {shard.key}, {what}"
         )
 
 

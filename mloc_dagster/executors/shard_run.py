@@ -170,7 +170,7 @@ def run_shard(
         return load_seconds
 
     log.line(
-        f"{worker} starts attempt {attempt} at shard {shard.index + 1} of {shard.total}: "
+        f"{worker} starts attempt {attempt} at shard {shard.key} of {shard.total}: "
         f"rows {shard.start} to {shard.stop - 1}, of which {finished.count} are there"
     )
     try:
@@ -193,7 +193,7 @@ def run_shard(
         log.line(f"failed: {type(error).__name__}: {error}")
         kind = TerminalError if isinstance(error, _BUGS) else TransientError
         raise kind(
-            f"shard {shard.index} of task {task_id} failed: {type(error).__name__}: {error}"
+            f"shard {shard.key} of task {task_id} failed: {type(error).__name__}: {error}"
         ) from error
     finally:
         log.save()

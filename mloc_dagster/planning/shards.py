@@ -32,7 +32,12 @@ class Shard(BaseModel):
     @property
     def key(self) -> str:
         """Folder name, and Dagster mapping key: `0007`."""
-        return f"{self.index:04d}"
+        return shard_key(self.index)
+
+
+def shard_key(index: int) -> str:
+    """Returns how a shard is called everywhere: in folders, log files, steps and messages."""
+    return f"{index:04d}"
 
 
 def cut_shards(task_id: str, rows: int, max_shards: int) -> list[Shard]:

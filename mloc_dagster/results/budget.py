@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 from fractions import Fraction
 
+_FIRST_ERROR = 300
+"""Characters of the first error: what is to be done comes after it and must be read, too."""
+
 
 def allowed_errors(rows: int, budget: float) -> int:
     """Returns how many rows may fail before the task does.
@@ -21,3 +24,27 @@ def allowed_errors(rows: int, budget: float) -> int:
     # str: 0.29 means 29 %, not the nearest binary fraction, which is less.
     share = math.floor(Fraction(str(budget)) * rows)
     return min(max(share, 1), rows - 1)
+
+
+def budget_problem(
+    errors: int, rows: int, allowed: int, first: tuple[int, str] | None, *, again: str = ""
+) -> str:
+    """Returns what is said of a task with more errors than it may have, wherever it is said.
+
+    Args:
+        errors: Rows that ended with an error.
+        rows: Rows of the task.
+        allowed: How many of them might have.
+        first: Index and text of the first of them.
+        again: The command that computes them again; empty where it is said elsewhere.
+    """
+    named = ""
+    if first is not None:
+        index, text = first
+        text = " ".join(text.split())
+        named = f"; the first, row {index}: {text[:_FIRST_ERROR]}{'…' * (len(text) > _FIRST_ERROR)}"
+    command = f" (`{again}`)" if again else ""
+    return (
+        f"{errors:,} of {rows:,} rows ended with an error, and error_budget allows {allowed:,}"
+        f"{named}. Compute them again{command}, or run the template with a larger error_budget"
+    )

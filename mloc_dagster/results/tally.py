@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from mloc_dagster.errors import IncompleteResultsError
 from mloc_dagster.planning.plan import Plan
+from mloc_dagster.planning.shards import shard_key
 from mloc_dagster.results.latency import LatencyCounter
 from mloc_dagster.results.rows import OutputRow, Prompt
 from mloc_dagster.results.summary import PreviewRow
@@ -120,7 +121,7 @@ class _Missing:
 
 
 def _shard_name(index: int) -> str:
-    return "it lacks" if index == _ANY_SHARD else f"shard {index:04d} lacks"
+    return "it lacks" if index == _ANY_SHARD else f"shard {shard_key(index)} lacks"
 
 
 def shorten(row: OutputRow) -> PreviewRow:

@@ -111,6 +111,9 @@ class Schedule(Block):
     timezone: str = "UTC"
     """An IANA name such as `Europe/Berlin`."""
 
+    enabled: bool = True
+    """Whether `mloc up` switches it on; `dagster dev` leaves that to you. Later the UI decides."""
+
     @field_validator("cron")
     @classmethod
     def _five_fields(cls, value: str) -> str:

@@ -104,6 +104,13 @@ def rows_of_type(
     return _rows(storage, query)
 
 
+def setback_rows(storage: SqlEventLogStorage, run_id: str) -> list[EventRow]:
+    """Returns the entries of a run about failed attempts, and those with metadata of ours."""
+    failed = _table.dagster_event_type == DagsterEventType.STEP_UP_FOR_RETRY.value
+    query = db.select(*_COLUMNS).where(_table.run_id == run_id, db.or_(failed, _IS_NOTE))
+    return _rows(storage, query)
+
+
 def _rows(storage: SqlEventLogStorage, query: db.Select) -> list[EventRow]:
     with storage.index_connection() as connection:
         found = cast("Sequence[tuple]", connection.execute(query.order_by(_table.id)).all())

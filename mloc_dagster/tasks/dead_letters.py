@@ -15,7 +15,7 @@ from mloc_dagster.ops.plan import WORKFLOW_TAG, workflow_id
 from mloc_dagster.ops.run_tags import DEAD_LETTER_TAG, RunTask
 from mloc_dagster.results.store import open_store
 from mloc_dagster.services.run_rows import runs_tagged
-from mloc_dagster.tasks.progress import last_log_lines, plan_of, rows_finished
+from mloc_dagster.tasks.progress import last_log_lines, plan_of, rows_finished, summary_of
 from mloc_dagster.tasks.steps import failures_of, shard_of, steps_of
 from mloc_dagster.tasks.workflows import Workflow, workflows
 
@@ -36,6 +36,7 @@ class DeadLetter(BaseModel):
         attempts: Attempts at the step that failed, in that run; 0 if none of its own did.
         rows: Rows of its input; None if it was not read.
         rows_finished: Rows that are there and stay.
+        errors: How many of them ended with an error; None if they were not aggregated.
         logs: The last lines of each failed shard's log.
     """
 
@@ -51,6 +52,7 @@ class DeadLetter(BaseModel):
     attempts: int = 0
     rows: int | None = None
     rows_finished: int = 0
+    errors: int | None = None
     logs: Mapping[int, tuple[str, ...]] = {}
 
     @property
@@ -99,7 +101,7 @@ def _letter(
     steps = steps_of(instance, [each.dagster_run for each in workflow.runs])
     failed = sorted({index for each in failures if (index := shard_of(each.step_key)) is not None})
     folder = open_store().task(task.task_id)
-    plan = plan_of(folder)
+    plan, summary = plan_of(folder), summary_of(folder)
     complete = {
         index
         for key, step in steps.items()
@@ -123,6 +125,7 @@ def _letter(
         attempts=max((steps[each.step_key].attempts for each in failures), default=0),
         rows=None if plan is None else plan.rows,
         rows_finished=0 if plan is None else rows_finished(folder, plan, complete),
+        errors=None if summary is None else summary.errors,
         logs=logs,
     )
 

@@ -9,9 +9,12 @@ from dataclasses import dataclass
 import dagster as dg
 from dagster import DagsterEventType, DagsterRun
 from dagster._core.execution.stats import StepEventStatus
+from dagster._core.storage.event_log import SqlEventLogStorage
 
+from mloc_dagster.fleet.requeue_note import requeue_in
 from mloc_dagster.ops.failures import step_error
 from mloc_dagster.ops.run_tags import RunTask
+from mloc_dagster.services.event_rows import setback_rows
 
 _SHARD = re.compile(r"\.run_shard\[(\d+)\]$")
 _KEY = re.compile(r"\[[^\]]*\]$")
@@ -76,6 +79,38 @@ def gone_on(before: Steps, again: Collection[str] | None, own: Steps) -> Steps:
         if again is not None and step.succeeded and not {key, unresolved(key)} & set(again)
     }
     return {**kept, **own}
+
+
+@dataclass(frozen=True, slots=True)
+class Setbacks:
+    """What shards of a task had to be begun again for, in a run.
+
+    Attributes:
+        retries: Attempts that failed and were followed by another.
+        losses: Workers that were lost, which costs no attempt.
+    """
+
+    retries: int = 0
+    losses: int = 0
+
+
+def setbacks_of(instance: dg.DagsterInstance, run_id: str, task: RunTask) -> Setbacks:
+    """Returns how often shards of a task were begun again.
+
+    How often Dagster saw a step start does not tell: a lost worker makes it start once more, too.
+    """
+    storage = instance.event_log_storage
+    if not isinstance(storage, SqlEventLogStorage):
+        return Setbacks()
+    rows = [
+        each
+        for each in setback_rows(storage, run_id)
+        if task.owns(each.step_key or "") and shard_of(each.step_key or "") is not None
+    ]
+    retries = sum(each.type is DagsterEventType.STEP_UP_FOR_RETRY for each in rows)
+    entries = [entry for each in rows if (entry := each.entry()) is not None]
+    events = [event for each in entries if (event := each.dagster_event) is not None]
+    return Setbacks(retries, sum(requeue_in(each) is not None for each in events))
 
 
 @dataclass(frozen=True, slots=True)

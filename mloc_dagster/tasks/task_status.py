@@ -19,7 +19,7 @@ from mloc_dagster.results.record import RECORD_NAME, read_record
 from mloc_dagster.results.store import Folder, open_store
 from mloc_dagster.schema.resources import Retries
 from mloc_dagster.tasks.progress import plan_of, rows_finished, summary_of
-from mloc_dagster.tasks.steps import Steps, failures_of, shard_of, steps_of
+from mloc_dagster.tasks.steps import Steps, failures_of, setbacks_of, shard_of, steps_of
 from mloc_dagster.tasks.task_state import ShardCounts, TaskFacts, task_state
 from mloc_dagster.tasks.workflows import Workflow
 
@@ -45,7 +45,8 @@ class TaskStatus(BaseModel):
         rows: Rows of its input; None before it was read.
         rows_finished: Rows that are there; None where nobody counted.
         errors: Rows of the result that ended with an error; None before it is complete.
-        retries: Attempts at shards beyond the first, in that run.
+        retries: Attempts at shards that failed and were followed by another, in that run.
+        losses: Workers that were lost with a shard, in that run; they cost no retry.
         workers: Who computes which shard.
         folder: Where its results are.
         error: Why it failed; empty when it did not.
@@ -67,6 +68,7 @@ class TaskStatus(BaseModel):
     rows_finished: int | None = None
     errors: int | None = None
     retries: int = 0
+    losses: int = 0
     workers: Mapping[int, str] = {}
     folder: str
     error: str = ""
@@ -109,8 +111,9 @@ def status_of(
         shards=shards,
     )
     state = task_state(facts)
-    counted = {} if not count_rows else _rows(folder, plan, own, done=state is TaskState.DONE)
+    counted = {} if not count_rows else _rows(folder, plan, own, task)
     failures = failures_of(instance, run.run_id, task) if facts.failed else ()
+    setbacks = setbacks_of(instance, run.run_id, task)
     return TaskStatus(
         task_id=task.task_id,
         node=task.node,
@@ -123,9 +126,8 @@ def status_of(
         waiting_for=_waiting_for(state, missing, tickets, claimed),
         shards=shards,
         rows=None if plan is None else plan.rows,
-        retries=sum(
-            max(0, step.attempts - 1) for key, step in own.items() if shard_of(key) is not None
-        ),
+        retries=setbacks.retries,
+        losses=setbacks.losses,
         workers={
             index: each.worker_id
             for index, each in tickets.items()
@@ -192,10 +194,12 @@ def _count(
     return ShardCounts(queued=queued, running=running, done=done, failed=failed)
 
 
-def _rows(folder: Folder, plan: Plan | None, steps: Steps, *, done: bool) -> dict[str, int]:
+def _rows(folder: Folder, plan: Plan | None, steps: Steps, task: RunTask) -> dict[str, int]:
     if plan is None:
         return {}
-    if done:
+    aggregate = f"{task.steps}.aggregate"
+    # Not only once it is exported: more errors than it may have keep a task from that.
+    if aggregate in steps and steps[aggregate].succeeded:
         summary = summary_of(folder)
         return {"rows_finished": plan.rows, **({"errors": summary.errors} if summary else {})}
     complete = {

@@ -142,8 +142,8 @@ def test_the_gate_refuses_what_a_shard_was_not_given(tmp_path: Path) -> None:
     context.emit(OutputRow(8, "a"))
     assert [(row.index, row.place) for row in written] == [(8, 0)]
     for index in (8, 5):
-        with pytest.raises(TerminalError, match=f"gave row {index} to shard 0"):
+        with pytest.raises(TerminalError, match=f"gave row {index} to shard 0000"):
             context.emit(OutputRow(index, "x"))
-    with pytest.raises(TerminalError, match="ended without row 3 of shard 0"):
+    with pytest.raises(TerminalError, match="ended without row 3 of shard 0000"):
         gate.check_complete()
     assert len(drawn) == 2

@@ -281,10 +281,10 @@ class Misbehaving:
 @pytest.mark.parametrize(
     ("indexes", "message"),
     [
-        ([0, 1, 1], "row 1 to shard 0, a second time"),
-        ([0, 12], "row 12 to shard 0, whose rows are 0 to 11"),
-        ([-1], "row -1 to shard 0"),
-        ([0, 2, 3], r"without row 1, 4, 5, 6, 7, 8, 9, 10, 11 of shard 0"),
+        ([0, 1, 1], "row 1 to shard 0000, a second time"),
+        ([0, 12], "row 12 to shard 0000, whose rows are 0 to 11"),
+        ([-1], "row -1 to shard 0000"),
+        ([0, 2, 3], r"without row 1, 4, 5, 6, 7, 8, 9, 10, 11 of shard 0000"),
     ],
 )
 def test_an_executor_that_breaks_the_protocol_is_refused(

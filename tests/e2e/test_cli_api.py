@@ -42,14 +42,15 @@ class Mloc:
 
     def __init__(self, capsys: pytest.CaptureFixture[str], ledger: Ledger, url: str) -> None:
         self._capsys = capsys
+        self.err = ""
         self.ledger = ledger
         self.url = url
 
     def __call__(self, *arguments: str, code: int = 0) -> str:
         found = entry.run(arguments)
-        out, err = self._capsys.readouterr()
-        assert found == code, out + err
-        return out if code == 0 else out + err
+        out, self.err = self._capsys.readouterr()
+        assert found == code, out + self.err
+        return out if code == 0 else out + self.err
 
     def json(self, *arguments: str, code: int = 0):
         found = entry.run([*arguments, "--json"])
@@ -74,8 +75,10 @@ class Mloc:
         self.ledger.end_runs([run.run_id])
         folder = open_store().task(task.task_id)
         lines = "".join(json.dumps(each) + "\n" for each in ROWS)
-        folder.write_bytes("responses.jsonl", lines.encode())
-        document = {"task_id": task.task_id, "result": {"ok": True, "items": ROWS}}
+        done = state is TaskState.DONE
+        if done:  # a task that failed is aggregated, and not exported
+            folder.write_bytes("responses.jsonl", lines.encode())
+        document = {"task_id": task.task_id, "result": {"ok": done, "items": ROWS}}
         folder.write_bytes("responses.json", json.dumps(document).encode())
         folder.write_bytes("logs/shard-0000.log", b"2026-01-01T00:00:00.5Z warming up\n")
 
@@ -125,6 +128,8 @@ def test_a_task_is_submitted_listed_and_shown(mloc: Mloc, owner: str) -> None:
     assert "rows      0 of 2" in shown
     assert mloc.json("show", task_id)["tasks"][0]["status"] == "PENDING"
     assert mloc.json("list", "--owner", owner, "--status", "DEAD") == []
+    assert mloc("list", "--owner", owner, "--status", "DEAD") == ""
+    assert mloc.err == "no task matches\n"
     assert "did you mean 'DONE'" in mloc("list", "--status", "DONNE", code=2)
 
 
@@ -198,6 +203,13 @@ def test_results_are_printed_and_saved(mloc: Mloc, owner: str, tmp_path: Path) -
     assert "logs/shard-0000.log" in mloc("result", task_id, "--files")
     assert "give one of" in mloc("result", task_id, "--files", "--bundle", code=2)
     assert "unknown format 'xml'" in mloc("result", task_id, "--format", "xml", "-o", "x", code=2)
+
+
+def test_the_rows_of_a_task_that_failed_are_printed_row_by_row(mloc: Mloc, owner: str) -> None:
+    task_id = submitted(mloc)
+    mloc.ends(mloc.ledger.tasks([task_id])[task_id], TaskState.DEAD, "all attempts failed")
+    lines = mloc("result", task_id).splitlines()
+    assert [line.split() for line in lines[2:]] == [["0", "one"], ["1", "two"]]
 
 
 def test_logs_are_read_and_followed(mloc: Mloc, owner: str) -> None:

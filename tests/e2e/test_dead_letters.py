@@ -255,8 +255,18 @@ def test_a_budget_decides_whether_rows_may_fail(fleet: Fleet) -> None:
     assert within not in fleet.letters()
 
     letter = fleet.letters()[beyond]
-    assert letter["rows_missing"] == 0
-    assert "error" in letter["reason"]
+    reason = (
+        "1 of 8 rows ended with an error, and error_budget allows 0; the first, row 3: poisoned "
+        "row: the template lists it under echo.poison. Compute them again "
+        f"(`mloc retry --failed-rows {beyond}`), or run the template with a larger error_budget"
+    )
+    assert (letter["rows_missing"], letter["errors"]) == (0, 1)
+    assert letter["reason"] == reason
+    assert reason in fleet.mloc("dead-letters")
+    shown = fleet.mloc("show", beyond)
+    assert "rows      8 of 8, 1 error\n" in shown
+    assert f"error     {reason}\n" in shown
+    assert fleet.show(beyond)["errors"] == 1
     folder = open_store().task(beyond)
     assert computed(folder) == Counter(range(ROWS))
     fleet.mloc("retry", beyond, "--wait", code=1)

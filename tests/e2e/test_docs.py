@@ -1,6 +1,6 @@
 """README and docs run: every `bash` block in a shell, every `python` block in Python.
 
-Blocks marked `sh` are shown and not run: they set up machines, or start servers.
+Blocks marked `sh` are shown and not run: each says above itself why not.
 """
 
 from __future__ import annotations
@@ -18,12 +18,18 @@ import pytest
 
 from mloc_dagster.compile.compiler import compile_document
 from mloc_dagster.compile.loader import parse_documents
+from mloc_dagster.models import BUILTIN_MODELS
+from mloc_dagster.services.stack.layout import StackLayout
+from mloc_dagster.services.stack.plan import make_plan
+from mloc_dagster.settings import Settings
 from tests.e2e.conftest import ROOT
 from tests.e2e.stack import Stack
+from tests.ports import free_port
 
 pytestmark = pytest.mark.e2e
 
 DOCS = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
+NOT_RUN = re.compile(r"<!-- not run: \S.* -->")
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -72,6 +78,18 @@ def test_shell_blocks(
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_a_shell_block_that_is_not_run_says_why() -> None:
+    silent: list[str] = []
+    for path in (*DOCS, ROOT / "benchmarks" / "README.md"):
+        lines = path.read_text().splitlines()
+        silent += [
+            f"{path.name}:{number}"
+            for number, line in enumerate(lines, 1)
+            if line == "```sh" and not NOT_RUN.fullmatch(lines[number - 2])
+        ]
+    assert silent == []
+
+
 def console_commands(path: Path) -> list[str]:
     """Returns the `mloc` commands shown with a prompt, but those on a reader's own files."""
     lines = "\n".join(blocks(path, "console")).splitlines()
@@ -116,6 +134,25 @@ def test_python_blocks(path: Path, environment: dict[str, str], tmp_path: Path) 
 def test_templates_in_docs_compile(path: Path, text: str) -> None:
     for document in parse_documents(text, path.name):
         compile_document(document)
+
+
+def test_every_setting_and_component_stands_in_the_docs(tmp_path: Path) -> None:
+    text = "\n".join(path.read_text() for path in DOCS)
+    variables = [f"MLOC_{name.upper()}" for name in Settings.model_fields]
+    assert [each for each in variables if each not in text] == []
+    layout = StackLayout(tmp_path)
+    layout.create()
+    ports = Settings(api_port=free_port(), webserver_port=free_port(), redis_url=None)
+    plan = make_plan(layout, ports, worker_gpus=(None,), run_workers=1)
+    table = (ROOT / "docs" / "fleet.md").read_text()
+    assert [each for each in plan.components() if f"| `{each}`" not in table] == []
+
+
+def test_the_size_of_the_model_that_ships_is_the_true_one() -> None:
+    shown = (ROOT / "docs" / "cli.md").read_text()
+    assert re.findall(r"^tiny-chat +([0-9,]+)", shown, re.MULTILINE) == [
+        f"{BUILTIN_MODELS['tiny-chat'].parameters:,}"
+    ]
 
 
 @pytest.mark.parametrize("path", DOCS, ids=lambda path: path.name)

@@ -17,8 +17,10 @@ from dagster._core.launcher import WorkerStatus as Health
 from sqlalchemy import create_engine, text
 from sqlalchemy.engine import make_url
 
+from mloc_dagster.ops.run_tags import NODES_TAG, run_tasks
 from mloc_dagster.services.postgres import postgres_url
 from mloc_dagster.settings import settings
+from mloc_dagster.tasks.steps import Setbacks, setbacks_of
 from tests.e2e.fleet_processes import RUNS, FleetProcesses
 from tests.e2e.stack import until
 from tests.redis_server import RedisServer
@@ -186,6 +188,8 @@ def test_a_killed_workers_shard_goes_to_another_one(fleet: FleetProcesses) -> No
     assert "worker w1 fell silent; the shard goes to another worker" in fleet.text(run_id)
     starts = [each for each in fleet.steps(run_id, Event.STEP_START) if each == step]
     assert len(starts) == 2
+    (task,) = run_tasks("slow", {NODES_TAG: "slow"}, run_id)
+    assert setbacks_of(fleet.instance, run_id, task) == Setbacks(retries=0, losses=1)
 
 
 def test_a_frozen_worker_cannot_speak_for_its_shard_any_more(fleet: FleetProcesses) -> None:

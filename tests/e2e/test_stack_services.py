@@ -200,6 +200,12 @@ def test_in_the_foreground_it_tells_of_deaths_and_stops_at_ctrl_c(idle: Stack) -
         )
         try:
             until(lambda: "Ctrl-C" in said.read_text(), "it is up", timeout_s=240)
+            lines = said.read_text().splitlines()
+            assert lines[0] == f"starting {', '.join(idle.plan.components())}"
+            ready = {
+                line.split(" is ready after ")[0] for line in lines if " is ready after " in line
+            }
+            assert ready == set(idle.plan.components())
             before = idle.kill("redis")
             until(lambda: f"redis ({before}) died" in said.read_text(), "its death is told")
             until(lambda: "redis runs (" in said.read_text(), "its return is told")

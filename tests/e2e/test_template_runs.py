@@ -220,7 +220,24 @@ def test_a_spent_error_budget_blocks_what_comes_after(instance: dg.DagsterInstan
     outcome = run_template(template("poisoned", STAGES_WITH_POISON), instance)
     assert not outcome.succeeded
     assert [each.node for each in outcome.tasks] == ["first"]
-    assert any("error_budget" in each and "row 1" in each for each in outcome.failures)
+    (said,) = outcome.failures
+    assert said.startswith(
+        "2 of 4 rows ended with an error, and error_budget allows 1; the first, row 1: poisoned row"
+    )
+    checks = {
+        each.check_name: each.passed
+        for entry in instance.all_logs(
+            outcome.run_id, of_type=dg.DagsterEventType.ASSET_CHECK_EVALUATION
+        )
+        if entry.dagster_event is not None
+        and (each := entry.dagster_event.asset_check_evaluation_data)
+    }
+    assert checks == {
+        "row_count": True,
+        "indexes_complete": True,
+        "error_budget": False,
+        "no_empty_outputs": True,
+    }
     folder = open_store().task(outcome.tasks[0].task_id)
     assert [row.error is None for row in read_rows(folder)] == [True, False, False, True]
     assert not folder.exists("manifest.json")

@@ -45,6 +45,16 @@ def small(monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
         yield served
 
 
+def test_a_schedule_is_refused_where_it_stands(api: Served) -> None:
+    text = ECHO.replace("spec:\n", "spec:\n  schedule: {cron: '0 6 * * *'}\n", 1)
+    answer = api.client.post("/api/v1/tasks", content=text)
+    (error,) = answer.json()["errors"]
+    assert (answer.status_code, error["path"]) == (422, "spec.schedule")
+    assert "its schedule would never start" in error["message"]
+    taken_out = text.replace("{cron: '0 6 * * *'}", "null")
+    assert api.client.post("/api/v1/tasks", content=taken_out).status_code == 202
+
+
 def test_large_bodies_are_413_with_the_setting(small: Served) -> None:
     large = ECHO + "#" * 2000
     streamed = (large[start : start + 100].encode() for start in range(0, len(large), 100))

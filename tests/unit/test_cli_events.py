@@ -79,7 +79,7 @@ def test_each_event_is_a_line(fleet: str, capsys: pytest.CaptureFixture[str]) ->
     lines = [line.split(maxsplit=2)[2] for line in capsys.readouterr().out.splitlines()]
     assert lines == [
         "TASK_STARTED        t1  draft  1,200 rows",
-        "SHARD_FAILED        t1  draft  shard 4/8 attempt 2  on w1  no answer [from] redis://:***@host",
+        "SHARD_FAILED        t1  draft  shard 0003 of 8, attempt 2  on w1  no answer [from] redis://:***@host",
         "TASK_SLO_MISSED     t2  ended late, 2.5 s later than 10 s",
     ]
 
@@ -92,7 +92,9 @@ def test_a_shard_that_goes_on_says_what_was_there() -> None:
             "payload": Payload(resumed=256),
         }
     )
-    assert event_line(going_on).plain.endswith("shard 4/8 attempt 2  on w1  256 rows already there")
+    assert event_line(going_on).plain.endswith(
+        "shard 0003 of 8, attempt 2  on w1  256 rows already there"
+    )
 
 
 def test_workers_are_shown_when_asked_for(fleet: str, capsys: pytest.CaptureFixture[str]) -> None:

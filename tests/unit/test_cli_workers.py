@@ -10,6 +10,7 @@ import pytest
 import redis
 
 from mloc_dagster.cli import entry
+from mloc_dagster.cli.workers_command import hardware_text
 from mloc_dagster.fleet.engine import WorkerInfo, WorkerStatus
 from mloc_dagster.fleet.hardware import GpuDevice, Hardware, queues_for
 from mloc_dagster.fleet.registry import WorkerRegistry
@@ -45,6 +46,7 @@ def fleet(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[WorkerReg
 def test_live_workers_are_listed(fleet: WorkerRegistry, capsys: pytest.CaptureFixture[str]) -> None:
     fleet.register(WORKER)
     assert entry.run(["workers"]) == 0
+    assert hardware_text(BOX.model_copy(update={"cpus": 1, "gpus": ()})) == "1 core, 62 GiB"
     row = capsys.readouterr().out.splitlines()[-1]
     for shown in (
         "node-gpu0",

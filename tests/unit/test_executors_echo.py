@@ -69,7 +69,7 @@ def fails(**where: Any) -> bool:
 
 def test_an_attempt_fails_half_way() -> None:
     given: list[OutputRow] = []
-    with pytest.raises(TransientError, match="shard 0, attempt 1"):
+    with pytest.raises(TransientError, match="shard 0000, attempt 1"):
         echo(["a"] * 10, given=given, fail_rate=1)
     assert len(given) == 5
 

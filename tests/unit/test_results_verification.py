@@ -48,5 +48,18 @@ def echo(**checks: float) -> EchoSpec:
     ],
 )
 def test_each_check_fails_for_its_own_reason(counts: RowCounts, failed: set[str]) -> None:
-    results = evaluate(counts, 4, echo(max_empty_fraction=0.25))
-    assert {name for name, (passed, _) in results.items() if not passed} == failed
+    verdicts = evaluate(counts, 4, echo(max_empty_fraction=0.25))
+    assert {name for name, each in verdicts.items() if not each.passed} == failed
+
+
+def test_what_is_wrong_is_a_sentence_with_figures_and_what_to_do() -> None:
+    counts = RowCounts(3, 2, 3, (0, "too\nlong"), 2)
+    verdicts = evaluate(counts, 4, echo(max_empty_fraction=0.25), again="mloc retry X")
+    assert {name: each.problem for name, each in verdicts.items()} == {
+        "row_count": "there are 3 rows of 4",
+        "indexes_complete": "row 2 is missing, or out of order",
+        "error_budget": "3 of 4 rows ended with an error, and error_budget allows 2; the first, "
+        "row 0: too long. Compute them again (`mloc retry X`), or run the template with a larger "
+        "error_budget",
+        "no_empty_outputs": "2 of 4 outputs are empty, and checks.max_empty_fraction 0.25 allows 1",
+    }

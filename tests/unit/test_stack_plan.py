@@ -57,14 +57,24 @@ def test_each_component_is_a_program_with_a_rotating_log(layout: StackLayout) ->
         assert program["autorestart"] == "true"
     groups = [config[each] for each in config.sections() if each.startswith("group:")]
     order = sorted(groups, key=lambda each: int(each["priority"]))
+    # All of a group stop at once: whoever needs the databases before these.
     assert [each["programs"] for each in order] == [
-        "redis",
-        "postgres",
-        "code,webserver,daemon",
-        "dispatcher,api",
-        "runs-1",
-        "worker-1,worker-2",
+        "redis,postgres",
+        "code,webserver,daemon,dispatcher,api,runs-1,worker-1,worker-2",
     ]
+
+
+def test_workers_have_the_time_to_hand_back_and_nobody_waits_for_dagsters_servers(
+    layout: StackLayout,
+) -> None:
+    config = _config(_plan(layout))
+    patience = {
+        name.removeprefix("program:"): int(config[name]["stopwaitsecs"])
+        for name in config.sections()
+        if name.startswith("program:")
+    }
+    assert max(patience[name] for name in ("code", "webserver", "daemon")) <= 5
+    assert min(patience[name] for name in ("runs-1", "worker-1")) >= 10 + 30
 
 
 def test_workers_share_the_cores_and_have_names(

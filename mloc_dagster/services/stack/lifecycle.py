@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import psutil
@@ -27,7 +27,9 @@ from mloc_dagster.services.stack.secret_file import password_in, write_secret
 from mloc_dagster.services.stack.supervisor import (
     SupervisorGone,
     ask_to_stop,
+    component_states,
     start_supervisor,
+    unstopped,
     wait_until_gone,
 )
 from mloc_dagster.services.stack.supervisor_config import supervisor_config
@@ -125,13 +127,19 @@ def start_stack(plan: StackPlan, settings: Settings) -> subprocess.Popen[bytes]:
     return start_supervisor(layout, plan.environment(os.environ, settings))
 
 
-def stop_stack(layout: StackLayout, settings: Settings, say: Say) -> int:
+def stop_stack(
+    layout: StackLayout,
+    settings: Settings,
+    say: Say,
+    waiting: Callable[[Sequence[str]], None] = lambda _names: None,
+) -> int:
     """Stops a stack, half-dead ones included, and makes sure that nothing of it is left.
 
     Args:
         layout: Where.
         settings: For how long workers may take.
         say: Told what had to be done beyond asking.
+        waiting: Told again and again which components have not ended yet.
 
     Returns:
         How many processes it had; 0 if nothing was up.
@@ -142,11 +150,13 @@ def stop_stack(layout: StackLayout, settings: Settings, say: Say) -> int:
     count = len(stack_processes(layout))
     if supervisor_process(layout) is not None:
         try:
+            names = [each.name for each in component_states(layout)]
             ask_to_stop(layout)
         except SupervisorGone as error:
             say(str(error))
         else:
-            wait_until_gone(layout, _STOP_S + 2 * settings.drain_grace_s)
+            patience_s = _STOP_S + 2 * settings.drain_grace_s
+            wait_until_gone(layout, patience_s, lambda: waiting(unstopped(layout, names)))
     kill_stack(layout, _LEFTOVER_S)
     layout.pid_file.unlink(missing_ok=True)
     return count

@@ -8,7 +8,7 @@ import sys
 import time
 import xmlrpc.client
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from http.client import HTTPException
 from pathlib import Path
 from typing import cast
@@ -22,6 +22,7 @@ from mloc_dagster.services.stack.leftovers import supervisor_process
 _START_S = 20.0
 _LOOK_EVERY_S = 0.1
 _SPAWNED = re.compile(r"spawned: '([^']+)' with pid (\d+)")
+_STOPPED = re.compile(r"stopped: (\S+) \(")
 _STARTED = "supervisord started with pid"
 _LOG_BACKUPS = 5
 
@@ -122,10 +123,13 @@ def ask_to_stop(layout: StackLayout) -> None:
     _ask(layout, "supervisor.shutdown")
 
 
-def wait_until_gone(layout: StackLayout, timeout_s: float) -> bool:
-    """Returns whether the supervisor has ended within `timeout_s`."""
+def wait_until_gone(
+    layout: StackLayout, timeout_s: float, meanwhile: Callable[[], None] = lambda: None
+) -> bool:
+    """Returns whether the supervisor has ended within `timeout_s`; calls `meanwhile` while not."""
     deadline = time.monotonic() + timeout_s
     while supervisor_process(layout) is not None:
+        meanwhile()
         if time.monotonic() > deadline:
             return False
         time.sleep(_LOOK_EVERY_S)
@@ -144,17 +148,28 @@ def _ask(layout: StackLayout, method: str) -> object:
         raise SupervisorGone(f"the supervisor does not answer at {socket}: {error}") from error
 
 
+def unstopped(layout: StackLayout, names: Sequence[str]) -> list[str]:
+    """Returns which components have not ended, of a supervisor that stops: it answers no more."""
+    stopped = {found[1] for line in _log_lines(layout) if (found := _STOPPED.search(line))}
+    return [each for each in names if each not in stopped]
+
+
 def _starts(layout: StackLayout) -> Counter[str]:
     """Counts the starts of each component from the supervisor's log: it keeps no count itself."""
+    found = (_SPAWNED.search(line) for line in _log_lines(layout))
+    return Counter(each[1] for each in found if each)
+
+
+def _log_lines(layout: StackLayout) -> list[str]:
+    """Returns what the supervisor wrote since it was started."""
     log = layout.supervisor_log
     backups = [log.with_name(f"{log.name}.{each}") for each in range(_LOG_BACKUPS, 0, -1)]
-    counts: Counter[str] = Counter()
+    lines: list[str] = []
     for path in (*backups, log):
         if not path.exists():
             continue
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
             if _STARTED in line:
-                counts.clear()
-            elif found := _SPAWNED.search(line):
-                counts[found[1]] += 1
-    return counts
+                lines.clear()
+            lines.append(line)
+    return lines

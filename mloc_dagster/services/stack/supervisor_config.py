@@ -22,8 +22,13 @@ _LOG_BACKUPS = 5
 # The supervisor waits a second longer after each failed start; it never gives up.
 _START_RETRIES = 1_000_000
 
-# After its grace a draining worker writes its rows and hands its shard back.
-_HANDING_BACK_S = 15
+# After its grace a draining worker writes its rows and hands its shard back. All else stops at
+# the same time: on a busy machine it takes long.
+_HANDING_BACK_S = 30
+
+# Dagster's servers wait up to a minute for calls that others of them hold open, and never end those
+# themselves. None of them has anything to lose.
+_DAGSTER_STOP_S = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +47,7 @@ class _Program:
     name: str
     command: Sequence[str]
     stop_signal: str = "TERM"
-    stop_s: int = 15
+    stop_s: int = 30
     stop_group: bool = True
     environment: Mapping[str, str] = field(default_factory=dict)
 
@@ -55,38 +60,40 @@ def supervisor_config(plan: StackPlan, *, drain_grace_s: float, cores: int) -> s
         drain_grace_s: Seconds that a stopping worker lets its shard go on.
         cores: Logical cores, to be shared by the workers.
     """
-    groups = dict(_groups(plan, drain_grace_s, cores))
+    groups = {
+        "databases": list(_databases(plan)),
+        "components": list(_components(plan, drain_grace_s, cores)),
+    }
     sections = [_supervisor(plan.layout)]
     for place, (group, programs) in enumerate(groups.items(), start=1):
+        if not programs:
+            continue
         sections += [_program(program, plan.layout) for program in programs]
-        # Groups start in this order and stop in the opposite one, each as a whole.
+        # Groups start in this order and stop in the opposite one, each as a whole and all of its
+        # programs at once: whoever stops has its own patience, and needs the databases only.
         names = ",".join(program.name for program in programs)
         sections.append(f"[group:{group}]\nprograms={names}\npriority={place * 10}\n")
     return "\n".join(sections)
 
 
-def _groups(
-    plan: StackPlan, drain_grace_s: float, cores: int
-) -> Iterator[tuple[str, list[_Program]]]:
+def _databases(plan: StackPlan) -> Iterator[_Program]:
     if plan.redis_port is not None:
-        yield "redis", [_redis(plan.layout)]
+        yield _redis(plan.layout)
     if plan.postgres_port is not None:
-        yield "postgres", [_postgres(plan)]
-    yield "dagster", [_code(plan.layout), *_dagster(plan)]
+        yield _postgres(plan)
+
+
+def _components(plan: StackPlan, drain_grace_s: float, cores: int) -> Iterator[_Program]:
+    yield _code(plan.layout)
+    yield from _dagster(plan)
     if plan.api_port is not None:
-        yield "api", _api(plan, plan.api_port)
+        yield from _api(plan, plan.api_port)
     stop_s = int(drain_grace_s) + _HANDING_BACK_S
-    if plan.run_workers:
-        yield "runs", [_run_worker(plan, each, stop_s) for each in range(1, plan.run_workers + 1)]
-    if plan.worker_gpus:
-        threads = max(1, cores // len(plan.worker_gpus))
-        yield (
-            "workers",
-            [
-                _worker(plan, number, gpus, threads, stop_s)
-                for number, gpus in enumerate(plan.worker_gpus, start=1)
-            ],
-        )
+    for each in range(1, plan.run_workers + 1):
+        yield _run_worker(plan, each, stop_s)
+    threads = max(1, cores // max(1, len(plan.worker_gpus)))
+    for number, gpus in enumerate(plan.worker_gpus, start=1):
+        yield _worker(plan, number, gpus, threads, stop_s)
 
 
 def _redis(layout: StackLayout) -> _Program:
@@ -107,7 +114,8 @@ def _code(layout: StackLayout) -> _Program:
     serve = _python("dagster", "code-server", "start", "--socket", str(layout.socket("code.sock")))
     target = ("-m", "mloc_dagster.definitions", "-a", "defs")
     ours = ("--use-python-environment-entry-point", "--location-name", "mloc_dagster.definitions")
-    return _Program("code", _after("redis", "postgres", command=[*serve, *target, *ours]))
+    command = _after("redis", "postgres", command=[*serve, *target, *ours])
+    return _Program("code", command, stop_s=_DAGSTER_STOP_S)
 
 
 def _dagster(plan: StackPlan) -> list[_Program]:
@@ -117,8 +125,8 @@ def _dagster(plan: StackPlan) -> list[_Program]:
     daemon = _python("dagster._daemon", "run", "-w", str(home / DAEMON_WORKSPACE))
     needs = ("redis", "postgres", "code")
     return [
-        _Program("webserver", _after(*needs, command=webserver)),
-        _Program("daemon", _after(*needs, command=daemon)),
+        _Program("webserver", _after(*needs, command=webserver), stop_s=_DAGSTER_STOP_S),
+        _Program("daemon", _after(*needs, command=daemon), stop_s=_DAGSTER_STOP_S),
     ]
 
 
