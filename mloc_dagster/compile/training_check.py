@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from importlib.metadata import entry_points
-
 from mloc_dagster.compile.diagnostics import Findings, at_key, at_value
 from mloc_dagster.compile.spelling import find
 from mloc_dagster.compile.tree import Tree
 from mloc_dagster.errors import nearest_hint
+from mloc_dagster.plugins import entry_points
 from mloc_dagster.schema.gate import GateError, parse_gate
 from mloc_dagster.schema.metrics import BUILTIN_METRICS
 from mloc_dagster.schema.reporters import REPORTERS, reporters

@@ -132,13 +132,14 @@ class Ledger:
     def cancel(self, ids: Collection[str]) -> Mapping[str, TaskState]:
         """Stops tasks; returns how they are then.
 
-        What no run has is cancelled at once; of the others `cancelling` tells the dispatcher.
+        What no run has is cancelled at once, with all that would share its run; of the others
+        `cancelling` tells the dispatcher.
         """
         with transaction(self._engine) as connection:
             return wishes.cancel(connection, ids)
 
     def retry(self, ids: Collection[str], *, failed_rows: bool = False) -> set[str]:
-        """Lets tasks wait for another run.
+        """Lets tasks wait for another run, with what is undone of their workflows.
 
         Args:
             ids: The tasks; those that are done or at work stay as they are.
