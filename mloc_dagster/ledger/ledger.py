@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Self
 
 from pydantic import JsonValue
@@ -152,10 +152,17 @@ class Ledger:
         with transaction(self._engine) as connection:
             return wishes.retry(connection, ids, failed_rows=failed_rows)
 
-    def forget(self, ids: Collection[str]) -> set[str]:
-        """Deletes what is known of tasks that have ended; returns which these were."""
+    def forget(
+        self, ids: Collection[str], remove: Callable[[str], object] = lambda _: None
+    ) -> set[str]:
+        """Deletes what is known of tasks that have ended; returns which these were.
+
+        Args:
+            ids: The tasks.
+            remove: Called for each of them before; meanwhile nobody can retry it.
+        """
         with transaction(self._engine) as connection:
-            return wishes.forget(connection, ids)
+            return wishes.forget(connection, ids, remove)
 
     # Dispatching
 

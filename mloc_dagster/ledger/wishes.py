@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from sqlalchemy import ColumnElement, and_, any_, delete, func, or_, select, update
 from sqlalchemy.engine import Connection
@@ -91,9 +91,20 @@ def _can_be_retried(*, failed_rows: bool) -> ColumnElement[bool]:
     return or_(undone, and_(tasks.c.state == TaskState.DONE, tasks.c.errors > 0))
 
 
-def forget(connection: Connection, ids: Collection[str]) -> set[str]:
-    """Deletes what is known of tasks that have ended; returns which."""
+def forget(
+    connection: Connection, ids: Collection[str], remove: Callable[[str], object]
+) -> set[str]:
+    """Deletes what is known of tasks that have ended; returns which.
+
+    Args:
+        connection: To the ledger.
+        ids: The tasks.
+        remove: Called for each before; meanwhile nobody can retry it.
+    """
     lock_tasks(connection, ids)
+    ended = and_(tasks.c.task_id.in_(ids), tasks.c.state.in_(ENDED))
+    for task_id in connection.scalars(select(tasks.c.task_id).where(ended)).all():
+        remove(task_id)
     gone = connection.execute(
         delete(tasks)
         .where(tasks.c.task_id.in_(ids), tasks.c.state.in_(ENDED))
