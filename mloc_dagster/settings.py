@@ -49,6 +49,9 @@ class Settings(BaseSettings):
     templates_dir: Path | None = None
     """The template library; by default `templates/` of the checkout or of the package."""
 
+    max_stages: int = Field(default=64, ge=1, le=256)
+    """Stages or graph nodes that one template may have: the job of each is built from all."""
+
     flush_rows: int = Field(default=256, ge=1)
     """Rows a shard may hold back before it writes them."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 
@@ -111,8 +111,14 @@ class MemoryLedger:
         for each in task_ids:
             self.set(each, state=TaskState.PENDING, run_id=None, error="")
 
-    def forget(self, ids: Collection[str]) -> set[str]:
-        return {each for each in ids if self.entries.pop(each, None)}
+    def forget(
+        self, ids: Collection[str], remove: Callable[[str], object] = lambda _: None
+    ) -> set[str]:
+        ended = {each for each in ids if each in self.entries and self.entries[each].state.ended}
+        for each in ended:
+            remove(each)
+            del self.entries[each]
+        return ended
 
 
 def _matches(entry: TaskEntry, chosen: TaskFilter) -> bool:

@@ -8,8 +8,8 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from anyio import CapacityLimiter, to_thread
 from sqlalchemy.exc import DBAPIError
-from starlette.concurrency import run_in_threadpool
 
 from mloc_dagster.api.compiled_bodies import CompiledBodies, PreparedBody
 from mloc_dagster.api.metrics import Metrics
@@ -26,6 +26,9 @@ from mloc_dagster.results.store import open_store
 _WINDOW_S = 0.005
 _MOST_SUBMISSIONS = 256
 _MAX_KEY_LENGTH = 200
+
+_LARGE_BYTES = 65_536
+"""Of a body that takes a second or more to compile: one at a time, or others would wait for all."""
 
 
 @dataclass(slots=True)
@@ -56,6 +59,7 @@ class Acceptance:
         self._waiting: deque[_Waiting] = deque()
         self._arrived = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        self._large = CapacityLimiter(1)
 
     async def start(self) -> None:
         """Begins to commit."""
@@ -83,7 +87,10 @@ class Acceptance:
             Refusal: If a document is wrong, or the key came with another body before.
         """
         _check_key(key)
-        prepared = await run_in_threadpool(self._prepare, body)
+        large = len(body.text) > _LARGE_BYTES
+        prepared = await to_thread.run_sync(
+            self._prepare, body, limiter=self._large if large else None
+        )
         submissions = _submissions(prepared, key)
         waiting = _Waiting(submissions, asyncio.get_running_loop().create_future())
         self._waiting.append(waiting)

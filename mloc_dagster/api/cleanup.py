@@ -129,9 +129,16 @@ def _ended(api: ApiState, before: datetime | None) -> Iterator[TaskEntry]:
     cursor: str | None = None
     while True:
         page, cursor = api.ledger.list(chosen, limit=_PAGE, cursor=cursor)
-        yield from page
+        # What has ended may be read by the stages after it.
+        yield from (each for each in page if _workflow_has_ended(api, each))
         if cursor is None:
             return
+
+
+def _workflow_has_ended(api: ApiState, entry: TaskEntry) -> bool:
+    if entry.task_id == entry.workflow_id:  # the only task of its template
+        return True
+    return all(each.state.ended for each in api.ledger.workflow(entry.workflow_id))
 
 
 def _ended_at(entry: TaskEntry) -> datetime:
@@ -143,9 +150,8 @@ def _size(api: ApiState, entry: TaskEntry) -> int:
 
 
 def _forget(api: ApiState, task_id: str) -> None:
-    # The ledger last: until then another call finds the rest.
-    _empty(api.store.task(task_id))
-    api.ledger.forget([task_id])
+    # The ledger last: until then another call finds the rest. What was retried since stays.
+    api.ledger.forget([task_id], lambda ended: _empty(api.store.task(ended)))
 
 
 def _empty(folder: Folder) -> None:

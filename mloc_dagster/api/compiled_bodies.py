@@ -165,12 +165,12 @@ def _memory(size: int) -> int:
 
 def _unknown_types(templates: Sequence[CompiledTemplate], name: str) -> list[Diagnostic]:
     found: list[Diagnostic] = []
-    for template in templates:
-        for node in template.tasks:
-            try:
-                task_executor(node.task.spec.task_type)
-            except UnknownNameError as error:
-                found.append(Diagnostic(name, 0, 0, "spec.taskType", str(error)))
+    types = {node.task.spec.task_type for template in templates for node in template.tasks}
+    for each in sorted(types):
+        try:
+            task_executor(each)
+        except UnknownNameError as error:
+            found.append(Diagnostic(name, 0, 0, "spec.taskType", str(error)))
     return found
 
 

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from mloc_dagster.fleet.engine import WorkerInfo
     from mloc_dagster.fleet.redis_engine import RedisFleetEngine
 
+_READY_KEY = "mloc:ready"
+
 
 class FleetAccess:
     """What the API asks about runs and workers; each call may wait, so it belongs into a thread."""
@@ -61,6 +63,15 @@ class FleetAccess:
         except InputError as error:  # whoever asks over HTTP cannot start one
             raise TransientError(str(error)) from error
         return open_engine()
+
+    def check_writable(self) -> None:
+        """Returns if Redis takes what is written.
+
+        Raises:
+            TransientError: If it does not answer.
+            redis.ResponseError: If it answers, and refuses: it is full, or a replica.
+        """
+        self._redis().set(_READY_KEY, "", px=1_000)
 
     def workers(self) -> Sequence[WorkerInfo]:
         """Returns the live workers."""

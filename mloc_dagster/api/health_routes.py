@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Mapping
 
+import redis
 from fastapi import APIRouter
 from fastapi.responses import Response
 
@@ -15,6 +17,9 @@ from mloc_dagster.api.state import ApiState, State, reply
 from mloc_dagster.client.models import Check, Health, Readiness
 
 _log = logging.getLogger(__name__)
+
+READY_FOLDER = ".ready"
+"""In the results: holds one small file of each API, written to see whether there is room."""
 
 router = APIRouter(tags=["operation"])
 
@@ -32,14 +37,23 @@ async def live() -> Response:
     summary="Can it accept?",
 )
 def ready(api: State) -> Response:
-    """Looks at the ledger, without which nothing is accepted, and at Redis, without which it is."""
+    """Looks at the ledger and the results store, without which nothing is accepted, and at Redis.
+
+    The store and Redis are written to: either may be full, or read-only.
+    """
     checks = {
         "ledger": _check("the ledger", api.ledger.counts),
-        "results": _check("the results store", lambda: api.store.task("-").exists("-")),
-        "redis": _check("the fleet's Redis", api.fleet.engine),
+        "results": _check("the results store", lambda: _write(api)),
+        "redis": _check("the fleet's Redis", api.fleet.check_writable),
     }
     ok = checks["ledger"].ok and checks["results"].ok
     return reply(Readiness(ok=ok, checks=checks), 200 if ok else 503)
+
+
+def _write(api: ApiState) -> None:
+    # More than a disk keeps beside a file's name, and no need to wait for it.
+    folder = api.store.unsettled().folder(READY_FOLDER)
+    folder.write_bytes(f"api-{os.getpid()}", b"\0" * 4_096)
 
 
 def _check(what: str, look: Callable[[], object]) -> Check:
@@ -47,8 +61,16 @@ def _check(what: str, look: Callable[[], object]) -> Check:
         look()
     except Exception as error:  # noqa: BLE001 (whatever it is, it is not at hand)
         _log.warning("%s is not at hand: %s", what, error)
-        return Check(ok=False, detail=f"{what} does not answer ({type(error).__name__})")
+        return Check(ok=False, detail=f"{what} {_why(error)}")
     return Check(ok=True)
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return f"cannot be written: {error.strerror}"
+    if isinstance(error, redis.ResponseError):
+        return f"takes nothing: {error}"
+    return f"does not answer ({type(error).__name__})"
 
 
 @router.get(

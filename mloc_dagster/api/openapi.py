@@ -19,7 +19,7 @@ _REASONS = {
     416: "The range lies outside of the file.",
     422: "The request is wrong; `errors` says where.",
     429: "Too much at a time.",
-    503: "The database or Redis is away; send the same request again.",
+    503: "The database, Redis or the results store is away; send the same request again.",
 }
 
 _EXAMPLE = """\

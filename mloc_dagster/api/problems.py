@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
@@ -30,6 +31,11 @@ _log = logging.getLogger(__name__)
 PROBLEM_TYPE = "application/problem+json"
 _RETRY_AFTER_S = "2"
 _MOST_ERRORS = 1_000
+
+_NOT_WRITABLE = frozenset(
+    {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE}
+)
+"""What a disk says that is full, read-only, taken away or broken: it may be mended."""
 
 
 class Refusal(Exception):
@@ -109,6 +115,8 @@ def refusal_of(error: Exception) -> Refusal:
         return _invalid_request(error)
     if isinstance(error, TransientError | DBAPIError | TimeoutError | redis.RedisError):
         return _away(error)
+    if isinstance(error, OSError) and error.errno in _NOT_WRITABLE:
+        return _not_writable(error)
     if isinstance(error, MlocError):
         return _foreseen(error)
     return Refusal(500, "internal-error", "this is a defect; the API's log says more")
@@ -136,6 +144,15 @@ def _away(error: Exception) -> Refusal:
     return Refusal(503, "unavailable", detail, headers={"Retry-After": _RETRY_AFTER_S})
 
 
+def _not_writable(error: OSError) -> Refusal:
+    _log.warning("a file cannot be read or written: %s", error)
+    detail = (
+        f"the results store, or the API's own disk, does not work now: {error.strerror}; "
+        "send the same request again when its operator has seen to it"
+    )
+    return Refusal(503, "storage-unavailable", detail, headers={"Retry-After": _RETRY_AFTER_S})
+
+
 def _invalid_request(error: RequestValidationError) -> Refusal:
     found = [
         Finding(path=".".join(str(part) for part in each["loc"]), message=str(each["msg"]))
@@ -155,7 +172,7 @@ def install(app: FastAPI) -> None:
 
     for kind in (Refusal, HTTPException, RequestValidationError, MlocError, Exception):
         app.add_exception_handler(kind, answer)
-    for kind in (DBAPIError, TimeoutError, redis.RedisError):
+    for kind in (DBAPIError, OSError, redis.RedisError):
         app.add_exception_handler(kind, answer)
 
 

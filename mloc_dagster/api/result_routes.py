@@ -52,7 +52,7 @@ async def post_result(api: State, request: Request, result: ResultIn) -> Respons
         200: binary(*MEDIA_TYPES.values(), "application/x-tar"),
         206: binary(*MEDIA_TYPES.values()),
         304: {"description": "It is as it was."},
-        **problems(404, 416, 422),
+        **problems(404, 409, 416, 422),
     },
     summary="Read results",
 )
@@ -88,6 +88,7 @@ def _formatted(api: ApiState, folder: Folder, wanted: ResultFormat, request: Req
         file = stored_file(folder, name)
         return file_response(file, request.headers, attached=wanted != "json")
     if can_convert(folder, wanted):
+        stored_file(folder, "responses.parquet")  # refused here, if it is not whole
         headers = {"Content-Disposition": f'attachment; filename="{name}"'}
         blocks = in_thread(converted(folder, wanted))
         return StreamingResponse(blocks, media_type=MEDIA_TYPES[wanted], headers=headers)
@@ -163,7 +164,7 @@ async def _uploads(request: Request) -> list[Upload]:
         200: binary(OCTETS, *MEDIA_TYPES.values(), "text/plain", "application/x-tar"),
         206: binary(OCTETS, *MEDIA_TYPES.values(), "text/plain", "application/x-tar"),
         304: {"description": "It is as it was."},
-        **problems(404, 416, 422),
+        **problems(404, 409, 416, 422),
     },
     summary="Read a file of a task",
 )

@@ -49,7 +49,7 @@ def stored_file(folder: Folder, name: str) -> StoredFile:
         size = folder.size(name)
         with folder.open(name):  # a folder has a size, too
             if inside(folder, name):
-                return StoredFile(folder, name, size, _hashes(folder).get((name, size)))
+                return StoredFile(folder, name, size, _sound(folder, name, size))
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         pass  # said below, as for one that lies elsewhere
     hint = nearest_hint(name, [each.name for each in files_of(folder)])
@@ -182,6 +182,26 @@ def _hashes(folder: Folder) -> dict[tuple[str, int], str]:
     if manifest is None:
         return {}
     return {(each.path, each.size): each.sha256 for each in manifest.entries if each.sha256}
+
+
+def _sound(folder: Folder, name: str, size: int) -> str | None:
+    """Returns a file's hash where the manifest has one.
+
+    Raises:
+        Refusal: 409, if a result is not as long as the manifest says.
+    """
+    manifest = _manifest(folder)
+    entries = () if manifest is None else manifest.entries
+    entry = next((each for each in entries if each.path == name), None)
+    if entry is None or entry.size == size:
+        return None if entry is None else entry.sha256
+    if name.startswith("responses."):
+        detail = (
+            f"{name} has {size:,} bytes, and {entry.size:,} by the manifest: it was cut off or"
+            f" changed, or is being written anew; ask again, or `mloc retry {folder.name}`"
+        )
+        raise Refusal(409, "damaged-file", detail)
+    return None  # logs grow
 
 
 def _stored(folder: Folder, name: str, size: int, digest: str, stored: bool) -> ResultStored:

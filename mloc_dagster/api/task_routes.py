@@ -137,7 +137,10 @@ def progress(api: State, task_id: TaskId) -> Response:
     summary="Stop a task, or all tasks of a workflow",
 )
 def cancel(api: State, task_id: TaskId) -> Response:
-    """Stops what has not ended; finished rows are kept. Tasks of one run stop together."""
+    """Stops what has not ended; finished rows are kept.
+
+    Tasks of one run stop together, and so do the tasks of a template that has no run yet.
+    """
     entries = api.tasks(task_id)
     if all(each.state.ended and each.state is not TaskState.CANCELLED for each in entries):
         raise Refusal(409, "has-ended", f"{task_id} has ended already ({_states(entries)})")

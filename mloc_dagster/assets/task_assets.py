@@ -13,6 +13,11 @@ from mloc_dagster.ops.export import export
 from mloc_dagster.ops.references import TaskRef
 from mloc_dagster.schema.task import ModelSpec, TrainingSpec
 
+_EMAIL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._%+-]*@[A-Za-z0-9.-]+\.[A-Za-z]{2,7}")
+
+_TAG_LENGTH = 63
+"""Of the name and of the value of a tag of Dagster's, at most."""
+
 
 def task_assets(
     compiled: CompiledTemplate, node: CompiledTask
@@ -101,12 +106,17 @@ def _owners(compiled: CompiledTemplate) -> list[str]:
     owner = compiled.metadata.owner
     if not owner:
         return []
-    return [owner if "@" in owner else "team:" + re.sub(r"[^A-Za-z0-9_.-]", "_", owner)]
+    # Dagster takes a team or an address as it knows them, and refuses the whole job otherwise.
+    return [owner if _EMAIL.fullmatch(owner) else "team:" + re.sub(r"[^A-Za-z0-9_.-]", "_", owner)]
 
 
 def _tags(compiled: CompiledTemplate, node: CompiledTask) -> dict[str, str]:
     labels = {
-        f"mloc/{op_name(name)}": re.sub(r"[^A-Za-z0-9_.-]", "_", value)[:63]
+        f"mloc/{op_name(name)[:_TAG_LENGTH]}": _tag_text(value)
         for name, value in compiled.metadata.labels.items()
     }
     return {"mloc/task_type": node.task.spec.task_type, **labels}
+
+
+def _tag_text(value: str) -> str:
+    return re.sub(r"[^A-Za-z0-9_.-]", "_", value)[:_TAG_LENGTH]

@@ -85,7 +85,10 @@ def close_dead_runs(instance: dg.DagsterInstance, workflow_tag: str, workflow_id
     """
     from dagster import DagsterRunStatus, RunsFilter
 
-    unfinished = [DagsterRunStatus.STARTING, DagsterRunStatus.STARTED, DagsterRunStatus.CANCELING]
+    unfinished = [
+        *(DagsterRunStatus.NOT_STARTED, DagsterRunStatus.QUEUED),  # the fleet's, or about to be
+        *(DagsterRunStatus.STARTING, DagsterRunStatus.STARTED, DagsterRunStatus.CANCELING),
+    ]
     runs = instance.get_runs(RunsFilter(tags={workflow_tag: workflow_id}, statuses=unfinished))
     for run in runs:
         process = run.tags.get(PROCESS_TAG, "")

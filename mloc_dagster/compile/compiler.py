@@ -12,6 +12,7 @@ from pydantic import JsonValue
 from mloc_dagster.compile.compiled import CompiledTask, CompiledTemplate
 from mloc_dagster.compile.data_check import check_data, data_places
 from mloc_dagster.compile.diagnostics import (
+    MOST_FINDINGS,
     Diagnostic,
     Findings,
     at_key,
@@ -22,7 +23,7 @@ from mloc_dagster.compile.diagnostics import (
 from mloc_dagster.compile.engine_check import check_engine
 from mloc_dagster.compile.loader import Document, load_documents, parse_documents
 from mloc_dagster.compile.merge import check_base_keys, merged_spec
-from mloc_dagster.compile.nodes import NodeDraft, ancestors_of, read_nodes
+from mloc_dagster.compile.nodes import NodeDraft, ancestors_of, check_size, read_nodes
 from mloc_dagster.compile.reference_check import ReferenceCheck
 from mloc_dagster.compile.spelling import find, merge_value, normalise
 from mloc_dagster.compile.training_check import check_training
@@ -126,7 +127,10 @@ def _compile_documents(
                 message = f"{name.text!r} is taken by the document in line {names[name.text]}"
                 diagnostics.append(at_value(name, message))
             names.setdefault(name.text, document.root.at.line)
+        if len(diagnostics) > MOST_FINDINGS:
+            break
         try:
+            check_size(document.root)
             template = compile_document(document)
         except TemplateError as error:
             diagnostics += [item for item in error.diagnostics if isinstance(item, Diagnostic)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
 from pydantic import JsonValue
@@ -65,6 +65,10 @@ def at_key(tree: Tree, message: str, severity: Severity = "error") -> Diagnostic
     return at_position(tree.key, tree.path, message, severity)
 
 
+MOST_FINDINGS = 1_000
+"""Findings that are looked for in one template: more help nobody, and each takes its time."""
+
+
 class Findings:
     """Collects findings, each once, so that a user sees all of them together."""
 
@@ -72,8 +76,17 @@ class Findings:
         self._seen: dict[Diagnostic, None] = {}
 
     def add(self, *findings: Diagnostic) -> None:
-        """Adds findings; one that is known already stays as it is."""
+        """Adds findings; one that is known already stays as it is.
+
+        Raises:
+            TemplateError: If there are so many that looking for more is a waste of time.
+        """
         self._seen.update(dict.fromkeys(findings))
+        if len(self._seen) <= MOST_FINDINGS or not self.errors:
+            return
+        last = next(reversed(self._seen))
+        message = f"more than {MOST_FINDINGS:,} findings: the rest was not looked at"
+        raise TemplateError([*self.errors, replace(last, path="", message=message)])
 
     @property
     def errors(self) -> tuple[Diagnostic, ...]:

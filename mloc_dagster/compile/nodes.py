@@ -10,8 +10,9 @@ from mloc_dagster.compile.diagnostics import Findings, at_key, at_value
 from mloc_dagster.compile.spelling import find, normalise
 from mloc_dagster.compile.tree import Tree
 from mloc_dagster.compile.typed import validate
-from mloc_dagster.errors import nearest_hint
+from mloc_dagster.errors import TemplateError, nearest_hint
 from mloc_dagster.schema.template import Graph, Node
+from mloc_dagster.settings import settings
 
 STRUCTURE_KEYS = ("stages", "graph", "schedule")
 """Keys of the template's spec that no task inherits."""
@@ -32,6 +33,25 @@ class NodeDraft:
     depends_on: tuple[str, ...]
     spec: Tree
     is_stage: bool
+
+
+def check_size(root: Tree) -> None:
+    """Makes sure that a template has no more tasks than the operator allows.
+
+    What was accepted is compiled again where it runs: there it is not asked how large it may be.
+
+    Raises:
+        TemplateError: If it has more; nothing else of it is looked at.
+    """
+    most = settings().max_stages
+    for path in (("spec", "stages"), ("spec", "graph", "nodes")):
+        entries = find(root, path)
+        if entries is not None and len(entries.items) > most:
+            message = (
+                f"{len(entries.items):,} tasks in one template; at most {most} (MLOC_MAX_STAGES): "
+                "submit them as several templates, or put rows into a data file"
+            )
+            raise TemplateError([at_key(entries, message)])
 
 
 def read_nodes(spec: Tree, findings: Findings) -> list[NodeDraft] | None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from importlib.metadata import entry_points
 
 from mloc_dagster.compile.diagnostics import Findings, at_key, at_value
 from mloc_dagster.compile.engine_check import nearest
 from mloc_dagster.compile.spelling import find
 from mloc_dagster.compile.tree import Path, Tree
 from mloc_dagster.errors import DataError, nearest_hint
+from mloc_dagster.plugins import entry_points
 from mloc_dagster.schema.data import TrainingData
 from mloc_dagster.schema.evaluation_layout import evaluation_layout
 from mloc_dagster.schema.gate import GateError, parse_gate

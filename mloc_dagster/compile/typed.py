@@ -9,7 +9,14 @@ from pydantic import JsonValue, ValidationError
 from pydantic_core import ErrorDetails
 
 from mloc_dagster.compile.annotations import blocks_at, fields_of, tags_of
-from mloc_dagster.compile.diagnostics import Diagnostic, Findings, at_key, at_position, at_value
+from mloc_dagster.compile.diagnostics import (
+    MOST_FINDINGS,
+    Diagnostic,
+    Findings,
+    at_key,
+    at_position,
+    at_value,
+)
 from mloc_dagster.compile.tree import Path, Position, Tree, tree_of
 from mloc_dagster.compile.wording import expectation, mismatch, shown
 from mloc_dagster.errors import TemplateError, nearest_hint
@@ -22,7 +29,8 @@ def validate[BlockT: Block](block: type[BlockT], tree: Tree, findings: Findings)
     try:
         return block.model_validate(tree.plain())
     except ValidationError as error:
-        findings.add(*_translate(error, block, tree))
+        for each in _translate(error, block, tree):
+            findings.add(each)
         return None
 
 
@@ -53,12 +61,14 @@ class _Located:
 
 def _translate(error: ValidationError, block: type[Block], tree: Tree) -> Iterable[Diagnostic]:
     unions: dict[Path, list[_Located]] = {}
-    for detail in error.errors(include_url=False):
+    for detail in error.errors(include_url=False, include_input=False):
         located = _locate(detail, tree)
         if located.union is None:
             yield _diagnose(located, block)
         else:
             unions.setdefault(located.union.path, []).append(located)
+        if len(unions) > MOST_FINDINGS + 1:  # the last one may lack some of its alternatives
+            break
     for group in unions.values():
         yield from _diagnose_union(group, block)
 

@@ -16,7 +16,7 @@ from dagster import DagsterRunStatus, RunRecord
 
 from mloc_dagster.dispatch.adoption import Adoption
 from mloc_dagster.dispatch.batching import MOST_AT_ONCE, Group, by_slack, next_groups
-from mloc_dagster.dispatch.handing_over import hand_over
+from mloc_dagster.dispatch.handing_over import Unwanted, hand_over
 from mloc_dagster.dispatch.mending import Mending
 from mloc_dagster.dispatch.outcomes import (
     changes_of_batch,
@@ -26,6 +26,7 @@ from mloc_dagster.dispatch.outcomes import (
     refused,
     run_records,
 )
+from mloc_dagster.dispatch.preparing import Preparing
 from mloc_dagster.dispatch.stopping import Stopping
 from mloc_dagster.dispatch.telling import tell_cancelled, tell_ended, tell_submitted
 from mloc_dagster.errors import MlocError, TransientError
@@ -68,12 +69,18 @@ class Dispatcher:
         self._engine = engine
         self._open = {each.run_id: each for each in ledger.open_runs()}
         self._keys: dict[str, str] = {}
+        self._owners: dict[str, str] = {}
         self._statuses: dict[str, DagsterRunStatus] = {}
         self._tickets_at = 0.0
         self._seen: dict[str, float] = {}
+        self._preparing = Preparing(lambda planned: hand_over(instance, ledger, planned))
         self._stopping = Stopping(instance)
         self._mending = Mending(instance, engine)
         self._adoption = Adoption(ledger, instance)
+
+    def close(self) -> None:
+        """Ends what is done beside the loop; what is not handed over yet is in the ledger."""
+        self._preparing.close()
 
     @property
     def idle(self) -> bool:
@@ -88,10 +95,10 @@ class Dispatcher:
         """
         self._open.update({each.run_id: each for each in self._adoption.look()})
         tell_cancelled(self._ledger)
-        self._dispatch()
-        self._hand_over()
         self._stopping.stop(self._ledger.cancelling(), self._open)
         self._look()
+        self._dispatch()
+        self._hand_over()
 
     # Planning
 
@@ -114,19 +121,16 @@ class Dispatcher:
         tell_submitted(self._ledger, decided)
         for each in decided:
             self._open[each.run_id] = each
-            key = keys[each.run_id].batch_key
-            if key is not None:
-                self._keys[each.run_id] = key
+            group = keys[each.run_id]
+            self._owners[each.run_id] = group.tasks[0].owner
+            if group.batch_key is not None:
+                self._keys[each.run_id] = group.batch_key
 
     def _planned(self, run_id: str, group: Group) -> PlannedRun:
         first = group.tasks[0]
         if group.batch_key is not None:
             ids = tuple(each.task_id for each in group.tasks)
             return PlannedRun(run_id=run_id, workflow_id=None, task_ids=ids)
-        if first.runs:
-            # One run goes on with all of a workflow that is not done.
-            again = [each.task_id for each in self._ledger.workflow(first.workflow_id)]
-            self._ledger.retry(again, failed_rows=first.retry_rows)
         found = self._ledger.workflow(first.workflow_id)
         tasks = [each for each in found if each.run_id is None and not each.state.ended]
         return PlannedRun(
@@ -143,8 +147,12 @@ class Dispatcher:
     # Handing over
 
     def _hand_over(self) -> None:
-        handed: list[str] = []
+        """Hands batches over, and whole templates beside the loop: their jobs are to be built."""
+        handed: list[PlannedRun] = []
         for planned in [each for each in self._open.values() if not each.handed_over]:
+            if planned.workflow_id is not None:
+                self._preparing.add(planned, self._owner(planned))
+                continue
             try:
                 hand_over(self._instance, self._ledger, planned)
             except AWAY:
@@ -152,15 +160,31 @@ class Dispatcher:
             except Exception as error:  # noqa: BLE001 (one template must not stop all others)
                 self._refuse(planned, error)
             else:
-                handed.append(planned.run_id)
-                self._open[planned.run_id] = replace(planned, handed_over=True)
+                handed.append(planned)
+        for planned, error in self._preparing.ready():
+            if isinstance(error, AWAY):
+                raise error
+            if error is not None:
+                self._refuse(planned, error)
+            else:
+                handed.append(planned)
+        self._open |= {each.run_id: replace(each, handed_over=True) for each in handed}
         if handed:
-            self._ledger.handed_over(handed)
+            self._ledger.handed_over([each.run_id for each in handed])
+
+    def _owner(self, planned: PlannedRun) -> str:
+        if planned.run_id not in self._owners:  # planned by a dispatcher before this one
+            (first, *_) = self._ledger.tasks(planned.task_ids[:1]).values()
+            self._owners[planned.run_id] = first.owner
+        return self._owners[planned.run_id]
 
     def _refuse(self, planned: PlannedRun, error: Exception) -> None:
         """Ends a run that cannot be made: its tasks say why."""
-        ours = isinstance(error, MlocError)
-        _log.warning("run %s cannot be made: %s", planned.run_id, error, exc_info=not ours)
+        unwanted, ours = isinstance(error, Unwanted), isinstance(error, MlocError)
+        if not unwanted:
+            _log.warning(
+                "run %s cannot be made: %s", planned.run_id, error, exc_info=None if ours else error
+            )
         if planned.workflow_id is None and len(planned.task_ids) > 1:
             self._ledger.give_back(planned.run_id)
             self._forget(planned)
@@ -169,8 +193,13 @@ class Dispatcher:
         changes = changes_of_workflow(self._instance, self._engine, planned)
         done = [each for each in changes if each.state is TaskState.DONE]
         self._ledger.change(done)
-        why = str(error) if ours else f"its run cannot be made: {type(error).__name__}: {error}"
-        self._end_untold(planned, refused(planned, why, but={each.task_id for each in done}))
+        but = {each.task_id for each in done}
+        if unwanted:
+            changes = refused(planned, "", TaskState.CANCELLED, but=but)
+        else:
+            why = str(error) if ours else f"its run cannot be made: {type(error).__name__}: {error}"
+            changes = refused(planned, why, but=but)
+        self._end_untold(planned, changes)
 
     # Looking
 
@@ -240,6 +269,6 @@ class Dispatcher:
         self._forget(planned)
 
     def _forget(self, planned: PlannedRun) -> None:
-        for known in (self._open, self._keys, self._statuses, self._seen):
+        for known in (self._open, self._keys, self._owners, self._statuses, self._seen):
             known.pop(planned.run_id, None)
         self._stopping.forget(planned)

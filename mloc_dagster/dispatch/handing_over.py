@@ -11,10 +11,7 @@ from collections.abc import Sequence
 import dagster as dg
 from dagster import DagsterRun, DagsterRunStatus, JobDefinition
 from dagster._core.code_pointer import CodePointer
-from dagster._core.definitions.reconstruct import (
-    ReconstructableRepository,
-    reconstruct_repository_def_from_pointer,
-)
+from dagster._core.definitions.reconstruct import ReconstructableRepository
 from dagster._core.errors import DagsterRunAlreadyExists
 from dagster._core.launcher import LaunchRunContext
 
@@ -25,7 +22,7 @@ from mloc_dagster.compile.compiler import CompiledTemplate, compile_mapping
 from mloc_dagster.dispatch.submitted import keep_document, pointer_of
 from mloc_dagster.errors import TerminalError
 from mloc_dagster.executors.task_start import task_id_for, task_record
-from mloc_dagster.fleet.jobs import CONTENT_TAG, LIBRARY
+from mloc_dagster.fleet.jobs import CONTENT_TAG, LIBRARY, Jobs
 from mloc_dagster.ledger.ledger import Ledger
 from mloc_dagster.ledger.model import PlannedRun, TaskEntry
 from mloc_dagster.ops.plan import WORKFLOW_TAG
@@ -43,11 +40,19 @@ from mloc_dagster.tasks.workflows import workflows
 BATCH_TAG = "mloc/batch"
 """Marks the run of a batch; its value is how many tasks it had when it was planned."""
 
+# Two, so that a batch does not wait for the job of a template that is being built.
+_LIBRARY_JOBS, _SUBMITTED_JOBS = Jobs(), Jobs()
+
+
+class Unwanted(Exception):
+    """All that a run is for was cancelled before it was made."""
+
 
 def hand_over(instance: dg.DagsterInstance, ledger: Ledger, planned: PlannedRun) -> None:
     """Makes a planned run, unless it is there, and gives it to the run workers; twice is once.
 
     Raises:
+        Unwanted: If its tasks were cancelled and it is not there yet.
         InputError: If there is nothing to run.
         TransientError: If Redis, the database or the store is away.
     """
@@ -77,6 +82,9 @@ def _created(instance: dg.DagsterInstance, ledger: Ledger, planned: PlannedRun) 
 def _create(instance: dg.DagsterInstance, ledger: Ledger, planned: PlannedRun) -> DagsterRun:
     entries = ledger.tasks(planned.task_ids)
     tasks = [entries[each] for each in planned.task_ids]
+    # Tasks of a workflow stop together; of a batch each is another's.
+    if (all if planned.workflow_id is None else any)(each.cancelling for each in tasks):
+        raise Unwanted
     if planned.workflow_id is None:
         return _create_batch(instance, ledger, planned, tasks)
     known = workflows(instance, [planned.workflow_id]).get(planned.workflow_id)
@@ -96,7 +104,7 @@ def _create_first(
     entries = ledger.workflow(workflow_id)
     _keep_records(compiled, planned, entries)
     pointer = pointer_of(compiled.content_hash)
-    job = reconstruct_repository_def_from_pointer(pointer).get_job(job_name(compiled))
+    job = _SUBMITTED_JOBS.job(pointer, job_name(compiled))
     submitted = entries[0].submitted_at.timestamp()
     tags = {
         **job.tags,
@@ -154,7 +162,7 @@ def _create_batch(
         )
         first += rows
     write_batch(open_store(), Batch(batch_id=planned.run_id, members=tuple(members)))
-    job = reconstruct_repository_def_from_pointer(LIBRARY).get_job(JOB)
+    job = _LIBRARY_JOBS.job(LIBRARY, JOB)
     spec = compile_mapping(members[0].document).tasks[0].task.spec
     tags = {**job.tags, **fleet_tags_of(spec), BATCH_TAG: str(len(members))}
     return _run(instance, job, LIBRARY, planned.run_id, batch_run_config(planned.run_id), tags)

@@ -42,13 +42,14 @@ def _change(
     instance: dg.DagsterInstance, planned: PlannedRun, status: TaskStatus, workflow: Workflow
 ) -> TaskChange:
     record = workflow.runs[-1]
+    state = _for_good(instance, status, record)
     return TaskChange(
         task_id=status.task_id,
         run_id=planned.run_id,
-        state=_for_good(instance, status, record),
+        state=state,
         waiting_for=status.waiting_for,
         started_at=_moment(record.start_time),
-        ended_at=(status.ended_at or datetime.now(UTC)) if status.state.ended else None,
+        ended_at=(status.ended_at or datetime.now(UTC)) if state.ended else None,
         worker_id=_worker(status),
         rows=status.rows,
         rows_finished=status.rows_finished,
@@ -58,11 +59,18 @@ def _change(
 
 
 def _for_good(instance: dg.DagsterInstance, status: TaskStatus, record: RunRecord) -> TaskState:
-    """Takes a run's failure for final, unless Dagster may be about to start it once more."""
-    ended = record.dagster_run.is_finished and status.state is TaskState.FAILED
-    if ended and not (instance.run_retries_enabled and is_fresh(record)):
-        return TaskState.DEAD
-    return status.state
+    """Takes a run's failure for final, unless Dagster may be about to start it once more.
+
+    A task that failed is at work until its run has ended: before, it can be neither retried nor
+    called dead, and whoever waits for its end would have missed it.
+    """
+    if status.state is not TaskState.FAILED:
+        return status.state
+    if not record.dagster_run.is_finished:
+        return TaskState.RUNNING
+    if instance.run_retries_enabled and is_fresh(record):
+        return TaskState.FAILED
+    return TaskState.DEAD
 
 
 def _worker(status: TaskStatus) -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import signal
 import threading
+from contextlib import closing
 
 import dagster as dg
 
@@ -51,11 +52,11 @@ def _lead(instance: dg.DagsterInstance, stop: threading.Event) -> None:
             while not news.lead(AdvisoryLock.LEAD):
                 if stop.wait(_IDLE_S):
                     return
-            dispatcher = Dispatcher(ledger, instance, open_engine())
-            while not stop.is_set():
-                dispatcher.turn()
-                if news.wait(_IDLE_S if dispatcher.idle else _BUSY_S):
-                    stop.wait(_PAUSE_S)
+            with closing(Dispatcher(ledger, instance, open_engine())) as dispatcher:
+                while not stop.is_set():
+                    dispatcher.turn()
+                    if news.wait(_IDLE_S if dispatcher.idle else _BUSY_S):
+                        stop.wait(_PAUSE_S)
     finally:
         ledger.close()
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint
 from typing import Any
 
 from mloc_dagster.errors import TerminalError, UnknownNameError
+from mloc_dagster.plugins import entry_points
 
 REWARDS_GROUP = "mloc_dagster.reward_functions"
 METRICS_GROUP = "mloc_dagster.metrics"

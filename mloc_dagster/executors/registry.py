@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from functools import cache
-from importlib.metadata import entry_points
 from typing import Any
 
 from mloc_dagster.errors import TerminalError
 from mloc_dagster.executors.base import TaskExecutor
 from mloc_dagster.executors.registered import registered_function
+from mloc_dagster.plugins import entry_points
 
 GROUP = "mloc_dagster.task_types"
 

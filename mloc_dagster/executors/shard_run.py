@@ -6,7 +6,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import msgspec
 from pydantic import AwareDatetime, BaseModel, ConfigDict
@@ -197,6 +197,7 @@ def run_shard(
         ) from error
     finally:
         log.save()
+    seconds = time.monotonic() - started
     return ShardReport(
         task_id=task_id,
         shard=shard.index,
@@ -206,12 +207,12 @@ def run_shard(
         errors=gate.errors,
         prompt_tokens=gate.prompt_tokens,
         completion_tokens=gate.completion_tokens,
-        seconds=time.monotonic() - started,
+        seconds=seconds,
         load_seconds=load_seconds,
         worker=worker,
         engine=gate.engine,
         started_at=started_at,
-        finished_at=datetime.now(UTC),
+        finished_at=started_at + timedelta(seconds=seconds),  # the time of day may have jumped
     )
 
 

@@ -39,6 +39,9 @@ class Jobs:
     template library is looked at before each use: an edited template is a new job.
     """
 
+    # Dagster composes graphs on one stack, which all threads share.
+    _building = threading.Lock()
+
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._fingerprint: object = None
@@ -63,16 +66,32 @@ class Jobs:
             self._forget_old_code()
             key = (pointer, run.job_name, *selection)
             if key not in self._jobs:
-                self._jobs[key] = self._repository(pointer).get_maybe_subset_job_def(
-                    run.job_name,
-                    run.resolved_op_selection,
-                    run.asset_selection,
-                    run.asset_check_selection,
-                )
-            self._jobs.move_to_end(key)
-            if len(self._jobs) > _KEPT_JOBS:
-                self._jobs.popitem(last=False)
-            return InMemoryJob(self._jobs[key])
+                repository = self._repository(pointer)
+                with self._building:
+                    self._jobs[key] = repository.get_maybe_subset_job_def(
+                        run.job_name,
+                        run.resolved_op_selection,
+                        run.asset_selection,
+                        run.asset_check_selection,
+                    )
+            return InMemoryJob(self._kept(key))
+
+    def job(self, pointer: CodePointer, name: str) -> JobDefinition:
+        """Returns a whole job of a code location."""
+        with self._lock:
+            self._forget_old_code()
+            key = (pointer, name)
+            if key not in self._jobs:
+                repository = self._repository(pointer)
+                with self._building:
+                    self._jobs[key] = repository.get_job(name)
+            return self._kept(key)
+
+    def _kept(self, key: object) -> JobDefinition:
+        self._jobs.move_to_end(key)
+        if len(self._jobs) > _KEPT_JOBS:
+            self._jobs.popitem(last=False)
+        return self._jobs[key]
 
     def preload(self, pointer: CodePointer) -> None:
         """Builds a repository before it is asked for."""
@@ -82,7 +101,8 @@ class Jobs:
 
     def _repository(self, pointer: CodePointer) -> RepositoryDefinition:
         if pointer not in self._repositories:
-            self._repositories[pointer] = reconstruct_repository_def_from_pointer(pointer)
+            with self._building:
+                self._repositories[pointer] = reconstruct_repository_def_from_pointer(pointer)
         # Each template that was submitted has one of its own; the library's is used the most.
         self._repositories.move_to_end(pointer)
         if len(self._repositories) > _KEPT_REPOSITORIES:

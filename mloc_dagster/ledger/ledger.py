@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Self
 
 from pydantic import JsonValue
@@ -132,13 +132,14 @@ class Ledger:
     def cancel(self, ids: Collection[str]) -> Mapping[str, TaskState]:
         """Stops tasks; returns how they are then.
 
-        What no run has is cancelled at once; of the others `cancelling` tells the dispatcher.
+        What no run has is cancelled at once, with all that would share its run; of the others
+        `cancelling` tells the dispatcher.
         """
         with transaction(self._engine) as connection:
             return wishes.cancel(connection, ids)
 
     def retry(self, ids: Collection[str], *, failed_rows: bool = False) -> set[str]:
-        """Lets tasks wait for another run.
+        """Lets tasks wait for another run, with what is undone of their workflows.
 
         Args:
             ids: The tasks; those that are done or at work stay as they are.
@@ -151,10 +152,17 @@ class Ledger:
         with transaction(self._engine) as connection:
             return wishes.retry(connection, ids, failed_rows=failed_rows)
 
-    def forget(self, ids: Collection[str]) -> set[str]:
-        """Deletes what is known of tasks that have ended; returns which these were."""
+    def forget(
+        self, ids: Collection[str], remove: Callable[[str], object] = lambda _: None
+    ) -> set[str]:
+        """Deletes what is known of tasks that have ended; returns which these were.
+
+        Args:
+            ids: The tasks.
+            remove: Called for each of them before; meanwhile nobody can retry it.
+        """
         with transaction(self._engine) as connection:
-            return wishes.forget(connection, ids)
+            return wishes.forget(connection, ids, remove)
 
     # Dispatching
 

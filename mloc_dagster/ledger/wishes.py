@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from sqlalchemy import ColumnElement, and_, any_, delete, func, or_, select, update
 from sqlalchemy.engine import Connection
@@ -16,13 +16,22 @@ from mloc_dagster.ledger.task_state import ENDED, TaskState
 def cancel(connection: Connection, ids: Collection[str]) -> Mapping[str, TaskState]:
     """Stops tasks; returns how they are then.
 
-    What no run has is cancelled at once; of the others the dispatcher learns that they are to be.
+    What no run has is cancelled at once, with all that would share its run: a run of a workflow
+    computes the whole of it, and what depends on a cancelled stage would wait for ever. Of the
+    others the dispatcher learns that they are to be.
     """
-    lock_tasks(connection, ids)
+    together = _workflows_of(connection, ids)
+    lock_tasks(connection, together)
     alive = and_(tasks.c.task_id.in_(ids), tasks.c.state.not_in(ENDED))
+    without_run = select(tasks.c.workflow_id).where(alive, tasks.c.run_id.is_(None))
     connection.execute(
         update(tasks)
-        .where(alive, tasks.c.run_id.is_(None))
+        .where(
+            tasks.c.task_id.in_(together),
+            tasks.c.workflow_id.in_(without_run),
+            tasks.c.state.not_in(ENDED),
+            tasks.c.run_id.is_(None),
+        )
         .values(
             state=TaskState.CANCELLED,
             ended_at=func.clock_timestamp(),
@@ -41,11 +50,17 @@ def cancel(connection: Connection, ids: Collection[str]) -> Mapping[str, TaskSta
 
 
 def retry(connection: Connection, ids: Collection[str], *, failed_rows: bool) -> set[str]:
-    """Lets tasks wait for another run; returns those that can have one."""
-    lock_tasks(connection, ids)
+    """Lets tasks wait for another run, with what is undone of their workflows.
+
+    One run goes on with all of a workflow; returns the tasks that it can have.
+    """
+    together = _workflows_of(connection, ids)
+    lock_tasks(connection, together)
+    can = _can_be_retried(failed_rows=failed_rows)
+    wanted = select(tasks.c.workflow_id).where(tasks.c.task_id.in_(ids), can)
     found = connection.scalars(
         update(tasks)
-        .where(tasks.c.task_id.in_(ids), _can_be_retried(failed_rows=failed_rows))
+        .where(tasks.c.task_id.in_(together), tasks.c.workflow_id.in_(wanted), can)
         .values(
             state=TaskState.PENDING,
             run_id=None,
@@ -63,6 +78,12 @@ def retry(connection: Connection, ids: Collection[str], *, failed_rows: bool) ->
     return retried
 
 
+def _workflows_of(connection: Connection, ids: Collection[str]) -> Sequence[str]:
+    """Returns the tasks of the workflows that some tasks are of; a workflow never gets more."""
+    own = select(tasks.c.workflow_id).where(tasks.c.task_id.in_(ids))
+    return connection.scalars(select(tasks.c.task_id).where(tasks.c.workflow_id.in_(own))).all()
+
+
 def _can_be_retried(*, failed_rows: bool) -> ColumnElement[bool]:
     undone = tasks.c.state.in_([each for each in ENDED if each is not TaskState.DONE])
     if not failed_rows:
@@ -70,9 +91,20 @@ def _can_be_retried(*, failed_rows: bool) -> ColumnElement[bool]:
     return or_(undone, and_(tasks.c.state == TaskState.DONE, tasks.c.errors > 0))
 
 
-def forget(connection: Connection, ids: Collection[str]) -> set[str]:
-    """Deletes what is known of tasks that have ended; returns which."""
+def forget(
+    connection: Connection, ids: Collection[str], remove: Callable[[str], object]
+) -> set[str]:
+    """Deletes what is known of tasks that have ended; returns which.
+
+    Args:
+        connection: To the ledger.
+        ids: The tasks.
+        remove: Called for each before; meanwhile nobody can retry it.
+    """
     lock_tasks(connection, ids)
+    ended = and_(tasks.c.task_id.in_(ids), tasks.c.state.in_(ENDED))
+    for task_id in connection.scalars(select(tasks.c.task_id).where(ended)).all():
+        remove(task_id)
     gone = connection.execute(
         delete(tasks)
         .where(tasks.c.task_id.in_(ids), tasks.c.state.in_(ENDED))

@@ -12,7 +12,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import datetime, timedelta
 from types import TracebackType
 from typing import Self
 
@@ -40,7 +40,7 @@ class ShardWriter:
         flush_rows: Rows that may wait.
         flush_interval_s: Seconds that a row may wait, also when none follows it.
         began: When the attempt began, for the time that the task takes; unknown by default.
-        now: Tells the time.
+        clock: Seconds since any moment; the time of day may jump while rows are computed.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class ShardWriter:
         flush_rows: int,
         flush_interval_s: float,
         began: datetime | None = None,
-        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._folder = folder
         self._shard = shard
@@ -60,7 +60,7 @@ class ShardWriter:
         self._flush_rows = flush_rows
         self._interval_s = flush_interval_s
         self._began = began
-        self._now = now
+        self._clock, self._opened_s = clock, clock()
         self._encoder = msgspec.json.Encoder()
         self._rows: list[tuple[int, bytes]] = []
         self._due_s = 0.0
@@ -131,7 +131,10 @@ class ShardWriter:
 
     def _write_part(self, rows: list[tuple[int, bytes]]) -> None:
         rows.sort(key=lambda row: row[0])
-        span = None if self._began is None else (_ms(self._began), _ms(self._now()))
+        span = None
+        if self._began is not None:
+            written = self._began + timedelta(seconds=self._clock() - self._opened_s)
+            span = (_ms(self._began), _ms(written))
         data = b"\n".join([*(line for _, line in rows), b""])
         first, last, unique = rows[0][0], rows[-1][0], secrets.token_hex(4)
         name = part_name(self._shard, first, last, self._attempt, unique, span, data)

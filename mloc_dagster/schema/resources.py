@@ -98,8 +98,8 @@ class Retries(Block):
 class Slo(Block):
     """Within which time a task should be done."""
 
-    seconds: float = Field(gt=0)
-    """Seconds from submission to the last result."""
+    seconds: float = Field(gt=0, le=10 * 365 * 86_400)
+    """Seconds from submission to the last result; ten years at most."""
 
 
 class Schedule(Block):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Collection, Iterable
 
 import dagster as dg
 from dagster import DagsterRun, DagsterRunStatus, JobDefinition
-from dagster._core.errors import DagsterInvariantViolationError
+from dagster._core.errors import DagsterInvariantViolationError, DagsterRunAlreadyExists
 from dagster._core.execution.api import create_execution_plan
 from dagster._core.execution.plan.state import KnownExecutionState
 from dagster._core.snap import snapshot_from_execution_plan
@@ -65,7 +66,8 @@ def retry_run(
         instance: Whose runs.
         task_or_run_id: Of the task, of its workflow, or of one of its runs.
         failed_rows: Whether rows that ended with an error are computed again.
-        run_id: The id of the new run; a new one by default.
+        run_id: The id of the new run; by default one that follows from the run that it goes on
+            with, so that of two that retry it at once one is refused.
 
     Raises:
         UnknownNameError: If there is no such task or run.
@@ -92,7 +94,14 @@ def retry_run(
     missing = _missing_steps(workflow.tasks(), all_keys, steps, known, everything=failed_rows)
     if not missing:
         raise InputError(f"every step of {task_or_run_id} succeeded: there is nothing to retry")
-    return _create(instance, workflow, job, missing, known, failed_rows=failed_rows, run_id=run_id)
+    try:
+        return _create(
+            instance, workflow, job, missing, known, failed_rows=failed_rows, run_id=run_id
+        )
+    except DagsterRunAlreadyExists:
+        if run_id is not None:
+            raise
+        raise InputError(f"{task_or_run_id} has just been retried by another command") from None
 
 
 def _job_of(parent: DagsterRun) -> JobDefinition:
@@ -152,6 +161,7 @@ def _create(
     run_id: str | None,
 ) -> DagsterRun:
     parent = workflow.latest
+    run_id = run_id or str(uuid.uuid5(uuid.UUID(parent.run_id), "retry"))
     plan = create_execution_plan(
         job,
         parent.run_config,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Iterator
 from signal import SIGKILL
 from typing import TYPE_CHECKING, cast
@@ -17,12 +16,11 @@ from mloc_dagster.fleet.redis_engine import RedisFleetEngine, open_engine
 from mloc_dagster.results.rows import OutputRow
 from mloc_dagster.results.shard_files import read_rows
 from mloc_dagster.results.store import open_store
+from tests.e2e.browser import CHROMIUM, Browser
 from tests.e2e.stack import Stack, until
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Page, Playwright
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+    from playwright.sync_api import Playwright
 
 pytestmark = [
     pytest.mark.e2e,
@@ -31,17 +29,25 @@ pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="no chromium on PATH"),
 ]
 
-ROWS = 80
-SLOW = f"""
+SLOW = """
 apiVersion: mloc/v1
 kind: EchoTask
-metadata: {{name: slow}}
+metadata: {{name: {name}}}
 spec:
   taskType: echo
-  parallel: {{max_shards: 8}}
+  parallel: {{max_shards: {shards}}}
   echo: {{delay_s: 0.15}}
-  data: {{type: list, items: {[f"row {index}" for index in range(ROWS)]}}}
+  data: {{type: list, items: {items}}}
 """
+
+ROWS = 80
+ENDLESS_ROWS = 8_000
+"""Of a task that is still at work whenever somebody stops it."""
+
+
+def slow(name: str, rows: int, shards: int) -> str:
+    """Returns a template whose shards take a second and a half each."""
+    return SLOW.format(name=name, shards=shards, items=[f"row {each}" for each in range(rows)])
 
 
 @pytest.fixture(scope="module")
@@ -49,58 +55,55 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     folder = tmp_path_factory.mktemp("ui")
     library = folder / "library"
     library.mkdir()
-    (library / "slow.yaml").write_text(SLOW)
+    (library / "slow.yaml").write_text(slow("slow", ROWS, 8))
+    (library / "endless.yaml").write_text(slow("endless", ENDLESS_ROWS, 256))
     environment = {"MLOC_TEMPLATES_DIR": str(library), "MLOC_LEASE_TTL_S": "2"}
     with Stack(folder / "home", workers=2, run_workers=1, environment=environment) as stack:
         yield stack
 
 
 def test_a_worker_killed_in_mid_shard_costs_a_launch_from_the_ui_nothing(stack: Stack) -> None:
-    from playwright.sync_api import expect, sync_playwright
+    from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        page = launched(playwright, stack)
-        engine = open_engine(stack.redis_url)
+        browser = launched(playwright, stack, "slow")
+        page, engine = browser.page, open_engine(stack.redis_url)
         pid, run_id = until(lambda: busy_worker(engine), "a worker is in mid-shard")
         os.kill(pid, SIGKILL)
         page.goto(f"{stack.webserver_url}/runs/{run_id}")
-        expect(page.get_by_text("Success", exact=True).first).to_be_visible(timeout=180_000)
+        browser.shown(page.get_by_text("Success", exact=True).first)
         page.goto(f"{stack.webserver_url}/runs/{run_id}?logs=another")
-        expect(page.get_by_text("goes to another worker").first).to_be_visible(timeout=30_000)
-        page.context.close()
+        browser.shown(page.get_by_text("goes to another worker").first)
+        browser.close()
     assert [row.output for row in rows_of(stack, run_id)] == [f"row {i}" for i in range(ROWS)]
 
 
 def test_a_task_terminated_in_the_ui_stops_and_keeps_its_finished_rows(stack: Stack) -> None:
-    from playwright.sync_api import expect, sync_playwright
+    from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        page = launched(playwright, stack)
-        engine = open_engine(stack.redis_url)
+        browser = launched(playwright, stack, "endless")
+        page, engine = browser.page, open_engine(stack.redis_url)
         _, run_id = until(lambda: busy_worker(engine), "a worker is in mid-shard")
         page.goto(f"{stack.webserver_url}/runs/{run_id}")
-        page.get_by_role("button", name="Terminate").first.click()
-        page.get_by_role("dialog").get_by_role("button", name="Terminate").click()
-        expect(page.get_by_text("Canceled", exact=True).first).to_be_visible(timeout=60_000)
-        page.context.close()
+        browser.click(page.get_by_role("button", name="Terminate").first)
+        browser.click(page.get_by_role("dialog").get_by_role("button", name="Terminate"))
+        browser.shown(page.get_by_text("Canceled", exact=True).first)
+        browser.close()
     until(lambda: busy_worker(engine) is None, "no worker works on it any more")
-    assert 0 < len(rows_of(stack, run_id)) < ROWS
+    assert 0 < len(rows_of(stack, run_id)) < ENDLESS_ROWS
     shown = stack.mloc("show", run_id, "--json")
     assert [task["state"] for task in json.loads(shown.stdout)["tasks"]] == ["CANCELLED"]
 
 
-def launched(playwright: Playwright, stack: Stack) -> Page:
-    """Launches the job by clicking; returns the page."""
-    browser = playwright.chromium.launch(
-        executable_path=CHROMIUM,
-        args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"],
-    )
-    page = browser.new_page(viewport={"width": 1500, "height": 1000})
+def launched(playwright: Playwright, stack: Stack, job: str) -> Browser:
+    """Launches a job by clicking; returns the browser."""
+    browser = Browser(playwright)
     location = "locations/__repository__@mloc_dagster.definitions"
-    page.goto(f"{stack.webserver_url}/{location}/jobs/slow")
-    page.get_by_role("button", name="Materialize all").first.click()
-    page.get_by_text("Launched run").wait_for(timeout=120_000)
-    return page
+    browser.page.goto(f"{stack.webserver_url}/{location}/jobs/{job}")
+    browser.click(browser.page.get_by_role("button", name="Materialize all").first)
+    browser.shown(browser.page.get_by_text("Launched run"))
+    return browser
 
 
 def rows_of(stack: Stack, run_id: str) -> list[OutputRow]:

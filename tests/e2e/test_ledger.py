@@ -17,7 +17,7 @@ from mloc_dagster.errors import InputError, TransientError
 from mloc_dagster.ledger.acceptance import Accepted, KeyReused
 from mloc_dagster.ledger.database import transaction
 from mloc_dagster.ledger.ledger import Ledger
-from mloc_dagster.ledger.model import PlannedRun, TaskChange, TaskFilter
+from mloc_dagster.ledger.model import NewTask, PlannedRun, TaskChange, TaskFilter
 from mloc_dagster.ledger.task_state import TaskState
 from mloc_dagster.services.advisory_locks import AdvisoryLock
 from tests.e2e.ledger_database import accepted, own_database, planned, submission
@@ -136,6 +136,29 @@ def test_a_task_has_one_run_at_a_time_and_what_is_cancelled_has_none(ledger: Led
     assert plan.run_id in {each.run_id for each in ledger.open_runs()}
     ledger.end_runs([plan.run_id])
     assert plan.run_id not in {each.run_id for each in ledger.open_runs()}
+
+
+def test_tasks_that_would_share_a_run_are_cancelled_and_retried_together(ledger: Ledger) -> None:
+    """A stage that depends on a cancelled one would wait for ever, or the run compute both."""
+    stages = (("first", ()), ("second", ("first",)), ("third", ("second",)), ("aside", ()))
+    for cancelled in ("first", "second", "aside"):
+        name = str(uuid.uuid4())
+        tasks = tuple(
+            NewTask(task_id=f"{name}-{node}", node=node, task_type="echo", depends_on=before)
+            for node, before in stages
+        )
+        (other,) = accepted(ledger, submission("beside"))
+        accepted(ledger, submission("staged", workflow_id=name, tasks=tasks))
+        ledger.cancel([f"{name}-{cancelled}"])
+        assert {each.state for each in ledger.workflow(name)} == {TaskState.CANCELLED}
+        assert {each.task_id for each in ledger.untold(100)} >= {each.task_id for each in tasks}
+        mine = {each.task_id for each in tasks}
+        assert not mine & {each.task_id for each in ledger.waiting(100)}
+        kept = ledger.task(other)
+        assert kept is not None
+        assert kept.state is TaskState.PENDING
+        assert ledger.retry([f"{name}-{cancelled}"]) == mine
+        planned(ledger, *sorted(mine))
 
 
 def test_an_old_run_has_no_say_and_an_ended_task_stays_ended(ledger: Ledger) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -16,10 +15,9 @@ import pytest
 
 from mloc_dagster.results.shard_files import read_rows
 from mloc_dagster.results.store import open_store
+from tests.e2e.browser import CHROMIUM, Browser
 from tests.e2e.conftest import ROOT
 from tests.ports import free_port
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
 pytestmark = [
     pytest.mark.e2e,
@@ -96,25 +94,22 @@ def webserver(
 def test_a_template_launched_from_the_launchpad_leaves_results_and_lineage(
     webserver: str, instance: dg.DagsterInstance
 ) -> None:
-    from playwright.sync_api import expect, sync_playwright
+    from playwright.sync_api import sync_playwright
 
     location = "locations/__repository__@mloc_dagster.definitions"
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=CHROMIUM,
-            args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"],
-        )
-        page = browser.new_page(viewport={"width": 1500, "height": 1000})
+        browser = Browser(playwright)
+        page = browser.page
         page.goto(f"{webserver}/{location}/jobs/two_stages")
-        page.get_by_role("button", name="Materialize all").first.click()
-        page.get_by_text("Launched run").wait_for(timeout=120_000)
+        browser.click(page.get_by_role("button", name="Materialize all").first)
+        browser.shown(page.get_by_text("Launched run"))
         (launched,) = instance.get_runs(dg.RunsFilter(job_name="two_stages"))
         run_id = launched.run_id
         page.goto(f"{webserver}/runs/{run_id}")
-        expect(page.get_by_text("Success", exact=True).first).to_be_visible(timeout=180_000)
+        browser.shown(page.get_by_text("Success", exact=True).first)
         page.goto(f"{webserver}/assets/two-stages/final_export?view=lineage&lineageDepth=9")
         for asset in ("draft_responses", "draft_export", "final_responses", "final_export"):
-            expect(page.get_by_text(asset, exact=True).first).to_be_visible(timeout=60_000)
+            browser.shown(page.get_by_text(asset, exact=True).first)
         browser.close()
     rows = read_rows(open_store().task(f"{run_id}-final"))
     assert [row.output for row in rows] == ["again: first row", "again: second row"]

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import errno
 import io
 import json
+import os
 import tarfile
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -300,3 +302,37 @@ def test_dead_letters(api: Served) -> None:
 def test_workers_without_a_fleet_are_503(api: Served) -> None:
     answer = api.client.get("/workers")
     assert (answer.status_code, answer.json()["type"]) == (503, "urn:mloc:unavailable")
+
+
+@pytest.mark.parametrize("wanted", ["parquet", "jsonl", "csv", "json"])
+def test_a_result_that_was_cut_off_is_not_served(api: Served, done: str, wanted: str) -> None:
+    folder = api.folder(done)
+    for name in ("responses.parquet", "responses.json"):
+        Path(folder.url, name).write_bytes(folder.read_bytes(name)[:-100])
+    answer = api.client.get(f"/api/v1/results/{done}", params={"format": wanted})
+    assert (answer.status_code, answer.json()["type"]) == (409, "urn:mloc:damaged-file")
+    name = "responses.json" if wanted == "json" else "responses.parquet"
+    assert name in answer.json()["detail"]
+    assert "by the manifest" in answer.json()["detail"]
+    again = api.client.get(f"/api/v1/results/{done}/files/{name}")
+    assert again.status_code == 409
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS])
+def test_a_store_that_takes_nothing_is_503_and_says_why(
+    api: Served, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def refuse(*_: object, **__: object) -> int:
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("mloc_dagster.results.local_files._open_new", refuse)
+        answer = api.client.post("/api/v1/results", json=RESULT)
+        assert (answer.status_code, answer.json()["type"]) == (503, "urn:mloc:storage-unavailable")
+        assert os.strerror(number) in answer.json()["detail"]
+        assert answer.headers["retry-after"]
+        ready = api.client.get("/healthz/ready")
+        assert ready.status_code == 503
+        assert os.strerror(number) in ready.json()["checks"]["results"]["detail"]
+    assert api.client.post("/api/v1/results", json=RESULT).status_code == 201
+    assert api.client.get("/healthz/ready").status_code == 200

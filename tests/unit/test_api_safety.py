@@ -98,6 +98,10 @@ def test_many_rows_and_documents_are_413(small: Served) -> None:
         "\ufeff",
         "\0",
         "- just\n- a list\n",
+        ECHO.replace("spec:", "spec:\n  slo: {seconds: 1.0e+300}"),
+        ECHO.replace(
+            "taskType: echo", f"stages: [{', '.join(f'{{name: s{n}}}' for n in range(65))}]"
+        ),
     ],
 )
 def test_bombs_and_nonsense_are_422(api: Served, text: str) -> None:

@@ -15,6 +15,7 @@ from mloc_dagster.compile.loader import parse_documents
 from mloc_dagster.errors import TemplateError
 from mloc_dagster.schema.data import ListData, UpstreamData
 from mloc_dagster.schema.task import EchoSpec, InferenceSpec, LoraSftSpec, PpoSpec, SftSpec
+from mloc_dagster.settings import settings
 
 FIXTURES = sorted((Path(__file__).parents[1] / "templates").glob("*.yaml"))
 HEAD = "apiVersion: mloc/v1\nkind: InferenceTask\nmetadata: {name: t}\n"
@@ -287,3 +288,40 @@ def test_a_secret_never_shows_in_a_message() -> None:
 
 def _fixture(name: str) -> Path:
     return next(path for path in FIXTURES if path.stem == name)
+
+
+def test_a_template_of_more_tasks_than_allowed_is_refused_before_it_is_compiled(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("MLOC_MAX_STAGES", "3")
+    settings.cache_clear()
+    names = [f"{{name: s{number}}}" for number in range(4)]
+    head = HEAD.replace("Inference", "Echo") + "spec:\n" + ROWS
+    for block in ("  stages: [{}]", "  graph: {{nodes: [{}]}}"):
+        path = tmp_path / "t.yaml"
+        path.write_text(head + block.format(", ".join(names)))
+        templates, (finding,) = compile_files([path])
+        assert not templates
+        assert "4 tasks in one template; at most 3 (MLOC_MAX_STAGES)" in finding.message
+        assert finding.line == 6
+        path.write_text(head + block.format(", ".join(names[1:])))
+        assert compile_files([path])[0]
+
+
+def test_what_was_accepted_is_compiled_where_fewer_tasks_are_allowed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    template = compiled(MODEL + ROWS + "  stages: [{name: a}, {name: b}]\n")
+    monkeypatch.setenv("MLOC_MAX_STAGES", "1")
+    settings.cache_clear()
+    assert compile_mapping(template.document).content_hash == template.content_hash
+
+
+@pytest.mark.parametrize("value", ["{}", "1", "{a: b}"])
+def test_only_so_many_findings_are_looked_for(value: str) -> None:
+    many = ", ".join([value] * 5_000)
+    found = errors(MODEL + f"  data: {{type: list, items: [{many}]}}\n")
+    assert 1_000 < len(found) < 1_100
+    assert sum("the rest was not looked at" in each for each in found) == 1
+    few = errors(MODEL + "  data: {type: list, items: [{}, {}]}\n")
+    assert not any("looked at" in each for each in few)

@@ -14,6 +14,7 @@ from dagster._core.origin import JobPythonOrigin
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mloc_dagster.assets.names import job_name
 from mloc_dagster.compile.compiler import CompiledTemplate, compile_mapping
 from mloc_dagster.dispatch.submitted import keep_document, load, pointer_of
 from mloc_dagster.dispatch.submitted_location import (
@@ -23,6 +24,7 @@ from mloc_dagster.dispatch.submitted_location import (
     latest_templates,
 )
 from mloc_dagster.fleet.jobs import _KEPT_REPOSITORIES, CONTENT_TAG, Jobs
+from mloc_dagster.settings import Settings
 
 
 def template(name: str, item: str = "a", **spec: Any) -> CompiledTemplate:
@@ -119,3 +121,40 @@ def test_as_few_as_possible_are_left_out(good: list[bool]) -> None:
         return broken not in some
 
     assert fitting(templates, fits) == [fine] * sum(good)
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        {"name": "type"},
+        {"name": "class"},
+        {"owner": "a@"},
+        {"owner": "a b@c d"},
+        {"owner": "someone@example.com"},
+        {"owner": "o" * 300},
+        {"labels": {"l" * 200: "v" * 200}},
+        {"labels": {"ü é/": "ü"}},
+        {"description": "d" * 10_000},
+    ],
+    ids=str,
+)
+def test_whatever_compiles_can_be_built(metadata: dict[str, Any]) -> None:
+    """Or it would be accepted, and dead by itself afterwards."""
+    compiled = compile_mapping(
+        {
+            "apiVersion": "mloc/v1",
+            "kind": "EchoTask",
+            "metadata": {"name": "odd", **metadata},
+            "spec": {"data": {"type": "list", "items": ["a"]}},
+        }
+    )
+    assert load(kept(compiled)).get_job(job_name(compiled)).name == job_name(compiled)
+
+
+def test_the_largest_template_that_may_be_allowed_can_be_built() -> None:
+    field = Settings.model_fields["max_stages"]
+    (most,) = (each.le for each in field.metadata if hasattr(each, "le"))
+    stages: list[dict[str, Any]] = [{"name": f"s{n}", "spec": {}} for n in range(most)]
+    compiled = template("chained", stages=stages)
+    assert len(compiled.tasks) == most
+    assert load(kept(compiled)).has_job("chained")

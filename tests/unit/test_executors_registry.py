@@ -10,7 +10,7 @@ import pytest
 
 from mloc_dagster.errors import TerminalError, UnknownNameError
 from mloc_dagster.executors.echo import EchoExecutor
-from mloc_dagster.executors.registry import task_executor
+from mloc_dagster.executors.registry import task_executor, task_types
 
 
 @pytest.fixture
@@ -50,6 +50,17 @@ def test_a_plug_in_that_cannot_be_imported_is_named(plug_ins: Path) -> None:
     lay_down(plug_ins, "mloc-broken", "broken = nowhere_at_all:Broken")
     with pytest.raises(TerminalError, match=r"mloc-broken 1\.2 \(nowhere_at_all:Broken\)"):
         task_executor("broken")
+
+
+def test_the_distributions_are_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There are hundreds, and a template asks for each of its tasks."""
+    known = task_types()
+
+    def read_again(**_: object) -> None:
+        raise AssertionError("read again")
+
+    monkeypatch.setattr("importlib.metadata.entry_points", read_again)
+    assert task_types() == known
 
 
 def test_two_distributions_may_not_claim_one_name(plug_ins: Path) -> None:

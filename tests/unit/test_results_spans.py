@@ -40,7 +40,7 @@ class Task:
         self, rows: range, began_s: float | None, *written_s: float, worker: str = "h:1"
     ) -> None:
         """Writes the rows in as many parts as there are moments, in seconds from `BEGAN`."""
-        moments = iter(written_s)
+        moments = iter((began_s or 0.0, *written_s))
         shard = self.plan.shards[0 if rows.start < 50 else 1]
         size = -(-len(rows) // len(written_s))
         with ShardWriter(
@@ -48,7 +48,7 @@ class Task:
             flush_rows=size,
             flush_interval_s=600,
             began=None if began_s is None else BEGAN + timedelta(seconds=began_s),
-            now=lambda: BEGAN + timedelta(seconds=next(moments)),
+            clock=lambda: next(moments),
         ) as writer:
             for index in rows:
                 writer.write(OutputRow(index, "p", "o", completion_tokens=10, worker=worker))
@@ -108,3 +108,11 @@ def test_spans() -> None:
     nested = [Span(0, 10), Span(2, 3), Span(9, 12), Span(20, 21)]
     assert covered_s(nested) == 13
     assert mean_at_once(nested) == pytest.approx(15 / 13)
+
+
+def test_a_clock_that_is_set_while_rows_are_computed_counts_for_nothing() -> None:
+    """The time of day says when an attempt began, and nothing else."""
+    task = Task()
+    task.attempt(range(50), 0, 25, 50)
+    task.attempt(range(50, 100), -86_400, -86_375, -86_350)  # it was set to the day before
+    assert task.summary(run_began_s=0).usage.latency_sec == pytest.approx(100)

@@ -19,6 +19,7 @@ from mloc_dagster.errors import TerminalError
 from mloc_dagster.services.stack.layout import StackLayout
 from mloc_dagster.services.stack.leftovers import supervisor_process
 
+_SUPERVISORD = "mloc_dagster.services.stack.supervisord"
 _START_S = 20.0
 _LOOK_EVERY_S = 0.1
 _SPAWNED = re.compile(r"spawned: '([^']+)' with pid (\d+)")
@@ -66,7 +67,7 @@ def start_supervisor(
     said = layout.logs / "supervisord.out"
     with said.open("wb") as output:
         process = subprocess.Popen(  # noqa: S603 (our own interpreter)
-            [sys.executable, "-m", "supervisor.supervisord", "-c", str(layout.config)],
+            [sys.executable, "-m", _SUPERVISORD, "-c", str(layout.config)],
             env=dict(environment),
             stdin=subprocess.DEVNULL,
             stdout=output,
