@@ -5,14 +5,24 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import AliasChoices, Field, SecretStr, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import AliasChoices, BeforeValidator, Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from mloc_dagster.errors import InputError
 
 _PREFIX = "MLOC_"
+
+
+def _listed(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    return tuple(each for each in (part.strip() for part in value.split(",")) if each)
+
+
+Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_listed)]
+"""Several names in one variable, with commas between them."""
 
 
 class Settings(BaseSettings):
@@ -86,6 +96,14 @@ class Settings(BaseSettings):
 
     api_port: int = Field(default=8000, ge=1, le=65535)
     """Port of the API."""
+
+    allowed_hosts: Names = ()
+    """Names by which the API and Dagster's UI may be called, with commas between them, beside
+    `localhost`, loopback addresses and the address they listen on; `*` is any name."""
+
+    api_allowed_origins: Names = ()
+    """Origins whose web pages may use the API beside its own, such as `https://tools.example.org`,
+    with commas between them."""
 
     api_token: SecretStr | None = None
     """What the API's callers give as `Authorization: Bearer`; without one it asks nobody."""

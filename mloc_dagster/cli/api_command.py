@@ -42,7 +42,7 @@ def serve(host: str | None, port: int | None) -> int:
         )
     with closing(Ledger.open()) as ledger:
         uvicorn.run(
-            create_app(ledger),
+            create_app(ledger, host=host),
             host=host,
             port=port or settings().api_port,
             http=PatientProtocol,
