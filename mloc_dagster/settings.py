@@ -21,6 +21,13 @@ def _listed(value: object) -> object:
     return tuple(each for each in (part.strip() for part in value.split(",")) if each)
 
 
+def _octal(value: object) -> object:
+    try:
+        return int(value, 8) if isinstance(value, str) else value
+    except ValueError:
+        raise ValueError("it should be an octal number such as 027") from None
+
+
 Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_listed)]
 """Several names in one variable, with commas between them."""
 
@@ -34,6 +41,10 @@ class Settings(BaseSettings):
 
     home: Path = Path(".mloc")
     """Folder of everything that is state and not a result: database, logs."""
+
+    umask: Annotated[int, BeforeValidator(_octal)] = Field(default=0o077, ge=0, le=0o777)
+    """Rights that nobody has on what `mloc` writes, in octal: state, logs, results. With 077 all of
+    it is its owner's alone, with 027 the group may read it."""
 
     results_url: str = Field(
         default="results", validation_alias=AliasChoices("MLOC_RESULTS_URL", "RESULTS_DIR")
