@@ -18,8 +18,10 @@ from mloc_dagster.api import (
     task_routes,
 )
 from mloc_dagster.api.acceptance import Acceptance
+from mloc_dagster.api.access_log import AccessLog
 from mloc_dagster.api.auth import BearerAuth, Tokens
 from mloc_dagster.api.compiled_bodies import CompiledBodies
+from mloc_dagster.api.docs_pages import install_docs
 from mloc_dagster.api.fleet_access import FleetAccess
 from mloc_dagster.api.limits import Limits, RequestGuard
 from mloc_dagster.api.metrics import Metrics, Observed
@@ -72,11 +74,14 @@ def create_app(
         description=_ABOUT,
         lifespan=lifespan,
         redirect_slashes=False,
+        docs_url=None,
+        redoc_url=None,
         separate_input_output_schemas=False,
     )
     app.state.api = state
     for each in (task_routes, log_routes, result_routes, admin_routes, health_routes):
         app.include_router(each.router)
+    install_docs(app)
     problems.install(app)
     describe(app, token=tokens.asked_for)
     # The last one added is the first to see a request.
@@ -96,4 +101,5 @@ def create_app(
         token=tokens.asked_for,
     )
     app.add_middleware(Observed, metrics=metrics)
+    app.add_middleware(AccessLog)
     return app
