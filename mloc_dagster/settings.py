@@ -15,14 +15,23 @@ from mloc_dagster.errors import InputError
 _PREFIX = "MLOC_"
 
 
-def _split(value: object) -> object:
+def _listed(value: object) -> object:
     if not isinstance(value, str):
         return value
-    return [each.strip() for each in value.split(",") if each.strip()]
+    return tuple(each for each in (part.strip() for part in value.split(",")) if each)
 
 
-_Names = Annotated[frozenset[str], NoDecode, BeforeValidator(_split)]
-_Folders = Annotated[tuple[Path, ...], NoDecode, BeforeValidator(_split)]
+def _octal(value: object) -> object:
+    try:
+        return int(value, 8) if isinstance(value, str) else value
+    except ValueError:
+        raise ValueError("it should be an octal number such as 027") from None
+
+
+Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_listed)]
+"""Several names in one variable, with commas between them."""
+
+_Folders = Annotated[tuple[Path, ...], NoDecode, BeforeValidator(_listed)]
 
 
 class Settings(BaseSettings):
@@ -34,6 +43,10 @@ class Settings(BaseSettings):
 
     home: Path = Path(".mloc")
     """Folder of everything that is state and not a result: database, logs."""
+
+    umask: Annotated[int, BeforeValidator(_octal)] = Field(default=0o077, ge=0, le=0o777)
+    """Rights that nobody has on what `mloc` writes, in octal: state, logs, results. With 077 all of
+    it is its owner's alone, with 027 the group may read it."""
 
     results_url: str = Field(
         default="results", validation_alias=AliasChoices("MLOC_RESULTS_URL", "RESULTS_DIR")
@@ -100,6 +113,14 @@ class Settings(BaseSettings):
     api_port: int = Field(default=8000, ge=1, le=65535)
     """Port of the API."""
 
+    allowed_hosts: Names = ()
+    """Names by which the API and Dagster's UI may be called, with commas between them, beside
+    `localhost`, loopback addresses and the address they listen on; `*` is any name."""
+
+    api_allowed_origins: Names = ()
+    """Origins whose web pages may use the API beside its own, such as `https://tools.example.org`,
+    with commas between them."""
+
     api_token: SecretStr | None = None
     """What the API's callers give as `Authorization: Bearer`; without one it asks nobody."""
 
@@ -115,12 +136,12 @@ class Settings(BaseSettings):
     links followed; by default only files that are sent along, the template library and results.
     The workers obey it as well."""
 
-    api_variables: _Names = frozenset()
+    api_variables: Names = ()
     """Variables of the workers' environment, separated by commas, that a template that comes in
     over the API may put into `output.destination` as `${NAME}`; by default none. Set it where the
     API and where the workers start."""
 
-    api_options: _Names = frozenset()
+    api_options: Names = ()
     """Options, separated by commas, that a template that comes in over the API may set besides
     those that can neither run code nor read files: `model.vllm.hf_overrides`,
     `training.report_to`. Set it where the API and where the workers start."""

@@ -53,5 +53,5 @@ def serving(*, show_errors: bool = True) -> Iterator[Served]:
     """The API, with the settings of this moment."""
     ledger = MemoryLedger()
     app = create_app(ledger)  # type: ignore[arg-type]
-    with TestClient(app, raise_server_exceptions=show_errors) as client:
+    with TestClient(app, "http://127.0.0.1", raise_server_exceptions=show_errors) as client:
         yield Served(client, ledger)

@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
+from starlette.middleware.cors import CORSMiddleware
 
 from mloc_dagster import __version__
 from mloc_dagster.api import (
@@ -17,12 +18,15 @@ from mloc_dagster.api import (
     task_routes,
 )
 from mloc_dagster.api.acceptance import Acceptance
+from mloc_dagster.api.access_log import AccessLog
 from mloc_dagster.api.auth import BearerAuth, Tokens
 from mloc_dagster.api.compiled_bodies import CompiledBodies
+from mloc_dagster.api.docs_pages import install_docs
 from mloc_dagster.api.fleet_access import FleetAccess
 from mloc_dagster.api.limits import Limits, RequestGuard
 from mloc_dagster.api.metrics import Metrics, Observed
 from mloc_dagster.api.openapi import describe
+from mloc_dagster.api.origins import OriginGuard
 from mloc_dagster.api.state import ApiState
 from mloc_dagster.ledger.ledger import Ledger
 from mloc_dagster.settings import settings
@@ -35,12 +39,15 @@ same `file:line` texts as `mloc validate` prints.
 """
 
 
-def create_app(ledger: Ledger, fleet: FleetAccess | None = None) -> FastAPI:
+def create_app(
+    ledger: Ledger, fleet: FleetAccess | None = None, host: str | None = None
+) -> FastAPI:
     """Returns the API over a ledger; limits and tokens are the settings' at this moment.
 
     Args:
         ledger: What is accepted goes there; the caller closes it.
         fleet: Runs and workers; by default those of the settings, opened when first asked for.
+        host: Where it listens; by default the setting's.
     """
     limits, metrics, tokens = Limits.of(settings()), Metrics(), Tokens.of(settings())
     state = ApiState(
@@ -67,15 +74,32 @@ def create_app(ledger: Ledger, fleet: FleetAccess | None = None) -> FastAPI:
         description=_ABOUT,
         lifespan=lifespan,
         redirect_slashes=False,
+        docs_url=None,
+        redoc_url=None,
         separate_input_output_schemas=False,
     )
     app.state.api = state
     for each in (task_routes, log_routes, result_routes, admin_routes, health_routes):
         app.include_router(each.router)
+    install_docs(app)
     problems.install(app)
     describe(app, token=tokens.asked_for)
     # The last one added is the first to see a request.
     app.add_middleware(RequestGuard, limits=limits)
     app.add_middleware(BearerAuth, tokens=tokens)
+    origins = settings().api_allowed_origins
+    if origins:
+        # A browser asks before it sends what these pages want, and without a token.
+        app.add_middleware(
+            CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"]
+        )
+    app.add_middleware(
+        OriginGuard,
+        bound=host or settings().api_host,
+        hosts=settings().allowed_hosts,
+        origins=origins,
+        token=tokens.asked_for,
+    )
     app.add_middleware(Observed, metrics=metrics)
+    app.add_middleware(AccessLog)
     return app

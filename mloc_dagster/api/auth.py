@@ -12,12 +12,15 @@ from threading import Lock
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from mloc_dagster.api.access_log import CALLER
+from mloc_dagster.api.docs_pages import is_open
 from mloc_dagster.api.problems import Refusal, problem_response
+from mloc_dagster.client.token_file import tokens_in
 from mloc_dagster.settings import Settings
 
 _log = logging.getLogger(__name__)
 
-_OPEN_PATHS = ("/healthz", "/healthz/ready")
+_PROBES = ("/healthz", "/healthz/ready")
 
 
 class Tokens:
@@ -28,14 +31,14 @@ class Tokens:
 
     Args:
         token: One that never changes.
-        file: One a line; empty lines and those that begin with `#` mean nothing.
+        file: One a line, as `client.token_file` has them.
     """
 
     def __init__(self, token: str | None, file: Path | None) -> None:
-        self._fixed = {_digest(token)} if token else set[bytes]()
+        self._fixed = {_digest(token): "MLOC_API_TOKEN"} if token else dict[bytes, str]()
         self._file = file
         self._seen: tuple[int, ...] | None = None
-        self._of_file: set[bytes] = set()
+        self._of_file: dict[bytes, str] = {}
         self._lock = Lock()
 
     @classmethod
@@ -49,18 +52,23 @@ class Tokens:
         """Whether callers need one at all."""
         return bool(self._fixed) or self._file is not None
 
-    def accept(self, authorization: str | None) -> bool:
-        """Tells whether an `Authorization` header opens the API; takes equally long for all."""
+    def caller(self, authorization: str | None) -> str | None:
+        """Returns the name of the token in an `Authorization` header; takes equally long for all.
+
+        Returns:
+            None if it does not open the API; `-` if that asks nobody.
+        """
         if not self.asked_for:
-            return True
+            return "-"
         scheme, _, given = (authorization or "").partition(" ")
         digest = _digest(given.strip())
-        found = False
-        for known in self._known():
-            found |= hmac.compare_digest(digest, known)
-        return found and scheme.lower() == "bearer"
+        found: str | None = None
+        for known, name in self._known().items():
+            if hmac.compare_digest(digest, known):
+                found = name
+        return found if scheme.lower() == "bearer" else None
 
-    def _known(self) -> set[bytes]:
+    def _known(self) -> dict[bytes, str]:
         if self._file is None:
             return self._fixed
         with self._lock:
@@ -73,13 +81,13 @@ class Tokens:
             seen = (found.st_mtime_ns, found.st_size, found.st_ino, found.st_ctime_ns)
             if seen == self._seen:
                 return
-            lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
+            text = file.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             if self._seen is not None:
                 _log.warning("the token file cannot be read, the last one holds: %s", error)
                 self._seen = None
             return
-        self._of_file = {_digest(line) for line in lines if line and not line.startswith("#")}
+        self._of_file = {_digest(token): name for token, name in tokens_in(text).items()}
         self._seen = seen
 
 
@@ -89,7 +97,7 @@ def _digest(token: str) -> bytes:
 
 
 class BearerAuth:
-    """Lets in who has a token; asks nobody who looks only whether the API lives.
+    """Lets in who has a token; probes and the documentation need none.
 
     Args:
         app: What is behind.
@@ -102,13 +110,16 @@ class BearerAuth:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handles a connection."""
-        if scope["type"] == "http" and scope["path"] not in _OPEN_PATHS:
+        path = scope.get("path", "")
+        if scope["type"] == "http" and path not in _PROBES and not is_open(path):
             given = Headers(scope=scope).getlist("authorization")
-            if not self._tokens.accept(given[0] if len(given) == 1 else None):
+            caller = self._tokens.caller(given[0] if len(given) == 1 else None)
+            if caller is None:
                 detail = "this needs `Authorization: Bearer` with a token of this API"
                 refusal = Refusal(
                     401, "unauthorized", detail, headers={"WWW-Authenticate": 'Bearer realm="mloc"'}
                 )
                 await problem_response(refusal, scope["path"])(scope, receive, send)
                 return
+            scope[CALLER] = caller
         await self._app(scope, receive, send)

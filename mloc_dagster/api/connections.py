@@ -8,17 +8,59 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from mloc_dagster.settings import settings
 
+_MOST_BYTES = 64 * 1024
+"""Bytes that may arrive while no request, chunk or end of one does: headers and trailers. The
+parser copies them together again for each packet, in the only loop."""
+
+_TOO_LARGE = (
+    b"HTTP/1.1 431 Request Header Fields Too Large\r\n"
+    b"content-type: application/problem+json\r\nconnection: close\r\ncontent-length: %d\r\n\r\n%s"
+)
+_PROBLEM = (
+    b'{"type":"urn:mloc:headers-too-large","title":"Request Header Fields Too Large","status":431,'
+    b'"detail":"the headers are larger than %d bytes"}' % _MOST_BYTES
+)
+
 
 class PatientProtocol(HttpToolsProtocol):
-    """uvicorn's protocol, patient with headers that do not come and answers that nobody reads."""
+    """uvicorn's protocol, patient with headers that do not come and answers that nobody reads.
+
+    Its headers may be large, but have an end.
+    """
 
     _hang_up: asyncio.TimerHandle | None = None
     _unread: asyncio.TimerHandle | None = None
+    _fruitless_bytes = 0
+    """That arrived since a part of a request was complete, or its body went on."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begins to wait for the first request."""
         super().connection_made(transport)
         self._wait()
+
+    def data_received(self, data: bytes) -> None:
+        """Parses what came, unless too much of it is headers."""
+        self._fruitless_bytes += len(data)
+        super().data_received(data)
+        if self._fruitless_bytes > _MOST_BYTES and not self.transport.is_closing():
+            # In the middle of an answer another one would only confuse.
+            if self.cycle is None or self.cycle.response_complete:
+                self.transport.write(_TOO_LARGE % (len(_PROBLEM), _PROBLEM))
+            self.transport.close()
+
+    def on_chunk_header(self) -> None:
+        """Knows how long the next part of the body is; the last one has none."""
+        self._fruitless_bytes = 0
+
+    def on_body(self, body: bytes) -> None:
+        """Takes a part of the body."""
+        self._fruitless_bytes = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """Has a whole request."""
+        self._fruitless_bytes = 0
+        super().on_message_complete()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Waits no more."""
@@ -45,6 +87,7 @@ class PatientProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """Waits no more: what follows is looked after by `limits.RequestGuard`."""
         self._stop_waiting()
+        self._fruitless_bytes = 0
         super().on_headers_complete()
 
     def _wait(self) -> None:

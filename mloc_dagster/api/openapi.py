@@ -12,11 +12,14 @@ from mloc_dagster.client.models import Problem
 _REASONS = {
     400: "The request cannot be read.",
     401: "A token is needed, and there is none or a wrong one.",
+    403: "A web page of another origin asked.",
     404: "There is no such task, file or worker.",
     408: "The body did not arrive in time.",
     409: "What is there stands against it.",
     413: "The body is too large.",
+    415: "A browser may send this content type for any page, and there is no token.",
     416: "The range lies outside of the file.",
+    421: "The host is not one of the API's names.",
     422: "The request is wrong; `errors` says where.",
     429: "Too much at a time.",
     503: "The database, Redis or the results store is away; send the same request again.",
@@ -112,7 +115,7 @@ FILES_BODY: dict[str, Any] = {
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """Returns what a route says of the problems that it answers with."""
     found: dict[int | str, dict[str, Any]] = {}
-    for status in sorted({401, 503, *statuses}):
+    for status in sorted({401, 403, 415, 421, 503, *statuses}):
         content: dict[str, Any] = {
             "schema": {"$ref": "#/components/schemas/Problem"},
         }

@@ -7,6 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Body, Depends, Header, Request
 from fastapi.responses import Response
 
+from mloc_dagster.api.access_log import TASKS
 from mloc_dagster.api.openapi import SUBMIT_BODY, problems
 from mloc_dagster.api.parameters import (
     FILTERS,
@@ -64,6 +65,7 @@ async def submit(
         answer, new = await api.acceptance.submit(body, idempotency_key)
     finally:
         await request.close()  # with the files that came along
+    request.scope[TASKS] = [each.task_id for each in answer.tasks]
     return reply(answer, 202, {} if new else {"Idempotent-Replayed": "true"})
 
 

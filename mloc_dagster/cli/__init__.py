@@ -12,4 +12,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from mloc_dagster.cli.openmp import wait_asleep
 
     wait_asleep()
-    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+    sys.exit(run(sys.argv[1:] if arguments is None else arguments, keep_private=True))

@@ -30,6 +30,7 @@ def serve(host: str | None, port: int | None) -> int:
         use_stack()
     import uvicorn
 
+    from mloc_dagster.api.access_log import access_log_on_stdout
     from mloc_dagster.api.app import create_app
     from mloc_dagster.api.auth import Tokens
     from mloc_dagster.api.connections import PatientProtocol
@@ -40,9 +41,9 @@ def serve(host: str | None, port: int | None) -> int:
         _log.warning(
             "the API listens on %s and asks nobody for a token: set MLOC_API_TOKEN_FILE", host
         )
-    with closing(Ledger.open()) as ledger:
+    with closing(Ledger.open()) as ledger, access_log_on_stdout():
         uvicorn.run(
-            create_app(ledger),
+            create_app(ledger, host=host),
             host=host,
             port=port or settings().api_port,
             http=PatientProtocol,
@@ -50,7 +51,7 @@ def serve(host: str | None, port: int | None) -> int:
             ws="none",
             lifespan="on",
             log_level="warning",
-            access_log=False,  # it would be 200 lines a second; /metrics counts
+            access_log=False,  # ours has the token's name and the task
             server_header=False,
             limit_concurrency=settings().api_max_connections,
             backlog=1024,

@@ -10,15 +10,23 @@ from collections.abc import Sequence
 from mloc_dagster.cli.debug import DEBUG, debugging
 from mloc_dagster.cli.exit_codes import BAD_INPUT, FAILED, INTERRUPTED, OK
 from mloc_dagster.errors import InputError, MlocError, TemplateError
+from mloc_dagster.settings import settings
 
 
-def run(arguments: Sequence[str]) -> int:
+def run(arguments: Sequence[str], *, keep_private: bool = False) -> int:
     """Runs one command.
+
+    Args:
+        arguments: Of the command line.
+        keep_private: Whether what this process writes is only for those whom `MLOC_UMASK` lets in;
+            what it starts inherits this.
 
     Returns:
         Its exit code, as `cli.exit_codes` has them.
     """
     try:
+        if keep_private:
+            os.umask(settings().umask)
         return _invoke(arguments)
     except BrokenPipeError:
         # Whoever read our output has seen enough (`| head`); Python would complain at exit.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -124,6 +125,18 @@ def _api(
     from mloc_dagster.cli.api_command import serve
 
     raise typer.Exit(serve(host, port))
+
+
+@fleet.command("webserver", hidden=True)
+def _webserver(
+    host: Annotated[str, typer.Option(metavar="ADDRESS", help="Listen there.")],
+    port: Annotated[int, typer.Option(metavar="P", min=1, max=65535, help="Port.")],
+    workspace: Annotated[Path, typer.Option(metavar="FILE", help="What the UI shows.")],
+) -> None:
+    """Serve Dagster's UI behind the API's guard against other sites' pages; `mloc up` does it."""
+    from mloc_dagster.cli.webserver_command import serve_webserver
+
+    raise typer.Exit(serve_webserver(host, port, workspace))
 
 
 @fleet.command("workers", rich_help_panel=_FLEET)

@@ -72,8 +72,9 @@ class Client:
     answer or says that it cannot now (503).
 
     Args:
-        url: The API's address; by default `MLOC_API_URL`, else `http://127.0.0.1:8000`.
-        token: By default `MLOC_API_TOKEN`; an empty one is none.
+        url: The API's address; by default `MLOC_API_URL`, else that of the stack which is up in
+            `MLOC_HOME`, else port `MLOC_API_PORT` (8000) of this machine.
+        token: By default `MLOC_API_TOKEN`, else that of the stack; an empty one is none.
         timeout_s: How long the API may be silent.
         attempts: How often a call is tried at most; with the default for about 20 s.
         transport: Instead of the network, such as `httpx.MockTransport`.

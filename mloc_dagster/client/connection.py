@@ -12,26 +12,22 @@ import httpx
 from mloc_dagster import __version__
 from mloc_dagster.client.call import Ask, OpenPart
 from mloc_dagster.client.errors import ApiAwayError, error_of
+from mloc_dagster.client.place import Place, default_place
 from mloc_dagster.errors import InputError
 from mloc_dagster.settings import settings
 
-DEFAULT_URL = "http://127.0.0.1:8000"
+_EXAMPLE = "http://127.0.0.1:8000"
 _CONNECT_TIMEOUT_S = 5.0
 # Nothing of these has reached the API.
 _NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
-
-
-def configured_url() -> str | None:
-    """Returns the address that `MLOC_API_URL` names; None if it names none."""
-    return settings().api_url or None
 
 
 class Connection:
     """An address, a token and patience.
 
     Args:
-        url: The API's address; by default `MLOC_API_URL`, else this machine's.
-        token: By default `MLOC_API_TOKEN`; an empty one is none.
+        url: The API's address; by default `client.place` says where.
+        token: By default `MLOC_API_TOKEN`, else that of this home's stack; an empty one is none.
         timeout_s: How long the API may be silent.
 
     Attributes:
@@ -43,9 +39,11 @@ class Connection:
     """
 
     def __init__(self, url: str | None, token: str | None, timeout_s: float) -> None:
-        self.url = _checked_url(url or configured_url() or DEFAULT_URL)
+        place = Place(url, token) if url else default_place()
+        self.url = _checked_url(place.url)
         self.timeout_s = timeout_s
-        self._token = _checked_token(_default_token() if token is None else token)
+        given = place.token if token is None else token
+        self._token = _checked_token(_default_token() if given is None else given)
 
     def __repr__(self) -> str:
         return f"Connection({self.url!r})"
@@ -126,7 +124,7 @@ def _checked_url(url: str) -> str:
     if parts.username or parts.password:
         raise InputError("the API's address holds a name or a password: give it a token instead")
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise InputError(f"{url!r} is no address of an API: expected one such as {DEFAULT_URL}")
+        raise InputError(f"{url!r} is no address of an API: expected one such as {_EXAMPLE}")
     return url.rstrip("/")
 
 

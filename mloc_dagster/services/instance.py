@@ -9,6 +9,7 @@ import dagster as dg
 from dagster._core.instance.ref import InstanceRef
 
 from mloc_dagster.services.stack.dagster_home import fleet_instance
+from mloc_dagster.services.stack.layout import private_home
 from mloc_dagster.settings import settings
 
 _PACKAGE = Path(__file__).parent.parent
@@ -34,7 +35,7 @@ def _open(overrides: dict[str, object]) -> dg.DagsterInstance:
         instance = dg.DagsterInstance.get()
     else:
         home = settings().home.resolve()
-        home.mkdir(parents=True, exist_ok=True)
+        private_home(home)
         ref = InstanceRef.from_dir(str(home), config_dir=str(_config_dir()), overrides=overrides)
         instance = dg.DagsterInstance.from_ref(ref)
     pool_connections(instance)

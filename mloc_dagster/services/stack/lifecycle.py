@@ -198,7 +198,8 @@ def _title(process: psutil.Process) -> str:
         return "a process"
     if "-m" not in words[:-1]:
         return name
-    module = words[words.index("-m") + 1]
-    return {"dagster": "code", "dagster_webserver": "webserver", "dagster._daemon": "daemon"}.get(
-        module, module
-    )
+    place = words.index("-m") + 1
+    module = words[place]
+    if module == "mloc_dagster.cli":
+        return next(iter(words[place + 1 :]), module)
+    return {"dagster": "code", "dagster._daemon": "daemon"}.get(module, module)

@@ -67,14 +67,14 @@ class StackPlan(BaseModel):
     @property
     def webserver_url(self) -> str:
         """Dagster's UI, as a browser on this machine reaches it."""
-        return f"http://{_reachable(self.webserver_host)}:{self.webserver_port}"
+        return f"http://{reachable(self.webserver_host)}:{self.webserver_port}"
 
     @property
     def api_url(self) -> str | None:
         """The API, as programs on this machine reach it; None without one."""
         if self.api_port is None:
             return None
-        return f"http://{_reachable(self.api_host)}:{self.api_port}"
+        return f"http://{reachable(self.api_host)}:{self.api_port}"
 
     def components(self) -> tuple[str, ...]:
         """Returns the names of the supervised processes, in the order of starting."""
@@ -155,7 +155,7 @@ def make_plan(
     redis_port = postgres_port = None
     redis_url, postgres_url = settings.redis_url, settings.postgres_url
     host = settings.bind_host
-    address = _reachable(host)
+    address = reachable(host)
     password = password_in(layout.password)
     if redis_url is None:
         remembered = before.redis_port if before else None
@@ -196,7 +196,7 @@ def addresses(plan: StackPlan) -> dict[str, str]:
     }
 
 
-def _reachable(host: str) -> str:
+def reachable(host: str) -> str:
     """Returns the address at which this machine reaches what listens on `host`."""
     if host in _ANY_ADDRESS:
         return "127.0.0.1"

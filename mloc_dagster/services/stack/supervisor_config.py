@@ -120,8 +120,9 @@ def _code(layout: StackLayout) -> _Program:
 
 def _dagster(plan: StackPlan) -> list[_Program]:
     home = plan.layout.dagster_home
-    where = ("-h", plan.webserver_host, "-p", str(plan.webserver_port))
-    webserver = _python("dagster_webserver", *where, "-w", str(home / WORKSPACE))
+    where = ("--host", plan.webserver_host, "--port", str(plan.webserver_port))
+    workspace = ("--workspace", str(home / WORKSPACE))
+    webserver = _python("mloc_dagster.cli", "webserver", *where, *workspace)
     daemon = _python("dagster._daemon", "run", "-w", str(home / DAEMON_WORKSPACE))
     needs = ("redis", "postgres", "code")
     return [
