@@ -9,6 +9,7 @@ from pydantic import JsonValue
 
 from mloc_dagster.compile.diagnostics import Diagnostic
 from mloc_dagster.compile.expressions import Reference
+from mloc_dagster.errors import TemplateError
 from mloc_dagster.schema.resources import Schedule
 from mloc_dagster.schema.task import Metadata, Task
 
@@ -22,11 +23,14 @@ class CompiledTask:
         mapping: Its spec, merged and in today's spelling, references unresolved.
         references: What it reads of upstream results, in strings and in columns. Their nodes
             are among `task.depends_on`.
+        unbuilt: Why nothing here can run it, and where the template asks for it; None if all is
+            well.
     """
 
     task: Task
     mapping: Mapping[str, JsonValue]
     references: tuple[Reference, ...]
+    unbuilt: Diagnostic | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,3 +54,17 @@ class CompiledTemplate:
     content_hash: str
     document: Mapping[str, JsonValue]
     warnings: tuple[Diagnostic, ...]
+
+    @property
+    def unbuilt(self) -> tuple[Diagnostic, ...]:
+        """Why nothing here can run it, of each task of which that is so."""
+        return tuple(each.unbuilt for each in self.tasks if each.unbuilt is not None)
+
+    def check_built(self) -> None:
+        """Makes sure that something can run each of its tasks.
+
+        Raises:
+            TemplateError: If a task type is not built yet.
+        """
+        if self.unbuilt:
+            raise TemplateError(self.unbuilt)

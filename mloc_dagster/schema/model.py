@@ -12,6 +12,8 @@ from mloc_dagster.errors import nearest_hint
 from mloc_dagster.models import BUILTIN_MODELS
 from mloc_dagster.schema.base import Block
 
+Dtype = Literal["auto", "float32", "float16", "bfloat16"]
+
 _HUB_ID = re.compile(r"(?!.*(?:--|\.\.))(?:[\w-][\w.-]*/)?[\w][\w.-]{0,95}(?<![.-])", re.ASCII)
 
 
@@ -56,8 +58,8 @@ class TransformersOptions(Block):
     device_map: str | None = None
     """`auto`, `cpu`, `cuda:0`, …; by default a GPU when there is one."""
 
-    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
-    """Precision of the weights; `auto` takes the model's own."""
+    dtype: Dtype = "auto"
+    """Precision of the weights; `auto` takes the model's own. By default `model.vllm.dtype`."""
 
     attn_implementation: Literal["eager", "sdpa", "flash_attention_2"] | None = None
     """By default the best that the machine has."""
@@ -131,7 +133,7 @@ class Model(Block):
     """Which engine; by default vLLM where it can run, else transformers."""
 
     vllm: Mapping[str, JsonValue] = Field(default_factory=dict)
-    """vLLM's engine arguments, verbatim."""
+    """vLLM's engine arguments, verbatim. `dtype` and `max_model_len` hold on transformers, too."""
 
     transformers: TransformersOptions = TransformersOptions()
     adapters: tuple[Adapter, ...] = ()

@@ -7,6 +7,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from mloc_dagster.schema.output import CHECKPOINTS_NAME
 from mloc_dagster.schema.task import (
     DpoSpec,
     GrpoSpec,
@@ -24,7 +25,6 @@ AnyTrainingSpec = Annotated[
 ]
 
 JOB_NAME = "job.json"
-CHECKPOINTS_NAME = "checkpoints"
 OUTBOX_NAME = "outbox"
 
 
