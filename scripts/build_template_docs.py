@@ -141,8 +141,8 @@ def _without_effect() -> str:
     rows = [
         "## Fields without effect",
         "",
-        "A field that changes nothing in its task is a warning with its line. A value in the template's",
-        "own spec counts as read if any of the stages or nodes reads it.",
+        "A field that changes nothing in its task is a warning with its line. A value in the",
+        "template's own spec counts as read if any of the stages or nodes reads it.",
         "",
         "| field | in tasks of type | has no effect | because |",
         "|---|---|---|---|",
