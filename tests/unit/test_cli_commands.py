@@ -155,7 +155,7 @@ def test_a_task_type_that_is_not_built_yet_is_refused_with_its_line(
     (tmp_path / "agent.yaml").write_text(GOOD.partition("spec:")[0].replace("Echo", "Agent") + spec)
     code, out, err = mloc(command, "agent.yaml")
     assert (code, out) == (2, "")
-    assert err.startswith("agent.yaml:4:")
+    assert err.startswith("agent.yaml:5:3:")
     assert "spec.taskType: task type 'agent' is not built yet" in err
     code, out, _ = mloc("validate", "agent.yaml")
     assert code == 0
