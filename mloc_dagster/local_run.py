@@ -11,16 +11,37 @@ from dagster import DagsterEventType
 
 from mloc_dagster import errors
 from mloc_dagster.assets.names import job_name
-from mloc_dagster.compile.compiler import CompiledTemplate
+from mloc_dagster.compile.compiler import CompiledTask, CompiledTemplate
+from mloc_dagster.compile.diagnostics import Diagnostic
 from mloc_dagster.definitions import build_definitions
 from mloc_dagster.executors.registry import task_executor
 from mloc_dagster.executors.task_start import task_id_for
+from mloc_dagster.fleet.hardware import detect_hardware, misfit, requirements_of
 from mloc_dagster.ops.failures import step_error
 from mloc_dagster.ops.plan import WORKFLOW_TAG
 from mloc_dagster.ops.shard import CHANGED_MODEL_TAG, RETRY_ERRORS_TAG
 from mloc_dagster.results.aggregate import TaskSummary
-from mloc_dagster.results.store import open_store
+from mloc_dagster.results.record import read_record
+from mloc_dagster.results.store import Folder, open_store
 from mloc_dagster.results.training_summary import TRAINING_NAME, TrainingSummary, read_training
+
+
+@dataclass(frozen=True, slots=True)
+class SloOutcome:
+    """Whether a task that is done kept its SLO.
+
+    Attributes:
+        seconds: What it promised.
+        took_s: Seconds from its submission to its last result.
+    """
+
+    seconds: float
+    took_s: float
+
+    @property
+    def met(self) -> bool:
+        """Whether it was done in time."""
+        return self.took_s <= self.seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +54,7 @@ class TaskOutcome:
         folder: Address of its results.
         summary: Its figures; None when it was not aggregated, and of a training.
         training: Its figures, of a training that is done.
+        slo: Whether it was done in time; None without an SLO, and of a task that is not done.
     """
 
     task_id: str
@@ -40,6 +62,7 @@ class TaskOutcome:
     folder: str
     summary: TaskSummary | None
     training: TrainingSummary | None = None
+    slo: SloOutcome | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +90,7 @@ def check_runnable(compiled: CompiledTemplate) -> None:
     """Makes sure that every task of the template has an executor here.
 
     Raises:
-        UnknownNameError: If one has none.
+        TerminalError: If an executor cannot be set up.
     """
     for node in compiled.tasks:
         task_executor(node.task.spec.task_type)
@@ -132,8 +155,38 @@ def outcomes(compiled: CompiledTemplate, workflow_id: str) -> tuple[TaskOutcome,
             summary = TaskSummary.model_validate_json(folder.read_bytes("summary.json"))
         training = read_training(folder) if folder.exists(TRAINING_NAME) else None
         task_id = task_id_for(workflow_id, compiled, node.task.name)
-        found.append(TaskOutcome(task_id, node.task.name, folder.url, summary, training))
+        slo = _slo(node, folder, summary or training)
+        found.append(TaskOutcome(task_id, node.task.name, folder.url, summary, training, slo))
     return tuple(found)
+
+
+def _slo(
+    node: CompiledTask, folder: Folder, done: TaskSummary | TrainingSummary | None
+) -> SloOutcome | None:
+    promised = node.task.spec.slo
+    if promised is None or done is None:
+        return None
+    took = done.finished_at - read_record(folder).submitted_at
+    return SloOutcome(promised.seconds, took.total_seconds())
+
+
+def misfits(compiled: CompiledTemplate) -> list[Diagnostic]:
+    """Returns a warning for each task that asks for other hardware than this machine has.
+
+    Workers take only what fits them; a template that is run here and now is run all the same.
+    """
+    here = detect_hardware()
+    found: list[Diagnostic] = []
+    for node in compiled.tasks:
+        spec = node.task.spec
+        needs = requirements_of(spec.resources.hardware, enforce_cpu=spec.enforce_cpu)
+        reason = misfit(needs, here)
+        if reason is not None:
+            name = compiled.metadata.name
+            name += f" ({node.task.name})" if len(compiled.tasks) > 1 else ""
+            message = f"{reason} on this machine, where it is run all the same"
+            found.append(Diagnostic(name, 0, 0, "spec.resources.hardware", message, "warning"))
+    return found
 
 
 def _failures(events: Sequence[dg.DagsterEvent]) -> tuple[str, ...]:

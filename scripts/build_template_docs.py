@@ -15,6 +15,7 @@ from pydantic import SecretStr
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from mloc_dagster.compile.effects import IDLE, TRAININGS
 from mloc_dagster.schema.base import Annotation, Block, alternatives
 from mloc_dagster.schema.json_schema import template_json_schema
 from mloc_dagster.schema.legacy import SPELLINGS
@@ -39,7 +40,7 @@ def render_docs() -> str:
         prefix = "### Task type " if task_type else "### "
         about = " ".join((block.__doc__ or "").split("\n\n")[0].split())
         parts.append(f"{prefix}{title}\n\n{about}\n\n{_table(block, bool(task_type))}")
-    parts.append(_old_spellings())
+    parts += [_without_effect(), _old_spellings()]
     return "\n\n".join(parts) + "\n"
 
 
@@ -134,6 +135,24 @@ def _default(field: FieldInfo) -> str:
         return ""
     plain = list(value) if isinstance(value, tuple) else value
     return f"`{json.dumps(plain, ensure_ascii=False)}`"
+
+
+def _without_effect() -> str:
+    rows = [
+        "## Fields without effect",
+        "",
+        "A field that changes nothing in its task is a warning with its line. A value in the",
+        "template's own spec counts as read if any of the stages or nodes reads it.",
+        "",
+        "| field | in tasks of type | has no effect | because |",
+        "|---|---|---|---|",
+    ]
+    for rule in IDLE:
+        types = "training" if rule.types == TRAININGS else ", ".join(sorted(rule.types))
+        named = "all" if rule.types == frozenset(SPEC_TYPES) else types
+        when = "ever" if rule.when is None else "where that is so"
+        rows.append(f"| `{rule.field}` | {named} | {when} | {rule.why} |")
+    return "\n".join(rows)
 
 
 def _old_spellings() -> str:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import uuid
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from threading import Lock
 
@@ -18,10 +18,7 @@ from mloc_dagster.api.problems import Refusal, finding, invalid_template
 from mloc_dagster.client.models import Finding
 from mloc_dagster.compile.compiled import CompiledTask, CompiledTemplate
 from mloc_dagster.compile.compiler import compile_text
-from mloc_dagster.compile.diagnostics import Diagnostic
 from mloc_dagster.dispatch.batch_key import batch_key
-from mloc_dagster.errors import UnknownNameError
-from mloc_dagster.executors.registry import task_executor
 from mloc_dagster.executors.task_start import task_id_for
 from mloc_dagster.ledger.model import NewTask, Request, Submission
 from mloc_dagster.schema.data import ListData
@@ -140,7 +137,9 @@ class CompiledBodies:
         )
         templates, found = compile_text(text, name, policy.apply)
         policy.check_compiled(templates, name)
-        found = [*found, *policy.findings, *_unknown_types(templates, name)]
+        unbuilt = [each for template in templates for each in template.unbuilt]
+        told = {replace(each, severity="warning") for each in unbuilt}
+        found = [*(each for each in found if each not in told), *policy.findings, *unbuilt]
         if any(each.severity == "error" for each in found):
             raise invalid_template(sorted(found, key=lambda each: (each.line, each.column)))
         self._check_size(len(templates), policy.rows)
@@ -161,17 +160,6 @@ class CompiledBodies:
 def _memory(size: int) -> int:
     """Returns what is taken by a body of so many bytes, as measured with 1 to 1,000 rows."""
     return 2_000 + 4 * size
-
-
-def _unknown_types(templates: Sequence[CompiledTemplate], name: str) -> list[Diagnostic]:
-    found: list[Diagnostic] = []
-    types = {node.task.spec.task_type for template in templates for node in template.tasks}
-    for each in sorted(types):
-        try:
-            task_executor(each)
-        except UnknownNameError as error:
-            found.append(Diagnostic(name, 0, 0, "spec.taskType", str(error)))
-    return found
 
 
 def _prepared(compiled: CompiledTemplate) -> Prepared:

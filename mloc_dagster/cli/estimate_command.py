@@ -42,6 +42,8 @@ def estimate(
         os.environ["MLOC_RESULTS_URL"] = results
         settings.cache_clear()
     templates = compile_with_sets(template_path(template), sets)
+    for compiled in templates:
+        compiled.check_built()
     store = open_store()
     tasks = [each for compiled in templates for each in estimate_template(compiled, store)]
     if as_json:

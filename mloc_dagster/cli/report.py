@@ -14,6 +14,7 @@ from rich.text import Text
 from mloc_dagster.cli.tables import print_table
 from mloc_dagster.cli.training_report import print_trainings, training_json
 from mloc_dagster.cli.wording import count, duration, rate, shorten
+from mloc_dagster.compile.diagnostics import Diagnostic
 from mloc_dagster.results.usage import ModelUsage, usage_by_model
 
 if TYPE_CHECKING:
@@ -51,7 +52,11 @@ class TemplateRun:
 
 
 def report_json(
-    runs: Sequence[TemplateRun], *, ok: bool, error: str | None = None
+    runs: Sequence[TemplateRun],
+    *,
+    ok: bool,
+    error: str | None = None,
+    warnings: Sequence[Diagnostic] = (),
 ) -> dict[str, object]:
     """Returns the document that `--json` prints."""
     first = runs[0].outcome if runs else None
@@ -64,9 +69,10 @@ def report_json(
         "tasks": [_task_json(run, task) for run in runs for task in run.outcome.tasks],
         "models": [asdict(each) for each in usage_by_model(_summaries(runs))],
         "failures": [
-            *(message for run in runs for message in run.outcome.failures),
+            *(f"{run.name}: {message}" for run in runs for message in run.outcome.failures),
             *([error] if error is not None else []),
         ],
+        "warnings": [each.to_json() for each in warnings],
     }
 
 
@@ -76,6 +82,7 @@ def _run_json(run: TemplateRun) -> dict[str, object]:
         "workflow_id": run.outcome.workflow_id,
         "run_id": run.outcome.run_id,
         "ok": run.outcome.succeeded,
+        "failures": list(run.outcome.failures),
         "resume": run.resume,
     }
 
@@ -89,6 +96,8 @@ def _task_json(run: TemplateRun, task: TaskOutcome) -> dict[str, object]:
         "status": run.status(task),
         "folder": task.folder,
     }
+    if task.slo is not None:
+        found["slo"] = {**asdict(task.slo), "met": task.slo.met}
     if task.training is not None:
         found["training"] = training_json(task.training)
     if task.summary is not None:
@@ -132,7 +141,18 @@ def print_report(run: TemplateRun, out: Console) -> None:
         )
         if len(summaries) > 1:
             _print_models(usage_by_model(summaries), out)
+    _print_slo(run.outcome.tasks, out)
+    if tasks:
         _print_preview(tasks[-1], out)
+
+
+def _print_slo(tasks: Sequence[TaskOutcome], out: Console) -> None:
+    for task in tasks:
+        if task.slo is not None:
+            promised, took = duration(task.slo.seconds), duration(task.slo.took_s)
+            verdict = "met" if task.slo.met else "missed"
+            style = "green" if task.slo.met else "red"
+            out.print(Text(f"{task.node}: SLO {promised} {verdict}, took {took}", style=style))
 
 
 def _summaries(runs: Sequence[TemplateRun]) -> list[TaskSummary]:

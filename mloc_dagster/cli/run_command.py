@@ -55,7 +55,8 @@ def run(options: RunOptions) -> int:
             typer.echo(json.dumps(report_json([], ok=False, error=str(error)), ensure_ascii=False))
         raise
     if options.as_json:
-        typer.echo(json.dumps(report_json(session.runs, ok=code == OK), ensure_ascii=False))
+        document = report_json(session.runs, ok=code == OK, warnings=session.warnings)
+        typer.echo(json.dumps(document, ensure_ascii=False))
     else:
         print_folders(session.runs)
     return code

@@ -21,6 +21,7 @@ from mloc_dagster.cli.quiet import quiet_terminal
 from mloc_dagster.cli.report import TemplateRun, print_problems, print_report
 from mloc_dagster.cli.resume import close_dead_runs, this_process
 from mloc_dagster.compile.compiler import CompiledTemplate
+from mloc_dagster.compile.diagnostics import Diagnostic
 from mloc_dagster.ops.run_tags import PROCESS_TAG
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ class Session:
 
     Attributes:
         runs: What became of the templates so far.
+        warnings: What their authors should know.
     """
 
     def __init__(
@@ -66,6 +68,9 @@ class Session:
         report: Callable[[TemplateRun, Console], None] | None = print_report,
     ) -> None:
         self.runs: list[TemplateRun] = []
+        self.warnings: list[Diagnostic] = [
+            finding for compiled in templates for finding in compiled.warnings
+        ]
         self._templates = templates
         self._workflow_id = workflow_id
         self._retry_errors = retry_errors
@@ -86,7 +91,9 @@ class Session:
             self._terminal = stack.enter_context(quiet_terminal(redirect=not debugging()))
             self._interrupts = stack.enter_context(Interrupts(self._stopping, self._stop_now))
             try:
-                self._warn()
+                for compiled in self._templates:
+                    compiled.check_built()
+                self._warn(self.warnings)
                 self._open(stack)
                 for compiled in self._templates:
                     self._run_one(compiled)
@@ -108,7 +115,7 @@ class Session:
 
     def _open(self, stack: ExitStack) -> None:
         with monitoring(self._new_view()):
-            from mloc_dagster.local_run import check_runnable
+            from mloc_dagster.local_run import check_runnable, misfits
             from mloc_dagster.ops.plan import WORKFLOW_TAG
             from mloc_dagster.services.instance import open_instance
 
@@ -117,6 +124,9 @@ class Session:
             self._instance = stack.enter_context(open_instance())
             if self._workflow_id is not None:
                 close_dead_runs(self._instance, WORKFLOW_TAG, self._workflow_id)
+            found = [each for compiled in self._templates for each in misfits(compiled)]
+        self.warnings += found
+        self._warn(found)
 
     def _run_one(self, compiled: CompiledTemplate) -> None:
         run_id = str(uuid.uuid4())
@@ -201,11 +211,10 @@ class Session:
         self._view = view_for(self._terminal.err, wanted=self._show_progress)
         return self._view
 
-    def _warn(self) -> None:
+    def _warn(self, found: Sequence[Diagnostic]) -> None:
         if self._talkative:
-            for compiled in self._templates:
-                for finding in compiled.warnings:
-                    self._say(str(finding), "yellow")
+            for finding in found:
+                self._say(str(finding), "yellow")
 
     def _stopping(self) -> None:
         if self._view is not None and self._talkative:

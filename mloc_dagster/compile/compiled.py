@@ -10,6 +10,7 @@ from pydantic import JsonValue
 from mloc_dagster.compile.diagnostics import Diagnostic
 from mloc_dagster.compile.expressions import Reference
 from mloc_dagster.compile.tree import Path, Tree
+from mloc_dagster.errors import TemplateError
 from mloc_dagster.schema.resources import Schedule
 from mloc_dagster.schema.task import Metadata, Task
 
@@ -25,12 +26,15 @@ class CompiledTask:
             are among `task.depends_on`.
         places: The single values of its data blocks and where each stands, by their path in the
             spec: for what is found when somebody looks at the data.
+        unbuilt: Why nothing here can run it, and where the template asks for it; None if all is
+            well.
     """
 
     task: Task
     mapping: Mapping[str, JsonValue]
     references: tuple[Reference, ...]
     places: Mapping[Path, Tree] = field(default_factory=dict[Path, Tree])
+    unbuilt: Diagnostic | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,3 +58,17 @@ class CompiledTemplate:
     content_hash: str
     document: Mapping[str, JsonValue]
     warnings: tuple[Diagnostic, ...]
+
+    @property
+    def unbuilt(self) -> tuple[Diagnostic, ...]:
+        """Why nothing here can run it, of each task of which that is so."""
+        return tuple(each.unbuilt for each in self.tasks if each.unbuilt is not None)
+
+    def check_built(self) -> None:
+        """Makes sure that something can run each of its tasks.
+
+        Raises:
+            TemplateError: If a task type is not built yet.
+        """
+        if self.unbuilt:
+            raise TemplateError(self.unbuilt)

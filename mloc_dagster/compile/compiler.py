@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
 from pydantic import JsonValue
 
+from mloc_dagster.compile.artifact_check import check_artifacts
 from mloc_dagster.compile.compiled import CompiledTask, CompiledTemplate
 from mloc_dagster.compile.data_check import check_data, data_places
 from mloc_dagster.compile.diagnostics import (
@@ -20,6 +21,7 @@ from mloc_dagster.compile.diagnostics import (
     errors_of,
     in_file_order,
 )
+from mloc_dagster.compile.effects import Effects
 from mloc_dagster.compile.engine_check import check_engine
 from mloc_dagster.compile.loader import Document, load_documents, parse_documents
 from mloc_dagster.compile.merge import check_base_keys, merged_spec
@@ -30,10 +32,11 @@ from mloc_dagster.compile.training_check import check_training
 from mloc_dagster.compile.tree import Position, Tree, tree_of
 from mloc_dagster.compile.typed import validate
 from mloc_dagster.errors import TemplateError, nearest_hint
+from mloc_dagster.plugins import entry_points
 from mloc_dagster.schema.canonical import canonical_json
 from mloc_dagster.schema.legacy import SLO_ANNOTATION
 from mloc_dagster.schema.resources import Schedule
-from mloc_dagster.schema.task import SPEC_TYPES, Task, TaskSpec
+from mloc_dagster.schema.task import SPEC_TYPES, TASK_TYPES_GROUP, Task, TaskSpec
 from mloc_dagster.schema.template import KIND_TASK_TYPES, Template
 
 __all__ = [
@@ -144,6 +147,7 @@ class _Compiler:
     def __init__(self, document: Document) -> None:
         self._document = document
         self._findings = Findings()
+        self._effects = Effects()
 
     def compile(self) -> CompiledTemplate:
         root = self._document.root
@@ -156,6 +160,8 @@ class _Compiler:
         schedule = self._schedule(base)
         tasks = self._tasks(base)
         self._findings.raise_errors()
+        self._effects.warn(self._findings)
+        self._check_kind(tasks)
         if template is None:
             raise AssertionError("an invalid template was accepted")
         return CompiledTemplate(
@@ -167,6 +173,15 @@ class _Compiler:
             document=self._document.mapping,
             warnings=self._findings.warnings,
         )
+
+    def _check_kind(self, tasks: Sequence[CompiledTask]) -> None:
+        kind = self._document.root.fields["kind"]
+        named = KIND_TASK_TYPES[kind.text or ""]
+        types = dict.fromkeys(each.task.spec.task_type for each in tasks)
+        if named is not None and named not in types:
+            listed = ", ".join(repr(each) for each in types)
+            message = f"kind {kind.text} has no effect: taskType says {listed}"
+            self._findings.add(at_value(kind, message, "warning"))
 
     def _slo_annotation(self, spec: Tree) -> Tree:
         annotation = find(self._document.root, SLO_ANNOTATION)
@@ -247,10 +262,23 @@ class _Compiler:
         check_data(spec, typed, self._findings)
         check_engine(spec, typed, self._findings)
         check_training(spec, typed, self._findings)
+        check_artifacts(spec, typed, self._effects)
+        self._effects.add(spec.fields["taskType"].text or "", spec, typed)
         # The name is metadata's or a node's, and was checked there.
         task = Task.model_construct(name=node.name, depends_on=depends_on, spec=typed)
         mapping = {key: child.plain() for key, child in spec.fields.items()}
-        return [CompiledTask(task, mapping, tuple(dict.fromkeys(check.found)), data_places(spec))]
+        references = tuple(dict.fromkeys(check.found))
+        unbuilt = self._unbuilt(spec)
+        return [CompiledTask(task, mapping, references, data_places(spec), unbuilt)]
+
+    def _unbuilt(self, spec: Tree) -> Diagnostic | None:
+        """Returns why nothing can run a task, with a warning about it."""
+        given = spec.fields["taskType"]
+        if given.text in entry_points(group=TASK_TYPES_GROUP).names:
+            return None
+        message = f"task type {given.text!r} is not built yet: a template with it validates only"
+        self._findings.add(at_value(given, message, "warning"))
+        return at_value(given, message)
 
 
 def _unresolved(block: type[TaskSpec], spec: Tree, example: Tree) -> TaskSpec | None:

@@ -12,7 +12,6 @@ from mloc_dagster.schema.engines import (
     certain_engine,
     refused_in_inference,
     refused_in_model,
-    without_effect,
 )
 from mloc_dagster.schema.task import EmbeddingSpec, InferenceSpec, TaskSpec
 
@@ -30,7 +29,7 @@ def check_engine(spec: Tree, typed: TaskSpec, findings: Findings) -> None:
     Args:
         spec: The task's spec as it was written, merged with its base.
         typed: The same, typed.
-        findings: Takes errors, and warnings about options without effect.
+        findings: Takes errors, and a warning about forms that may break.
     """
     if not isinstance(typed, InferenceSpec | EmbeddingSpec):
         return
@@ -52,8 +51,6 @@ def check_engine(spec: Tree, typed: TaskSpec, findings: Findings) -> None:
         refused = chain(refused, refused_parallelism(typed))
     for path, reason in refused:
         findings.add(at_value(nearest(spec, ("model", *path)), reason))
-    for path, reason in without_effect(typed.model, engine):
-        findings.add(at_value(nearest(spec, ("model", *path)), reason, "warning"))
 
 
 def nearest(tree: Tree, path: Path) -> Tree:

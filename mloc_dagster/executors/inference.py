@@ -18,6 +18,7 @@ from mloc_dagster.executors.reuse_identity import (
     remember_files,
 )
 from mloc_dagster.schema.canonical import canonical_json
+from mloc_dagster.schema.engines import certain_engine, idle_options
 from mloc_dagster.schema.model import ModelSource
 from mloc_dagster.schema.task import EmbeddingSpec, ModelSpec
 
@@ -114,7 +115,12 @@ class InferenceExecutor:
         Raises:
             TaskCancelled: If the task was asked to stop; looked at between tokens.
         """
-        context.log(f"engine: {model.label} on {model.device}: {choose_engine(spec).reason}")
+        choice = choose_engine(spec)
+        context.log(f"engine: {model.label} on {model.device}: {choice.reason}")
+        # Where the template names the engine, its compiler has said so.
+        if certain_engine(spec.model, enforce_cpu=spec.enforce_cpu) is None and shard.index == 0:
+            for block, option in sorted(idle_options(spec.model, choice.engine)):
+                context.log(f"model.{block}.{option} has no effect: {choice.reason}")
         context.log(f"model: {model.name}, revision {loaded_revision(model)}")
         answer_rows(shard, spec, model, context)
 

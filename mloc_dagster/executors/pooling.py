@@ -43,7 +43,9 @@ class PoolingPlan:
     limit: int | None
 
 
-def pooling_plan(place: str, config: Any, tokenizer: Any, revision: str | None) -> PoolingPlan:
+def pooling_plan(
+    place: str, config: Any, tokenizer: Any, revision: str | None, most: int | None = None
+) -> PoolingPlan:
     """Reads the files that sentence-transformers leaves beside a model.
 
     Without them a decoder's vector is its last token's state, for only that one has seen the whole
@@ -54,6 +56,7 @@ def pooling_plan(place: str, config: Any, tokenizer: Any, revision: str | None) 
         config: The model's configuration.
         tokenizer: Its tokenizer.
         revision: The hub's revision.
+        most: Tokens that the template allows at most.
 
     Raises:
         TerminalError: If the model has modules that mloc does not compute.
@@ -64,6 +67,7 @@ def pooling_plan(place: str, config: Any, tokenizer: Any, revision: str | None) 
         getattr(config, "max_position_embeddings", None),
         getattr(tokenizer, "model_max_length", None),
         sentence.get("max_seq_length"),
+        most,
     )
     known = [each for each in limits if isinstance(each, int) and 0 < each < _UNLIMITED]
     return PoolingPlan(pooling_type, min(known, default=None))

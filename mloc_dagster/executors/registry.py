@@ -9,8 +9,7 @@ from mloc_dagster.errors import TerminalError
 from mloc_dagster.executors.base import TaskExecutor
 from mloc_dagster.executors.registered import registered_function
 from mloc_dagster.plugins import entry_points
-
-GROUP = "mloc_dagster.task_types"
+from mloc_dagster.schema.task import TASK_TYPES_GROUP
 
 
 @cache
@@ -26,7 +25,7 @@ def task_executor(task_type: str) -> TaskExecutor[Any, Any]:
         UnknownNameError: If nobody registered that name.
         TerminalError: If two distributions registered it, or its plug-in cannot be imported.
     """
-    create = registered_function(GROUP, "task type", task_type)
+    create = registered_function(TASK_TYPES_GROUP, "task type", task_type)
     try:
         return create()
     except Exception as error:
@@ -38,4 +37,4 @@ def task_executor(task_type: str) -> TaskExecutor[Any, Any]:
 
 def task_types() -> frozenset[str]:
     """Returns the task types that somebody registered, without importing any of them."""
-    return frozenset(entry_points(group=GROUP).names)
+    return frozenset(entry_points(group=TASK_TYPES_GROUP).names)

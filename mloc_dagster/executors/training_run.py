@@ -21,7 +21,7 @@ from mloc_dagster.data.training_rows import EVALUATION_ROWS_NAME, TRAINING_ROWS_
 from mloc_dagster.errors import MlocError, TransientError
 from mloc_dagster.executors.shard_log import ShardLog
 from mloc_dagster.executors.shard_run import worker_name
-from mloc_dagster.executors.training.job import CHECKPOINTS_NAME, TrainingJob
+from mloc_dagster.executors.training.job import TrainingJob
 from mloc_dagster.executors.training.messages import (
     Evaluated,
     Failed,
@@ -36,6 +36,7 @@ from mloc_dagster.executors.training.processes import TrainingProcesses
 from mloc_dagster.executors.training.shelf import Shelf
 from mloc_dagster.net.reach import current_reach
 from mloc_dagster.results.training_summary import BEFORE_NAME
+from mloc_dagster.schema.output import CHECKPOINTS_NAME
 from mloc_dagster.schema.training_options import weights_only
 from mloc_dagster.settings import settings
 

@@ -18,6 +18,7 @@ from mloc_dagster.executors.training.weight_files import weights_kind
 from mloc_dagster.executors.transformers_vision import model_class, take_chat_template
 from mloc_dagster.models import builtin_model_path
 from mloc_dagster.net.reach import current_reach
+from mloc_dagster.schema.engines import max_model_len, transformers_options
 from mloc_dagster.schema.model import Model, ModelSource
 from mloc_dagster.settings import settings
 
@@ -89,7 +90,7 @@ def load_model(block: Model, enforce_cpu: bool) -> LoadedModel:
     import transformers
     from transformers import AutoTokenizer
 
-    source, options = block.source, block.transformers
+    source, options = block.source, transformers_options(block)
     place = model_place(source)
     common: dict[str, Any] = {
         "trust_remote_code": trusts_remote_code(
@@ -129,9 +130,20 @@ def load_model(block: Model, enforce_cpu: bool) -> LoadedModel:
         tokenizer=tokenizer,
         eos_token_ids=eos_token_ids,
         pad_token_id=_pad_token_id(tokenizer, eos_token_ids),
-        max_positions=getattr(model.config.get_text_config(), "max_position_embeddings", None),
+        max_positions=max_positions(block, model.config),
         processor=processor,
     )
+
+
+def max_positions(block: Model, config: Any) -> int | None:
+    """Returns how many tokens a prompt and its answer may have: the model's limit, or a lower one.
+
+    Args:
+        block: The template's `model`, which may limit it (`vllm.max_model_len`).
+        config: The model's own, of transformers.
+    """
+    own = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return min((most for most in (own, max_model_len(block)) if most is not None), default=None)
 
 
 def model_place(source: ModelSource) -> str:

@@ -29,6 +29,7 @@ from mloc_dagster.executors.transformers_model import (
     trusts_remote_code,
 )
 from mloc_dagster.results.rows import InputRow, ServerFault
+from mloc_dagster.schema.engines import max_model_len, transformers_options
 from mloc_dagster.schema.inference import Pooling
 from mloc_dagster.schema.model import TransformersOptions
 from mloc_dagster.schema.task import EmbeddingSpec
@@ -62,7 +63,7 @@ def load_engine(spec: EmbeddingSpec) -> PoolingEngine:
         raise MissingExtraError("embedding with transformers", "hf") from error
     from transformers import AutoModel, AutoTokenizer
 
-    source, options = block.source, block.transformers
+    source, options = block.source, transformers_options(block)
     place = model_place(source)
     commit = hub_commit(source)
     common: dict[str, Any] = {
@@ -84,7 +85,8 @@ def load_engine(spec: EmbeddingSpec) -> PoolingEngine:
         model: Any = AutoModel.from_pretrained(
             place, **common, **{name: value for name, value in how.items() if value is not None}
         )
-        plan = pooling_plan(place, model.config, tokenizer, common.get("revision"))
+        revision = common.get("revision")
+        plan = pooling_plan(place, model.config, tokenizer, revision, max_model_len(block))
     if how["device_map"] is None:
         model.to("cuda" if torch.cuda.is_available() else "cpu")
     if model.config.is_encoder_decoder:

@@ -28,6 +28,7 @@ from mloc_dagster.executors.vllm_environment import kept_process_state, prepare_
 from mloc_dagster.executors.vllm_kernels import only_readable_modules
 from mloc_dagster.executors.vllm_shutdown import TURN, announce
 from mloc_dagster.executors.vllm_sleep import drop_sleep_mode
+from mloc_dagster.schema.engines import vllm_arguments
 from mloc_dagster.schema.model import ModelSource
 from mloc_dagster.schema.task import ModelSpec
 
@@ -83,7 +84,7 @@ def plan_engine(spec: ModelSpec, **extra: Any) -> EnginePlan:
     build = vllm_build()
     if build is None:
         raise MissingExtraError("inference with vLLM", "vllm")
-    source, given = spec.model.source, dict(spec.model.vllm)
+    source, given = spec.model.source, vllm_arguments(spec.model)
     place = model_place(source)
     asked = bool(given.pop("trust_remote_code", False))
     arguments: dict[str, Any] = {

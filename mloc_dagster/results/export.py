@@ -14,12 +14,12 @@ import msgspec
 
 from mloc_dagster.planning.plan import Plan
 from mloc_dagster.results.export_rows import ExportRow, VectorRow, export_rows
-from mloc_dagster.results.openai_batch import ERRORS_NAME, OUTPUT_NAME, BatchFiles
+from mloc_dagster.results.openai_batch import BatchFiles
 from mloc_dagster.results.shard_files import read_rows
 from mloc_dagster.results.store import Folder
 from mloc_dagster.results.tally import Tally
 from mloc_dagster.results.usage import UNPRICED, Rates
-from mloc_dagster.schema.output import OutputFormat
+from mloc_dagster.schema.output import BATCH_ERRORS_NAME, BATCH_OUTPUT_NAME, OutputFormat
 
 # Rows that are in memory at a time, and the size of Parquet's row groups.
 _BATCH_ROWS = 8192
@@ -60,7 +60,7 @@ def export(
         IncompleteResultsError: If rows do not equal the plan; then no file appears.
     """
     wanted = [name for name in ("parquet", "jsonl", "csv") if name in formats]
-    batch = [OUTPUT_NAME, ERRORS_NAME] if "openai_batch" in formats else []
+    batch = [BATCH_OUTPUT_NAME, BATCH_ERRORS_NAME] if "openai_batch" in formats else []
     if not wanted and not batch:
         return []
     names = [f"responses.{name}" for name in wanted]

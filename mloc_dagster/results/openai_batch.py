@@ -19,9 +19,6 @@ import msgspec
 from mloc_dagster.planning.plan import Plan
 from mloc_dagster.results.rows import BASE64, SERVER_FAULT, OutputRow, TokenLogprob
 
-OUTPUT_NAME = "batch_output.jsonl"
-ERRORS_NAME = "batch_errors.jsonl"
-
 OK = 200
 BAD_REQUEST = 400
 SERVER_ERROR = 500

@@ -17,11 +17,10 @@ from mloc_dagster.results.training_summary import (
     TrainingSummary,
     read_training,
 )
+from mloc_dagster.schema.output import FINAL_LORA
 
 ALIKE = 0.1
 """Steps that differ in their rows by no more than this share take the same time."""
-
-_ADAPTER = "final_lora"
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +132,7 @@ def _is_like(summary: TrainingSummary, kind: TrainingKind) -> bool:
         (summary.task_type, summary.model) == (kind.task_type, kind.model)
         and (kind.device is None or summary.device.startswith(kind.device))
         # Without final weights nobody knows which ones were trained; that is one kind for most.
-        and (not summary.final or (summary.final == _ADAPTER) is kind.adapter)
+        and (not summary.final or (summary.final == FINAL_LORA) is kind.adapter)
         and summary.seconds > 0
         and summary.steps > 0
         and not summary.resumed_step  # its seconds are those of the last attempt only

@@ -10,12 +10,10 @@ from pydantic import JsonValue
 
 from mloc_dagster.results.store import Folder
 from mloc_dagster.results.training_summary import TrainingSummary
+from mloc_dagster.schema.output import artifact_name
 
 RESPONSES_NAME = "responses.json"
 ARCHIVES_NAME = "archives"
-
-FINAL_ALIAS = "trained_model"
-"""What older templates call the final weights among their artifacts."""
 
 
 def write_training_result(
@@ -78,11 +76,8 @@ def training_result(url: str, summary: TrainingSummary, archive: str | None) -> 
 
 
 def artifact_names(artifacts: tuple[str, ...], summary: TrainingSummary) -> tuple[str, ...]:
-    """Returns the artifacts with the final weights by the name that they have here."""
-    return tuple(
-        summary.final if name.rstrip("/") == FINAL_ALIAS and summary.final else name
-        for name in artifacts
-    )
+    """Returns the artifacts by the names that they have here."""
+    return tuple(artifact_name(name, summary.final) for name in artifacts)
 
 
 def _address(path: str) -> str:

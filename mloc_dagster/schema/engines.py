@@ -5,14 +5,17 @@ The template's compiler refuses by this table; engines rely on it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import PurePosixPath
 from typing import Literal
 from urllib.parse import urlsplit
 
+from pydantic import JsonValue
+
+from mloc_dagster.errors import nearest_hint
 from mloc_dagster.schema.answer_forms import Path, form_problems
 from mloc_dagster.schema.inference import Inference
-from mloc_dagster.schema.model import Adapter, Model
+from mloc_dagster.schema.model import Adapter, Dtype, Model, TransformersOptions
 
 EngineName = Literal["vllm", "transformers"]
 
@@ -74,6 +77,10 @@ def refused_in_model(
     if engine == "vllm" and (option := model.transformers.quantised):
         reason = f"{option} is for transformers: vLLM has model.vllm.quantization: bitsandbytes"
         yield ("transformers", option), reason
+    dtype = model.vllm.get("dtype")
+    if dtype is not None and (not isinstance(dtype, str) or dtype not in DTYPES):
+        reason = f"unknown precision {dtype!r}{nearest_hint(str(dtype), DTYPES)}"
+        yield ("vllm", "dtype"), reason
     most = model.vllm.get("max_logprobs", VLLM_MAX_LOGPROBS)
     if engine == "vllm" and isinstance(most, int) and 0 <= most < (logprobs or 0):
         reason = f"inference.logprobs asks for {logprobs}, and max_logprobs allows {most}"
@@ -95,13 +102,56 @@ def _refused_adapters(adapters: tuple[Adapter, ...]) -> Iterator[Refusal]:
         named.setdefault(name, place)
 
 
-def without_effect(model: Model, engine: EngineName | None) -> Iterator[Refusal]:
-    """Yields blocks of options that the certain engine does not read."""
-    if engine == "transformers" and model.vllm:
-        yield ("vllm",), "model.vllm has no effect: this task runs on transformers"
-    if (
-        engine == "vllm"
-        and model.transformers.model_fields_set
-        and not model.transformers.quantised
-    ):
-        yield ("transformers",), "model.transformers has no effect: this task runs on vLLM"
+DTYPES: Mapping[str, Dtype] = {
+    "auto": "auto",
+    "half": "float16",
+    "float16": "float16",
+    "bfloat16": "bfloat16",
+    "float": "float32",
+    "float32": "float32",
+}
+"""What vLLM calls a precision of weights → what transformers calls it."""
+
+
+def transformers_options(model: Model) -> TransformersOptions:
+    """Returns how transformers loads a model: its own options, and vLLM's `dtype` without one."""
+    dtype = DTYPES.get(str(model.vllm.get("dtype")))
+    if dtype is None or "dtype" in model.transformers.model_fields_set:
+        return model.transformers
+    return model.transformers.model_copy(update={"dtype": dtype})
+
+
+def vllm_arguments(model: Model) -> dict[str, JsonValue]:
+    """Returns vLLM's arguments: the template's own, and transformers' `dtype` without one."""
+    if model.transformers.dtype == "auto":  # each engine's own default
+        return dict(model.vllm)
+    return {"dtype": model.transformers.dtype, **model.vllm}
+
+
+def max_model_len(model: Model) -> int | None:
+    """Returns how many tokens of prompt and answer the template allows; None without a limit."""
+    most = model.vllm.get("max_model_len")
+    return most if isinstance(most, int) and most > 0 else None
+
+
+def idle_options(model: Model, engine: EngineName | None) -> frozenset[tuple[str, str]]:
+    """Returns the options of the other engine that mean nothing to the one that runs a task.
+
+    Args:
+        model: The block.
+        engine: The engine; None when either may run it, and each has its own options.
+
+    Returns:
+        Each as the block's name and the option's.
+    """
+    if engine == "transformers":
+        shared = {"dtype"} if "dtype" not in model.transformers.model_fields_set else set[str]()
+        if max_model_len(model) is not None:
+            shared.add("max_model_len")
+        return frozenset(("vllm", name) for name in model.vllm.keys() - shared)
+    if engine == "vllm":
+        shared = {"dtype"} if "dtype" not in model.vllm else set[str]()
+        quantised = {"load_in_4bit", "load_in_8bit"} if model.transformers.quantised else set[str]()
+        given = model.transformers.model_fields_set - shared - quantised
+        return frozenset(("transformers", name) for name in given)
+    return frozenset()

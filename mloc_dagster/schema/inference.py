@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, JsonValue, field_validator, model_validator
 
@@ -63,7 +63,7 @@ class Inference(Block):
     stop: tuple[str, ...] = ()
     """Generation ends before any of these; the stop string is not part of the output."""
 
-    stop_token_ids: tuple[int, ...] = ()
+    stop_token_ids: tuple[Annotated[int, Field(ge=0)], ...] = ()
     """Generation ends with any of these."""
 
     ignore_eos: bool = False

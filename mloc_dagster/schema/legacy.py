@@ -52,6 +52,9 @@ SPELLINGS: tuple[Spelling, ...] = (
     Spelling(("model", "config", "fp16"), ("training", "fp16")),
     Spelling(("model", "config", "bf16"), ("training", "bf16")),
     *_ignored(("model", "config"), "the engine places the model", "device_map_auto"),
+    *_ignored(
+        ("resources",), "parallel.max_shards says how many workers a task has at most", "replicas"
+    ),
     *_ignored(("data",), "a YAML comment does the same", "notes"),
     *_ignored(
         ("training",),

@@ -20,3 +20,6 @@ reward model (`accuracy`, and `win_rate` too)."""
 
 CLASSIFIER_METRICS: frozenset[str] = frozenset(("loss", "win_rate", "accuracy"))
 """Those that a reward model, which writes no text, can be measured by."""
+
+ANSWERLESS_METRICS: frozenset[str] = frozenset(("loss", "perplexity", "win_rate", "accuracy"))
+"""Those for which no model writes an answer."""

@@ -15,6 +15,8 @@ from mloc_dagster.schema.base import Block
 _DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential", "cpu", "cuda", "mps", "xpu")
 _DEVICE = re.compile(r"(?:cuda|mps|xpu|npu|hpu):\d+")
 
+Dtype = Literal["auto", "float32", "float16", "bfloat16"]
+
 _HUB_ID = re.compile(r"(?!.*(?:--|\.\.))(?:[\w-][\w.-]*/)?[\w][\w.-]{0,95}(?<![.-])", re.ASCII)
 
 
@@ -78,8 +80,8 @@ class TransformersOptions(Block):
         hint = nearest_hint(value, (*_DEVICE_MAPS, "cuda:0"))
         raise ValueError(f"{value!r} is no place for weights{hint}")
 
-    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
-    """Precision of the weights; `auto` takes the model's own."""
+    dtype: Dtype = "auto"
+    """Precision of the weights; `auto` takes the model's own. By default `model.vllm.dtype`."""
 
     attn_implementation: Literal["eager", "sdpa", "flash_attention_2"] | None = None
     """By default the best that the machine has."""
@@ -153,7 +155,7 @@ class Model(Block):
     """Which engine; by default vLLM where it can run, else transformers."""
 
     vllm: Mapping[str, JsonValue] = Field(default_factory=dict)
-    """vLLM's engine arguments, verbatim."""
+    """vLLM's engine arguments, verbatim. `dtype` and `max_model_len` hold on transformers, too."""
 
     transformers: TransformersOptions = TransformersOptions()
     adapters: tuple[Adapter, ...] = ()

@@ -11,6 +11,37 @@ from mloc_dagster.schema.base import Block
 
 OutputFormat = Literal["json", "parquet", "jsonl", "csv", "openai_batch"]
 
+FINAL_MODEL = "final_model"
+"""The folder with what a training of all weights leaves."""
+
+FINAL_LORA = "final_lora"
+"""The folder with the adapter that a training leaves."""
+
+BATCH_OUTPUT_NAME = "batch_output.jsonl"
+"""Answers in the OpenAI batch format."""
+
+BATCH_ERRORS_NAME = "batch_errors.jsonl"
+"""Errors in the OpenAI batch format."""
+
+CHECKPOINTS_NAME = "checkpoints"
+"""The folder with a training's checkpoints."""
+
+_OLD_WEIGHTS = frozenset({"trained_model", "artifacts", "artifacts/lora_adapter"})
+_OLD_CHECKPOINTS = "artifacts/checkpoints"
+
+
+def artifact_name(name: str, final: str) -> str:
+    """Returns an artifact of a training by the name that it has here.
+
+    Args:
+        name: As the template has it; older ones have names of the old system.
+        final: The folder with the final weights; empty where none are kept.
+    """
+    bare = name.rstrip("/")
+    if bare == _OLD_CHECKPOINTS:
+        return CHECKPOINTS_NAME
+    return final if bare in _OLD_WEIGHTS and final else bare
+
 
 _SET_PER_BODY = frozenset({"content-length", "content-encoding", "transfer-encoding"})
 
@@ -25,8 +56,12 @@ class LocalDestination(Block):
     @field_validator("path")
     @classmethod
     def _stay_below(cls, value: str | None) -> str | None:
-        if value is not None and ".." in value.replace("\\", "/").split("/"):
+        parts = (value or "").replace("\\", "/").split("/")
+        if ".." in parts:
             raise ValueError(f"{value!r} leaves the results root")
+        first = next((part for part in parts if part not in ("", ".")), "")
+        if first.startswith("."):
+            raise ValueError(f"{value!r} is not for results: {first!r} is where mloc keeps its own")
         return value
 
 

@@ -45,9 +45,6 @@ class Hardware(Block):
 class Resources(Block):
     """What a task asks of the machines it runs on."""
 
-    replicas: int = Field(default=1, ge=1)
-    """Copies of the model that may work side by side."""
-
     hardware: Hardware = Hardware()
 
     cost_per_hour: float | None = Field(default=None, ge=0)

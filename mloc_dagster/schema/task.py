@@ -24,6 +24,9 @@ from mloc_dagster.schema.training import (
     Training,
 )
 
+TASK_TYPES_GROUP = "mloc_dagster.task_types"
+"""The entry points of what runs each task type."""
+
 
 class TaskSpec(Block):
     """What every task has."""

@@ -249,11 +249,14 @@ class Generation(Block):
     """`false` is greedy."""
 
 
+_LOAD_SOURCES = {"local": "path", "http": "url", "task": "task_id"}
+
+
 class CheckpointLoad(Block):
     """Weights to start from instead of the model's own."""
 
-    type: Literal["local", "http", "task"] = "local"
-    """Where the weights are."""
+    type: Literal["local", "http", "task"] | None = None
+    """Where the weights are; may be left out, as `path`, `url` or `task_id` says so."""
 
     path: str | None = None
     """A folder or an archive."""
@@ -266,6 +269,17 @@ class CheckpointLoad(Block):
 
     file: str | None = None
     """A file among that task's results."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> CheckpointLoad:
+        given = [name for name in _LOAD_SOURCES.values() if getattr(self, name) is not None]
+        if len(given) != 1:
+            got = f"got {' and '.join(given)}" if given else "got none of them"
+            raise ValueError(f"give one of path, url and task_id; {got}")
+        if self.type is not None and _LOAD_SOURCES[self.type] != given[0]:
+            needed = _LOAD_SOURCES[self.type]
+            raise ValueError(f"type {self.type!r} takes {needed!r}, but {given[0]!r} is given")
+        return self
 
 
 class Checkpoint(Block):

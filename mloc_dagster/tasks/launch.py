@@ -15,7 +15,6 @@ from dagster._core.utils import make_new_run_id
 from mloc_dagster.assets.names import job_name
 from mloc_dagster.compile.compiler import CompiledTask, CompiledTemplate
 from mloc_dagster.errors import InputError
-from mloc_dagster.executors.registry import task_executor
 from mloc_dagster.executors.task_start import task_id_for, task_record
 from mloc_dagster.fleet.jobs import LIBRARY
 from mloc_dagster.results.record import write_record
@@ -42,11 +41,10 @@ def check_launchable(library: CompiledTemplate, changed: CompiledTemplate) -> No
     """Makes sure that the library's job can carry a template that was changed for one launch.
 
     Raises:
-        UnknownNameError: If a task type has no executor here.
+        TemplateError: If a task type is not built yet.
         InputError: If the change is to what the job itself is made of.
     """
-    for node in changed.tasks:
-        task_executor(node.task.spec.task_type)
+    changed.check_built()
     if changed.metadata.name != library.metadata.name:
         raise InputError("--set may not rename the template: its job goes by that name")
     if [_shape(each) for each in changed.tasks] != [_shape(each) for each in library.tasks]:

@@ -156,6 +156,45 @@ def test_a_run_prints_figures_answers_and_last_of_all_the_folder(place: Place) -
     assert done.stderr.splitlines() == said
 
 
+UNKEPT = """\
+apiVersion: mloc/v1
+kind: EchoTask
+metadata: {name: kept}
+spec:
+  sloSeconds: 600
+  resources: {hardware: {gpu: {count: 1, type: h100}}}
+  data: {type: list, items: [a], seed: 3}
+---
+apiVersion: mloc/v1
+kind: EchoTask
+metadata: {name: broken}
+spec:
+  sloSeconds: 0.001
+  data: {type: list, items: [a, b]}
+  echo: {poison: [0, 1]}
+"""
+
+
+def test_what_a_template_asks_in_vain_and_whose_failure_it_is_are_said(place: Place) -> None:
+    path = place.write("unkept.yaml", UNKEPT)
+    document = json.loads(place.run("run", path, "--json").stdout)
+    assert document["failures"][0].startswith("broken: check error_budget failed")
+    kept, broken = document["runs"]
+    assert (kept["failures"], document["failures"]) == ([], [f"broken: {broken['failures'][0]}"])
+    slos = [task["slo"] for task in document["tasks"]]
+    assert [(each["seconds"], each["met"]) for each in slos] == [(600, True), (0.001, False)]
+    idle, lacking = document["warnings"]
+    assert (idle["line"], idle["path"]) == (7, "spec.data.seed")
+    assert lacking["message"].startswith("needs 1 h100 GPU, has none")
+
+    done = place.run("run", path)
+    assert done.returncode == 1
+    assert "unkept.yaml:7:37: spec.data.seed: warning: data.seed has no effect" in done.stderr
+    assert "kept: spec.resources.hardware: warning: needs 1 h100 GPU, has none" in done.stderr
+    assert "kept: SLO 10:00 met, took" in done.stdout
+    assert "broken: SLO 0.0 s missed, took" in done.stdout
+
+
 def test_json_is_one_document_over_all_templates_of_a_file(place: Place) -> None:
     done = place.run("run", place.write("staged.yaml", STAGES), "--json")
     assert done.returncode == 0, done.stderr

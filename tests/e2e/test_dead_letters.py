@@ -344,7 +344,7 @@ def test_what_cannot_be_done_is_one_message(fleet: Fleet, tmp_path: Path) -> Non
     assert "HTTP API" in said
     assert f"mloc run {path}" in said
     assert "resources" in fleet.mloc(
-        "launch", "plain", "--set", "spec.resources.replicas=2", code=2
+        "launch", "plain", "--set", "spec.resources.hardware.cpu=2", code=2
     )
     assert "did you mean 'DONE'?" in fleet.mloc("list", "--status", "DONNE", code=2)
 

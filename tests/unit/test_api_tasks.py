@@ -104,6 +104,23 @@ def test_errors_are_those_of_the_command_line(api: Served, tmp_path: Path) -> No
     assert shown[0].startswith("body.yaml:5:13: spec.taskType: unknown task type 'ecko'")
 
 
+def test_a_task_type_that_is_not_built_yet_is_refused_at_its_line(api: Served) -> None:
+    agent = ECHO.partition("spec:")[0] + "spec:\n  taskType: agent\n  task: find owls\n"
+    answer = api.client.post("/api/v1/tasks", content=agent)
+    assert answer.status_code == 422
+    shown = [str(Finding.model_validate(each)) for each in answer.json()["errors"]]
+    assert "body.yaml:5:13: spec.taskType: task type 'agent' is not built yet" in shown[-1]
+    assert sum("not built yet" in each for each in shown) == 1
+
+
+def test_a_field_without_effect_is_in_the_reply(api: Served) -> None:
+    answer = api.client.post("/api/v1/tasks", content=ECHO + "  echo: {seed: 3}\n")
+    assert answer.status_code == 202
+    (warning,) = answer.json()["warnings"]
+    assert (warning["path"], warning["severity"]) == ("spec.echo.seed", "warning")
+    assert "has no effect" in warning["message"]
+
+
 def test_an_uploaded_template_is_named_in_its_errors(api: Served) -> None:
     wrong = ECHO.replace("echo\n", "ecko\n")
     answer = api.client.post("/api/v1/tasks", files={"template": ("nightly.yaml", wrong)})

@@ -149,6 +149,21 @@ def test_json_says_what_is_wrong_too(mloc: Mloc, tmp_path: Path) -> None:
     assert "bad.yaml:5:3" in document["failures"][0]
 
 
+@pytest.mark.parametrize("command", ["run", "estimate"])
+def test_a_task_type_that_is_not_built_yet_is_refused_with_its_line(
+    mloc: Mloc, tmp_path: Path, command: str
+) -> None:
+    spec = "spec:\n  task: find owls\n"
+    (tmp_path / "agent.yaml").write_text(GOOD.partition("spec:")[0].replace("Echo", "Agent") + spec)
+    code, out, err = mloc(command, "agent.yaml")
+    assert (code, out) == (2, "")
+    assert err.startswith("agent.yaml:5:3:")
+    assert "spec.taskType: task type 'agent' is not built yet" in err
+    code, out, _ = mloc("validate", "agent.yaml")
+    assert code == 0
+    assert "warning: task type 'agent' is not built yet" in out
+
+
 def test_a_fault_of_ours_shows_no_traceback_unless_asked(
     mloc: Mloc, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -195,8 +195,6 @@ def test_a_complete_checkpoint_of_a_task_that_failed_can_be_taken(tmp_path: Path
         ({"path": "{tmp}/config"}, "holds the settings of a model, but no weights"),
         ({"type": "http", "url": "nosuch://host/a.zip"}, "cannot be read here"),
         ({"type": "http", "url": "memory://nowhere/a.zip"}, "does not exist"),
-        ({"type": "http"}, "of type 'http' needs url"),
-        ({"type": "task"}, "of type 'task' needs task_id"),
     ],
 )
 def test_what_is_no_weights_is_named(tmp_path: Path, load: dict[str, str], message: str) -> None:

@@ -15,7 +15,6 @@ from pathlib import Path
 from pydantic import AwareDatetime, BaseModel, ConfigDict, JsonValue, ValidationError
 
 from mloc_dagster.errors import IncompleteResultsError
-from mloc_dagster.executors.training.job import CHECKPOINTS_NAME
 from mloc_dagster.executors.training.store_transfer import (
     put_file,
     sha256_of,
@@ -25,6 +24,7 @@ from mloc_dagster.executors.training.store_transfer import (
 )
 from mloc_dagster.results.files import TEMPORARY_PREFIX
 from mloc_dagster.results.store import Folder
+from mloc_dagster.schema.output import CHECKPOINTS_NAME
 
 MANIFEST_NAME = "mloc_checkpoint.json"
 _NAME = re.compile(r"checkpoint-(\d+)")

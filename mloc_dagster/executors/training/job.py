@@ -8,6 +8,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field
 
 from mloc_dagster.net.reach import Origin
+from mloc_dagster.schema.output import CHECKPOINTS_NAME
 from mloc_dagster.schema.task import (
     DpoSpec,
     GrpoSpec,
@@ -25,7 +26,6 @@ AnyTrainingSpec = Annotated[
 ]
 
 JOB_NAME = "job.json"
-CHECKPOINTS_NAME = "checkpoints"
 OUTBOX_NAME = "outbox"
 
 

@@ -12,9 +12,8 @@ from typing import Any
 
 from mloc_dagster.executors.training.store_transfer import sync, sync_tree
 from mloc_dagster.results.files import TEMPORARY_PREFIX
+from mloc_dagster.schema.output import FINAL_LORA, FINAL_MODEL
 
-FINAL_MODEL = "final_model"
-FINAL_LORA = "final_lora"
 _DTYPE = "mloc_source_dtype"
 _USE_CACHE = "mloc_source_use_cache"
 

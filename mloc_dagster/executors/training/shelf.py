@@ -11,8 +11,8 @@ from mloc_dagster.executors.training.checkpoints import (
     publish_checkpoint,
     published_checkpoints,
 )
-from mloc_dagster.executors.training.job import CHECKPOINTS_NAME
 from mloc_dagster.results.store import Folder
+from mloc_dagster.schema.output import CHECKPOINTS_NAME
 
 
 class Shelf:

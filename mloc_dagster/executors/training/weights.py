@@ -23,10 +23,11 @@ from mloc_dagster.net.reach import current_reach
 from mloc_dagster.results.files import TEMPORARY_PREFIX
 from mloc_dagster.results.manifest import MANIFEST_NAME, ManifestEntry, read_manifest
 from mloc_dagster.results.store import Folder, ResultStore, open_store
+from mloc_dagster.schema.output import FINAL_LORA, FINAL_MODEL
 from mloc_dagster.schema.training import CheckpointLoad
 from mloc_dagster.settings import settings
 
-FINAL_NAMES = ("final_model", "final_lora")
+FINAL_NAMES = (FINAL_MODEL, FINAL_LORA)
 """Folders of a task's results with weights, in the order in which they are looked for."""
 
 
@@ -54,10 +55,7 @@ def locate_weights(
         place = f"{load.task_id}/{load.file or ''}".rstrip("/")
         folder = _of_task(results.task(load.task_id), load.file, cache_dir)
     else:
-        place = load.path or load.url
-        if place is None or load.type == "task":
-            needed = {"local": "path", "http": "url", "task": "task_id"}[load.type]
-            raise InputError(f"checkpoint.load of type {load.type!r} needs {needed}")
+        place = load.path or load.url or ""
         folder = _at(place, results, cache_dir)
     found = find_weights(folder, place)
     weights_kind(found, allow_pickle=allow_pickle)

@@ -1,0 +1,368 @@
+"""Fields that have no effect in a task: one table, and the warnings that come of it.
+
+A field of the schema either changes what a task does, or stands in this table with the reason. The
+tests walk every field of every task type and fail for one that does neither.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any
+
+from mloc_dagster.compile.diagnostics import Diagnostic, Findings, at_key
+from mloc_dagster.compile.tree import Path, Position, Tree
+from mloc_dagster.schema.data import OpenaiBatchData
+from mloc_dagster.schema.engines import EngineName, certain_engine, idle_options
+from mloc_dagster.schema.legacy import KeyPath
+from mloc_dagster.schema.metrics import ANSWERLESS_METRICS
+from mloc_dagster.schema.task import SPEC_TYPES, EmbeddingSpec, InferenceSpec, TrainingSpec
+
+_Place = tuple[Position, Path]
+
+Condition = Callable[[Any, str], bool]
+"""Takes a task's spec and the field's own name; true where the field has no effect."""
+
+
+@dataclass(frozen=True, slots=True)
+class Idle:
+    """A field that has no effect.
+
+    Attributes:
+        field: Its place below the spec; `*` stands for every key.
+        why: The reason, as the end of "… has no effect: ".
+        types: The task types that it concerns.
+        when: Under which condition; by default always.
+    """
+
+    field: str
+    why: str
+    types: frozenset[str]
+    when: Condition | None = None
+
+    @property
+    def path(self) -> KeyPath:
+        """The field's place, step by step."""
+        return tuple(self.field.split("."))
+
+    def holds(self, task_type: str, spec: object, name: str) -> bool:
+        """Tells whether the field has no effect in a task."""
+        return task_type in self.types and (self.when is None or self.when(spec, name))
+
+
+TRAININGS = frozenset(name for name, block in SPEC_TYPES.items() if issubclass(block, TrainingSpec))
+MODELS = frozenset(
+    name for name, block in SPEC_TYPES.items() if issubclass(block, InferenceSpec | EmbeddingSpec)
+)
+ALL = frozenset(SPEC_TYPES)
+_ECHO = frozenset({"echo"})
+_INFERENCE = frozenset({"inference"})
+_SPEAKING = frozenset({"sft", "lora_sft"})
+_COMPARING = frozenset({"dpo", "reward"})
+_ONLINE = frozenset({"ppo", "grpo", "rloo"})
+_LABELLED = frozenset({"kto"})
+
+_ONE_SHARD = "a training is one shard"
+_UNSHUFFLED = "the rows are not shuffled (shuffle: true)"
+_INLINE = "the rows stand in the template; this chooses among rows of a dataset"
+
+
+def _certain(spec: Any) -> EngineName | None:
+    return certain_engine(spec.model, enforce_cpu=spec.enforce_cpu)
+
+
+def _unread_by_engine(block: str, engine: EngineName) -> Condition:
+    def when(spec: Any, name: str) -> bool:
+        known = _certain(spec)
+        return known == engine and (block, name) in idle_options(spec.model, known)
+
+    return when
+
+
+def _no_gpus(spec: Any, name: str) -> bool:
+    gpu = spec.resources.hardware.gpu
+    return gpu.count == 0 and getattr(gpu, name) != "any"
+
+
+def _greedy(spec: Any, name: str) -> bool:
+    # A row of a batch file may have a temperature of its own.
+    return spec.inference.greedy and not isinstance(spec.data, OpenaiBatchData)
+
+
+def _sampled_afresh(spec: Any, name: str) -> bool:
+    block = spec.inference
+    return spec.reuse and not block.deterministic and not isinstance(spec.data, OpenaiBatchData)
+
+
+def _counted_otherwise(spec: Any, name: str) -> bool:
+    episodes = spec.task_type == "ppo" and "total_episodes" in (spec.training.model_extra or {})
+    return spec.training.max_steps > 0 or episodes
+
+
+def _rows(
+    field: str, why: str, holds: Callable[[Any], bool], types: frozenset[str] = TRAININGS
+) -> tuple[Idle, Idle]:
+    """Returns a rule for a task's rows, and the same for those that a training is measured on."""
+    measured = types & TRAININGS
+    return (
+        Idle(f"data.{field}", why, types, lambda spec, _: holds(spec.data)),
+        Idle(
+            f"evaluation.data.{field}", why, measured, lambda spec, _: holds(spec.evaluation.data)
+        ),
+    )
+
+
+IDLE: tuple[Idle, ...] = (
+    # Engines and models.
+    Idle(
+        "model.engine", "a training runs on its trainer, not on an engine for inference", TRAININGS
+    ),
+    Idle("model.vllm", "a training runs on its trainer, not on vLLM", TRAININGS),
+    *(
+        Idle(
+            f"model.transformers.{name}",
+            "training.per_device_train_batch_size says how many rows a step has",
+            TRAININGS,
+        )
+        for name in ("max_batch_size", "max_batch_tokens")
+    ),
+    Idle(
+        "model.vllm.*",
+        "this task runs on transformers",
+        MODELS,
+        _unread_by_engine("vllm", "transformers"),
+    ),
+    Idle(
+        "model.transformers.*",
+        "this task runs on vLLM",
+        MODELS,
+        _unread_by_engine("transformers", "vllm"),
+    ),
+    Idle(
+        "model.source.trust_remote_code",
+        "a model that ships with mloc brings no code",
+        MODELS | TRAININGS,
+        lambda spec, _: spec.model.source.type == "builtin",
+    ),
+    # Machines.
+    *(
+        Idle(
+            f"resources.hardware.gpu.{name}",
+            "it describes GPUs, and gpu.count asks for none",
+            ALL,
+            _no_gpus,
+        )
+        for name in ("type", "memory")
+    ),
+    Idle(
+        "resources.hardware.gpu",
+        "enforce_cpu keeps the task off GPUs",
+        ALL,
+        lambda spec, _: spec.enforce_cpu and spec.resources.hardware.gpu.count > 0,
+    ),
+    Idle("parallel.enabled", _ONE_SHARD, TRAININGS, lambda spec, _: spec.parallel.enabled),
+    Idle("parallel.max_shards", _ONE_SHARD, TRAININGS),
+    Idle("parallel.strategy", _ONE_SHARD, TRAININGS),
+    Idle(
+        "parallel.max_shards",
+        "parallel.enabled: false makes one shard",
+        ALL,
+        lambda spec, _: not spec.parallel.enabled,
+    ),
+    *(
+        Idle(f"retries.{name}", "retries.max is 0", ALL, lambda spec, _: spec.retries.max == 0)
+        for name in ("delay_s", "max_delay_s")
+    ),
+    # Rows.
+    *_rows("seed", _UNSHUFFLED, lambda data: not data.shuffle, ALL),
+    Idle("data.buffer_size", _UNSHUFFLED, ALL, lambda spec, _: not spec.data.shuffle),
+    Idle(
+        "data.template.options",
+        "it stands around the columns of a template with a name; an inline text says all itself",
+        ALL,
+        lambda spec, _: spec.data.template.text is not None,
+    ),
+    *(
+        rule
+        for name in ("split", "revision", "config_name")
+        for rule in _rows(name, _INLINE, lambda data: data.dataset_name is None)
+    ),
+    *_rows(
+        "separator",
+        "format: chat writes rows with the model's chat template",
+        lambda data: data.format == "chat",
+    ),
+    # Columns: an evaluation may measure another kind of rows than it trains on.
+    *(
+        Idle(f"data.{name}", "fine-tuning learns from right answers only", _SPEAKING)
+        for name in ("chosen_column", "rejected_column", "label_column")
+    ),
+    *(
+        Idle(
+            f"data.{name}",
+            "comparisons are a prompt with a chosen and a rejected answer",
+            _COMPARING,
+        )
+        for name in ("response_column", "text_column", "messages_column", "label_column")
+    ),
+    *(
+        Idle(
+            f"data.{name}", "rows are a prompt, an answer and its label, or a comparison", _LABELLED
+        )
+        for name in ("text_column", "messages_column")
+    ),
+    *(
+        Idle(f"data.{name}", "the model answers by itself: only prompts are read", _ONLINE)
+        for name in (
+            "response_column",
+            "text_column",
+            "messages_column",
+            "chosen_column",
+            "rejected_column",
+            "label_column",
+        )
+    ),
+    Idle(
+        "output.destination.path",
+        "it is the results root, where the task's own folder lies already",
+        ALL,
+        lambda spec, _: PurePosixPath(spec.output.destination.path) == PurePosixPath("."),
+    ),
+    # Sampling.
+    *(
+        Idle(f"inference.{name}", "answers are greedy: nothing is sampled", _INFERENCE, _greedy)
+        for name in ("top_p", "top_k", "min_p", "seed")
+    ),
+    Idle(
+        "inference.temperature",
+        "do_sample: false is greedy",
+        _INFERENCE,
+        lambda spec, name: _greedy(spec, name) and spec.inference.temperature > 0,
+    ),
+    Idle(
+        "reuse",
+        "answers are sampled anew each time; set inference.seed or temperature: 0",
+        _INFERENCE,
+        _sampled_afresh,
+    ),
+    Idle(
+        "echo.seed",
+        "fail_rate is 0: no failure is drawn",
+        _ECHO,
+        lambda spec, _: spec.echo.fail_rate == 0,
+    ),
+    # Trainings.
+    Idle("checks", "a training has no rows of answers; its check is evaluation.gate", TRAININGS),
+    Idle("output.formats", "a training leaves responses.json and its weights", TRAININGS),
+    Idle(
+        "lora.task_type",
+        "it follows from the task type: SEQ_CLS for reward, CAUSAL_LM for the others",
+        TRAININGS,
+        lambda spec, _: (spec.lora.task_type == "SEQ_CLS") != (spec.task_type == "reward"),
+    ),
+    Idle(
+        "training.num_train_epochs",
+        "max_steps, or PPO's total_episodes, counts instead",
+        TRAININGS,
+        _counted_otherwise,
+    ),
+    Idle(
+        "training.save_steps",
+        "save_strategy is not steps",
+        TRAININGS,
+        lambda spec, _: spec.training.save_strategy != "steps",
+    ),
+    Idle(
+        "training.save_total_limit",
+        "save_strategy: no keeps no checkpoint",
+        TRAININGS,
+        lambda spec, _: spec.training.save_strategy == "no",
+    ),
+    Idle(
+        "evaluation.pattern",
+        "no metric looks for it (metrics: [regex])",
+        TRAININGS,
+        lambda spec, _: "regex" not in spec.evaluation.metrics,
+    ),
+    Idle(
+        "evaluation.max_new_tokens",
+        "no metric has the model answer",
+        TRAININGS,
+        lambda spec, _: ANSWERLESS_METRICS.issuperset(spec.evaluation.metrics),
+    ),
+    Idle(
+        "reward_model.label",
+        "type: sentiment takes the positive class less the negative",
+        _ONLINE,
+        lambda spec, _: spec.reward_model.type == "sentiment",
+    ),
+    Idle(
+        "checkpoint.load.file",
+        "it names a file of an earlier task (task_id)",
+        TRAININGS,
+        lambda spec, _: spec.checkpoint.load.task_id is None,
+    ),
+)
+"""Every field that may be written where it has no effect."""
+
+
+class Effects:
+    """Tells which values of a document none of its tasks reads.
+
+    A value may stand in the template's own spec and hold for several tasks: it has an effect if it
+    has one in any of them.
+    """
+
+    def __init__(self) -> None:
+        self._idle: dict[_Place, Diagnostic] = {}
+        self._read: set[_Place] = set()
+
+    def add(self, task_type: str, spec: Tree, typed: object) -> None:
+        """Takes in a task.
+
+        Args:
+            task_type: Its type.
+            spec: Its spec as it was written, merged with its base.
+            typed: The same, typed.
+        """
+        found = [(rule, path, tree) for rule in IDLE for path, tree in _found(spec, rule.path)]
+        idle: dict[KeyPath, Idle] = {}
+        for rule, path, _ in found:
+            if rule.holds(task_type, typed, path[-1]):
+                idle.setdefault(path, rule)
+        for _, path, tree in found:
+            if any(path[:end] in idle for end in range(1, len(path))):
+                continue  # the whole block is idle
+            if path in idle:
+                message = f"{'.'.join(path)} has no effect: {idle[path].why}"
+                self.idle(tree, at_key(tree, message, "warning"))
+            else:
+                self.read(tree)
+
+    def idle(self, tree: Tree, warning: Diagnostic) -> None:
+        """Takes in that a task does not read a value, and what to say if no other does."""
+        self._idle.setdefault(_place(tree), warning)
+
+    def read(self, tree: Tree) -> None:
+        """Takes in that a task reads a value."""
+        self._read.add(_place(tree))
+
+    def warn(self, findings: Findings) -> None:
+        """Adds a warning for each value that no task reads."""
+        findings.add(*(each for place, each in self._idle.items() if place not in self._read))
+
+
+def _place(tree: Tree) -> _Place:
+    return tree.key, tree.path
+
+
+def _found(tree: Tree, path: KeyPath) -> Iterator[tuple[KeyPath, Tree]]:
+    """Yields what stands at a path, each with the path to it; `*` is every key."""
+    if not path:
+        yield (), tree
+        return
+    for name, child in tree.fields.items():
+        if path[0] in ("*", name):
+            for below, found in _found(child, path[1:]):
+                yield (name, *below), found
