@@ -12,9 +12,6 @@ from mloc_dagster.results.rows import Message, Prompt
 from mloc_dagster.schema.hints import known_names
 from mloc_dagster.schema.training_columns import PROMPT_COLUMNS
 
-HALF_A_CHARACTER = "not valid Unicode: half of a surrogate pair is no character"
-"""What is said of text that JSON can escape and UTF-8 cannot hold."""
-
 _ROLES = frozenset(("system", "user", "assistant", "tool"))
 
 

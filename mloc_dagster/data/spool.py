@@ -14,7 +14,6 @@ from zlib import crc32
 
 import msgspec
 
-from mloc_dagster.data.cells import HALF_A_CHARACTER
 from mloc_dagster.data.inline_images import externalize
 from mloc_dagster.data.planned_spool import InputPlanning, PlannedInput
 from mloc_dagster.data.rows import open_rows
@@ -25,6 +24,7 @@ from mloc_dagster.results.plan_file import damaged, read_plan, write_plan
 from mloc_dagster.results.rows import InputRow, SourceRow
 from mloc_dagster.results.store import Folder
 from mloc_dagster.schema.data import InferenceData
+from mloc_dagster.schema.hints import HALF_A_CHARACTER
 
 INPUT_NAME = "input"
 CHUNK_ROWS = 1024

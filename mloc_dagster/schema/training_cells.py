@@ -9,8 +9,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import cast
 
-from mloc_dagster.data.cells import HALF_A_CHARACTER
 from mloc_dagster.errors import nearest_hint
+from mloc_dagster.schema.hints import HALF_A_CHARACTER
 
 ROLES = ("system", "user", "assistant", "tool")
 
