@@ -73,6 +73,8 @@ class Monitor:
                 f"{event.node}: attempt {event.attempt} at shard {shard_key(event.shard.index)} of "
                 f"{event.shard.total} failed: {shorten(event.error or '', 300)}"
             )
+        elif event.type is TaskEventType.TASK_PROGRESS and event.payload.reason:
+            self.view.say(f"{event.node}: {event.payload.reason}")
         self.view.show(task, event)
 
 

@@ -96,6 +96,11 @@ def _compute_rows(
             notes.resumed(rows)
             progress.resumed(rows)
 
+        def damaged(warning: str) -> None:
+            context.log.warning(warning)
+            payload = Payload(reason=warning)
+            publish(_next(about, TaskEventType.TASK_PROGRESS, payload=payload))
+
         def cancelled() -> bool:
             progress.look()  # asked between steps: the clock that a running shard has anyway
             return cancel_requested()
@@ -111,7 +116,7 @@ def _compute_rows(
             cancelled=cancelled,
             on_rows=progress.add,
             on_resumed=resumed,
-            on_damaged=context.log.warning,
+            on_damaged=damaged,
             retry_errors=context.run.tags.get(RETRY_ERRORS_TAG) == "true",
             accept_changed_model=context.run.tags.get(CHANGED_MODEL_TAG) == "true",
         )

@@ -9,7 +9,7 @@ from datetime import timedelta
 import pytest
 from rich.console import Console
 
-from mloc_dagster.cli.progress import BarsView
+from mloc_dagster.cli.progress import BarsView, LinesView, Monitor
 from mloc_dagster.cli.task_figures import task_figures
 from mloc_dagster.cli.task_progress import Speeds, TaskProgress
 from mloc_dagster.cli.wording import count, duration, rate, short_rate, shorten
@@ -280,3 +280,11 @@ def test_a_training_shows_its_steps_and_figures(task: TaskProgress, clock: Clock
     assert task.remaining_s() == 6.0
     clock.now += 4
     assert task.remaining_s() == 2.0
+
+
+def test_what_a_shard_warns_of_stays_to_be_read() -> None:
+    out = io.StringIO()
+    monitor = Monitor(LinesView(Console(file=out, width=80)))
+    warning = event("TASK_PROGRESS", 0)
+    monitor.hear(warning.model_copy(update={"payload": Payload(reason="part-1 was damaged")}))
+    assert f"{warning.node}: part-1 was damaged" in out.getvalue().splitlines()
