@@ -197,6 +197,17 @@ def test_what_is_forgotten_is_gone_and_nothing_else(ledger: Ledger) -> None:
     assert ledger.document(waits) is not None
 
 
+def test_what_is_retried_meanwhile_is_not_removed(ledger: Ledger) -> None:
+    """Whoever cleans up has seen it ended: that may be a while ago."""
+    ended, retried = accepted(ledger, submission("ended"), submission("retried"))
+    ledger.cancel([ended, retried])
+    ledger.retry([retried])
+    removed: list[str] = []
+    assert ledger.forget([ended, retried], removed.append) == {ended}
+    assert removed == [ended]
+    assert ledger.task(retried) is not None
+
+
 def test_news_is_heard_and_one_leads(ledger: Ledger) -> None:
     with ledger.listen() as first, ledger.listen() as second:
         assert not first.wait(0)

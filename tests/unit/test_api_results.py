@@ -17,7 +17,7 @@ from mloc_dagster.api.log_routes import LogLine
 from mloc_dagster.ledger.task_state import TaskState
 from mloc_dagster.results.manifest import verify_manifest, write_manifest
 from mloc_dagster.results.store import open_store
-from tests.api_server import Served, serving
+from tests.api_server import STAGES, Served, serving
 
 RESULT = {
     "task_id": "elsewhere-1",
@@ -267,6 +267,18 @@ def test_cleanup_says_first_and_removes_then(api: Served, done: str) -> None:
     assert api.folder(recent).exists("task.json")
     again = api.client.post("/admin/cleanup", json={**wanted, "dry_run": False}).json()
     assert again["count"] == 0
+
+
+def test_cleanup_keeps_what_another_stage_may_still_read(api: Served) -> None:
+    first = api.submit(STAGES)
+    second = first.replace("-first", "-second")
+    long_ago = datetime.now(UTC) - timedelta(days=40)
+    api.ledger.set(first, state=TaskState.DONE, submitted_at=long_ago, ended_at=long_ago)
+    wanted = {"stale_workers": False, "results_older_than_days": 30}
+    assert api.client.post("/admin/cleanup", json=wanted).json()["count"] == 0
+    api.ledger.set(second, state=TaskState.DONE, submitted_at=long_ago, ended_at=long_ago)
+    found = api.client.post("/admin/cleanup", json=wanted).json()["items"]
+    assert {each["name"] for each in found} == {first, second}
 
 
 def test_cleanup_keeps_to_a_size(api: Served) -> None:

@@ -61,9 +61,7 @@ def is_tag(block: type[Block], key: str) -> bool:
     return get_origin(annotation) is Literal and len(get_args(annotation)) == 1
 
 
-LAYOUTS = ("schema/training_layouts", "schema/evaluation_layout")
-"""Where the columns of training rows are chosen, by the field's name."""
-OF_TRAININGS = ("executors/training", "data/training", *LAYOUTS, "ops/training")
+OF_TRAININGS = ("executors/training", "data/training", "data/evaluation_layout", "ops/training")
 OF_ROWS = (
     *("executors/inference", "executors/echo", "executors/vllm", "executors/batch"),
     *("executors/transformers_engine", "executors/transformers_pooling", "executors/generation"),
@@ -109,7 +107,7 @@ def reads(*, training: bool) -> frozenset[tuple[str, str]]:
                     for each in own
                     if isinstance(each, ast.Attribute) and last_name(each.value) == "self"
                 )
-            elif isinstance(node, ast.Constant) and name.startswith(("data/", *LAYOUTS)):
+            elif isinstance(node, ast.Constant) and name.startswith("data/"):
                 found.add(("data", str(node.value)))  # columns are chosen by the field's name
     return frozenset(found)
 

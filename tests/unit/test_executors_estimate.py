@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import uuid
 from datetime import UTC, datetime, timedelta
-from itertools import chain, repeat
 
 import pytest
 
@@ -94,7 +93,7 @@ def remember(
             flush_rows=99,
             flush_interval_s=60,
             began=_STARTED + timedelta(seconds=began_s) if attempts else None,
-            clock=chain([began_s], repeat(stopped_s)).__next__,
+            now=lambda after_s=stopped_s: _STARTED + timedelta(seconds=after_s),
         ) as writer:
             for index in range(number, rows, max(len(attempts), 1)):
                 worker = f"host:{number if attempts else index % workers}"
