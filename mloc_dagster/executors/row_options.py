@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cache
-from typing import Any, get_origin
+from typing import Any, cast, get_origin
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -73,7 +73,7 @@ def _refuse_other_types(block: type[RowBlock], options: Mapping[str, Any]) -> No
 
 @cache
 def _strict_type(block: type[RowBlock], name: str) -> TypeAdapter[Any]:
-    return TypeAdapter(block.model_fields[name].annotation)
+    return TypeAdapter(cast("Any", block.model_fields[name].annotation))
 
 
 def _refuse_contradictions(block: RowBlock) -> None:

@@ -4,8 +4,6 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from dagster._core.definitions.utils import DISALLOWED_NAMES
-
 NODES_TAG = "mloc/nodes"
 """The template's nodes, comma-joined in order; of a template of one task its name alone."""
 
@@ -27,6 +25,9 @@ PROCESS_TAG = "mloc/process"
 
 def op_name(text: str) -> str:
     """Returns `text` as Dagster's names may be: no other characters, none of its own words."""
+    # Light commands know the tags without Dagster.
+    from dagster._core.definitions.utils import DISALLOWED_NAMES
+
     name = re.sub(r"[^A-Za-z0-9_]", "_", text)
     return f"{name}_" if name in DISALLOWED_NAMES else name
 

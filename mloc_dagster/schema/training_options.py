@@ -51,9 +51,6 @@ def refused_in_training(spec: TrainingSpec) -> Iterator[Refusal]:
                 f"apply: {adapter.apply} is for inference: a training takes apply: merge, or goes "
                 "on with the adapter in checkpoint.load",
             )
-    load = None if spec.checkpoint is None else spec.checkpoint.load
-    if load is not None and load.path is None and load.url is None and load.task_id is None:
-        yield ("checkpoint", "load"), "give path, url or task_id: where the weights are"
     if isinstance(spec, PpoSpec):
         yield from refused_in_ppo(spec)
     elif isinstance(spec, OnlineSpec):

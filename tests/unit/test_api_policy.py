@@ -209,7 +209,7 @@ def test_own_names_are_no_others() -> None:
     assert not [name for name in ("notes.txt", "plots/task.png", "a/logs/x") if is_own_name(name)]
 
 
-@pytest.mark.parametrize("name", ["echo_documents", "graph", "lora_stages", "sft", "stages"])
+@pytest.mark.parametrize("name", ["graph", "lora_stages", "sft", "stages"])
 def test_templates_that_name_hub_models_and_hub_data_are_accepted(api: Served, name: str) -> None:
     text = (TEMPLATES / f"{name}.yaml").read_text()
     answer = api.client.post("/api/v1/tasks", content=text)

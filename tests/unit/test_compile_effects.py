@@ -61,7 +61,9 @@ def is_tag(block: type[Block], key: str) -> bool:
     return get_origin(annotation) is Literal and len(get_args(annotation)) == 1
 
 
-OF_TRAININGS = ("executors/training", "data/training", "data/evaluation_layout", "ops/training")
+LAYOUTS = ("schema/training_layouts", "schema/evaluation_layout")
+"""Where the columns of training rows are chosen, by the field's name."""
+OF_TRAININGS = ("executors/training", "data/training", *LAYOUTS, "ops/training")
 OF_ROWS = (
     *("executors/inference", "executors/echo", "executors/vllm", "executors/batch"),
     *("executors/transformers_engine", "executors/transformers_pooling", "executors/generation"),
@@ -107,7 +109,7 @@ def reads(*, training: bool) -> frozenset[tuple[str, str]]:
                     for each in own
                     if isinstance(each, ast.Attribute) and last_name(each.value) == "self"
                 )
-            elif isinstance(node, ast.Constant) and name.startswith("data/"):
+            elif isinstance(node, ast.Constant) and name.startswith(("data/", *LAYOUTS)):
                 found.add(("data", str(node.value)))  # columns are chosen by the field's name
     return frozenset(found)
 

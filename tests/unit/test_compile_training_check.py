@@ -190,7 +190,12 @@ def test_a_value_that_no_trainer_takes_is_an_error_at_its_line(
             "training.total_episodes",
             "give max_steps (4) or total_episodes (9), not both",
         ),
-        ("sft", "checkpoint: {load: {type: local}}", "checkpoint.load", "where the weights are"),
+        (
+            "sft",
+            "checkpoint: {load: {type: local}}",
+            "checkpoint.load",
+            "give one of path, url and task_id",
+        ),
         (
             "sft",
             "model: {source: {type: builtin, identifier: tiny-chat}, "

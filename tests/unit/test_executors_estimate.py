@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from datetime import UTC, datetime, timedelta
+from itertools import chain, repeat
 
 import pytest
 
@@ -93,7 +94,7 @@ def remember(
             flush_rows=99,
             flush_interval_s=60,
             began=_STARTED + timedelta(seconds=began_s) if attempts else None,
-            now=lambda after_s=stopped_s: _STARTED + timedelta(seconds=after_s),
+            clock=chain([began_s], repeat(stopped_s)).__next__,
         ) as writer:
             for index in range(number, rows, max(len(attempts), 1)):
                 worker = f"host:{number if attempts else index % workers}"
