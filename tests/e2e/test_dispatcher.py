@@ -68,6 +68,7 @@ def environment(
             "MLOC_RESULTS_URL": str(folder / "results"),
             "MLOC_REDIS_URL": redis_server.url.removesuffix("/0") + "/6",
             "MLOC_POSTGRES_URL": server.set(database=DATABASE).render_as_string(False),
+            "MLOC_API_DATA_ROOTS": str(folder / "data"),
             "MLOC_LEASE_TTL_S": "2",
             "MLOC_DRAIN_GRACE_S": "0",
         }
@@ -415,8 +416,15 @@ def test_a_job_that_takes_long_to_build_holds_up_nobody_else(
     assert control.fleet.instance.get_run_by_id(str(found[second[0]].run_id)) is None
 
 
-def test_a_workflow_goes_on_where_it_failed(control: Control, tmp_path: Path) -> None:
-    rows = tmp_path / "rows.jsonl"
+@pytest.fixture
+def rows(environment: dict[str, str]) -> Path:
+    """A file that is not there yet, where templates over the API may name files."""
+    folder = Path(environment["MLOC_API_DATA_ROOTS"], uuid.uuid4().hex)
+    folder.mkdir(parents=True)
+    return folder / "rows.jsonl"
+
+
+def test_a_workflow_goes_on_where_it_failed(control: Control, rows: Path) -> None:
     late = {"data": {"type": "dataset", "url": str(rows), "column": "text"}}
     stages = [
         {"name": "first", "spec": echo("one")["spec"]},
@@ -441,10 +449,10 @@ def test_a_workflow_goes_on_where_it_failed(control: Control, tmp_path: Path) ->
 
 
 def test_a_task_that_failed_is_at_work_until_its_run_has_ended(
-    control: Control, tmp_path: Path
+    control: Control, rows: Path
 ) -> None:
     """Before, it is neither a dead letter nor can it be retried: nobody may take it for ended."""
-    missing = {"type": "dataset", "url": str(tmp_path / "none.jsonl"), "column": "text"}
+    missing = {"type": "dataset", "url": str(rows), "column": "text"}
     gate = echo(*(f"row {n}" for n in range(30)), echo={"delay_s": 0.1})["spec"]
     nodes = [
         {"name": "failing", "spec": {"taskType": "echo", "data": missing}},
@@ -459,7 +467,7 @@ def test_a_task_that_failed_is_at_work_until_its_run_has_ended(
 
     found = until(lambda: (now := looked_at())[failing].error and now, "it has failed", 60)
     assert found[failing].state is TaskState.RUNNING
-    assert "none.jsonl" in found[failing].error
+    assert "rows.jsonl" in found[failing].error
     assert not found[other].state.ended
     found = control.await_end(failing, other)
     assert found[failing].state is TaskState.DEAD
@@ -467,9 +475,8 @@ def test_a_task_that_failed_is_at_work_until_its_run_has_ended(
 
 
 def test_a_run_that_somebody_starts_without_asking_the_ledger_is_the_tasks_newest(
-    control: Control, tmp_path: Path
+    control: Control, rows: Path
 ) -> None:
-    rows = tmp_path / "rows.jsonl"
     workflow_id = control.submit(
         metadata={"name": "by-hand"},
         spec={
@@ -572,6 +579,20 @@ def test_a_worker_checks_what_a_submitted_task_may_reach(
     assert said in (entry.error or ""), entry
     for name in open_store().task(task_id).list(recursive=True):
         assert b"a line of the server" not in open_store().task(task_id).read_bytes(name)
+
+
+def test_a_worker_starts_no_engine_with_arguments_that_name_code(control: Control) -> None:
+    model = {
+        "source": {"type": "builtin", "identifier": "tiny-chat"},
+        "engine": "vllm",
+        "vllm": {"scheduler_cls": "results.x.mod.X"},
+    }
+    data = {"type": "list", "items": ["hi"]}
+    spec = {"taskType": "inference", "enforce_cpu": False, "model": model, "data": data}
+    task_id = control.submit(kind="InferenceTask", metadata={"name": "code"}, spec=spec)
+    entry = control.await_end(task_id)[task_id]
+    assert entry.state in (TaskState.DEAD, TaskState.FAILED), entry
+    assert "MLOC_API_OPTIONS=model.vllm.scheduler_cls" in (entry.error or ""), entry
 
 
 def test_a_file_for_a_running_small_task_is_refused_and_the_task_goes_on(

@@ -72,8 +72,9 @@ mutation Again($id: String!) {
 @pytest.fixture(scope="module")
 def stack() -> Iterator[Stack]:
     with tempfile.TemporaryDirectory(prefix="mloc-") as home:
-        options: dict[str, Any] = {"workers": 1, "run_workers": 1, "api": True}
-        with Stack(Path(home), **options) as running:
+        opened = {"MLOC_API_DATA_ROOTS": str(Path(home, "data"))}
+        options: dict[str, Any] = {"workers": 1, "run_workers": 1, "environment": opened}
+        with Stack(Path(home), api=True, **options) as running:
             yield running
 
 
@@ -86,9 +87,10 @@ def ask(stack: Stack, query: str, **variables: str) -> dict[str, Any]:
 
 
 def test_what_came_over_the_api_has_graph_assets_and_re_execution_in_the_ui(
-    stack: Stack, tmp_path: Path
+    stack: Stack,
 ) -> None:
-    rows = tmp_path / "rows.jsonl"
+    rows = stack.layout.home / "data" / "rows.jsonl"
+    rows.parent.mkdir()
     with Client(f"http://127.0.0.1:{stack.api_port}") as client:
         submitted = client.submit(TEMPLATE.format(rows=rows))
         first, second = (each.task_id for each in submitted.tasks)
