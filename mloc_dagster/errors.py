@@ -24,14 +24,24 @@ import difflib
 from collections.abc import Iterable, Sequence
 from typing import ClassVar, Protocol
 
+from mloc_dagster.redaction import redact_urls
+
 NOT_A_FILE = "is a pipe or a device; name a regular file"
 """What is said of an address that may never come to an end."""
 
 
 class MlocError(Exception):
-    """Root of the tree above."""
+    """Root of the tree above.
+
+    Args:
+        args: What went wrong, in one text; credentials in its URLs are masked, as it goes to logs,
+            events and whoever asks for the task.
+    """
 
     retryable: ClassVar[bool] = False
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*(redact_urls(each) if isinstance(each, str) else each for each in args))
 
 
 class InputError(MlocError):

@@ -18,7 +18,7 @@ from pydantic import (
 )
 
 from mloc_dagster.events.payloads import Payload, WorkerPayload, WorkerState
-from mloc_dagster.events.redaction import redact
+from mloc_dagster.redaction import redact
 
 
 class TaskEventType(StrEnum):

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, PlainSerializer
 
-from mloc_dagster.events.redaction import redact
+from mloc_dagster.redaction import redact
 
 
 def _redacted(text: str | None) -> str | None:

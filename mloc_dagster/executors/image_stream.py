@@ -9,7 +9,6 @@ from contextlib import closing
 from dataclasses import replace
 
 from mloc_dagster.errors import TaskCancelled
-from mloc_dagster.events.redaction import redact
 from mloc_dagster.executors.engine import EngineRequest
 from mloc_dagster.executors.images import (
     ImageLoader,
@@ -17,6 +16,7 @@ from mloc_dagster.executors.images import (
     holds_images,
     image_references,
 )
+from mloc_dagster.redaction import redact
 
 THREADS = 8
 AHEAD_ROWS = 16

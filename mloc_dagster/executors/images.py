@@ -9,8 +9,8 @@ from io import BytesIO
 from typing import Any
 
 from mloc_dagster.data.image_cells import image_kind
-from mloc_dagster.events.redaction import redact
 from mloc_dagster.executors.image_fetch import ImageFetcher
+from mloc_dagster.redaction import redact
 from mloc_dagster.results.rows import Prompt
 from mloc_dagster.settings import settings
 

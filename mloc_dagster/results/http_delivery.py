@@ -16,6 +16,7 @@ from mloc_dagster.compile.references import expand_environment
 from mloc_dagster.errors import DeliveryError
 from mloc_dagster.net.addresses import RefusedAddressError, guarded_client
 from mloc_dagster.net.reach import Reach
+from mloc_dagster.redaction import redact_urls
 from mloc_dagster.results.aggregate import RESPONSES_NAME
 from mloc_dagster.results.delivery_report import DeliveredItem
 from mloc_dagster.results.files import BUFFER_BYTES
@@ -52,7 +53,7 @@ def send(
     reach: Reach,
 ) -> Iterator[DeliveredItem]:
     """Sends the result document, then each file; see `delivery.deliver`."""
-    target = _Target(_expanded_url(destination, reach), _without_user(destination.url))
+    target = _Target(_expanded_url(destination, reach), _shown(destination.url))
     headers = httpx.Headers(_headers(destination, reach))
     # It says what the document is: a form's own type names the boundary of its parts.
     content_type = headers.pop("Content-Type", "application/json")
@@ -173,7 +174,7 @@ def _expanded_url(destination: HttpDestination, reach: Reach) -> str:
     except httpx.InvalidURL:  # whose text may quote what was filled in
         valid = False
     if not valid:
-        raise DeliveryError(f"{_without_user(destination.url)} is no HTTP URL once filled in")
+        raise DeliveryError(f"{_shown(destination.url)} is no HTTP URL once filled in")
     return url
 
 
@@ -218,6 +219,6 @@ def _join(url: str, path: str) -> str:
     return urlunsplit(parts._replace(path=f"{parts.path.rstrip('/')}/{path}"))
 
 
-def _without_user(url: str) -> str:
+def _shown(url: str) -> str:
     parts = urlsplit(url)
-    return urlunsplit(parts._replace(netloc=parts.netloc.rsplit("@", 1)[-1]))
+    return redact_urls(urlunsplit(parts._replace(netloc=parts.netloc.rsplit("@", 1)[-1])))

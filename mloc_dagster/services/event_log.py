@@ -28,6 +28,7 @@ from tenacity import (
     wait_random_exponential,
 )
 
+from mloc_dagster.redaction import redact_urls
 from mloc_dagster.services.storages import DATABASE_AWAY, Pooled
 
 _log = logging.getLogger(__name__)
@@ -122,6 +123,9 @@ class EventLog(Pooled, PostgresEventLogStorage):
 
     def _write(self, entries: Sequence[EventLogEntry], *, again: bool) -> None:
         rows = [self._event_to_row(entry) for entry in entries]
+        for row in rows:
+            # Errors of other libraries quote the whole address.
+            row["event"] = redact_urls(row["event"])
         with self._transaction() as connection:
             if again and self._is_there(connection, rows[0]):
                 return

@@ -1,29 +1,47 @@
-"""What mloc writes is its owner's alone: state, logs, sockets, results."""
+"""What mloc writes is its owner's alone, and what is secret in it shows nowhere else."""
 
 from __future__ import annotations
 
 import os
 import stat
+import subprocess
 import tempfile
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import httpx
+import psycopg2
 import pytest
+import redis
+from psycopg2 import sql
 
 from tests.api_server import ECHO
 from tests.e2e.stack import Stack, until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
+FROM_ENVIRONMENT, AS_TEXT = "planted-variable", "planted-text"
+IN_ADDRESSES = ("planted-user", "planted-signature")
+_ADDRESS = "https://bob:planted-user@nohost.invalid/{}?X-Amz-Signature=planted-signature"
 
-@pytest.fixture
-def home() -> Iterator[Path]:
-    """A home with a path that is short, as sockets want; of what somebody wrote there before."""
+
+@pytest.fixture(scope="module")
+def stack() -> Iterator[Stack]:
+    """A stack in a home with a short path, as sockets want, where somebody has written before."""
+    environment = {
+        "PLANTED": FROM_ENVIRONMENT,
+        "MLOC_API_VARIABLES": "PLANTED",
+        "MLOC_API_PRIVATE_ADDRESSES": "1",
+    }
     with tempfile.TemporaryDirectory(prefix="mloc-") as folder:
-        old = Path(folder, "logs")
-        old.mkdir(mode=0o755)
-        yield Path(folder)
+        Path(folder, "logs").mkdir(mode=0o755)
+        home = Path(folder)
+        with Stack(home, workers=1, run_workers=1, api=True, environment=environment) as running:
+            yield running
 
 
 def _open_to_others(folder: Path) -> list[str]:
@@ -32,7 +50,7 @@ def _open_to_others(folder: Path) -> list[str]:
     for parent, folders, files in os.walk(folder):
         for name in (*folders, *files):
             path = Path(parent, name)
-            # PostgreSQL keeps its folder, a socket that only it lets others write to in there.
+            # PostgreSQL lets everybody write to its socket, in a folder that only it may enter.
             if path.is_symlink() or (path.parent.name == "postgres" and path.is_socket()):
                 continue
             if stat.S_IMODE(path.lstat().st_mode) & 0o077:
@@ -40,20 +58,126 @@ def _open_to_others(folder: Path) -> list[str]:
     return found
 
 
-def _run_a_task(stack: Stack) -> None:
-    with httpx.Client(base_url=f"http://127.0.0.1:{stack.api_port}", trust_env=False) as client:
-        upload = {"template": ("t.yaml", ECHO), "file": ("rows.txt", "one\n")}
-        task = client.post("/api/v1/tasks", files=upload).raise_for_status().json()["tasks"][0]
-        place = f"/api/v1/tasks/{task['task_id']}"
-        until(lambda: client.get(place).json()["status"] == "DONE", "the task is done")
+@contextmanager
+def _receiver() -> Iterator[tuple[str, list[Mapping[str, str]]]]:
+    """A destination that takes everything; yields its address, and the headers that came."""
+    came: list[Mapping[str, str]] = []
+
+    class Takes(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            came.append(dict(self.headers))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, format: str, *args: object) -> None:
+            del format, args
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Takes)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/hook", came
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
 
 
-def test_state_and_results_are_their_owners_alone(home: Path) -> None:
-    with Stack(home, workers=1, run_workers=1, api=True) as stack:
-        done = stack.mloc("run", "echo", "--quiet")
-        assert done.returncode == 0, done.stderr
-        _run_a_task(stack)
-        assert stat.S_IMODE(home.stat().st_mode) == (0o711 if os.geteuid() == 0 else 0o700)
-        assert _open_to_others(home) == []
-        assert (stack.layout.redis / "appendonly.aof").exists()
-        assert list((home / "results").glob("*/responses.json"))
+def _with(destination: str) -> str:
+    headers = f'{{Authorization: "Bearer {AS_TEXT}", X-Key: "${{PLANTED}}"}}'
+    output = f"output: {{destination: {{type: http, url: '{destination}', headers: {headers}}}}}"
+    return f"{ECHO}  retries: {{max: 0}}\n  {output}\n"
+
+
+def _run(client: httpx.Client, text: str) -> Mapping[str, Any]:
+    """Submits a template that brings a file; returns its task once it has ended."""
+    upload = {"template": ("t.yaml", text), "file": ("rows.txt", "one\n")}
+    answer = client.post("/api/v1/tasks", files=upload)
+    assert answer.status_code == 202, answer.text
+    place = f"/api/v1/tasks/{answer.json()['tasks'][0]['task_id']}"
+    ended = ("DONE", "DEAD", "FAILED")
+    until(lambda: client.get(place).json()["status"] in ended, "the task has ended", 300)
+    return client.get(place).json()
+
+
+def _answers(client: httpx.Client, ids: list[str]) -> str:
+    paths = ["", "/api/v1/tasks", "/api/v1/dead_letters", "/workers", "/metrics"]
+    for each in ids:
+        paths += [f"/api/v1/tasks/{each}{part}" for part in ("", "/logs", "/progress")]
+    return "\n".join(client.get(path).text for path in paths)
+
+
+def _commands(stack: Stack, ids: list[str]) -> str:
+    calls = [["list", "--json"], ["dead-letters"], ["dead-letters", "--json"], ["status", "--json"]]
+    calls += [[command, each] for each in ids for command in ("show", "logs")]
+    done: list[subprocess.CompletedProcess[str]] = [stack.mloc(*call) for call in calls]
+    return "\n".join(each.stdout + each.stderr for each in done)
+
+
+def _database(url: str) -> str:
+    columns = (
+        "SELECT table_name, column_name FROM information_schema.columns "
+        "WHERE table_schema = 'public'"
+    )
+    found: list[str] = []
+    with closing(psycopg2.connect(url)) as connection, connection.cursor() as cursor:
+        cursor.execute(columns)
+        for table, column in cursor.fetchall():
+            names = sql.Identifier(column), sql.Identifier(table)
+            cursor.execute(sql.SQL("SELECT {}::text FROM {}").format(*names))
+            found += [f"{table}.{column}: {row[0]}" for row in cursor.fetchall()]
+    return "\n".join(found)
+
+
+def _redis(url: str) -> str:
+    with redis.Redis.from_url(url) as client:
+        return "\n".join(
+            repr(client.xrange(key) if client.type(key) == b"stream" else client.dump(key))
+            for key in client.scan_iter()
+        )
+
+
+def _files(folder: Path) -> dict[str, str]:
+    paths = [each for each in folder.rglob("*") if each.is_file() and "postgres" not in each.parts]
+    return {str(each.relative_to(folder)): each.read_text("utf-8", "replace") for each in paths}
+
+
+def test_secrets_show_nowhere_after_success_failure_and_death(stack: Stack) -> None:
+    url = f"http://127.0.0.1:{stack.api_port}"
+    with httpx.Client(base_url=url, trust_env=False, timeout=60) as client:
+        with _receiver() as (address, came):
+            success = _run(client, _with(address))
+        hopeless = _with(_ADDRESS.format("hook"))
+        lost = ECHO.replace("{type: list, items: [one, two]}", "{type: dataset, url: '%s'}")
+        unread = f"{lost % _ADDRESS.format('rows.jsonl')}  retries: {{max: 0}}\n"
+        failures = [_run(client, text) for text in (hopeless, unread)]
+        tasks = [success, *failures]
+        assert [each["status"] for each in tasks] == ["DONE", "DEAD", "DEAD"]
+        assert {each["Authorization"] for each in came} == {f"Bearer {AS_TEXT}"}
+        assert {each["X-Key"] for each in came} == {FROM_ENVIRONMENT}
+        ids = [each["task_id"] for each in tasks]
+        shown = {"the API": _answers(client, ids), "commands": _commands(stack, ids)}
+    shown |= {"PostgreSQL": _database(stack.postgres_url), "Redis": _redis(stack.redis_url)}
+    assert all("nohost.invalid" in shown[where] for where in ("the API", "PostgreSQL"))
+    # What was submitted is kept as it came, for its owner alone: it runs from there.
+    kept = {
+        name: text
+        for name, text in _files(stack.layout.home).items()
+        if not name.endswith("/task.json") and not name.startswith("results/.submitted/")
+    }
+    assert any(name.startswith("logs/") for name in kept)
+    for where, text in {**shown, **kept}.items():
+        for secret in (FROM_ENVIRONMENT, AS_TEXT, *IN_ADDRESSES):
+            place = text.find(secret)
+            assert place < 0, f"{where} shows {text[max(0, place - 200) : place + 40]}"
+
+
+def test_state_and_results_are_their_owners_alone(stack: Stack) -> None:
+    done = stack.mloc("run", "echo", "--quiet")
+    assert done.returncode == 0, done.stderr
+    home = stack.layout.home
+    assert stat.S_IMODE(home.stat().st_mode) == (0o711 if os.geteuid() == 0 else 0o700)
+    assert _open_to_others(home) == []
+    assert (stack.layout.redis / "appendonly.aof").exists()
+    assert list((home / "results").glob("*/responses.json"))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import traceback
+
 import dagster as dg
 import pytest
 
@@ -36,3 +38,24 @@ def test_what_a_retry_cannot_cure_fails_at_once(error: Exception) -> None:
 
 def test_a_failure_names_the_class_of_our_error() -> None:
     assert as_dagster(DataError("x")).metadata["error_type"].value == "DataError"
+
+
+class _Quoting(Exception):
+    """Makes its text of something else than its arguments, as some HTTP libraries' do."""
+
+    def __str__(self) -> str:
+        return "404 for https://bob:hush@host/x?sig=hush"
+
+
+@pytest.mark.parametrize("cause", [OSError("no https://bob:hush@host/x?sig=hush"), _Quoting()])
+def test_errors_behind_a_failure_show_no_credentials(cause: Exception) -> None:
+    error = TransientError(f"https://bob:hush@host/x: {cause}")
+    error.__cause__ = cause
+    for failure in (
+        as_dagster(error),
+        retry_or_fail(error, 9, Retries(max=1)),
+        retry_or_fail(cause, 9, Retries(max=1)),
+    ):
+        assert isinstance(failure, dg.Failure)
+        assert "hush" not in str(failure.description)
+    assert "hush" not in "".join(traceback.format_exception(error))

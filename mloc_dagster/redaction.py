@@ -10,15 +10,19 @@ _SCHEME = r"([a-z][a-z0-9+.-]{0,30}://)"
 
 # A URL's password first, so that what follows cannot cut it in half. Nothing here backtracks over
 # long text: errors quote model outputs too.
-_PATTERNS: tuple[tuple[re.Pattern[str], str], ...] = (
+_IN_URLS: tuple[tuple[re.Pattern[str], str], ...] = (
     # scheme://user:password@host: the user's name may stay. A password may hold an @ of its own:
     # the last one before the path ends it.
     (re.compile(_SCHEME + r"([^\s/:@'\"]*):([^\s/'\"]*)@", re.IGNORECASE), r"\1\2:***@"),
     # scheme://token@host
     (re.compile(_SCHEME + r"[^\s/:@'\"]+@", re.IGNORECASE), r"\1***@"),
-    # A header's credentials, whatever its name.
-    (re.compile(r"\b(bearer|basic)\s+[A-Za-z0-9._~+/=-]{6,}", re.IGNORECASE), r"\1 ***"),
 )
+
+# A header's credentials, whatever its name.
+_SCHEMES = re.compile(r"\b(bearer|basic)\s+[A-Za-z0-9._~+/=-]{6,}", re.IGNORECASE)
+
+# A parameter of a URL: ?name=value or &name=value.
+_PARAMETER = re.compile(r"""([?&;]([\w.%-]{1,100})=)[^\s&;#'"\\<>()\[\]{}]+""")
 
 # The name and the sign of name=value, name: value and "name": "value"; then the value.
 _NAMED = re.compile(r"""(?<![\w.-])([\w.-]++)["']?\s{0,8}(?:=>|[=:])\s{0,8}""")
@@ -48,10 +52,25 @@ def redact(text: str) -> str:
     are secret, and the common providers' keys. Doing it twice changes nothing.
     Halves of characters, which no JSON can carry, become question marks.
     """
-    text = text.encode(errors="replace").decode()
-    for pattern, replacement in _PATTERNS:
+    text = redact_urls(text.encode(errors="replace").decode())
+    return _KEYS.sub(MASK, _mask_named(_SCHEMES.sub(r"\1 ***", text)))
+
+
+def redact_urls(text: str) -> str:
+    """Returns `text` with the credentials of its URLs replaced by `***`, and nothing else changed.
+
+    Covers user names with passwords, tokens in their place, and parameters whose name says that
+    they are secret, such as `X-Amz-Signature`.
+    """
+    if "://" not in text:
+        return text
+    for pattern, replacement in _IN_URLS:
         text = pattern.sub(replacement, text)
-    return _KEYS.sub(MASK, _mask_named(text))
+    return _PARAMETER.sub(_mask_parameter, text)
+
+
+def _mask_parameter(found: re.Match[str]) -> str:
+    return f"{found[1]}{MASK}" if _TELLING.search(found[2]) else found[0]
 
 
 def _mask_named(text: str) -> str:

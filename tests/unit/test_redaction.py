@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from mloc_dagster.events.redaction import redact
+from mloc_dagster.errors import DeliveryError, TransientError
+from mloc_dagster.redaction import redact, redact_urls
 
 
 @pytest.mark.parametrize(
@@ -47,3 +48,41 @@ def test_credentials_are_masked(text: str, expected: str) -> None:
 )
 def test_other_text_stays(text: str) -> None:
     assert redact(text) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("https://bob:pw@host/x?a=1: away", "https://bob:***@host/x?a=1: away"),
+        ("s3://token@host/x", "s3://***@host/x"),
+        (
+            "https://h/x?X-Amz-Credential=abc%2F1&X-Amz-Signature=def&a=1: no",
+            "https://h/x?X-Amz-Credential=***&X-Amz-Signature=***&a=1: no",
+        ),
+        ("('https://h/x?sig=a%2Fb=', 3)", "('https://h/x?sig=***', 3)"),
+        ("cached::https://h/x?access_token=abc", "cached::https://h/x?access_token=***"),
+    ],
+)
+def test_addresses_lose_their_credentials(text: str, expected: str) -> None:
+    assert redact_urls(text) == expected
+    assert redact_urls(expected) == expected
+    assert redact(expected) == expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "spec.token: unknown key; did you mean 'tokens'?",
+        "secret_key=abc is no URL's",
+        "https://host/x?page=2&max_tokens=5",
+        "what is it? token=5",
+    ],
+)
+def test_other_text_than_addresses_stays(text: str) -> None:
+    assert redact_urls(text) == text
+
+
+def test_no_error_of_mloc_shows_an_addresss_credentials() -> None:
+    assert str(TransientError("s3://key:secret@host/x: away")) == "s3://key:***@host/x: away"
+    assert "secret" not in repr(DeliveryError("https://h/hook?signature=secret did not take it"))
+    assert str(TransientError()) == ""
