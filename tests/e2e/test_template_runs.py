@@ -255,6 +255,27 @@ def test_errors_within_the_budget_stay_rows(instance: dg.DagsterInstance) -> Non
     assert verify_manifest(folder) == ()
 
 
+STAGES_WITH_CODE = """
+data: {type: list, items: [a]}
+stages:
+  - name: first
+    spec: {taskType: echo}
+  - name: second
+    spec:
+      taskType: inference
+      model:
+        source: {type: huggingface, identifier: owner/own-code, trust_remote_code: true}
+"""
+
+
+def test_no_stage_starts_where_a_later_one_may_not_run(instance: dg.DagsterInstance) -> None:
+    outcome = run_template(template("own-code", STAGES_WITH_CODE), instance)
+    assert not outcome.succeeded
+    assert outcome.tasks == ()
+    assert "'second' asks to run code that comes with 'owner/own-code'" in outcome.failures[0]
+    assert "MLOC_TRUST_REMOTE_CODE=true" in outcome.failures[0]
+
+
 STAGES_AFTER_A_FAILED_ROW = """
 taskType: echo
 echo: {error_budget: 0}
