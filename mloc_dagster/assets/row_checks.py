@@ -91,7 +91,7 @@ def evaluate(
     Returns:
         What each check of `CHECKS` came to.
     """
-    budget = allowed_errors(planned, error_budget_of(spec))
+    budget = allowed_errors(planned, error_budget_of(spec), counts.upstream)
     allowed_empty = spec.checks.max_empty_fraction * planned
     errors: dict[str, str | int | float] = {"errors": counts.errors, "allowed": budget}
     if counts.first_error is not None:

@@ -8,24 +8,33 @@ from collections.abc import Callable, Iterator, Mapping
 from pydantic import JsonValue
 
 from mloc_dagster.compile.references import Reference, parse_expression
-from mloc_dagster.data.upstream import descend, item_mapping, lookup_reference, node_folder
+from mloc_dagster.data.upstream import (
+    built_row,
+    descend,
+    item_mapping,
+    lookup_reference,
+    node_folder,
+)
 from mloc_dagster.errors import DataError
-from mloc_dagster.results.rows import OutputRow, Prompt
+from mloc_dagster.results.rows import OutputRow, SourceRow
 from mloc_dagster.results.shard_files import read_rows
 from mloc_dagster.results.store import Folder
-from mloc_dagster.schema.data import GraphTemplate, GraphTemplateData
+from mloc_dagster.schema.data import GraphTemplate, GraphTemplateData, OnUpstreamError
 from mloc_dagster.schema.placeholders import parse_placeholders
 
 _Render = Callable[[dict[str, str]], str]
 
 
-def graph_template_rows(data: GraphTemplateData, folders: Mapping[str, Folder]) -> Iterator[Prompt]:
+def graph_template_rows(
+    data: GraphTemplateData, folders: Mapping[str, Folder]
+) -> Iterator[SourceRow]:
     """Streams the rows of a graph template.
 
     With an `items[*]` column there is one row for each upstream row; several such columns go
     side by side and must be equally long, and single values repeat. Without one there is one
-    row. An upstream row that failed gives an empty value in an `items[*]` column; within
-    `items` it says that it failed; asked for by its number it is an error.
+    row. A row with an upstream row that failed in an `items[*]` column is what
+    `on_upstream_error` says; within `items` it says that it failed; asked for by its number it is
+    an error.
 
     Raises:
         DataError: If a label is unknown, a reference has no value, or lengths differ.
@@ -38,14 +47,17 @@ def graph_template_rows(data: GraphTemplateData, folders: Mapping[str, Folder]) 
     references = {column.label: parse_expression(column.reference) for column in template.columns}
     for reference in references.values():
         node_folder(reference.node, folders)
-    return _rows(references, folders, render)
+    return _rows(references, folders, render, data.on_upstream_error)
 
 
 def _rows(
-    references: dict[str, Reference], folders: Mapping[str, Folder], render: _Render
-) -> Iterator[str]:
+    references: dict[str, Reference],
+    folders: Mapping[str, Folder],
+    render: _Render,
+    on_error: OnUpstreamError,
+) -> Iterator[SourceRow]:
     streams = {
-        label: _stream(reference, folders)
+        label: read_rows(folders[reference.node])
         for label, reference in references.items()
         if reference.path[:2] == ("items", "*")
     }
@@ -55,32 +67,32 @@ def _rows(
         if label not in streams
     }
     if not streams:
-        yield render(single)
+        yield SourceRow(render(single))
         return
-    done = object()
     number = 0
     while True:
-        values = {label: next(stream, done) for label, stream in streams.items()}
-        ended = [label for label, value in values.items() if value is done]
-        if len(ended) == len(values):
+        rows = {label: next(stream, None) for label, stream in streams.items()}
+        ended = [label for label, row in rows.items() if row is None]
+        if len(ended) == len(rows):
             return
         if ended:
             raise DataError(
                 f"columns of a graph template differ in length: {ended[0]!r} "
                 f"({references[ended[0]]}) ends after {number} rows, others go on"
             )
-        merged = single | {label: str(value) for label, value in values.items()}
-        yield render({label: merged[label] for label in references})
+        there = {label: row for label, row in rows.items() if row is not None}
+        merged = single | {label: _value(references[label], row) for label, row in there.items()}
+        parts = {references[label].node: row for label, row in there.items()}
+        prompt = render({label: merged[label] for label in references})
+        yield built_row(prompt, parts, on_error)
         number += 1
 
 
-def _stream(reference: Reference, folders: Mapping[str, Folder]) -> Iterator[str]:
+def _value(reference: Reference, row: OutputRow) -> str:
     rest = reference.path[2:] or ("output",)
-    for row in read_rows(folders[reference.node]):
-        if rest == ("output",):
-            yield row.output
-        else:
-            yield _text(reference, descend(reference, item_mapping(row), rest))
+    if rest == ("output",):
+        return row.output
+    return _text(reference, descend(reference, item_mapping(row), rest))
 
 
 def _single(reference: Reference, folders: Mapping[str, Folder]) -> str:

@@ -50,9 +50,9 @@ def open_rows(
             nodes = dict.fromkeys(column.reference for column in data.template.columns)
             name = data.template.name or "inline template"
             source = f"{name} over {', '.join(nodes)}"
-            prompts = graph_template_rows(data, folders)
+            return source, graph_template_rows(data, folders)
         case UpstreamData():
-            source, prompts = f"rows of {data.node}", upstream_rows(data, folders)
+            return f"rows of {data.node}", upstream_rows(data, folders)
     return source, map(SourceRow, prompts)
 
 

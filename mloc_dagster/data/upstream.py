@@ -10,30 +10,62 @@ from pydantic import JsonValue
 
 from mloc_dagster.compile.references import Reference
 from mloc_dagster.errors import DataError, UnknownNameError
-from mloc_dagster.results.rows import OutputRow, Prompt
+from mloc_dagster.results.rows import UPSTREAM_FAULT, OutputRow, Prompt, SourceRow
 from mloc_dagster.results.shard_files import read_rows
 from mloc_dagster.results.store import Folder
-from mloc_dagster.schema.data import UpstreamData
+from mloc_dagster.schema.data import OnUpstreamError, UpstreamData
 from mloc_dagster.schema.placeholders import UPSTREAM_VALUES, parse_placeholders
 
 _SUMMARY = frozenset(("ok", "model", "usage"))
 
 
-def upstream_rows(data: UpstreamData, folders: Mapping[str, Folder]) -> Iterator[Prompt]:
+def upstream_rows(data: UpstreamData, folders: Mapping[str, Folder]) -> Iterator[SourceRow]:
     """Streams one row for each row of an upstream node.
 
     `{prompt}` is the upstream row's text; of a chat, the last user message. A row that failed
-    upstream stays in its place with an empty `{output}`, so that indexes agree along a chain.
+    upstream stays in its place, so that indexes agree along a chain; see `built_row`.
 
     Raises:
-        DataError: If the text has an unknown placeholder, or the node is unknown.
+        DataError: If the text has an unknown placeholder, or the node is unknown; while reading, if
+            a row failed upstream and that is to fail the task.
     """
     text = parse_placeholders(data.text, UPSTREAM_VALUES)
     folder = node_folder(data.node, folders)
     return (
-        text.render({"prompt": plain_text(row.prompt), "output": row.output})
+        built_row(
+            text.render({"prompt": plain_text(row.prompt), "output": row.output}),
+            {data.node: row},
+            data.on_upstream_error,
+        )
         for row in read_rows(folder)
     )
+
+
+def built_row(
+    prompt: Prompt, parts: Mapping[str, OutputRow], on_error: OnUpstreamError
+) -> SourceRow:
+    """Returns a row that is built from upstream rows.
+
+    Args:
+        prompt: What it became.
+        parts: The upstream rows, by their node.
+        on_error: What is done where one of them failed.
+
+    Raises:
+        DataError: If one failed, and that is to fail the task.
+    """
+    failed = next(((node, row) for node, row in parts.items() if row.error is not None), None)
+    if failed is None or on_error == "empty":
+        return SourceRow(prompt)
+    node, row = failed
+    if on_error == "fail":
+        raise DataError(
+            f"row {row.index} of {node!r} failed, and data.on_upstream_error is 'fail': {row.error}"
+        )
+    error = f"upstream: row {row.index} of {node!r} failed: {row.error}"
+    if row.fault == UPSTREAM_FAULT:  # the first cause, through any number of stages
+        error = str(row.error)
+    return SourceRow(prompt, error=error, fault=UPSTREAM_FAULT)
 
 
 def plain_text(prompt: Prompt) -> str:

@@ -97,6 +97,7 @@ def _failed(row: InputRow, error: str) -> OutputRow:
         prompt=row.prompt,
         finish_reason="error",
         error=error,
+        fault=row.fault,
         engine=ENGINE,
         custom_id=row.custom_id,
     )

@@ -100,7 +100,7 @@ class _Desk:
             prompt=row.prompt,
             finish_reason="error",
             error=str(reason),
-            fault=SERVER_FAULT if isinstance(reason, ServerFault) else "",
+            fault=SERVER_FAULT if isinstance(reason, ServerFault) else row.fault,
             prompt_tokens=prompt_tokens,
             engine=self.engine.label,
             custom_id=row.custom_id,

@@ -16,6 +16,7 @@ from mloc_dagster.data.spool import spool_input
 from mloc_dagster.errors import InputError
 from mloc_dagster.executors.input_planning import input_planning, usual_output_tokens
 from mloc_dagster.executors.open_task import OpenTask, open_task
+from mloc_dagster.executors.operator_leave import check_leave
 from mloc_dagster.executors.registry import task_executor
 from mloc_dagster.executors.training_plan import plan_training
 from mloc_dagster.net.reach import Origin
@@ -60,11 +61,14 @@ def start_task(
 
     Raises:
         UnknownNameError: If nobody registered an executor for the task type.
+        TerminalError: If a task of the template, this one or a later, may not run here.
         DataError: If the input is missing, unreadable or empty.
     """
     compiled = compile_mapping(document)
     chosen = next(each for each in compiled.tasks if each.task.name == node)
     task_executor(chosen.task.spec.task_type)
+    # All of them: what the last stage may not do is not found after hours of the others.
+    check_leave(each.task for each in compiled.tasks)
     task_id = task_id_for(workflow_id, compiled, node)
     folder = open_store().task(task_id)
     if not folder.exists("task.json"):

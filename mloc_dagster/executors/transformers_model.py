@@ -12,6 +12,7 @@ from typing import Any
 from mloc_dagster.errors import MissingExtraError, MlocError, TerminalError, TransientError
 from mloc_dagster.executors.memory import release_memory, weights_bytes
 from mloc_dagster.executors.model_files import folder_revision
+from mloc_dagster.executors.operator_leave import trusts_remote_code
 from mloc_dagster.executors.quantization import quantised_loading
 from mloc_dagster.executors.row_adapters import RowAdapters
 from mloc_dagster.executors.training.weight_files import weights_kind
@@ -20,7 +21,6 @@ from mloc_dagster.models import builtin_model_path
 from mloc_dagster.net.reach import current_reach
 from mloc_dagster.schema.engines import max_model_len, transformers_options
 from mloc_dagster.schema.model import Model, ModelSource
-from mloc_dagster.settings import settings
 
 # What huggingface_hub and httpx raise when the answer may be another one tomorrow.
 TRANSIENT_CAUSES = frozenset(
@@ -173,26 +173,6 @@ def model_place(source: ModelSource) -> str:
             weights_kind(folder, allow_pickle=False)
         return str(folder)
     return source.identifier
-
-
-def trusts_remote_code(source: ModelSource, *, asked: bool) -> bool:
-    """Returns whether code that comes with the weights may run.
-
-    Args:
-        source: The model.
-        asked: Whether the engine's own options ask for it.
-
-    Raises:
-        TerminalError: If the template asks for it and the operator has not allowed it.
-    """
-    asked = asked or source.trust_remote_code
-    if asked and not settings().trust_remote_code:
-        raise TerminalError(
-            f"the template asks to run code that comes with {source.identifier!r} "
-            "(trust_remote_code), which this worker does not allow: if you trust that code, set "
-            "MLOC_TRUST_REMOTE_CODE=true where the worker starts"
-        )
-    return asked
 
 
 def _default_device() -> str:

@@ -19,6 +19,7 @@ from mloc_dagster.executors.batch_run import DEVICE_LOST, OUT_OF_MEMORY
 from mloc_dagster.executors.engine import Completion, EngineRequest, Rendered, Replies
 from mloc_dagster.executors.memory import release_memory, weights_bytes
 from mloc_dagster.executors.model_files import folder_revision
+from mloc_dagster.executors.operator_leave import trusts_remote_code
 from mloc_dagster.executors.pooling import PoolingPlan, fitted_tokens, pooling_plan, scaled
 from mloc_dagster.executors.prompts import render_plain
 from mloc_dagster.executors.quantization import quantised_loading
@@ -26,7 +27,6 @@ from mloc_dagster.executors.transformers_model import (
     clear_load_errors,
     hub_commit,
     model_place,
-    trusts_remote_code,
 )
 from mloc_dagster.results.rows import InputRow, ServerFault
 from mloc_dagster.schema.engines import max_model_len, transformers_options

@@ -17,11 +17,11 @@ from mloc_dagster.errors import (
     nearest_hint,
 )
 from mloc_dagster.executors.engine_choice import vllm_build, vllm_version
+from mloc_dagster.executors.operator_leave import trusts_remote_code
 from mloc_dagster.executors.transformers_model import (
     clear_load_errors,
     hub_commit,
     model_place,
-    trusts_remote_code,
 )
 from mloc_dagster.executors.vllm_breakdown import one_line
 from mloc_dagster.executors.vllm_environment import kept_process_state, prepare_environment

@@ -87,7 +87,6 @@ def aggregate(
         "metadata": metadata,
         "received_at": finished_at,
     }
-    budget = allowed_errors(plan.rows, error_budget)
     timed = attempt_spans(parts)
     spans = timed or [Span.between(started_at, finished_at)]
     seconds = max(covered_s(spans), 1e-9)
@@ -95,6 +94,7 @@ def aggregate(
     with folder.create(RESPONSES_NAME) as file:
         file.write(msgspec.json.encode(head)[:-1] + b',"result":{"items":[')
         _write_items(file, tally.watch(read_rows(folder)))
+        budget = allowed_errors(plan.rows, error_budget, tally.upstream_errors)
         usage = tally.usage.result(model=model, wall_s=seconds, rates=rates)
         tail = {"ok": tally.errors <= budget, "model": model, "usage": usage.model_dump()}
         file.write(b"\n]," + msgspec.json.encode(tail)[1:] + b"}\n")

@@ -9,7 +9,7 @@ _FIRST_ERROR = 300
 """Characters of the first error: what is to be done comes after it and must be read, too."""
 
 
-def allowed_errors(rows: int, budget: float) -> int:
+def allowed_errors(rows: int, budget: float, upstream: int = 0) -> int:
     """Returns how many rows may fail before the task does.
 
     Any share above 0 allows at least one row and, of more than one, never all of them; 0 allows
@@ -18,7 +18,13 @@ def allowed_errors(rows: int, budget: float) -> int:
     Args:
         rows: Rows of the task.
         budget: The share that may fail, 0 to 1.
+        upstream: Rows that failed in an earlier task, whose budget they were charged to: they may
+            all, and the share is that of the others.
     """
+    return upstream + _share(rows - upstream, budget)
+
+
+def _share(rows: int, budget: float) -> int:
     if budget <= 0 or rows <= 0:
         return 0
     # str: 0.29 means 29 %, not the nearest binary fraction, which is less.

@@ -13,6 +13,10 @@ SERVER_FAULT = "server"
 """The `fault` of rows that failed for what computes them."""
 
 
+UPSTREAM_FAULT = "upstream"
+"""The `fault` of rows that were not computed, as the row that they are built from failed."""
+
+
 class ServerFault(str):
     """Why a row has no answer, where the row is not to blame: what computed it broke down."""
 
@@ -47,6 +51,7 @@ class SourceRow(msgspec.Struct, frozen=True, omit_defaults=True):
         verbatim: The model reads this text as it is: no chat template, no system prompt.
         error: Why the row cannot be answered, known already where it is read.
         encoding: How its sender wants the vector: `base64`; numbers when empty.
+        fault: As in `OutputRow`, of a row with an error.
     """
 
     prompt: Prompt
@@ -56,6 +61,7 @@ class SourceRow(msgspec.Struct, frozen=True, omit_defaults=True):
     verbatim: bool = False
     error: str | None = None
     encoding: str = ""
+    fault: str = ""
 
 
 class InputRow(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -70,6 +76,7 @@ class InputRow(msgspec.Struct, frozen=True, omit_defaults=True):
         verbatim: As in `SourceRow`.
         error: As in `SourceRow`.
         encoding: As in `SourceRow`.
+        fault: As in `SourceRow`.
     """
 
     index: int
@@ -80,6 +87,7 @@ class InputRow(msgspec.Struct, frozen=True, omit_defaults=True):
     verbatim: bool = False
     error: str | None = None
     encoding: str = ""
+    fault: str = ""
 
 
 class TokenLogprob(msgspec.Struct, frozen=True):
@@ -128,7 +136,8 @@ class OutputRow(msgspec.Struct, frozen=True, omit_defaults=True):
         reused: `task` when an equal row of this task was computed instead, `cache` when an earlier
             task did; empty when the row was computed itself.
         saved_s: Engine seconds that the reuse saved.
-        fault: `server` when the error is no fault of the row: the engine or its worker broke down.
+        fault: `server` when the error is no fault of the row: the engine or its worker broke down;
+            `upstream` when the row that it is built from failed, and it was not computed.
         encoding: As in `SourceRow`; `embedding` is numbers all the same.
     """
 

@@ -9,7 +9,7 @@ from mloc_dagster.errors import IncompleteResultsError
 from mloc_dagster.planning.plan import Plan
 from mloc_dagster.planning.shards import shard_key
 from mloc_dagster.results.latency import LatencyCounter
-from mloc_dagster.results.rows import OutputRow, Prompt
+from mloc_dagster.results.rows import UPSTREAM_FAULT, OutputRow, Prompt
 from mloc_dagster.results.summary import PreviewRow
 from mloc_dagster.results.usage import UsageCounter
 
@@ -31,7 +31,7 @@ class Tally:
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
         self._missing: dict[int, _Missing] = {}
-        self.errors = 0
+        self.errors = self.upstream_errors = 0
         self.empty_outputs = 0
         self.usage = UsageCounter()
         self.finish_reasons: Counter[str] = Counter()
@@ -70,6 +70,7 @@ class Tally:
             self.preview.append(shorten(row))
         if row.error is not None:
             self.errors += 1
+            self.upstream_errors += row.fault == UPSTREAM_FAULT
             if len(self.first_errors) < _PREVIEW_ROWS:
                 self.first_errors.append(shorten(row))
         elif not row.output and row.embedding is None:

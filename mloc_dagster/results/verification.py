@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from mloc_dagster.results.rows import OutputRow
+from mloc_dagster.results.rows import UPSTREAM_FAULT, OutputRow
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +18,7 @@ class RowCounts:
         errors: Rows that ended with an error.
         first_error: Index and text of the first of them.
         empty: Rows without an error whose output is empty.
+        upstream: Those of the errors that are an earlier task's.
     """
 
     rows: int
@@ -25,11 +26,12 @@ class RowCounts:
     errors: int
     first_error: tuple[int, str] | None
     empty: int
+    upstream: int = 0
 
 
 def count_rows(rows: Iterable[OutputRow]) -> RowCounts:
     """Counts rows, gaps, errors and empty outputs in one pass."""
-    expected = errors = empty = 0
+    expected = errors = empty = upstream = 0
     first_gap: int | None = None
     first_error: tuple[int, str] | None = None
     for row in rows:
@@ -38,7 +40,8 @@ def count_rows(rows: Iterable[OutputRow]) -> RowCounts:
         expected += 1
         if row.error is not None:
             errors += 1
+            upstream += row.fault == UPSTREAM_FAULT
             first_error = first_error or (row.index, row.error)
         elif not row.output and row.embedding is None:
             empty += 1
-    return RowCounts(expected, first_gap, errors, first_error, empty)
+    return RowCounts(expected, first_gap, errors, first_error, empty, upstream)

@@ -10,6 +10,8 @@ from pydantic import Field, JsonValue, model_validator
 from mloc_dagster.schema.base import Block
 from mloc_dagster.schema.split import SplitText
 
+OnUpstreamError = Literal["skip", "empty", "fail"]
+
 
 class TextPart(Block):
     """A piece of text in a chat message."""
@@ -163,6 +165,9 @@ class GraphTemplateData(Block):
 
     type: Literal["graph_template"]
     template: GraphTemplate
+    on_upstream_error: OnUpstreamError = "skip"
+    """What becomes of a row with an `items[*]` column whose upstream row failed: `skip` it, so that
+    it ends with that error; compute it with an `empty` output; or `fail` the task."""
 
 
 class UpstreamData(Block):
@@ -174,6 +179,10 @@ class UpstreamData(Block):
 
     text: str = "{prompt}\n\n{output}"
     """The new prompt; `{prompt}` and `{output}` are the upstream row's."""
+
+    on_upstream_error: OnUpstreamError = "skip"
+    """What becomes of a row that failed upstream: `skip` it, so that it ends with that error and
+    costs no error budget here; compute it with an `empty` output; or `fail` the task."""
 
 
 InferenceData = Annotated[

@@ -255,6 +255,55 @@ def test_errors_within_the_budget_stay_rows(instance: dg.DagsterInstance) -> Non
     assert verify_manifest(folder) == ()
 
 
+STAGES_WITH_CODE = """
+data: {type: list, items: [a]}
+stages:
+  - name: first
+    spec: {taskType: echo}
+  - name: second
+    spec:
+      taskType: inference
+      model:
+        source: {type: huggingface, identifier: owner/own-code, trust_remote_code: true}
+"""
+
+
+def test_no_stage_starts_where_a_later_one_may_not_run(instance: dg.DagsterInstance) -> None:
+    outcome = run_template(template("own-code", STAGES_WITH_CODE), instance)
+    assert not outcome.succeeded
+    assert outcome.tasks == ()
+    assert "'second' asks to run code that comes with 'owner/own-code'" in outcome.failures[0]
+    assert "MLOC_TRUST_REMOTE_CODE=true" in outcome.failures[0]
+
+
+STAGES_AFTER_A_FAILED_ROW = """
+taskType: echo
+echo: {error_budget: 0}
+data: {type: list, items: [a, b, c, d]}
+stages:
+  - name: first
+    spec: {echo: {poison: [1], error_budget: 0.25}}
+  - name: second
+    spec: {data: {type: upstream, node: first, text: "{output}!"}}
+  - name: third
+    spec: {data: {type: upstream, node: second, text: "{output}?"}}
+"""
+
+
+def test_a_row_that_failed_upstream_carries_its_error_and_costs_no_budget(
+    instance: dg.DagsterInstance,
+) -> None:
+    outcome = run_template(template("chain", STAGES_AFTER_A_FAILED_ROW), instance)
+    assert outcome.succeeded, outcome.failures
+    third = open_store().task(outcome.tasks[2].task_id)
+    result = json.loads(third.read_bytes("responses.json"))["result"]
+    assert result["ok"]
+    assert [each["output"] for each in result["items"]] == ["a!?", "", "c!?", "d!?"]
+    assert result["items"][1]["error"].startswith("upstream: row 1 of 'first' failed: poisoned")
+    figures = json.loads(third.read_bytes("summary.json"))
+    assert (figures["errors"], figures["allowed_errors"]) == (1, 1)
+
+
 def test_failed_attempts_are_retried_for_the_missing_rows_only(
     instance: dg.DagsterInstance,
 ) -> None:

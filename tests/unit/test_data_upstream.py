@@ -5,16 +5,17 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+from pydantic import TypeAdapter
 
 from mloc_dagster.compile.references import parse_expression
 from mloc_dagster.data.rows import open_rows
-from mloc_dagster.data.upstream import lookup_reference
+from mloc_dagster.data.upstream import lookup_reference, upstream_rows
 from mloc_dagster.errors import DataError, UnknownNameError
 from mloc_dagster.planning.shards import cut_shards
-from mloc_dagster.results.rows import Message, OutputRow, Prompt
+from mloc_dagster.results.rows import UPSTREAM_FAULT, Message, OutputRow, Prompt, SourceRow
 from mloc_dagster.results.shard_files import ShardWriter
 from mloc_dagster.results.store import Folder, open_store
-from mloc_dagster.schema.data import GraphTemplateData, UpstreamData
+from mloc_dagster.schema.data import GraphTemplateData, InferenceData, UpstreamData
 
 CHAT = [Message("system", "s"), Message("user", "first"), Message("assistant", "a")]
 CHAT += [Message("user", "last")]
@@ -68,7 +69,44 @@ def columns(**expressions: str) -> list[dict[str, str]]:
 
 def test_upstream_rows_keep_their_places(folders: Mapping[str, Folder]) -> None:
     assert upstream(folders, node="a") == ["p0\n\nA0", "p1\n\n", "last\n\nA2 {output}"]
+    assert upstream(folders, node="a", on_upstream_error="empty")[1] == "p1\n\n"
     assert upstream(folders, node="b", text="{{{output}}}")[0] == "{B0}"
+
+
+BLOCKS = {
+    "upstream": {"type": "upstream", "node": "a"},
+    "graph": {
+        "type": "graph_template",
+        "template": {"text": "{x}", "columns": [{"label": "x", "expr": "a.result.items[*]"}]},
+    },
+}
+
+
+@pytest.mark.parametrize("kind", BLOCKS)
+def test_a_row_that_failed_upstream_is_not_computed(
+    folders: Mapping[str, Folder], kind: str
+) -> None:
+    def rows(on_error: str) -> list[SourceRow]:
+        block = {**BLOCKS[kind], "on_upstream_error": on_error}
+        return list(open_rows(TypeAdapter(InferenceData).validate_python(block), folders)[1])
+
+    told = [(row.error, row.fault) for row in rows("skip")]
+    assert told == [
+        (None, ""),
+        ("upstream: row 1 of 'a' failed: too long", UPSTREAM_FAULT),
+        (None, ""),
+    ]
+    assert [row.error for row in rows("empty")] == [None] * 3
+    with pytest.raises(DataError, match="row 1 of 'a' failed, and data"):
+        rows("fail")
+
+
+def test_through_any_number_of_stages_the_first_cause_is_told(tmp_path: Path) -> None:
+    error = "upstream: row 0 of 'a' failed: too long"
+    row = OutputRow(0, "p", error=error, fault=UPSTREAM_FAULT)
+    folder = finish(open_store(str(tmp_path)).task("b"), [row])
+    (again,) = upstream_rows(UpstreamData(type="upstream", node="b"), {"b": folder})
+    assert (again.error, again.fault) == (error, UPSTREAM_FAULT)
 
 
 def test_upstream_errors_name_what_there_is(folders: Mapping[str, Folder]) -> None:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from mloc_dagster.errors import InputError, MissingExtraError, TerminalError
 from mloc_dagster.executors.adapters import adapter_folder
+from mloc_dagster.executors.operator_leave import trusts_remote_code
 from mloc_dagster.executors.training.devices import (
     check_gpu,
     pick_device,
@@ -24,7 +25,6 @@ from mloc_dagster.executors.transformers_model import (
     clear_load_errors,
     hub_commit,
     model_place,
-    trusts_remote_code,
 )
 from mloc_dagster.schema.task import TrainingSpec
 
