@@ -2,15 +2,14 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import dagster as dg
 
 from mloc_dagster.assets.names import asset_key, node_name
+from mloc_dagster.assets.verdict import Verdict, check_results
 from mloc_dagster.compile.compiler import CompiledTask, CompiledTemplate
 from mloc_dagster.executors.open_task import open_task
 from mloc_dagster.executors.task_start import error_budget_of
-from mloc_dagster.ops.failures import failed_checks
 from mloc_dagster.ops.references import TaskRef
 from mloc_dagster.ops.run_tags import PROCESS_TAG
 from mloc_dagster.results.budget import allowed_errors, budget_problem
@@ -24,24 +23,6 @@ CHECKS = {
     "error_budget": "No more rows ended with an error than the template allows.",
     "no_empty_outputs": "Few enough outputs are empty.",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """What a check came to.
-
-    Attributes:
-        problem: What is wrong, in a sentence; empty when the check passed.
-        metadata: What a person wants to see of it.
-    """
-
-    problem: str
-    metadata: dict[str, str | int | float]
-
-    @property
-    def passed(self) -> bool:
-        """Whether nothing is wrong."""
-        return not self.problem
 
 
 def row_checks(compiled: CompiledTemplate, node: CompiledTask) -> dg.AssetChecksDefinition:
@@ -66,13 +47,7 @@ def row_checks(compiled: CompiledTemplate, node: CompiledTask) -> dg.AssetChecks
         here = PROCESS_TAG in context.run.tags
         again = "" if here else f"mloc retry --failed-rows {responses.task_id}"
         verdicts = evaluate(counts, opened.plan().rows, opened.spec, again=again)
-        for name, verdict in verdicts.items():
-            yield dg.AssetCheckResult(
-                check_name=name, asset_key=key, passed=verdict.passed, metadata=verdict.metadata
-            )
-        problems = [each.problem for each in verdicts.values() if not each.passed]
-        if problems:
-            raise failed_checks(problems)
+        yield from check_results(key, verdicts)
 
     return checks
 

@@ -5,9 +5,9 @@ from collections.abc import Iterator
 import dagster as dg
 
 from mloc_dagster.assets.names import asset_key, node_name
+from mloc_dagster.assets.verdict import Verdict, check_results
 from mloc_dagster.compile.compiler import CompiledTask, CompiledTemplate
 from mloc_dagster.executors.open_task import open_task
-from mloc_dagster.ops.failures import failed_checks
 from mloc_dagster.ops.references import TaskRef
 from mloc_dagster.results.training_summary import TrainingSummary, read_training
 
@@ -35,21 +35,12 @@ def training_checks(compiled: CompiledTemplate, node: CompiledTask) -> dg.AssetC
         summary = read_training(opened.folder)
         there = bool(summary.final) and opened.folder.exists(summary.final)
         kept = there or not opened.training_spec.training.save_model
-        problems: list[str] = []
-        for name, (problem, metadata) in evaluate(summary, kept=kept).items():
-            yield dg.AssetCheckResult(
-                check_name=name, asset_key=key, passed=not problem, metadata=metadata
-            )
-            problems += [problem] if problem else []
-        if problems:
-            raise failed_checks(problems)
+        yield from check_results(key, evaluate(summary, kept=kept))
 
     return checks
 
 
-def evaluate(
-    summary: TrainingSummary, *, kept: bool
-) -> dict[str, tuple[str, dict[str, str | float]]]:
+def evaluate(summary: TrainingSummary, *, kept: bool) -> dict[str, Verdict]:
     """Judges a training.
 
     Args:
@@ -57,19 +48,14 @@ def evaluate(
         kept: Whether the weights that the template keeps are there.
 
     Returns:
-        For each check of `CHECKS` what is wrong (empty when it passed), and what a person wants
-        to see.
+        What each check of `CHECKS` came to.
     """
     shown: dict[str, str | float] = {"gate": summary.gate or "none"}
     shown |= {f"before/{name}": value for name, value in (summary.before or {}).items()}
     shown |= {f"after/{name}": value for name, value in (summary.after or {}).items()}
+    lacking = "" if kept else "the final weights are not there"
+    refused = "" if summary.passed else f"the model did not pass its gate: {summary.gate}"
     return {
-        "weights": (
-            "the final weights are not there" * (not kept),
-            {"folder": summary.final or "none"},
-        ),
-        "gate": (
-            f"the model did not pass its gate: {summary.gate}" * (not summary.passed),
-            shown,
-        ),
+        "weights": Verdict(lacking, {"folder": summary.final or "none"}),
+        "gate": Verdict(refused, shown),
     }

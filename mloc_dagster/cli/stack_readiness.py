@@ -56,9 +56,10 @@ class Readiness:
             False if it was interrupted.
 
         Raises:
-            TerminalError: If a component dies again and again, or does not answer in five minutes.
+            TerminalError: If a component dies again and again, or none becomes ready in five
+                minutes.
         """
-        deadline = time.monotonic() + _PATIENCE_S
+        deadline, known = time.monotonic() + _PATIENCE_S, 0
         self.tell("", self.plan.components())
         while not interrupted():
             states = component_states(self.plan.layout)
@@ -70,8 +71,12 @@ class Readiness:
                     raise TerminalError(_failure(each, "dies again and again"))
                 if _NO_COMMAND in each.problem:
                     raise TerminalError(_failure(each, f"can't be started: {each.problem}"))
+            if len(self._ready) > known:  # on a busy machine each takes its time
+                deadline, known = time.monotonic() + _PATIENCE_S, len(self._ready)
             if time.monotonic() > deadline:
-                raise TerminalError(_failure(waiting[0], f"has not answered in {_PATIENCE_S:g} s"))
+                raise TerminalError(
+                    _failure(waiting[0], f"has not answered, nor another one in {_PATIENCE_S:g} s")
+                )
             time.sleep(_LOOK_EVERY_S)
         return False
 

@@ -1,7 +1,5 @@
 """Which of our errors Dagster should retry."""
 
-from collections.abc import Sequence
-
 import dagster as dg
 
 from mloc_dagster.errors import MlocError, TaskCancelled
@@ -17,15 +15,6 @@ def as_dagster(error: MlocError) -> dg.Failure:
         metadata={"error_type": type(error).__name__},
         allow_retries=False,
     )
-
-
-def failed_checks(problems: Sequence[str]) -> dg.Failure:
-    """Returns the failure that ends the step of blocking checks, in words.
-
-    Dagster's own says only how the checks are called, and it is what reaches everybody who reads
-    why a task failed.
-    """
-    return dg.Failure(description="; ".join(problems), allow_retries=False)
 
 
 def _hide_credentials(error: BaseException) -> None:

@@ -83,11 +83,14 @@ def test_older_templates_find_their_trained_model() -> None:
 
 
 def test_checks_judge_weights_and_gate() -> None:
-    assert evaluate(SUMMARY, kept=True)["gate"][0]
-    assert not evaluate(SUMMARY, kept=False)["weights"][0]
-    refused = SUMMARY.model_copy(update={"passed": False})
-    assert not evaluate(refused, kept=True)["gate"][0]
-    assert evaluate(SUMMARY, kept=True)["gate"][1]["after/exact_match"] == 0.75
+    good = evaluate(SUMMARY, kept=True)
+    assert all(each.passed for each in good.values())
+    assert good["gate"].metadata["after/exact_match"] == 0.75
+    lacking = evaluate(SUMMARY, kept=False)["weights"]
+    assert lacking.problem == "the final weights are not there"
+    refused = SUMMARY.model_copy(update={"passed": False, "gate": "loss 3 < 2: failed"})
+    said = evaluate(refused, kept=True)["gate"].problem
+    assert said == "the model did not pass its gate: loss 3 < 2: failed"
 
 
 def test_curves_are_a_picture() -> None:
