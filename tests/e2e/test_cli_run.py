@@ -190,7 +190,7 @@ def test_what_a_template_asks_in_vain_and_whose_failure_it_is_are_said(place: Pl
 
     done = place.run("run", path)
     assert done.returncode == 1
-    assert "unkept.yaml:7:37: spec.data.seed: warning: data.seed has no effect" in done.stderr
+    assert "unkept.yaml:7:34: spec.data.seed: warning: data.seed has no effect" in done.stderr
     assert "kept: spec.resources.hardware: warning: needs 1 h100 GPU, has none" in done.stderr
     assert "kept: SLO 10:00 met, took" in done.stdout
     assert "broken: SLO 0.0 s missed, took" in done.stdout
