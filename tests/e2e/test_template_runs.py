@@ -370,21 +370,6 @@ inference: {{temperature: 0, max_tokens: 4}}
     assert {row.revision for row in rows_of(again, "asked")} == {second.revision}
 
 
-def test_rows_say_which_attempt_at_their_shard_computed_them(
-    instance: dg.DagsterInstance,
-) -> None:
-    spec = "{taskType: echo, data: {type: list, items: [a, b, c]}}"
-    compiled = template("resumed", spec)
-    workflow_id = run_template(compiled, instance).workflow_id
-    folder = open_store().task(workflow_id)
-    for part in list_parts(folder)[1:]:
-        folder.delete(part.name)
-    kept = len(list(read_rows(folder)))
-    again = run_template(compiled, instance, workflow_id=workflow_id)
-    attempts = [row.attempt for row in rows_of(again, "resumed")]
-    assert attempts == [1] * kept + [2] * (3 - kept)
-
-
 def test_retries_end(instance: dg.DagsterInstance) -> None:
     spec = "{taskType: echo, retries: {max: 1, delay_s: 0}, echo: {fail_rate: 1},"
     outcome = run_template(

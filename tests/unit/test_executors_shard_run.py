@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Iterator
-from datetime import datetime
+from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,7 +20,7 @@ from mloc_dagster.executors.shard_run import run_shard
 from mloc_dagster.results.part_list import list_parts
 from mloc_dagster.results.plan_file import read_plan
 from mloc_dagster.results.rows import OutputRow, ServerFault
-from mloc_dagster.results.shard_files import read_rows
+from mloc_dagster.results.shard_files import ShardWriter, read_rows
 from mloc_dagster.results.store import Folder, open_store
 from mloc_dagster.schema.task import InferenceSpec
 from tests.unit.test_executors_row_reuse import CountingEngine
@@ -150,3 +150,22 @@ def test_a_damaged_part_is_named_and_its_rows_are_computed_again(
     assert [row.output for row in read_rows(folder)] == [row.output for row in rows]
     assert [part.name in warning for warning in warnings] == [True]
     assert "rows 0 to 1" in warnings[0]
+
+
+def test_attempts_count_over_all_runs(monkeypatch: pytest.MonkeyPatch, cache: ModelCache) -> None:
+    folder, rows, _ = ran(monkeypatch, cache, ["one", "two"])
+    plan = read_plan(folder)
+    assert plan is not None
+    folder.delete(list_parts(folder)[0].name)
+    with ShardWriter(
+        folder, plan.shards[0], 1, flush_rows=9, flush_interval_s=60, began=datetime.now(UTC)
+    ) as writer:
+        writer.write(rows[0])  # the first run was killed behind it
+    report = run_shard(
+        *(folder, "t", spec_of(["one", "two"]), plan, plan.shards[0]),
+        attempt=1,
+        cache=cache,
+        cancelled=lambda: False,
+    )
+    assert report.attempt == 2
+    assert [row.attempt for row in read_rows(folder)] == [1, 2]
