@@ -17,6 +17,7 @@ from mloc_dagster.executors.base import ModelKey, ShardContext, ShardInput
 from mloc_dagster.executors.model_cache import ModelCache
 from mloc_dagster.executors.shard_run import ShardReport, run_shard
 from mloc_dagster.planning.plan import Plan
+from mloc_dagster.results.part_files import list_parts
 from mloc_dagster.results.rows import OutputRow
 from mloc_dagster.results.shard_files import read_rows
 from mloc_dagster.results.store import Folder, open_store
@@ -113,8 +114,8 @@ def rows_of(task: tuple[Folder, Plan, Any]) -> list[OutputRow]:
 
 def lines_of(task: tuple[Folder, Plan, Any]) -> list[str]:
     folder = task[0]
-    names = folder.list("shards", recursive=True)
-    return [line for name in names for line in folder.read_bytes(name).decode().splitlines()]
+    parts = [folder.read_bytes(part.name) for part in list_parts(folder)]
+    return [line for part in parts for line in part.decode().splitlines()]
 
 
 @pytest.fixture(scope="module")

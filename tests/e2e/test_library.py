@@ -26,7 +26,11 @@ pytestmark = pytest.mark.e2e
 
 pytest.importorskip("torch")
 
-TINY = ["spec.model.source.type=builtin", "spec.model.source.identifier=tiny-chat"]
+TINY = [
+    "spec.model.source.type=builtin",
+    "spec.model.source.identifier=tiny-chat",
+    "spec.model.source.revision=null",
+]
 LOCAL_ROWS = [f"data.url={ROOT}/templates/data/questions.jsonl", "data.name=null"]
 
 # Rows of each task, in order; several lists for several documents.
