@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from mloc_dagster.errors import TerminalError
+from mloc_dagster.schema.engines import certain_engine
 from mloc_dagster.schema.model import Model, ModelSource
-from mloc_dagster.schema.task import Task
+from mloc_dagster.schema.task import Task, TrainingSpec
 from mloc_dagster.settings import settings
 
 
@@ -20,8 +21,23 @@ def check_leave(tasks: Iterable[Task]) -> None:
         model: Model | None = getattr(task.spec, "model", None)
         if model is None:
             continue
-        engines = model.vllm.get("trust_remote_code") is True, model.transformers.trust_remote_code
-        trusts_remote_code(model.source, asked=any(engines), task=task.name)
+        trusts_remote_code(model.source, asked=_asks(model, task), task=task.name)
+
+
+def _asks(model: Model, task: Task) -> bool:
+    """Tells whether the engine that will run a task is told to run such code.
+
+    Options of the other engine have no effect; where the worker chooses, it looks itself.
+    """
+    if isinstance(task.spec, TrainingSpec):
+        return model.transformers.trust_remote_code
+    match certain_engine(model, enforce_cpu=task.spec.enforce_cpu):
+        case "vllm":
+            return model.vllm.get("trust_remote_code") is True
+        case "transformers":
+            return model.transformers.trust_remote_code
+        case None:
+            return False
 
 
 def trusts_remote_code(source: ModelSource, *, asked: bool, task: str = "") -> bool:
