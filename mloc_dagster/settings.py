@@ -220,6 +220,10 @@ class Settings(BaseSettings):
     trust_remote_code: bool = False
     """Whether a template may ask for code that comes with a model's weights."""
 
+    allow_pickle: bool = False
+    """Whether local models, adapters and checkpoints may have pickled weights (`.bin`, `.pt`),
+    which can run any code when they are loaded; without it they must be safetensors."""
+
 
 @cache
 def settings() -> Settings:

@@ -133,17 +133,11 @@ def _find_config(folder: Path, place: str) -> Path:
     found = sorted(folder.rglob("adapter_config.json"), key=lambda path: len(path.parts))
     if not found:
         raise InputError(f"model.adapters: {place!r} holds no adapter_config.json")
-    if current_reach().limited:
-        _check_code(found[0], place)
-    return found[0].parent
-
-
-def _check_code(config: Path, place: str) -> None:
-    """Raises if loading an adapter that somebody else made could run code of theirs."""
-    weights_kind(config.parent, allow_pickle=False)
-    given = json.loads(config.read_bytes())
-    if given.get("megatron_config"):  # PEFT then imports the module that `megatron_core` names
+    weights_kind(found[0].parent)
+    # PEFT then imports the module that `megatron_core` names.
+    if current_reach().limited and json.loads(found[0].read_bytes()).get("megatron_config"):
         raise InputError(
             f"model.adapters: {place!r} has a megatron_config, whose code is not run for a "
             "template that came over the API"
         )
+    return found[0].parent

@@ -64,9 +64,4 @@ def weights_of(spec: TrainingSpec, store: ResultStore) -> Path | None:
         return None
     from mloc_dagster.executors.training.weights import locate_weights
 
-    return locate_weights(
-        load,
-        store,
-        settings().home / "weights",
-        allow_pickle=spec.checkpoint is not None and spec.checkpoint.allow_pickle,
-    )
+    return locate_weights(load, store, settings().home / "weights")

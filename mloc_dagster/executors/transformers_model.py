@@ -15,7 +15,7 @@ from mloc_dagster.executors.model_files import folder_revision
 from mloc_dagster.executors.operator_leave import trusts_remote_code
 from mloc_dagster.executors.quantization import quantised_loading
 from mloc_dagster.executors.row_adapters import RowAdapters
-from mloc_dagster.executors.training.weight_files import weights_kind
+from mloc_dagster.executors.training.weight_files import refuse_pickles
 from mloc_dagster.executors.transformers_vision import model_class, take_chat_template
 from mloc_dagster.models import builtin_model_path
 from mloc_dagster.net.reach import current_reach
@@ -152,7 +152,7 @@ def model_place(source: ModelSource) -> str:
     What lies at an address, such as the results of a training on a store elsewhere, is fetched.
 
     Raises:
-        TerminalError: If the template names a folder without a model.
+        TerminalError: If the template names a folder without a model, or with pickled weights.
         InputError: If there are no weights at the address.
         TransientError: If they cannot be fetched now.
     """
@@ -169,8 +169,7 @@ def model_place(source: ModelSource) -> str:
         if not (folder / "config.json").is_file():
             missing = "has no config.json" if folder.is_dir() else "does not exist"
             raise TerminalError(f"the model folder {source.identifier!r} {missing}")
-        if current_reach().limited:
-            weights_kind(folder, allow_pickle=False)
+        refuse_pickles(folder)
         return str(folder)
     return source.identifier
 

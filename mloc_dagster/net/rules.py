@@ -35,7 +35,7 @@ FETCHED = READ | {("destination", "url")}
 """Fields whose HTTP URLs are contacted."""
 
 _BLOCKS = (("model", "vllm"), ("training",), ("lora",))
-_OPERATORS = frozenset({("harness", "include_path"), ("checkpoint", "allow_pickle")})
+_OPERATORS = frozenset({("harness", "include_path")})
 """Options that run code however they are set."""
 
 # Old keys that the compiler drops.

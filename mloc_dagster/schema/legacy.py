@@ -55,6 +55,7 @@ SPELLINGS: tuple[Spelling, ...] = (
     *_ignored(
         ("resources",), "parallel.max_shards says how many workers a task has at most", "replicas"
     ),
+    *_ignored(("checkpoint",), "MLOC_ALLOW_PICKLE decides where the worker starts", "allow_pickle"),
     *_ignored(("data",), "a YAML comment does the same", "notes"),
     *_ignored(
         ("training",),

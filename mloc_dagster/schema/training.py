@@ -286,5 +286,3 @@ class Checkpoint(Block):
     """Where training starts."""
 
     load: CheckpointLoad | None = None
-    allow_pickle: bool = False
-    """Load weights that are pickled (`.bin`, `.pt`), which can run any code."""

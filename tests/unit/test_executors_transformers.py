@@ -304,6 +304,20 @@ def test_a_missing_folder_is_named() -> None:
         load_engine(make_spec("/nowhere/model"))
 
 
+def test_pickled_weights_need_the_operator(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = shutil.copytree(folder, tmp_path / "old")
+    weights = transformers.AutoModelForCausalLM.from_pretrained(folder).state_dict()
+    torch.save(weights, old / "pytorch_model.bin")
+    (old / "model.safetensors").unlink()
+    with pytest.raises(TerminalError, match=r"pytorch_model\.bin.*MLOC_ALLOW_PICKLE"):
+        load_engine(make_spec(old))
+    monkeypatch.setenv("MLOC_ALLOW_PICKLE", "true")
+    settings.cache_clear()
+    assert load_engine(make_spec(old)).name == str(old)
+
+
 def test_remote_code_needs_the_operator(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = make_spec(folder, model={"transformers": {"trust_remote_code": True}})
     with pytest.raises(TerminalError, match="MLOC_TRUST_REMOTE_CODE=true"):

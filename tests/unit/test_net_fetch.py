@@ -132,30 +132,38 @@ def test_a_folder_of_data_with_a_link_out_of_it_is_refused(
             list(dataset_rows(data))
 
 
-@pytest.mark.parametrize(
-    ("files", "said"),
-    [
-        ({"adapter_model.bin": b""}, "pickled weights"),
-        ({"adapter_config.json": b'{"megatron_config": {"a": 1}}'}, "megatron_config"),
-    ],
-)
-def test_an_adapter_of_a_submitted_task_runs_no_code(
-    files: dict[str, bytes], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = tmp_path / "adapter"
+def an_adapter(folder: Path, weights: str, settings_of_peft: bytes = b"{}") -> Adapter:
     folder.mkdir()
-    (folder / "adapter_config.json").write_bytes(b"{}")
-    if "adapter_model.bin" not in files:
-        (folder / "adapter_model.safetensors").write_bytes(b"")
-    for name, content in files.items():
-        (folder / name).write_bytes(content)
+    (folder / "adapter_config.json").write_bytes(settings_of_peft)
+    (folder / weights).write_bytes(b"")
+    return Adapter(path=str(folder))
+
+
+def test_an_adapter_of_a_submitted_task_runs_no_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PEFT imports the module that the adapter's own settings name beside a `megatron_config`."""
     monkeypatch.setenv("MLOC_API_DATA_ROOTS", str(tmp_path))
     settings.cache_clear()
+    config = b'{"megatron_config": {"a": 1}}'
+    adapter = an_adapter(tmp_path / "adapter", "adapter_model.safetensors", config)
     with (
         Reach("api").applied(),
-        pytest.raises(MlocError, match=said),
-        adapter_folder(Adapter(path=str(folder))),
+        pytest.raises(MlocError, match="megatron_config"),
+        adapter_folder(adapter),
     ):
         pass
-    with adapter_folder(Adapter(path=str(folder))) as found:
-        assert found == folder
+    with adapter_folder(adapter) as found:
+        assert found == tmp_path / "adapter"
+
+
+def test_a_pickled_adapter_is_loaded_where_the_operator_allows_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapter = an_adapter(tmp_path / "adapter", "adapter_model.bin")
+    with pytest.raises(MlocError, match="MLOC_ALLOW_PICKLE"), adapter_folder(adapter):
+        pass
+    monkeypatch.setenv("MLOC_ALLOW_PICKLE", "true")
+    settings.cache_clear()
+    with adapter_folder(adapter) as found:
+        assert found == tmp_path / "adapter"

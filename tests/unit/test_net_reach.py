@@ -184,7 +184,6 @@ def test_engine_arguments_that_tune_are_anybodys() -> None:
         {"lora": {"auto_mapping": {"parent_library": "results.x.mod"}}},
         {"lora": {"init_lora_weights": "corda"}},
         {"evaluation": {"harness": {"include_path": "."}}},
-        {"checkpoint": {"allow_pickle": True}},
     ],
 )
 def test_options_of_trainers_that_name_code_or_places_are_the_operators(
@@ -210,7 +209,6 @@ def test_options_of_trainers_that_tune_are_anybodys() -> None:
             "reward_weights": [0.5, 1.0],
         },
         "lora": {"target_modules": ["q_proj", "v_proj"], "rank_pattern": {"q": 4}, "r": 8},
-        "checkpoint": {"allow_pickle": False},
     }
     check_spec(API, spec)
 

@@ -30,6 +30,7 @@ from mloc_dagster.executors.training.loading import load_classifier, load_policy
 from mloc_dagster.executors.training.pad_token import ensure_pad_token
 from mloc_dagster.models import builtin_model_path
 from mloc_dagster.schema.task import LoraSftSpec, RewardSpec, SftSpec, TrainingSpec
+from mloc_dagster.settings import settings
 
 TINY = builtin_model_path("tiny-chat")
 SPECS = {"sft": SftSpec, "lora_sft": LoraSftSpec, "reward": RewardSpec}
@@ -211,18 +212,19 @@ def test_lora_takes_every_setting_of_the_template() -> None:
     assert default.target_modules == {"q_proj", "v_proj"}
 
 
-def test_pickled_weights_are_refused(tmp_path: Path) -> None:
+def test_pickled_weights_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = copied(tmp_path / "old")
     (folder / "model.safetensors").unlink()
     weights = AutoModelForCausalLM.from_pretrained(TINY).state_dict()
     torch.save(weights, folder / "pytorch_model.bin")
     source = {"source": {"type": "local", "identifier": str(folder)}}
-    with pytest.raises(TerminalError, match=r"pytorch_model\.bin.*allow_pickle"):
+    with pytest.raises(TerminalError, match=r"pytorch_model\.bin.*MLOC_ALLOW_PICKLE"):
         policy(make_spec(model=source))
-    with pytest.raises(TerminalError, match=r"pytorch_model\.bin.*allow_pickle"):
+    with pytest.raises(TerminalError, match=r"pytorch_model\.bin.*MLOC_ALLOW_PICKLE"):
         policy(make_spec(), folder)
-    allowed = make_spec(model=source, checkpoint={"allow_pickle": True})
-    assert torch.equal(logits(policy(allowed)), logits(policy(make_spec())))
+    monkeypatch.setenv("MLOC_ALLOW_PICKLE", "true")
+    settings.cache_clear()
+    assert torch.equal(logits(policy(make_spec(model=source))), logits(policy(make_spec())))
 
 
 def test_a_cpu_trains_in_float32_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -206,12 +206,16 @@ def test_what_is_no_weights_is_named(tmp_path: Path, load: dict[str, str], messa
         locate(tmp_path, **given)
 
 
-def test_pickled_weights_are_refused_unless_they_are_allowed(tmp_path: Path) -> None:
+def test_pickled_weights_are_refused_unless_they_are_allowed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = write(tmp_path / "old", {"config.json": b"{}", "pytorch_model.bin": b"\x80\x04."})
-    with pytest.raises(TerminalError, match=r"pytorch_model\.bin.*checkpoint\.allow_pickle"):
+    with pytest.raises(TerminalError, match=r"pytorch_model\.bin.*MLOC_ALLOW_PICKLE"):
         locate(tmp_path, path=str(folder))
+    monkeypatch.setenv("MLOC_ALLOW_PICKLE", "true")
+    settings.cache_clear()
     load, results = CheckpointLoad(path=str(folder)), open_store(str(tmp_path / "results"))
-    assert locate_weights(load, results, tmp_path / "cache", allow_pickle=True) == folder
+    assert locate_weights(load, results, tmp_path / "cache") == folder
 
 
 class Server:

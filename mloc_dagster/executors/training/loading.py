@@ -27,6 +27,7 @@ from mloc_dagster.executors.transformers_model import (
     model_place,
 )
 from mloc_dagster.schema.task import TrainingSpec
+from mloc_dagster.settings import settings
 
 Log = Callable[[str], None]
 _Head = Literal["causal_lm", "classifier"]
@@ -66,13 +67,12 @@ def _load(spec: TrainingSpec, start_from: Path | None, log: Log, head: _Head) ->
     device = pick_device(spec, log)
     if device != "cpu":
         check_gpu(spec, device)
-    allow_pickle = spec.checkpoint is not None and spec.checkpoint.allow_pickle
-    kind = weights_kind(start_from, allow_pickle=allow_pickle) if start_from else None
+    kind = weights_kind(start_from) if start_from else None
     place = str(start_from) if kind == "model" else model_place(spec.model.source)
     seed_everything(spec.training.seed)  # layers that are new here are the same each time
     with clear_load_errors(spec.model.source):
         tokenizer = _load_tokenizer(spec, start_from)
-        model = _load_model(spec, place, device, head, allow_pickle)
+        model = _load_model(spec, place, device, head)
     ensure_pad_token(model, tokenizer, log)
     model = _with_adapters(model, spec, start_from if kind == "adapter" else None, log)
     if device == "cpu":
@@ -82,7 +82,6 @@ def _load(spec: TrainingSpec, start_from: Path | None, log: Log, head: _Head) ->
 
 
 def _with_adapters(model: Any, spec: TrainingSpec, start_from: Path | None, log: Log) -> Any:
-    allow_pickle = spec.checkpoint is not None and spec.checkpoint.allow_pickle
     for number, adapter in enumerate(spec.model.adapters):
         if adapter.apply != "merge":
             raise InputError(
@@ -90,7 +89,6 @@ def _with_adapters(model: Any, spec: TrainingSpec, start_from: Path | None, log:
                 "training takes apply: merge, or goes on with the adapter in checkpoint.load"
             )
         with adapter_folder(adapter) as folder:
-            weights_kind(folder, allow_pickle=allow_pickle)
             model = merge_adapter(model, folder)
     if start_from is not None:
         model = continue_adapter(model, start_from, spec, log)
@@ -107,15 +105,13 @@ def _load_tokenizer(spec: TrainingSpec, start_from: Path | None) -> Any:
     return AutoTokenizer.from_pretrained(place, **_origin(spec, place))
 
 
-def _load_model(
-    spec: TrainingSpec, place: str, device: str, head: _Head, allow_pickle: bool
-) -> Any:
+def _load_model(spec: TrainingSpec, place: str, device: str, head: _Head) -> Any:
     import torch
     import transformers
 
     transformers.utils.logging.disable_progress_bar()
     if Path(place).is_dir():
-        weights_kind(Path(place), allow_pickle=allow_pickle)
+        weights_kind(Path(place))
     origin = _origin(spec, place)
     config = transformers.AutoConfig.from_pretrained(place, **origin)
     _check_head(config, head, place)
@@ -126,7 +122,7 @@ def _load_model(
         "dtype": getattr(torch, dtype),
         "attn_implementation": options.attn_implementation,
         "low_cpu_mem_usage": options.low_cpu_mem_usage,
-        "use_safetensors": None if allow_pickle else True,
+        "use_safetensors": None if settings().allow_pickle else True,
         "device_map": _device_map(spec, device),
         "quantization_config": quantization_config(spec, device, dtype),
         "num_labels": 1 if head == "classifier" else None,

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from mloc_dagster.errors import InputError, TerminalError
+from mloc_dagster.settings import settings
 
 Kind = Literal["model", "adapter"]
 
@@ -35,7 +36,7 @@ def find_weights(folder: Path, place: str) -> Path:
     return min(found, key=lambda path: (len(path.parts), path)).parent
 
 
-def weights_kind(folder: Path, *, allow_pickle: bool) -> Kind:
+def weights_kind(folder: Path) -> Kind:
     """Tells whether a folder holds a model or an adapter, whose weights may be loaded.
 
     Raises:
@@ -50,19 +51,35 @@ def weights_kind(folder: Path, *, allow_pickle: bool) -> Kind:
         missing = "has no" if folder.is_dir() else "does not exist: expected"
         raise InputError(f"{str(folder)!r} {missing} {MODEL_CONFIG} or {ADAPTER_CONFIG}")
     stem = "adapter_model" if kind == "adapter" else ""
+    if not refuse_pickles(folder, stem):
+        raise InputError(f"{str(folder)!r} holds the settings of a {kind}, but no weights")
+    return kind
+
+
+def refuse_pickles(folder: Path, stem: str = "") -> bool:
+    """Raises if a folder's weights are pickled and the operator has not allowed that.
+
+    Args:
+        folder: With the weights, in whichever format.
+        stem: What the names of safetensors begin with.
+
+    Returns:
+        Whether there are weights, as safetensors or pickled.
+
+    Raises:
+        TerminalError: If they are pickled, and that is not allowed.
+    """
     if any(folder.glob(f"{stem}*.safetensors")):
-        return kind
+        return True
     pickles = sorted(
         each.name
         for each in folder.iterdir()
         if each.suffix in _PICKLES and each.name.startswith(_WEIGHTS)
     )
-    if not pickles:
-        raise InputError(f"{str(folder)!r} holds the settings of a {kind}, but no weights")
-    if not allow_pickle:
+    if pickles and not settings().allow_pickle:
         raise TerminalError(
             f"{str(folder)!r} holds pickled weights ({', '.join(pickles[:3])}), which can run any "
-            "code: save them as safetensors, or set checkpoint.allow_pickle: true if you trust "
-            "who made them"
+            "code: save them as safetensors, or set MLOC_ALLOW_PICKLE=true where the worker starts "
+            "if you trust who made them"
         )
-    return kind
+    return bool(pickles)

@@ -31,9 +31,7 @@ FINAL_NAMES = (FINAL_MODEL, FINAL_LORA)
 """Folders of a task's results with weights, in the order in which they are looked for."""
 
 
-def locate_weights(
-    load: CheckpointLoad, results: ResultStore, cache_dir: Path, *, allow_pickle: bool = False
-) -> Path:
+def locate_weights(load: CheckpointLoad, results: ResultStore, cache_dir: Path) -> Path:
     """Returns a local folder with the weights to start from: a full model, or a LoRA adapter.
 
     Results of earlier tasks are read where they lie, if that is on this machine, else fetched;
@@ -43,7 +41,6 @@ def locate_weights(
         load: Where the weights are.
         results: The store of all results.
         cache_dir: Where what was fetched or unpacked is kept; local.
-        allow_pickle: Whether weights may be pickled.
 
     Raises:
         InputError: If there are no weights, or they cannot be read.
@@ -58,7 +55,7 @@ def locate_weights(
         place = load.path or load.url or ""
         folder = _at(place, results, cache_dir)
     found = find_weights(folder, place)
-    weights_kind(found, allow_pickle=allow_pickle)
+    weights_kind(found)
     return found
 
 
