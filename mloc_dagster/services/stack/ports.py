@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import socket
+import time
 from contextlib import closing
 
 import psutil
@@ -12,6 +13,10 @@ from mloc_dagster.errors import InputError
 
 _SERVERS = range(20_000, 32_768)
 """Below what systems give to outgoing connections, which could hold a restarted server's port."""
+
+
+_DYING_S = 5.0
+"""How long a port may be held by nobody: a killed process closes its sockets last."""
 
 
 def is_free(host: str, port: int) -> bool:
@@ -39,8 +44,12 @@ def require_free(host: str, port: int, change: str) -> None:
     Raises:
         InputError: If it is taken; names the process when it may be known.
     """
-    if not is_free(host, port):
-        raise InputError(f"port {port} is taken{_taken_by(port)}; choose another with {change}")
+    deadline = time.monotonic() + _DYING_S
+    while not is_free(host, port):
+        holder = _taken_by(port)
+        if holder or time.monotonic() > deadline:
+            raise InputError(f"port {port} is taken{holder}; choose another with {change}")
+        time.sleep(0.1)
 
 
 def choose_port(

@@ -92,8 +92,16 @@ class Task:
         # Dagster's own client for this uses what its library has deprecated.
         with httpx.Client(trust_env=False, timeout=30) as client:
             asked = {"query": _LAUNCH, "variables": {"selector": _JOB_SELECTOR}}
-            answer = client.post(f"{stack.webserver_url}/graphql", json=asked).json()
-        return cls(stack, answer["data"]["launchRun"]["run"]["runId"])
+
+            def launched() -> str | None:
+                answer = client.post(f"{stack.webserver_url}/graphql", json=asked).json()
+                found = answer["data"]["launchRun"]
+                # Where the code server was killed, the UI shows the job again a moment after it.
+                return found["run"]["runId"] if "run" in found else None
+
+            run_id = until(launched, "the UI launches the job", 60)
+        assert run_id is not None
+        return cls(stack, run_id)
 
     # Redis
 
