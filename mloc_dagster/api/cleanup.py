@@ -13,6 +13,7 @@ from mloc_dagster.api.state import ApiState
 from mloc_dagster.client.models import CleanupItem, CleanupReport, CleanupRequest
 from mloc_dagster.ledger.model import TaskEntry, TaskFilter
 from mloc_dagster.ledger.task_state import TaskState
+from mloc_dagster.results import literal_secrets
 from mloc_dagster.results.record import RECORD_NAME
 from mloc_dagster.results.store import Folder, ResultStore
 
@@ -151,10 +152,15 @@ def _size(api: ApiState, entry: TaskEntry) -> int:
 
 def _forget(api: ApiState, task_id: str) -> None:
     # The ledger last: until then another call finds the rest. What was retried since stays.
-    api.ledger.forget([task_id], lambda ended: _empty(api.store.task(ended)))
+    api.ledger.forget(
+        [task_id],
+        lambda ended: _empty(api.store.task(ended)),
+        partial(literal_secrets.forget, api.store),
+    )
 
 
 def _empty(folder: Folder) -> None:
+    literal_secrets.forget(folder.store, folder.name)
     for name in folder.list():
         folder.delete(name)
     if "://" not in folder.url:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from mloc_dagster.compile.compiler import CompiledTemplate, compile_mapping
 from mloc_dagster.errors import InputError
 from mloc_dagster.ops.run_tags import PROCESS_TAG
-from mloc_dagster.results.record import RECORD_NAME, TaskRecord, read_record
+from mloc_dagster.results.record import RECORD_NAME, TaskRecord, read_record, submitted_template
 from mloc_dagster.results.store import ResultStore, open_store
 
 if TYPE_CHECKING:
@@ -27,7 +27,8 @@ def resumable(name: str) -> tuple[CompiledTemplate, str]:
     """
     store = open_store()
     record = _record(store, name)
-    compiled = compile_mapping(record.template, f"{record.task_id}/task.json")
+    template = submitted_template(store.task(record.task_id), record)
+    compiled = compile_mapping(template, f"{record.task_id}/task.json")
     return compiled, record.workflow_id
 
 

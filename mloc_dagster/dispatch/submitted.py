@@ -1,7 +1,7 @@
 """Templates that came over the API, as Dagster's processes find them: by the hash of their content.
 
 Their documents lie on the results store, so that every machine builds the same job from a run's
-code origin, which holds the hash only.
+code origin, which holds the hash only. Secrets in them lie apart (`results.literal_secrets`).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from mloc_dagster.compile.compiler import CompiledTemplate, compile_mapping
 from mloc_dagster.definitions import build_definitions
 from mloc_dagster.errors import TerminalError
 from mloc_dagster.fleet.jobs import submitted_pointer
+from mloc_dagster.results.literal_secrets import put_aside, put_back
 from mloc_dagster.results.store import open_store
 
 FOLDER = ".submitted"
@@ -25,15 +26,23 @@ FOLDER = ".submitted"
 
 def keep_document(content_hash: str, document: Mapping[str, JsonValue]) -> None:
     """Makes a document available to all machines; it is durable when this returns."""
-    folder = open_store().folder(FOLDER)
-    name = f"{content_hash}.json"
+    store = open_store()
+    folder, name = store.folder(FOLDER), f"{content_hash}.json"
     if not folder.exists(name):
-        folder.write_bytes(name, json.dumps(document).encode())
+        public = put_aside(store, content_hash, document)
+        folder.write_bytes(name, json.dumps(public).encode())
 
 
 def kept_document(content_hash: str) -> Mapping[str, JsonValue]:
-    """Returns a document; raises `FileNotFoundError` without it."""
-    return json.loads(open_store().folder(FOLDER).read_bytes(f"{content_hash}.json"))
+    """Returns a document.
+
+    Raises:
+        FileNotFoundError: Without it.
+        TerminalError: If its literal secrets are gone.
+    """
+    store = open_store()
+    public = json.loads(store.folder(FOLDER).read_bytes(f"{content_hash}.json"))
+    return put_back(store, content_hash, public)
 
 
 def kept_template(content_hash: str) -> CompiledTemplate:

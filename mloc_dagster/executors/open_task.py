@@ -13,7 +13,7 @@ from mloc_dagster.net.reach import Reach
 from mloc_dagster.net.rules import check_spec
 from mloc_dagster.planning.plan import PLAN_NAME, Plan
 from mloc_dagster.results.plan_file import read_plan
-from mloc_dagster.results.record import TaskRecord, read_record
+from mloc_dagster.results.record import TaskRecord, read_record, submitted_template
 from mloc_dagster.results.store import Folder, open_store
 from mloc_dagster.results.usage import Rates
 from mloc_dagster.schema.task import ModelSpec, RowSpec, Task, TrainingSpec
@@ -97,7 +97,7 @@ def _open_task(results_url: str, task_id: str) -> OpenTask:
     folder = store.task(task_id)
     record = read_record(folder)
     upstream = {node: store.task(each) for node, each in record.upstream.items()}
-    compiled = compile_mapping(record.template)
+    compiled = compile_mapping(submitted_template(folder, record))
     node = next(each for each in compiled.tasks if each.task.name == record.node)
     # The API has checked the template, but only now are references filled in, and a worker has
     # settings and folders of its own.

@@ -153,16 +153,21 @@ class Ledger:
             return wishes.retry(connection, ids, failed_rows=failed_rows)
 
     def forget(
-        self, ids: Collection[str], remove: Callable[[str], object] = lambda _: None
+        self,
+        ids: Collection[str],
+        remove: Callable[[str], object] = lambda _: None,
+        remove_document: Callable[[str], object] = lambda _: None,
     ) -> set[str]:
         """Deletes what is known of tasks that have ended; returns which these were.
 
         Args:
             ids: The tasks.
             remove: Called for each of them before; meanwhile nobody can retry it.
+            remove_document: Called with the hash of each document that no task has any more;
+                meanwhile nobody can submit it.
         """
         with transaction(self._engine) as connection:
-            return wishes.forget(connection, ids, remove)
+            return wishes.forget(connection, ids, remove, remove_document)
 
     # Dispatching
 

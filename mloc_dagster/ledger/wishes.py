@@ -92,7 +92,10 @@ def _can_be_retried(*, failed_rows: bool) -> ColumnElement[bool]:
 
 
 def forget(
-    connection: Connection, ids: Collection[str], remove: Callable[[str], object]
+    connection: Connection,
+    ids: Collection[str],
+    remove: Callable[[str], object],
+    remove_document: Callable[[str], object],
 ) -> set[str]:
     """Deletes what is known of tasks that have ended; returns which.
 
@@ -100,6 +103,8 @@ def forget(
         connection: To the ledger.
         ids: The tasks.
         remove: Called for each before; meanwhile nobody can retry it.
+        remove_document: Called with the hash of each document that no task has any more;
+            meanwhile nobody can submit it.
     """
     lock_tasks(connection, ids)
     ended = and_(tasks.c.task_id.in_(ids), tasks.c.state.in_(ENDED))
@@ -111,7 +116,8 @@ def forget(
         .returning(tasks.c.task_id, tasks.c.workflow_id, tasks.c.run_id)
     ).all()
     _delete_runs(connection, {run_id for _, _, run_id in gone})
-    _delete_contents(connection, {workflow_id for _, workflow_id, _ in gone})
+    for content_hash in _delete_contents(connection, {workflow_id for _, workflow_id, _ in gone}):
+        remove_document(content_hash)
     return {task_id for task_id, _, _ in gone}
 
 
@@ -121,8 +127,8 @@ def _delete_runs(connection: Connection, run_ids: Collection[str]) -> None:
     connection.execute(delete(runs).where(runs.c.run_id.in_(run_ids), runs.c.ended, ~left.exists()))
 
 
-def _delete_contents(connection: Connection, workflow_ids: Collection[str]) -> None:
-    """Deletes submissions without tasks, and documents without submissions."""
+def _delete_contents(connection: Connection, workflow_ids: Collection[str]) -> Sequence[str]:
+    """Deletes submissions without tasks, documents without submissions; returns their hashes."""
     may_delete_contents(connection)
     left = select(tasks.c.workflow_id).where(tasks.c.workflow_id == submissions.c.workflow_id)
     contents = connection.scalars(
@@ -134,9 +140,11 @@ def _delete_contents(connection: Connection, workflow_ids: Collection[str]) -> N
     used = select(submissions.c.content_hash).where(
         submissions.c.content_hash == documents.c.content_hash
     )
-    connection.execute(
-        delete(documents).where(documents.c.content_hash.in_(hashes), ~used.exists())
-    )
+    return connection.scalars(
+        delete(documents)
+        .where(documents.c.content_hash.in_(hashes), ~used.exists())
+        .returning(documents.c.content_hash)
+    ).all()
 
 
 def _ring(connection: Connection) -> None:

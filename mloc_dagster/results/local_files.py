@@ -109,9 +109,11 @@ class LocalFiles:
                 if self._durable:
                     os.fsync(file.fileno())
                 os.replace(temporary, key)  # noqa: PTH105
-            except BaseException:
+            except BaseException as error:
                 with suppress(FileNotFoundError):
                     os.unlink(temporary)  # noqa: PTH108
+                if isinstance(error, OSError) and error.filename is None:
+                    error.filename = key  # a full disk does not say where
                 raise
         if self._durable:
             _sync_folder(folder)

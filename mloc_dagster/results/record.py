@@ -8,6 +8,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue, Val
 
 from mloc_dagster.errors import InputError, UnknownNameError
 from mloc_dagster.net.reach import Origin
+from mloc_dagster.results.literal_secrets import put_aside, put_back
 from mloc_dagster.results.store import Folder
 
 RECORD_NAME = "task.json"
@@ -23,7 +24,8 @@ class TaskRecord(BaseModel):
         task_id: The task.
         workflow_id: What all tasks of one submission share.
         run_id: The Dagster run.
-        template: The effective template: overrides applied, `${…}` references as written.
+        template: The effective template: overrides applied, `${…}` references as written, literal
+            secrets masked in the file only (`literal_secrets`).
         template_name: Its `metadata.name`.
         node: Which task of the template this is.
         task_type: What it does.
@@ -52,11 +54,13 @@ class TaskRecord(BaseModel):
 
 def write_record(folder: Folder, record: TaskRecord) -> None:
     """Writes `task.json`; it is durable when this returns."""
-    folder.write_bytes(RECORD_NAME, record.model_dump_json(indent=2).encode() + b"\n")
+    public = put_aside(folder.store, folder.name, record.template)
+    shown = record.model_copy(update={"template": public})
+    folder.write_bytes(RECORD_NAME, shown.model_dump_json(indent=2).encode() + b"\n")
 
 
 def read_record(folder: Folder) -> TaskRecord:
-    """Reads `task.json`.
+    """Reads `task.json`, in which literal secrets are masked.
 
     Args:
         folder: The task's folder.
@@ -77,3 +81,12 @@ def read_record(folder: Folder) -> TaskRecord:
             f"{folder.url}/{RECORD_NAME} is no task record ({reason}): it is damaged, or not "
             "mloc's; submit the template again"
         ) from error
+
+
+def submitted_template(folder: Folder, record: TaskRecord) -> dict[str, JsonValue]:
+    """Returns the template of a record that was read, as it was submitted.
+
+    Raises:
+        TerminalError: If literal secrets of it are gone.
+    """
+    return put_back(folder.store, folder.name, record.template)

@@ -16,7 +16,13 @@ from hypothesis import strategies as st
 
 from mloc_dagster.assets.names import job_name
 from mloc_dagster.compile.compiler import CompiledTemplate, compile_mapping
-from mloc_dagster.dispatch.submitted import keep_document, load, pointer_of
+from mloc_dagster.dispatch.submitted import (
+    FOLDER,
+    keep_document,
+    kept_template,
+    load,
+    pointer_of,
+)
 from mloc_dagster.dispatch.submitted_location import (
     _built,
     _fits,
@@ -24,6 +30,7 @@ from mloc_dagster.dispatch.submitted_location import (
     latest_templates,
 )
 from mloc_dagster.fleet.jobs import _KEPT_REPOSITORIES, CONTENT_TAG, Jobs
+from mloc_dagster.results.store import open_store
 from mloc_dagster.settings import Settings
 
 
@@ -46,6 +53,15 @@ def kept(compiled: CompiledTemplate) -> str:
 def run_of(pointer: CodePointer, job: str, **tags: str) -> DagsterRun:
     origin = ReconstructableRepository(pointer).get_python_origin()
     return DagsterRun(job_name=job, job_code_origin=JobPythonOrigin(job, origin), tags=tags)
+
+
+def test_a_secret_lies_apart_from_its_template_and_is_found_with_it() -> None:
+    headers = {"Authorization": "Bearer planted"}
+    destination = {"type": "http", "url": "https://there/hook", "headers": headers}
+    compiled = template("delivered", output={"destination": destination})
+    content = kept(compiled)
+    assert b"planted" not in open_store().folder(FOLDER).read_bytes(f"{content}.json")
+    assert kept_template(content) == compiled
 
 
 def test_a_template_is_found_by_its_content_alone() -> None:

@@ -15,7 +15,7 @@ def store() -> ResultStore:
     return open_store(f"memory://{uuid.uuid4().hex}")
 
 
-def _record(task_id: str) -> TaskRecord:
+def a_record(task_id: str) -> TaskRecord:
     return TaskRecord(
         task_id=task_id,
         workflow_id="w",
@@ -32,13 +32,13 @@ def _record(task_id: str) -> TaskRecord:
 
 
 def test_a_record_reads_back(store: ResultStore) -> None:
-    record = _record("w-draft")
+    record = a_record("w-draft")
     write_record(store.task("w-draft"), record)
     assert read_record(store.task("w-draft")) == record
 
 
 def test_an_unknown_task_names_the_nearest_one(store: ResultStore) -> None:
-    write_record(store.task("echo-1234"), _record("echo-1234"))
+    write_record(store.task("echo-1234"), a_record("echo-1234"))
     with pytest.raises(UnknownNameError, match="did you mean 'echo-1234'"):
         read_record(store.task("ehco-1234"))
 
