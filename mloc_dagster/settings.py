@@ -59,6 +59,14 @@ class Settings(BaseSettings):
     redis_url: str | None = None
     """Redis for the fleet and its events; `mloc up` starts an embedded one without it."""
 
+    worker_redis_url: str | None = None
+    """The same Redis as the workers of `mloc up` reach it, as a user with fewer rights; with the
+    embedded one they have such a user anyway."""
+
+    worker_postgres_url: str | None = None
+    """The same PostgreSQL as the workers of `mloc up` reach it, as a role without rights on tables
+    themselves; with the embedded one they have such a role anyway."""
+
     templates_dir: Path | None = None
     """The template library; by default `templates/` of the checkout or of the package."""
 

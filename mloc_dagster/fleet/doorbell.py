@@ -12,6 +12,8 @@ from functools import cache
 from celery import Celery
 from kombu.exceptions import OperationalError
 
+from mloc_dagster.services.redis import CELERY_KEYS
+
 _log = logging.getLogger(__name__)
 
 RING = "mloc.ring"
@@ -36,6 +38,7 @@ def celery_app(url: str) -> Celery:
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
         broker_transport_options={
+            "global_keyprefix": CELERY_KEYS,
             "socket_timeout": 10,
             "socket_connect_timeout": 2,
             "socket_keepalive": True,

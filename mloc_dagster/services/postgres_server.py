@@ -25,6 +25,7 @@ from mloc_dagster.services.postgres_files import (
     postmaster,
 )
 from mloc_dagster.services.stack.layout import private_home, stack_layout
+from mloc_dagster.services.stack.plan import WORKER_USER
 from mloc_dagster.services.stack.secret_file import password_in
 
 _MAX_CONNECTIONS = 300
@@ -32,6 +33,17 @@ _MAX_CONNECTIONS = 300
 # Stretching a password protects one that a person chose; this one is 192 random bits, and every
 # new connection would pay.
 _SCRAM_ITERATIONS = 1
+
+# Dagster's tables are made by those that serve and by its daemon. The ledger is not a worker's.
+_WORKER_RIGHTS = (
+    "REVOKE CREATE ON SCHEMA public FROM PUBLIC",
+    f"GRANT USAGE ON SCHEMA public TO {WORKER_USER}",
+    f"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO {WORKER_USER}",
+    f"GRANT USAGE, SELECT ON ALL SEQUENCES IN SCHEMA public TO {WORKER_USER}",
+    "ALTER DEFAULT PRIVILEGES IN SCHEMA public "
+    f"GRANT SELECT, INSERT, UPDATE, DELETE ON TABLES TO {WORKER_USER}",
+    f"ALTER DEFAULT PRIVILEGES IN SCHEMA public GRANT USAGE, SELECT ON SEQUENCES TO {WORKER_USER}",
+)
 
 # Whoever may open the socket may read the data anyway; on TCP everybody gives the password.
 _ACCESS = "local all all trust\nhost all all all scram-sha-256\n"
@@ -56,7 +68,8 @@ def main(arguments: Sequence[str]) -> None:
     # As root the library lets everybody look into all folders above the data.
     private_home(folder.parent)
     _clear_remains(folder)
-    password = password_in(stack_layout().password)
+    layout = stack_layout()
+    passwords = password_in(layout.password), password_in(layout.worker_password)
     sockets = find_suitable_socket_dir(folder, PostgresServer.runtime_path)
     if server.system_user is not None:
         if sockets != folder:
@@ -68,7 +81,7 @@ def main(arguments: Sequence[str]) -> None:
     access = folder / ACCESS_FILE
     access.write_text(_ACCESS, encoding="utf-8")
     binary = str(server.bin_path / "postgres")
-    _set_password(binary, folder, password)
+    _set_roles(binary, folder, *passwords)
     options = {
         "listen_addresses": host,
         "port": port,
@@ -108,17 +121,25 @@ def _become(user: str) -> None:
     os.setuid(entry.pw_uid)
 
 
-def _set_password(binary: str, folder: Path, password: str) -> None:
-    """Gives the superuser the stack's password, in a server of one user that listens nowhere."""
-    digest = hashlib.sha256(password.encode()).hexdigest()
-    marker = folder / "mloc_password_sha256"
+def _set_roles(binary: str, folder: Path, password: str, worker_password: str) -> None:
+    """Gives both roles their passwords and rights, in a server of one user that listens nowhere."""
+    role = f"SELECT FROM pg_roles WHERE rolname = '{WORKER_USER}'"
+    statements = [
+        f"ALTER USER postgres PASSWORD '{password}'",
+        f"DO $$BEGIN IF NOT EXISTS ({role}) THEN CREATE ROLE {WORKER_USER}; END IF; END$$",
+        f"ALTER ROLE {WORKER_USER} LOGIN PASSWORD '{worker_password}'",
+        *_WORKER_RIGHTS,
+    ]
+    # A line each.
+    text = "".join(f"{each}\n" for each in statements)
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    marker = folder / "mloc_roles_sha256"
     if marker.exists() and marker.read_text(encoding="utf-8") == digest:
         return
     command = [binary, "--single", "-D", str(folder)]
     command += ["-c", f"scram_iterations={_SCRAM_ITERATIONS}", "postgres"]
-    statement = f"ALTER USER postgres PASSWORD '{password}'\n"
     subprocess.run(  # noqa: S603 (the server's own binary)
-        command, input=statement.encode(), check=True, stdout=subprocess.DEVNULL
+        command, input=text.encode(), check=True, stdout=subprocess.DEVNULL
     )
     marker.write_text(digest, encoding="utf-8")
 

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 from importlib.util import find_spec
 from pathlib import Path
 
+from mloc_dagster.services.stack.plan import WORKER_USER
 from mloc_dagster.services.stack.secret_file import write_secret
+
+CELERY_KEYS = "celery:"
+"""What the names of Celery's keys begin with."""
 
 _CONFIG = """\
 bind {host}
 port {port}
 requirepass {password}
+user {worker} on #{worker_hash} resetchannels &* {worker_rights}
 dir {folder}
 daemonize no
 # Every second's writes reach the disk; snapshots would only repeat them.
@@ -23,6 +29,17 @@ tcp-backlog 511
 # The title would overwrite the environment by which a stack knows its processes.
 set-proc-title no
 """
+
+# What workers have to do with: tickets and their leases, queues, runs, who works, events, and
+# Celery's messages.
+_WORKER_KEYS = (
+    *("ticket:*", "lease:*", "fence", "queue:*", "run:*", "worker*", "tasks.*", "events:*"),
+    f"{CELERY_KEYS}*",
+)
+_WORKER_COMMANDS = (
+    *("+@all", "-@admin", "-@dangerous", "-script", "+script|load", "+script|exists"),
+    *("+client|setname", "+client|setinfo", "+client|id"),
+)
 
 
 def redis_executable() -> Path:
@@ -40,18 +57,31 @@ def redis_executable() -> Path:
     return server
 
 
-def write_redis_config(folder: Path, *, host: str, port: int, password: str) -> Path:
+def write_redis_config(
+    folder: Path, *, host: str, port: int, password: str, worker_password: str
+) -> Path:
     """Writes the configuration of a Redis that runs in the foreground.
 
     The password is in this file, which only its owner may read, and never among the arguments.
+    Workers have a user of their own, who may change what a worker changes.
 
     Args:
         folder: Keeps the data, too.
         host: Address to listen on.
         port: Port to listen on.
         password: What clients must give.
+        worker_password: What workers give.
     """
     path = folder / "redis.conf"
     quoted = '"' + str(folder).replace("\\", "\\\\").replace('"', '\\"') + '"'
-    write_secret(path, _CONFIG.format(host=host, port=port, password=password, folder=quoted))
+    config = _CONFIG.format(
+        host=host,
+        port=port,
+        password=password,
+        worker=WORKER_USER,
+        worker_hash=hashlib.sha256(worker_password.encode()).hexdigest(),
+        worker_rights=" ".join([*(f"~{each}" for each in _WORKER_KEYS), *_WORKER_COMMANDS]),
+        folder=quoted,
+    )
+    write_secret(path, config)
     return path

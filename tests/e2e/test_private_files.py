@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import psycopg2
+import psycopg2.errors
 import pytest
 import redis
 from psycopg2 import sql
@@ -160,17 +162,44 @@ def test_secrets_show_nowhere_after_success_failure_and_death(stack: Stack) -> N
         shown = {"the API": _answers(client, ids), "commands": _commands(stack, ids)}
     shown |= {"PostgreSQL": _database(stack.postgres_url), "Redis": _redis(stack.redis_url)}
     assert all("nohost.invalid" in shown[where] for where in ("the API", "PostgreSQL"))
-    # What was submitted is kept as it came, for its owner alone: it runs from there.
-    kept = {
-        name: text
-        for name, text in _files(stack.layout.home).items()
-        if not name.endswith("/task.json") and not name.startswith("results/.submitted/")
-    }
-    assert any(name.startswith("logs/") for name in kept)
+    # Literal secrets lie in one place, for their owner alone: steps run with them.
+    files = _files(stack.layout.home)
+    kept = {name: text for name, text in files.items() if not name.startswith("results/.secrets/")}
+    assert len(files) > len(kept)
+    assert {name.split("/")[0] for name in kept} >= {"logs", "results"}
+    assert any(name.startswith("results/.submitted/") for name in kept)
     for where, text in {**shown, **kept}.items():
         for secret in (FROM_ENVIRONMENT, AS_TEXT, *IN_ADDRESSES):
             place = text.find(secret)
             assert place < 0, f"{where} shows {text[max(0, place - 200) : place + 40]}"
+
+
+def test_workers_may_do_what_workers_do_and_no_more(stack: Stack) -> None:
+    stack.mloc("submit", "echo", "--wait")
+    workers = [psutil.Process(stack.pid(name)).environ() for name in ("worker-1", "runs-1")]
+    (address,) = {each["MLOC_REDIS_URL"] for each in workers}
+    (database,) = {each["MLOC_POSTGRES_URL"] for each in workers}
+    own = stack.layout.password.read_text()
+    assert not [each for each in workers if own in str(each)]
+    with redis.Redis.from_url(stack.redis_url, decode_responses=True) as owner:
+        # What Redis has refused them; the client library greets with a command of newer servers.
+        refused = [each for each in owner.acl_log() if each["object"] != "client"]
+        assert refused == []
+    with redis.Redis.from_url(address) as worker:
+        for command in ("FLUSHALL", "CONFIG GET *", "KEYS *", "ACL LIST", "SHUTDOWN", "GET else"):
+            with pytest.raises(redis.exceptions.NoPermissionError):
+                worker.execute_command(*command.split())
+    with closing(psycopg2.connect(database)) as connection:
+        connection.autocommit = True
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT rolsuper FROM pg_roles WHERE rolname = current_user")
+            assert cursor.fetchall() == [(False,)]
+            for statement in (
+                *("CREATE TABLE mine (a int)", "DROP TABLE runs", "TRUNCATE runs"),
+                *("SELECT * FROM mloc.documents", "COPY runs TO PROGRAM 'true'"),
+            ):
+                with pytest.raises(psycopg2.errors.InsufficientPrivilege):
+                    cursor.execute(statement)
 
 
 def test_state_and_results_are_their_owners_alone(stack: Stack) -> None:

@@ -132,7 +132,13 @@ def test_secrets_are_in_private_files_and_the_environment_only(layout: StackLayo
     plan = _plan(layout)
     password = password_in(layout.password)
     plan.save()
-    conf = write_redis_config(layout.redis, host="127.0.0.1", port=1, password=password)
+    conf = write_redis_config(
+        layout.redis,
+        host="127.0.0.1",
+        port=1,
+        password=password,
+        worker_password=password_in(layout.worker_password),
+    )
     for path in (layout.password, layout.plan, conf):
         assert password in path.read_text()
         assert path.stat().st_mode & 0o077 == 0

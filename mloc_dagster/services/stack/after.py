@@ -1,5 +1,7 @@
 """Becomes a command once what it needs answers: `python -m … redis postgres -- COMMAND…`.
 
+With `--worker` first the command reaches the databases as workers do, and not as their owner.
+
 The supervisor starts everything at once and starts again whatever dies. A component that comes
 back before its Redis or its PostgreSQL waits here instead of failing over and over.
 """
@@ -11,8 +13,14 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 
-from mloc_dagster.services.stack.answers import code_answers, postgres_answers, redis_answers
+from mloc_dagster.services.stack.answers import (
+    code_answers,
+    postgres_answers,
+    redis_answers,
+    tables_answer,
+)
 from mloc_dagster.services.stack.layout import stack_layout
+from mloc_dagster.services.stack.plan import saved_plan
 from mloc_dagster.settings import settings
 
 _LOOK_EVERY_S = 0.2
@@ -21,13 +29,21 @@ _SAY_EVERY_S = 10.0
 # Dagster's UI and daemon work without the code server, and say so where a person looks.
 _CODE_PATIENCE_S = 60.0
 
+_DATABASE = {"postgres": postgres_answers, "tables": tables_answer}
+
 
 def main(arguments: Sequence[str]) -> None:
     """Waits, then replaces this process by the command.
 
     Args:
-        arguments: Any of `redis`, `postgres` and `code`, then `--`, then the command.
+        arguments: Perhaps `--worker`; any of `redis`, `postgres`, `tables` and `code`; `--`; the
+            command.
     """
+    if arguments[0] == "--worker":
+        arguments = arguments[1:]
+        plan = saved_plan(stack_layout())
+        os.environ.update({} if plan is None else plan.worker_environment())
+        settings.cache_clear()
     border = arguments.index("--")
     for name in arguments[:border]:
         _wait(name)
@@ -54,9 +70,9 @@ def _check(name: str) -> Callable[[], bool]:
     if name == "redis" and known.redis_url is not None:
         url = known.redis_url
         return lambda: redis_answers(url)
-    if name == "postgres" and known.postgres_url is not None:
-        database = known.postgres_url
-        return lambda: postgres_answers(database)
+    if name in _DATABASE and known.postgres_url is not None:
+        database, answers = known.postgres_url, _DATABASE[name]
+        return lambda: answers(database)
     if name == "code":
         socket = stack_layout().socket("code.sock")
         return lambda: code_answers(socket)

@@ -29,6 +29,12 @@ def postgres_answers(url: str) -> bool:
     return _first_row(url, "SELECT 1") == (1,)
 
 
+def tables_answer(url: str) -> bool:
+    """Returns whether Dagster's tables are there: those that serve make them, workers may not."""
+    # The ones that are made last.
+    return _first_row(url, "SELECT to_regclass('job_ticks') IS NOT NULL") == (True,)
+
+
 def webserver_answers(url: str) -> bool:
     """Returns whether Dagster's UI answers with HTTP 200."""
     return _is_ok(f"{url}/server_info")

@@ -51,6 +51,11 @@ class StackLayout:
         return self.supervisor / "password"
 
     @property
+    def worker_password(self) -> Path:
+        """What they ask workers for, who may do less."""
+        return self.supervisor / "worker_password"
+
+    @property
     def logs(self) -> Path:
         """One rotating log per component."""
         return self.home / "logs"

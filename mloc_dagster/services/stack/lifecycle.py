@@ -119,6 +119,7 @@ def start_stack(plan: StackPlan, settings: Settings) -> subprocess.Popen[bytes]:
             host=plan.bind_host,
             port=plan.redis_port,
             password=password_in(layout.password),
+            worker_password=password_in(layout.worker_password),
         )
     cores = psutil.cpu_count() or 1
     config = supervisor_config(plan, drain_grace_s=settings.drain_grace_s, cores=cores)

@@ -18,6 +18,9 @@ from mloc_dagster.settings import Settings
 STACK = "MLOC_STACK"
 """In the environment of every process of a stack: its absolute home."""
 
+WORKER_USER = "mloc_worker"
+"""Who workers are to the embedded Redis and PostgreSQL."""
+
 _ANY_ADDRESS = ("0.0.0.0", "::", "*")  # noqa: S104 (recognised, not bound)
 
 
@@ -31,6 +34,8 @@ class StackPlan(BaseModel):
         webserver_port: Dagster's UI.
         redis_url: The fleet's Redis, with its password.
         postgres_url: Dagster's storage, with its password.
+        worker_redis_url: The same Redis as workers reach it, with fewer rights.
+        worker_postgres_url: The same PostgreSQL as workers reach it, with fewer rights.
         redis_port: The embedded Redis; None when `redis_url` was given.
         postgres_port: The embedded PostgreSQL; None when `postgres_url` was given.
         api_host: Where the API listens.
@@ -58,6 +63,8 @@ class StackPlan(BaseModel):
     run_workers: int = 1
     worker_prefix: str = "worker"
     max_concurrent_runs: int = -1
+    worker_redis_url: str | None = None
+    worker_postgres_url: str | None = None
 
     @property
     def layout(self) -> StackLayout:
@@ -110,6 +117,13 @@ class StackPlan(BaseModel):
             environment["MLOC_TEMPLATES_DIR"] = str(settings.templates_dir.resolve())
         return environment
 
+    def worker_environment(self) -> dict[str, str]:
+        """Returns what a worker's environment has in place of the databases' shared addresses."""
+        return {
+            "MLOC_REDIS_URL": self.worker_redis_url or self.redis_url,
+            "MLOC_POSTGRES_URL": self.worker_postgres_url or self.postgres_url,
+        }
+
     def save(self) -> None:
         """Keeps the plan for `mloc status`, `mloc down` and the next start."""
         write_secret(self.layout.plan, self.model_dump_json(indent=2))
@@ -154,19 +168,24 @@ def make_plan(
         require_free(settings.api_host, settings.api_port, "MLOC_API_PORT, or --no-api")
     redis_port = postgres_port = None
     redis_url, postgres_url = settings.redis_url, settings.postgres_url
+    worker_redis_url = settings.worker_redis_url
+    worker_postgres_url = settings.worker_postgres_url
     host = settings.bind_host
     address = reachable(host)
-    password = password_in(layout.password)
+    password, workers = password_in(layout.password), password_in(layout.worker_password)
     if redis_url is None:
         remembered = before.redis_port if before else None
         redis_port = choose_port(host, settings.redis_port, remembered, "MLOC_REDIS_PORT")
         redis_url = f"redis://:{password}@{address}:{redis_port}/0"
+        worker_redis_url = f"redis://{WORKER_USER}:{workers}@{address}:{redis_port}/0"
     if postgres_url is None:
         remembered = before.postgres_port if before else None
         postgres_port = choose_port(
             host, settings.postgres_port, remembered, "MLOC_POSTGRES_PORT", unless=redis_port
         )
-        postgres_url = f"postgresql://postgres:{password}@{address}:{postgres_port}/postgres"
+        place = f"{address}:{postgres_port}/postgres"
+        postgres_url = f"postgresql://postgres:{password}@{place}"
+        worker_postgres_url = f"postgresql://{WORKER_USER}:{workers}@{place}"
     return StackPlan(
         home=layout.home,
         bind_host=host,
@@ -174,6 +193,8 @@ def make_plan(
         webserver_port=port,
         redis_url=redis_url,
         postgres_url=postgres_url,
+        worker_redis_url=worker_redis_url,
+        worker_postgres_url=worker_postgres_url,
         redis_port=redis_port,
         postgres_port=postgres_port,
         api_host=settings.api_host,

@@ -26,6 +26,9 @@ _START_RETRIES = 1_000_000
 # the same time: on a busy machine it takes long.
 _HANDING_BACK_S = 30
 
+_WORKER = ("mloc_dagster.cli", "worker")
+_WORKER_NEEDS = ("--worker", "redis", "postgres", "tables")
+
 # Dagster's servers wait up to a minute for calls that others of them hold open, and never end those
 # themselves. None of them has anything to lose.
 _DAGSTER_STOP_S = 5
@@ -142,9 +145,7 @@ def _api(plan: StackPlan, port: int) -> list[_Program]:
 
 def _run_worker(plan: StackPlan, number: int, stop_s: int) -> _Program:
     name = f"runs-{number}"
-    command = _after(
-        "redis", "postgres", command=_python("mloc_dagster.cli", "worker", "--queues", "runs")
-    )
+    command = _after(*_WORKER_NEEDS, command=_python(*_WORKER, "--queues", "runs"))
     environment = {"MLOC_WORKER_NAME": f"{plan.worker_prefix}-{name}"}
     return _Program(name, command, stop_s=stop_s, stop_group=False, environment=environment)
 
@@ -156,7 +157,7 @@ def _worker(plan: StackPlan, number: int, gpus: str | None, threads: int, stop_s
     if gpus is not None:
         # CUDA otherwise numbers devices by speed, and the driver's tools by their place on the bus.
         environment |= {"CUDA_VISIBLE_DEVICES": gpus, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
-    command = _after("redis", "postgres", command=_python("mloc_dagster.cli", "worker"))
+    command = _after(*_WORKER_NEEDS, command=_python(*_WORKER))
     # A worker drains by itself: the engines that it started must live until its shard is done.
     return _Program(
         f"worker-{number}", command, stop_s=stop_s, stop_group=False, environment=environment
