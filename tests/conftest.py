@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import uuid
@@ -24,13 +25,21 @@ def pytest_configure() -> None:
     before an engine sets it, as a worker that loads its first model would.
     Models here are tiny, and pytest's processes share the cores: with a thread for each core they
     would wait for each other, three times as long as with one.
+    Garbage is looked for as rarely as in a command: the objects of all these libraries are many.
     Ctrl-C is let through, which a shell that starts the tests in the background ignores for all.
     """
+    gc.set_threshold(50_000)
     os.environ["MLOC_ENGINE"] = "transformers"
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_finish() -> None:
+    """Leaves what the tests' modules are made of out of every later look for garbage."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

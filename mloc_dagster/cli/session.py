@@ -227,16 +227,21 @@ class Session:
                 self._view.close()
             if self._current is not None:
                 compiled, run_id = self._current
-                closing = threading.Thread(target=self._cancel, args=(run_id,), daemon=True)
-                closing.start()
+                self._cancel_within(run_id, CLOSING_S)
                 outcome = self._interrupted_outcome(compiled, run_id)
                 found = self._template_run(compiled, outcome, None, interrupted=True)
                 if found.resume is not None:
                     self._say(f"stopped; go on with: {found.resume}")
-                closing.join(CLOSING_S)
+                # Meanwhile the run, which the first signal broke, may have said that it failed.
+                self._cancel_within(run_id, CLOSING_S)
         finally:
             sys.stdout.flush()
             os._exit(code)
+
+    def _cancel_within(self, run_id: str, patience_s: float) -> None:
+        closing = threading.Thread(target=self._cancel, args=(run_id,), daemon=True)
+        closing.start()
+        closing.join(patience_s)
 
     def _cancel(self, run_id: str) -> None:
         """Tells Dagster that the run was canceled, and did not fail."""

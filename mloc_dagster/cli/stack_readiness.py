@@ -22,7 +22,7 @@ from mloc_dagster.services.stack.plan import StackPlan
 from mloc_dagster.services.stack.supervisor import ComponentState, component_states
 
 _PATIENCE_S = 300.0
-_LOOK_EVERY_S = 0.25
+_LOOK_EVERY_S = 0.5
 _HOPELESS_RESTARTS = 4
 _TAIL_LINES = 12
 
