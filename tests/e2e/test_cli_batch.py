@@ -197,6 +197,8 @@ def test_a_kill_costs_nothing_that_was_done(place: Place, engine: str) -> None:
     assert len(list(place.results.glob("*/task.json"))) == 1
     assert not list(place.folder.glob(".*.part"))
 
+    if engine == "vllm":  # starting over is the same for both, and vLLM starts slowly
+        return
     fresh = place.run(*command, "--fresh")
     assert fresh.returncode == 0, fresh.stderr
     assert [content(line) for line in place.lines("out.jsonl")] == [content(line) for line in lines]

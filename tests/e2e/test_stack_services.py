@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
@@ -138,14 +139,20 @@ def test_up_after_everything_was_killed(stack: Stack) -> None:
     assert _rows(stack.postgres_url, "SELECT answer FROM durable") == [(7,)]
 
 
-def test_down_stops_a_half_dead_stack(stack: Stack) -> None:
+def test_down_stops_a_half_dead_stack_and_of_two_ups_at_once_one_starts_it(stack: Stack) -> None:
     stack.kill("supervisor")
     done = stack.mloc("down")
     assert done.returncode == 0
     assert done.stdout.count("\n") == 1
     assert "none is left" in done.stdout
     assert stack.processes() == []
-    stack.start()
+
+    with ThreadPoolExecutor() as pool:
+        both = list(pool.map(lambda _: stack.mloc(*stack.up_arguments(), "--detach"), range(2)))
+    started, refused = sorted(both, key=lambda each: each.returncode)
+    assert (started.returncode, refused.returncode) == (0, 2), (started.stderr, refused.stderr)
+    assert "another command is starting or stopping" in refused.stderr
+    assert {each.state for each in stack.components().values()} == {"RUNNING"}
 
 
 def test_down_and_status_without_a_stack(idle: Stack) -> None:

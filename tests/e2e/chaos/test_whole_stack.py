@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from time import monotonic
 
 import pytest
@@ -34,29 +34,20 @@ def test_everything_at_once(stack: Stack, task: Task, expected: Rows, measured: 
     check(task, expected, moved=lost)
 
 
-def test_a_stop_and_a_start(stack: Stack, task: Task, expected: Rows) -> None:
+def test_a_stop_and_a_start(stack: Stack, task: Task, expected: Rows, measured: Measure) -> None:
+    """Goes on with the lease that users have, with which a worker is lost then."""
     task.wait_done(3)
     stack.stop()
+    short = stack.environment.pop("MLOC_LEASE_TTL_S")
     stack.start()
+    stack.environment["MLOC_LEASE_TTL_S"] = short
     check(task, expected, moved=[])
 
-
-@pytest.fixture
-def patient_stack(stack: Stack) -> Iterator[Stack]:
-    """The same stack with the lease that users have."""
-    short = stack.environment.pop("MLOC_LEASE_TTL_S")
-    stack.kill_all()
-    stack.start()
-    yield stack
-    stack.environment["MLOC_LEASE_TTL_S"] = short
-
-
-def test_the_default_lease(patient_stack: Stack, expected: Rows, measured: Measure) -> None:
-    stack, task = patient_stack, Task.launch(patient_stack)
-    task.wait_done(3)
-    (lost,) = task.wait_held(f"{stack.plan.worker_prefix}-1")
+    another = Task.launch(stack)
+    another.wait_done(3)
+    (lost,) = another.wait_held(f"{stack.plan.worker_prefix}-1")
     stack.kill("worker-1")
     killed = monotonic()
-    task.wait_reclaimed(lost)
+    another.wait_reclaimed(lost)
     measured("one worker, lease of 10 s: its shard is claimed again", monotonic() - killed)
-    check(task, expected, moved=[lost])
+    check(another, expected, moved=[lost])
