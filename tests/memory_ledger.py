@@ -21,6 +21,7 @@ class MemoryLedger:
     def __init__(self) -> None:
         self.entries: dict[str, TaskEntry] = {}
         self.documents: dict[str, Mapping[str, JsonValue]] = {}
+        self.contents: dict[str, str] = {}
         self.keys: dict[str, Accepted] = {}
         self.requests: dict[str, str] = {}
         self.commits: list[int] = []
@@ -49,6 +50,7 @@ class MemoryLedger:
         if request is not None:
             self.keys[request.name] = accepted
         self.documents[submission.workflow_id] = submission.document
+        self.contents[submission.workflow_id] = submission.content_hash
         for each in submission.tasks:
             self.entries[each.task_id] = TaskEntry(
                 task_id=each.task_id,
@@ -112,12 +114,18 @@ class MemoryLedger:
             self.set(each, state=TaskState.PENDING, run_id=None, error="")
 
     def forget(
-        self, ids: Collection[str], remove: Callable[[str], object] = lambda _: None
+        self,
+        ids: Collection[str],
+        remove: Callable[[str], object] = lambda _: None,
+        remove_document: Callable[[str], object] = lambda _: None,
     ) -> set[str]:
         ended = {each for each in ids if each in self.entries and self.entries[each].state.ended}
+        gone: set[str] = set()
         for each in ended:
             remove(each)
-            del self.entries[each]
+            gone.add(self.contents[self.entries.pop(each).workflow_id])
+        for content in gone - {self.contents[each.workflow_id] for each in self.entries.values()}:
+            remove_document(content)
         return ended
 
 

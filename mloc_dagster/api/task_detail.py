@@ -14,7 +14,9 @@ from mloc_dagster.schema.task import SPEC_TYPES, TrainingSpec
 from mloc_dagster.tasks.progress import plan_of, summary_of
 
 if TYPE_CHECKING:
+    from mloc_dagster.ops.run_tags import RunTask
     from mloc_dagster.tasks.task_status import TaskStatus
+    from mloc_dagster.tasks.workflows import Workflow
 
 
 def task_reply(api: ApiState, entry: TaskEntry) -> TaskReply:
@@ -26,11 +28,14 @@ def task_reply(api: ApiState, entry: TaskEntry) -> TaskReply:
     status = live_status(api, entry)
     if status is not None:
         fields |= _of_status(status)
-    elif entry.state is TaskState.DONE:
+        return TaskReply.model_validate(fields)
+    if entry.state is TaskState.DONE:
         plan = plan_of(folder)
         if plan is not None:
             fields["shards"] = Shards(done=len(plan.shards))
             fields["rows"] = fields["rows"] or plan.rows
+    if entry.state.ended:
+        fields |= _setbacks(api, entry)
     return TaskReply.model_validate(fields)
 
 
@@ -72,24 +77,42 @@ def live_status(api: ApiState, entry: TaskEntry) -> TaskStatus | None:
         None for one that has ended or waits, which the ledger knows, and for one of a batch, whose
         run is that of many tasks.
     """
-    if entry.run_id is None or entry.state.ended or entry.batch_key is not None:
+    found = None if entry.state.ended else _in_dagster(api, entry)
+    if found is None:
         return None
     from mloc_dagster.errors import MlocError
     from mloc_dagster.tasks.task_status import status_of
-    from mloc_dagster.tasks.workflows import workflows
 
-    instance = api.fleet.instance()
-    workflow = workflows(instance, [entry.workflow_id]).get(entry.workflow_id)
-    if workflow is None or workflow.latest.run_id != entry.run_id:
-        return None  # its run is about to be created
-    task = next((each for each in workflow.tasks() if each.task_id == entry.task_id), None)
-    if task is None:
-        return None
+    workflow, task = found
     try:
         engine = api.fleet.engine()
     except MlocError:  # Redis is away: what Dagster and the store know still holds
         engine = None
-    return status_of(instance, engine, workflow, task)
+    return status_of(api.fleet.instance(), engine, workflow, task)
+
+
+def _setbacks(api: ApiState, entry: TaskEntry) -> dict[str, object]:
+    """Returns how often shards were begun again in the run that ended a task."""
+    found = _in_dagster(api, entry)
+    if found is None or entry.run_id is None:
+        return {}
+    from mloc_dagster.tasks.steps import setbacks_of
+
+    setbacks = setbacks_of(api.fleet.instance(), entry.run_id, found[1])
+    return {"retries": setbacks.retries, "losses": setbacks.losses}
+
+
+def _in_dagster(api: ApiState, entry: TaskEntry) -> tuple[Workflow, RunTask] | None:
+    """Returns a task as its newest run has it; None without one, and for one of a batch."""
+    if entry.run_id is None or entry.batch_key is not None:
+        return None
+    from mloc_dagster.tasks.workflows import workflows
+
+    workflow = workflows(api.fleet.instance(), [entry.workflow_id]).get(entry.workflow_id)
+    if workflow is None or workflow.latest.run_id != entry.run_id:
+        return None  # its run is about to be created
+    task = next((each for each in workflow.tasks() if each.task_id == entry.task_id), None)
+    return None if task is None else (workflow, task)
 
 
 def progress_reply(api: ApiState, entry: TaskEntry) -> ProgressReply:

@@ -180,7 +180,7 @@ def run_shard(
             with CrashWatch(folder, shard, log.line) if watched else NoWatch() as watch:
                 load_seconds = compute(watch)
         log.line(
-            f"done: {gate.computed} rows, {gate.errors} errors, {gate.completion_tokens} tokens, "
+            f"done: rows {gate.computed}, errors {gate.errors}, tokens {gate.completion_tokens}; "
             f"{time.monotonic() - started:.2f} s of which {load_seconds:.2f} s for the model"
         )
     except TaskCancelled as stop:

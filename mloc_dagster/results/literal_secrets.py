@@ -51,6 +51,11 @@ def put_aside(
     return public
 
 
+def masked(document: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
+    """Returns a document without its literal secrets, to be shown only."""
+    return _changed(document, _shown)
+
+
 def put_back(
     store: ResultStore, name: str, document: Mapping[str, JsonValue]
 ) -> dict[str, JsonValue]:

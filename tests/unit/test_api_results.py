@@ -251,6 +251,9 @@ def test_cleanup_says_first_and_removes_then(api: Served, done: str) -> None:
     api.folder(recent).write_bytes("task.json", b"{}")
     api.folder("lost").write_bytes("shards/0000/rows.jsonl", b"123")
     wanted = {"stale_workers": False, "results_older_than_days": 30}
+    secrets = api.folder(done).store.folder(".secrets")
+    for each in (done, recent, api.ledger.contents[done]):
+        secrets.write_bytes(f"{each}.json", b"{}")
 
     planned = api.client.post("/admin/cleanup", json=wanted).json()
     assert [(each["kind"], each["name"]) for each in planned["items"]] == [
@@ -265,6 +268,8 @@ def test_cleanup_says_first_and_removes_then(api: Served, done: str) -> None:
     assert not api.folder(done).exists("task.json")
     assert not api.folder("lost").exists("shards")
     assert api.folder(recent).exists("task.json")
+    # Both tasks are of one template, which the younger may still need.
+    assert secrets.list() == sorted([f"{api.ledger.contents[done]}.json", f"{recent}.json"])
     again = api.client.post("/admin/cleanup", json={**wanted, "dry_run": False}).json()
     assert again["count"] == 0
 

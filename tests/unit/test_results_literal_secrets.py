@@ -82,7 +82,7 @@ def test_what_is_gone_or_damaged_is_named_and_not_quoted(store: ResultStore) -> 
 
 def test_a_record_has_none_and_its_template_can_be_had(store: ResultStore) -> None:
     folder = store.task("w-draft")
-    record = a_record("w-draft").model_copy(update={"template": _document()})
+    record = a_record("w-draft").model_copy(update={"template": _document(), "spec": _document()})
     write_record(folder, record)
     assert PLANTED.encode() not in folder.read_bytes("task.json")
     assert submitted_template(folder, read_record(folder)) == _document()
