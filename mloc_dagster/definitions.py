@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import dagster as dg
 
+from mloc_dagster.assets.batch_job import batch_definitions
 from mloc_dagster.assets.names import job_name
 from mloc_dagster.assets.template_job import template_definitions
 from mloc_dagster.compile.compiler import CompiledTemplate, compile_files
@@ -14,6 +15,8 @@ from mloc_dagster.executors.registry import task_types
 from mloc_dagster.fleet.job_executor import job_executor
 from mloc_dagster.library import library_files
 from mloc_dagster.ops.io import reference_io_manager
+from mloc_dagster.sensors.events import publish_events_sensor
+from mloc_dagster.sensors.slo import slo_sensor
 
 _log = logging.getLogger("dagster.mloc")
 
@@ -71,11 +74,6 @@ def runnable_library() -> list[CompiledTemplate]:
 @dg.definitions
 def defs() -> dg.Definitions:
     """Builds the code location when Dagster loads it; importing this module does nothing."""
-    # Not for `mloc run`, which builds the definitions of one template.
-    from mloc_dagster.assets.batch_job import batch_definitions
-    from mloc_dagster.sensors.events import publish_events_sensor
-    from mloc_dagster.sensors.slo import slo_sensor
-
     return dg.Definitions.merge(
         build_definitions(runnable_library(), [publish_events_sensor(), slo_sensor()]),
         batch_definitions(),
