@@ -31,6 +31,9 @@ def _octal(value: object) -> object:
 Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_listed)]
 """Several names in one variable, with commas between them."""
 
+_CREDENTIALS = "credentials"
+"""Marks settings that open one of mloc's own services: no task may have them sent anywhere."""
+
 _Folders = Annotated[tuple[Path, ...], NoDecode, BeforeValidator(_listed)]
 
 
@@ -53,17 +56,17 @@ class Settings(BaseSettings):
     )
     """Where results go: a folder, or any fsspec URL such as `s3://bucket/prefix`."""
 
-    postgres_url: str | None = None
+    postgres_url: Annotated[str | None, _CREDENTIALS] = None
     """PostgreSQL for Dagster's storage; without it the embedded one under `home` is used."""
 
-    redis_url: str | None = None
+    redis_url: Annotated[str | None, _CREDENTIALS] = None
     """Redis for the fleet and its events; `mloc up` starts an embedded one without it."""
 
-    worker_redis_url: str | None = None
+    worker_redis_url: Annotated[str | None, _CREDENTIALS] = None
     """The same Redis as the workers of `mloc up` reach it, as a user with fewer rights; with the
     embedded one they have such a user anyway."""
 
-    worker_postgres_url: str | None = None
+    worker_postgres_url: Annotated[str | None, _CREDENTIALS] = None
     """The same PostgreSQL as the workers of `mloc up` reach it, as a role without rights on tables
     themselves; with the embedded one they have such a role anyway."""
 
@@ -129,10 +132,10 @@ class Settings(BaseSettings):
     """Origins whose web pages may use the API beside its own, such as `https://tools.example.org`,
     with commas between them."""
 
-    api_token: SecretStr | None = None
+    api_token: Annotated[SecretStr | None, _CREDENTIALS] = None
     """What the API's callers give as `Authorization: Bearer`; without one it asks nobody."""
 
-    api_token_file: Path | None = None
+    api_token_file: Annotated[Path | None, _CREDENTIALS] = None
     """A file of tokens, one a line, read anew when it changes; any of them opens the API."""
 
     api_private_addresses: bool = False
@@ -231,6 +234,13 @@ class Settings(BaseSettings):
     allow_pickle: bool = False
     """Whether local models, adapters and checkpoints may have pickled weights (`.bin`, `.pt`),
     which can run any code when they are loaded; without it they must be safetensors."""
+
+
+def credential_variables() -> frozenset[str]:
+    """Returns the variables that open one of mloc's own services."""
+    fields = Settings.model_fields.items()
+    names = [name for name, field in fields if _CREDENTIALS in field.metadata]
+    return frozenset(f"{_PREFIX}{name.upper()}" for name in names)
 
 
 @cache

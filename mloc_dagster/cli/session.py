@@ -227,21 +227,22 @@ class Session:
                 self._view.close()
             if self._current is not None:
                 compiled, run_id = self._current
-                self._cancel_within(run_id, CLOSING_S)
+                self._cancel_soon(run_id)
                 outcome = self._interrupted_outcome(compiled, run_id)
                 found = self._template_run(compiled, outcome, None, interrupted=True)
                 if found.resume is not None:
                     self._say(f"stopped; go on with: {found.resume}")
                 # Meanwhile the run, which the first signal broke, may have said that it failed.
-                self._cancel_within(run_id, CLOSING_S)
+                self._cancel_soon(run_id)
         finally:
             sys.stdout.flush()
             os._exit(code)
 
-    def _cancel_within(self, run_id: str, patience_s: float) -> None:
+    def _cancel_soon(self, run_id: str) -> None:
+        """Cancels a run, unless Dagster's database keeps it waiting."""
         closing = threading.Thread(target=self._cancel, args=(run_id,), daemon=True)
         closing.start()
-        closing.join(patience_s)
+        closing.join(CLOSING_S)
 
     def _cancel(self, run_id: str) -> None:
         """Tells Dagster that the run was canceled, and did not fail."""

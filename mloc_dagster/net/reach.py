@@ -18,7 +18,7 @@ from urllib.parse import unquote, urlsplit
 from mloc_dagster.errors import InputError
 from mloc_dagster.library import library_dir
 from mloc_dagster.schema.data_address import is_glob
-from mloc_dagster.settings import settings
+from mloc_dagster.settings import credential_variables, settings
 
 Origin = Literal["local", "api"]
 """Where a task comes from: a command on this machine, or the HTTP API."""
@@ -29,9 +29,6 @@ UPLOADS_FOLDER = ".uploads"
 PROTOCOLS = frozenset({"http", "https", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "hf"})
 """Protocols of URLs that a submitted template may name."""
 
-_OWN_SECRETS = frozenset(
-    {"MLOC_POSTGRES_URL", "MLOC_REDIS_URL", "MLOC_API_TOKEN", "MLOC_API_TOKEN_FILE"}
-)
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)(://|::)")
 _IPV6_HOST = re.compile(r"//\[[0-9A-Fa-f:.]+\]")
 _VARIABLE = re.compile(r"\$\{([A-Z_][A-Z0-9_]*)\}")
@@ -97,7 +94,7 @@ class Reach:
                     f"${{{name}}} is not filled in: a template that comes over the API gets those "
                     "variables of the environment that MLOC_API_VARIABLES names"
                 )
-            if not self.limited and name in _OWN_SECRETS:
+            if not self.limited and name in credential_variables():
                 raise OutOfReachError(
                     f"${{{name}}} is not filled in: it is a secret of mloc's own; put what the "
                     "receiver needs into a variable of another name"

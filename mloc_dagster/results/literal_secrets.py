@@ -19,6 +19,7 @@ from mloc_dagster.results.store import ResultStore
 FOLDER = ".secrets"
 """Where values lie in the results: one file for a task or a submitted template that has any."""
 
+_HEADERS = ("destination", "headers")
 _ADDRESSES = frozenset({"url", "path", "base_url", "identifier", "dataset_name"})
 _REFERENCE = re.compile(r"\$\{[^}]*\}|\b(?:bearer|basic|token)\b|\s+", re.IGNORECASE)
 _VALUES = TypeAdapter(dict[str, str])
@@ -116,9 +117,6 @@ def _shown(place: Place, text: str) -> str:
 
 def _is_secret(place: Place) -> bool:
     return place[-1] in _ADDRESSES or place[-1] == "api_key" or place[-3:-1] == _HEADERS
-
-
-_HEADERS = ("destination", "headers")
 
 
 def _changed(document: Mapping[str, JsonValue], change: Change) -> dict[str, JsonValue]:

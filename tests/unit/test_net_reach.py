@@ -105,7 +105,8 @@ def test_the_environment_is_the_operators(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_a_local_task_has_the_users_environment_but_not_mlocs_passwords() -> None:
     LOCAL.check_variables("${HOME} ${MY_TOKEN}")
-    for name in ("MLOC_POSTGRES_URL", "MLOC_REDIS_URL", "MLOC_API_TOKEN"):
+    own = ("POSTGRES_URL", "REDIS_URL", "WORKER_POSTGRES_URL", "WORKER_REDIS_URL", "API_TOKEN")
+    for name in (f"MLOC_{each}" for each in (*own, "API_TOKEN_FILE")):
         with pytest.raises(OutOfReachError, match="secret of mloc's own"):
             LOCAL.check_variables(f"Bearer ${{{name}}}")
 

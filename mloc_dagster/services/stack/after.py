@@ -42,7 +42,9 @@ def main(arguments: Sequence[str]) -> None:
     if arguments[0] == "--worker":
         arguments = arguments[1:]
         plan = saved_plan(stack_layout())
-        os.environ.update({} if plan is None else plan.worker_environment())
+        if plan is None:  # the owner's rights are never the way out
+            raise FileNotFoundError(stack_layout().plan)
+        os.environ.update(plan.worker_environment())
         settings.cache_clear()
     border = arguments.index("--")
     for name in arguments[:border]:
