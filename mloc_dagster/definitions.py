@@ -11,7 +11,6 @@ from mloc_dagster.assets.batch_job import batch_definitions
 from mloc_dagster.assets.names import job_name
 from mloc_dagster.assets.template_job import template_definitions
 from mloc_dagster.compile.compiler import CompiledTemplate, compile_files
-from mloc_dagster.executors.registry import task_types
 from mloc_dagster.fleet.job_executor import job_executor
 from mloc_dagster.library import library_files
 from mloc_dagster.ops.io import reference_io_manager
@@ -58,12 +57,10 @@ def runnable_library() -> list[CompiledTemplate]:
     for finding in findings:
         if finding.severity == "error":
             _log.warning("left out: %s", finding)
-    known = task_types()
     runnable: dict[str, CompiledTemplate] = {}
     for each in templates:
-        missing = {node.task.spec.task_type for node in each.tasks} - known
-        if missing:
-            _log.info("left out: %s needs %s", each.metadata.name, ", ".join(sorted(missing)))
+        if each.unbuilt:
+            _log.info("left out: %s", each.unbuilt[0])
         elif job_name(each) in runnable:
             _log.warning("left out: a second template named %s", each.metadata.name)
         else:

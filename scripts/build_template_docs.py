@@ -15,12 +15,13 @@ from pydantic import SecretStr
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from mloc_dagster.compile.effects import IDLE, TRAININGS
+from mloc_dagster.compile.effects import idle_fields
 from mloc_dagster.schema.base import Annotation, Block, alternatives
 from mloc_dagster.schema.json_schema import template_json_schema
 from mloc_dagster.schema.legacy import SPELLINGS
 from mloc_dagster.schema.resources import Schedule
-from mloc_dagster.schema.task import SPEC_TYPES, Metadata, TaskSpec
+from mloc_dagster.schema.task import Metadata, TaskSpec, TrainingSpec
+from mloc_dagster.schema.task_type import task_types
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs" / "templates.md"
@@ -59,7 +60,7 @@ def main() -> None:
 def _reachable() -> dict[type[Block], str | None]:
     """Returns every block in reading order; for specs with their task type."""
     found: dict[type[Block], str | None] = {Metadata: None, TaskSpec: None}
-    found |= {block: name for name, block in SPEC_TYPES.items()}
+    found |= {each.spec: name for name, each in task_types().items()}
     waiting: list[type[Block]] = [*found, Schedule]
     while waiting:
         block = waiting.pop(0)
@@ -147,9 +148,10 @@ def _without_effect() -> str:
         "| field | in tasks of type | has no effect | because |",
         "|---|---|---|---|",
     ]
-    for rule in IDLE:
-        types = "training" if rule.types == TRAININGS else ", ".join(sorted(rule.types))
-        named = "all" if rule.types == frozenset(SPEC_TYPES) else types
+    everyone = {TaskSpec: "all", TrainingSpec: "training"}
+    for rule in idle_fields():
+        names = [name for name, each in task_types().items() if issubclass(each.spec, rule.specs)]
+        named = everyone.get(rule.specs[0]) or ", ".join(sorted(names))
         when = "ever" if rule.when is None else "where that is so"
         rows.append(f"| `{rule.field}` | {named} | {when} | {rule.why} |")
     return "\n".join(rows)

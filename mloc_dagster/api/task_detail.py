@@ -10,7 +10,7 @@ from mloc_dagster.api.views import task_fields
 from mloc_dagster.client.models import ProgressReply, Shards, TaskReply, TrainingView
 from mloc_dagster.ledger.model import TaskEntry
 from mloc_dagster.ledger.task_state import TaskState
-from mloc_dagster.schema.task import SPEC_TYPES, TrainingSpec
+from mloc_dagster.schema.task_type import task_types
 from mloc_dagster.tasks.progress import plan_of, summary_of
 
 if TYPE_CHECKING:
@@ -40,8 +40,8 @@ def task_reply(api: ApiState, entry: TaskEntry) -> TaskReply:
 
 
 def _training(api: ApiState, entry: TaskEntry) -> TrainingView | None:
-    kind = SPEC_TYPES.get(entry.task_type)
-    if kind is None or not issubclass(kind, TrainingSpec):
+    known = task_types().get(entry.task_type)
+    if known is None or not known.trains:
         return None
     from mloc_dagster.tasks.training_status import training_status
 

@@ -9,7 +9,6 @@ from mloc_dagster.assets.names import asset_key, node_name
 from mloc_dagster.assets.verdict import Verdict, check_results
 from mloc_dagster.compile.compiler import CompiledTask, CompiledTemplate
 from mloc_dagster.executors.open_task import open_task
-from mloc_dagster.executors.task_start import error_budget_of
 from mloc_dagster.ops.references import TaskRef
 from mloc_dagster.ops.run_tags import PROCESS_TAG
 from mloc_dagster.results.budget import allowed_errors, budget_problem
@@ -66,7 +65,7 @@ def evaluate(
     Returns:
         What each check of `CHECKS` came to.
     """
-    budget = allowed_errors(planned, error_budget_of(spec), counts.upstream)
+    budget = allowed_errors(planned, spec.error_budget, counts.upstream)
     allowed_empty = spec.checks.max_empty_fraction * planned
     errors: dict[str, str | int | float] = {"errors": counts.errors, "allowed": budget}
     if counts.first_error is not None:

@@ -6,11 +6,12 @@ import dagster as dg
 
 from mloc_dagster.assets.names import op_name
 from mloc_dagster.executors.base import TaskExecutor, model_key_text
-from mloc_dagster.executors.registry import task_executor, task_types
+from mloc_dagster.executors.registry import task_executor
 from mloc_dagster.fleet.hardware import requirements_of
 from mloc_dagster.fleet.step_tags import fleet_tags
 from mloc_dagster.ops.shard import shard_op
 from mloc_dagster.schema.task import ModelSpec, TaskSpec, TrainingSpec
+from mloc_dagster.schema.task_type import find_task_type
 
 
 def shard_invocation(spec: TaskSpec) -> dg.PendingNodeInvocation[dg.OpDefinition]:
@@ -31,11 +32,10 @@ def _pool(spec: TaskSpec) -> str | None:
 
 
 def _model_key(spec: TaskSpec) -> str | None:
-    task_type = getattr(spec, "task_type")  # noqa: B009 (each class of specs has its own literal)
-    if task_type not in task_types():
+    if find_task_type(spec.task_type).executor is None:
         return None
     if isinstance(spec, TrainingSpec):
         return None  # it loads what it trains in a process of its own
-    executor: TaskExecutor[Any, Any] = task_executor(task_type)
+    executor: TaskExecutor[Any, Any] = task_executor(spec.task_type)
     key = executor.model_key(spec)
     return None if key is None else model_key_text(key)

@@ -15,7 +15,7 @@ from mloc_dagster.schema.output import (
     FINAL_MODEL,
     artifact_name,
 )
-from mloc_dagster.schema.task import AgentSpec, RagSpec, TaskSpec, TrainingSpec
+from mloc_dagster.schema.task import TaskSpec, TrainingSpec
 
 _EVERY_TASK = frozenset(
     {"task.json", "plan.json", "responses.json", "manifest.json", "input", "shards", "logs"}
@@ -31,7 +31,7 @@ def check_artifacts(spec: Tree, typed: TaskSpec, effects: Effects) -> None:
         effects: Takes both.
     """
     listed = find(spec, ("output", "artifacts"))
-    if listed is None or isinstance(typed, RagSpec | AgentSpec):
+    if listed is None:
         return
     trains = isinstance(typed, TrainingSpec)
     made = _of_training(typed) if trains else _of_rows(typed)

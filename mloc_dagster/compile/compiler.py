@@ -31,13 +31,20 @@ from mloc_dagster.compile.spelling import find, merge_value, normalise
 from mloc_dagster.compile.training_check import check_training
 from mloc_dagster.compile.tree import Position, Tree, tree_of
 from mloc_dagster.compile.typed import validate
-from mloc_dagster.errors import TemplateError, nearest_hint
-from mloc_dagster.plugins import entry_points
+from mloc_dagster.compile.wording import shown
+from mloc_dagster.errors import TemplateError, TerminalError, UnknownNameError, nearest_hint
 from mloc_dagster.schema.canonical import canonical_json
 from mloc_dagster.schema.legacy import SLO_ANNOTATION
 from mloc_dagster.schema.resources import Schedule
-from mloc_dagster.schema.task import SPEC_TYPES, TASK_TYPES_GROUP, Task, TaskSpec
-from mloc_dagster.schema.template import KIND_TASK_TYPES, Template
+from mloc_dagster.schema.task import Task, TaskSpec
+from mloc_dagster.schema.task_type import (
+    TaskType,
+    all_kinds,
+    find_task_type,
+    task_types,
+    types_of_kind,
+)
+from mloc_dagster.schema.template import Template
 
 __all__ = [
     "CompiledTask",
@@ -152,6 +159,7 @@ class _Compiler:
     def compile(self) -> CompiledTemplate:
         root = self._document.root
         template = validate(Template, root, self._findings)
+        self._known_kind()
         spec = root.fields.get("spec")
         if spec is None or not isinstance(spec.content, dict):
             self._findings.raise_errors()
@@ -174,11 +182,18 @@ class _Compiler:
             warnings=self._findings.warnings,
         )
 
+    def _known_kind(self) -> None:
+        kind = self._document.root.fields.get("kind")
+        known = all_kinds()
+        if kind is not None and kind.text is not None and kind.text not in known:
+            hint = nearest_hint(kind.text, known)
+            self._findings.add(at_value(kind, f"unknown value {shown(kind)}{hint}"))
+
     def _check_kind(self, tasks: Sequence[CompiledTask]) -> None:
         kind = self._document.root.fields["kind"]
-        named = KIND_TASK_TYPES[kind.text or ""]
+        implied = types_of_kind(kind.text or "")
         types = dict.fromkeys(each.task.spec.task_type for each in tasks)
-        if named is not None and named not in types:
+        if len(implied) == 1 and implied[0].name not in types:
             listed = ", ".join(repr(each) for each in types)
             message = f"kind {kind.text} has no effect: taskType says {listed}"
             self._findings.add(at_value(kind, message, "warning"))
@@ -199,11 +214,11 @@ class _Compiler:
         nodes = read_nodes(base, self._findings)
         if nodes is None:
             return self._single(base)
-        types: dict[str, str] = {}
+        types: dict[str, TaskType] = {}
         for node in nodes:
-            task_type = self._task_type(node.spec, base)
-            if task_type is not None:
-                types[node.name] = task_type
+            found = self._task_type(node.spec, base)
+            if found is not None:
+                types[node.name] = found
         if len(types) == len(nodes) > 0:
             check_base_keys(base, types.values(), self._findings)
         ancestors = ancestors_of(nodes)
@@ -212,7 +227,7 @@ class _Compiler:
             if node.name in types and ancestors[node.name] <= types.keys():
                 spec = merged_spec(base, node, types[node.name], types)
                 before = {name: types[name] for name in sorted(ancestors[node.name])}
-                tasks += self._task(node, spec, before, frozenset(types))
+                tasks += self._task(node, types[node.name], spec, before, frozenset(types))
         return tasks
 
     def _single(self, base: Tree) -> list[CompiledTask]:
@@ -220,61 +235,74 @@ class _Compiler:
         if depends_on is not None:
             message = "'dependsOn' needs other tasks: write them as spec.stages or spec.graph.nodes"
             self._findings.add(at_key(depends_on, message))
-        task_type = self._task_type(base, base)
-        if task_type is None:
+        found = self._task_type(base, base)
+        if found is None:
             return []
         name = find(self._document.root, ("metadata", "name"))
         node = NodeDraft((name and name.text) or "task", (), base, is_stage=False)
         fields = {
             key: child for key, child in base.fields.items() if key not in ("schedule", "dependsOn")
         }
-        fields.setdefault("taskType", tree_of(task_type, base.at, (*base.path, "taskType")))
-        return self._task(node, base.with_fields(fields), {}, frozenset())
+        fields.setdefault("taskType", tree_of(found.name, base.at, (*base.path, "taskType")))
+        return self._task(node, found, base.with_fields(fields), {}, frozenset())
 
-    def _task_type(self, spec: Tree, base: Tree) -> str | None:
+    def _task_type(self, spec: Tree, base: Tree) -> TaskType | None:
         given = spec.fields.get("taskType") or base.fields.get("taskType")
         if given is not None:
-            if given.text in SPEC_TYPES:
-                return given.text
-            hint = nearest_hint(str(given.content), SPEC_TYPES)
-            self._findings.add(at_value(given, f"unknown task type {given.content!r}{hint}"))
-            return None
+            return self._named_type(given)
         kind = self._document.root.fields.get("kind")
         name = kind.text if kind is not None else None
-        derived = KIND_TASK_TYPES.get(name or "")
-        if derived is None and (name is None or name in KIND_TASK_TYPES):
-            listed = ", ".join(repr(each) for each in SPEC_TYPES)
+        implied = types_of_kind(name or "")
+        if len(implied) == 1:
+            return implied[0]
+        if implied or name is None:
+            listed = ", ".join(repr(each.name) for each in implied or task_types().values())
             self._findings.add(at_key(base, f"'taskType' is required: one of {listed}"))
-        return derived
+        return None
+
+    def _named_type(self, given: Tree) -> TaskType | None:
+        if given.text is None:
+            hint = nearest_hint(str(given.content), task_types())
+            self._findings.add(at_value(given, f"unknown task type {given.content!r}{hint}"))
+            return None
+        try:
+            return find_task_type(given.text)
+        except (UnknownNameError, TerminalError) as error:
+            self._findings.add(at_value(given, str(error)))
+            return None
 
     def _task(
-        self, node: NodeDraft, spec: Tree, ancestors: Mapping[str, str], names: frozenset[str]
+        self,
+        node: NodeDraft,
+        descriptor: TaskType,
+        spec: Tree,
+        ancestors: Mapping[str, TaskType],
+        names: frozenset[str],
     ) -> list[CompiledTask]:
         check = ReferenceCheck(ancestors, names, self._findings)
         example = check.example(spec)
         check.data(spec)
-        block = SPEC_TYPES[spec.fields["taskType"].text or ""]
-        typed = validate(block, example, self._findings)
+        typed = validate(descriptor.spec, example, self._findings)
         if typed is None:
             return []
         depends_on = tuple(dict.fromkeys((*node.depends_on, *check.reads)))
-        typed = _unresolved(block, spec, example) or typed
+        typed = _unresolved(descriptor.spec, spec, example) or typed
         check_data(spec, typed, self._findings)
         check_engine(spec, typed, self._findings)
         check_training(spec, typed, self._findings)
-        check_artifacts(spec, typed, self._effects)
-        self._effects.add(spec.fields["taskType"].text or "", spec, typed)
+        if descriptor.executor is not None:
+            check_artifacts(spec, typed, self._effects)
+        self._effects.add(descriptor, spec, typed)
         # The name is metadata's or a node's, and was checked there.
         task = Task.model_construct(name=node.name, depends_on=depends_on, spec=typed)
         mapping = {key: child.plain() for key, child in spec.fields.items()}
         references = tuple(dict.fromkeys(check.found))
-        unbuilt = self._unbuilt(spec)
+        unbuilt = self._unbuilt(spec.fields["taskType"], descriptor)
         return [CompiledTask(task, mapping, references, data_places(spec), unbuilt)]
 
-    def _unbuilt(self, spec: Tree) -> Diagnostic | None:
+    def _unbuilt(self, given: Tree, descriptor: TaskType) -> Diagnostic | None:
         """Returns why nothing can run a task, with a warning about it."""
-        given = spec.fields["taskType"]
-        if given.text in entry_points(group=TASK_TYPES_GROUP).names:
+        if descriptor.executor is not None:
             return None
         message = f"task type {given.text!r} is not built yet: a template with it validates only"
         self._findings.add(at_value(given, message, "warning"))

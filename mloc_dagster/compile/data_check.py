@@ -22,7 +22,7 @@ from mloc_dagster.schema.data import (
 )
 from mloc_dagster.schema.data_address import hub_only, names_files
 from mloc_dagster.schema.placeholders import UPSTREAM_VALUES, parse_placeholders
-from mloc_dagster.schema.task import EmbeddingSpec, InferenceSpec, TaskSpec, TrainingSpec
+from mloc_dagster.schema.task import ModelSpec, TaskSpec, TrainingSpec
 
 EMPTY_PROMPT = "an empty prompt gives no answer: write some text, or remove the item"
 NO_MESSAGES = "an empty list of chat messages: expected at least one {role, content}"
@@ -50,7 +50,7 @@ def check_data(spec: Tree, typed: TaskSpec, findings: Findings) -> None:
         return
     match data:
         case ListData():
-            needs_text = isinstance(typed, InferenceSpec | EmbeddingSpec)
+            needs_text = isinstance(typed, ModelSpec)
             _check_items(block, data, findings, needs_text=needs_text)
         case DatasetData():
             _check_address(block, ("url", "name"), data.url, findings)

@@ -7,7 +7,6 @@ tests walk every field of every task type and fail for one that does neither.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -17,51 +16,30 @@ from mloc_dagster.schema.data import OpenaiBatchData
 from mloc_dagster.schema.engines import EngineName, certain_engine, idle_options
 from mloc_dagster.schema.legacy import KeyPath
 from mloc_dagster.schema.metrics import ANSWERLESS_METRICS
-from mloc_dagster.schema.task import SPEC_TYPES, EmbeddingSpec, InferenceSpec, TrainingSpec
+from mloc_dagster.schema.task import (
+    DpoSpec,
+    InferenceSpec,
+    KtoSpec,
+    LoraSftSpec,
+    ModelSpec,
+    OnlineSpec,
+    RewardSpec,
+    SftSpec,
+    TaskSpec,
+    TrainingSpec,
+)
+from mloc_dagster.schema.task_type import Condition, Idle, TaskType, task_types
 
 _Place = tuple[Position, Path]
 
-Condition = Callable[[Any, str], bool]
-"""Takes a task's spec and the field's own name; true where the field has no effect."""
-
-
-@dataclass(frozen=True, slots=True)
-class Idle:
-    """A field that has no effect.
-
-    Attributes:
-        field: Its place below the spec; `*` stands for every key.
-        why: The reason, as the end of "… has no effect: ".
-        types: The task types that it concerns.
-        when: Under which condition; by default always.
-    """
-
-    field: str
-    why: str
-    types: frozenset[str]
-    when: Condition | None = None
-
-    @property
-    def path(self) -> KeyPath:
-        """The field's place, step by step."""
-        return tuple(self.field.split("."))
-
-    def holds(self, task_type: str, spec: object, name: str) -> bool:
-        """Tells whether the field has no effect in a task."""
-        return task_type in self.types and (self.when is None or self.when(spec, name))
-
-
-TRAININGS = frozenset(name for name, block in SPEC_TYPES.items() if issubclass(block, TrainingSpec))
-MODELS = frozenset(
-    name for name, block in SPEC_TYPES.items() if issubclass(block, InferenceSpec | EmbeddingSpec)
-)
-ALL = frozenset(SPEC_TYPES)
-_ECHO = frozenset({"echo"})
-_INFERENCE = frozenset({"inference"})
-_SPEAKING = frozenset({"sft", "lora_sft"})
-_COMPARING = frozenset({"dpo", "reward"})
-_ONLINE = frozenset({"ppo", "grpo", "rloo"})
-_LABELLED = frozenset({"kto"})
+_TRAININGS = (TrainingSpec,)
+_MODELS = (ModelSpec,)
+_INFERENCE = (InferenceSpec,)
+_SPEAKING = (SftSpec, LoraSftSpec)
+_COMPARING = (DpoSpec, RewardSpec)
+_ONLINE = (OnlineSpec,)
+_LABELLED = (KtoSpec,)
+_EVERY = (TaskSpec,)
 
 _ONE_SHARD = "a training is one shard"
 _UNSHUFFLED = "the rows are not shuffled (shuffle: true)"
@@ -101,48 +79,53 @@ def _counted_otherwise(spec: Any, name: str) -> bool:
 
 
 def _rows(
-    field: str, why: str, holds: Callable[[Any], bool], types: frozenset[str] = TRAININGS
+    field: str,
+    why: str,
+    holds: Callable[[Any], bool],
+    specs: tuple[type[TaskSpec], ...] = _TRAININGS,
 ) -> tuple[Idle, Idle]:
     """Returns a rule for a task's rows, and the same for those that a training is measured on."""
-    measured = types & TRAININGS
     return (
-        Idle(f"data.{field}", why, types, lambda spec, _: holds(spec.data)),
+        Idle(f"data.{field}", why, specs, lambda spec, _: holds(spec.data)),
         Idle(
-            f"evaluation.data.{field}", why, measured, lambda spec, _: holds(spec.evaluation.data)
+            f"evaluation.data.{field}",
+            why,
+            _TRAININGS,
+            lambda spec, _: holds(spec.evaluation.data),
         ),
     )
 
 
-IDLE: tuple[Idle, ...] = (
+_SHARED: tuple[Idle, ...] = (
     # Engines and models.
     Idle(
-        "model.engine", "a training runs on its trainer, not on an engine for inference", TRAININGS
+        "model.engine", "a training runs on its trainer, not on an engine for inference", _TRAININGS
     ),
-    Idle("model.vllm", "a training runs on its trainer, not on vLLM", TRAININGS),
+    Idle("model.vllm", "a training runs on its trainer, not on vLLM", _TRAININGS),
     *(
         Idle(
             f"model.transformers.{name}",
             "training.per_device_train_batch_size says how many rows a step has",
-            TRAININGS,
+            _TRAININGS,
         )
         for name in ("max_batch_size", "max_batch_tokens")
     ),
     Idle(
         "model.vllm.*",
         "this task runs on transformers",
-        MODELS,
+        _MODELS,
         _unread_by_engine("vllm", "transformers"),
     ),
     Idle(
         "model.transformers.*",
         "this task runs on vLLM",
-        MODELS,
+        _MODELS,
         _unread_by_engine("transformers", "vllm"),
     ),
     Idle(
         "model.source.trust_remote_code",
         "a model that ships with mloc brings no code",
-        MODELS | TRAININGS,
+        (ModelSpec, TrainingSpec),
         lambda spec, _: spec.model.source.type == "builtin",
     ),
     # Machines.
@@ -150,7 +133,7 @@ IDLE: tuple[Idle, ...] = (
         Idle(
             f"resources.hardware.gpu.{name}",
             "it describes GPUs, and gpu.count asks for none",
-            ALL,
+            _EVERY,
             _no_gpus,
         )
         for name in ("type", "memory")
@@ -158,29 +141,29 @@ IDLE: tuple[Idle, ...] = (
     Idle(
         "resources.hardware.gpu",
         "enforce_cpu keeps the task off GPUs",
-        ALL,
+        _EVERY,
         lambda spec, _: spec.enforce_cpu and spec.resources.hardware.gpu.count > 0,
     ),
-    Idle("parallel.enabled", _ONE_SHARD, TRAININGS, lambda spec, _: spec.parallel.enabled),
-    Idle("parallel.max_shards", _ONE_SHARD, TRAININGS),
-    Idle("parallel.strategy", _ONE_SHARD, TRAININGS),
+    Idle("parallel.enabled", _ONE_SHARD, _TRAININGS, lambda spec, _: spec.parallel.enabled),
+    Idle("parallel.max_shards", _ONE_SHARD, _TRAININGS),
+    Idle("parallel.strategy", _ONE_SHARD, _TRAININGS),
     Idle(
         "parallel.max_shards",
         "parallel.enabled: false makes one shard",
-        ALL,
+        _EVERY,
         lambda spec, _: not spec.parallel.enabled,
     ),
     *(
-        Idle(f"retries.{name}", "retries.max is 0", ALL, lambda spec, _: spec.retries.max == 0)
+        Idle(f"retries.{name}", "retries.max is 0", _EVERY, lambda spec, _: spec.retries.max == 0)
         for name in ("delay_s", "max_delay_s")
     ),
     # Rows.
-    *_rows("seed", _UNSHUFFLED, lambda data: not data.shuffle, ALL),
-    Idle("data.buffer_size", _UNSHUFFLED, ALL, lambda spec, _: not spec.data.shuffle),
+    *_rows("seed", _UNSHUFFLED, lambda data: not data.shuffle, _EVERY),
+    Idle("data.buffer_size", _UNSHUFFLED, _EVERY, lambda spec, _: not spec.data.shuffle),
     Idle(
         "data.template.options",
         "it stands around the columns of a template with a name; an inline text says all itself",
-        ALL,
+        _EVERY,
         lambda spec, _: spec.data.template.text is not None,
     ),
     *(
@@ -226,7 +209,7 @@ IDLE: tuple[Idle, ...] = (
     Idle(
         "output.destination.path",
         "it is the results root, where the task's own folder lies already",
-        ALL,
+        _EVERY,
         lambda spec, _: PurePosixPath(spec.output.destination.path) == PurePosixPath("."),
     ),
     # Sampling.
@@ -246,49 +229,43 @@ IDLE: tuple[Idle, ...] = (
         _INFERENCE,
         _sampled_afresh,
     ),
-    Idle(
-        "echo.seed",
-        "fail_rate is 0: no failure is drawn",
-        _ECHO,
-        lambda spec, _: spec.echo.fail_rate == 0,
-    ),
     # Trainings.
-    Idle("checks", "a training has no rows of answers; its check is evaluation.gate", TRAININGS),
-    Idle("output.formats", "a training leaves responses.json and its weights", TRAININGS),
+    Idle("checks", "a training has no rows of answers; its check is evaluation.gate", _TRAININGS),
+    Idle("output.formats", "a training leaves responses.json and its weights", _TRAININGS),
     Idle(
         "lora.task_type",
         "it follows from the task type: SEQ_CLS for reward, CAUSAL_LM for the others",
-        TRAININGS,
+        _TRAININGS,
         lambda spec, _: (spec.lora.task_type == "SEQ_CLS") != (spec.task_type == "reward"),
     ),
     Idle(
         "training.num_train_epochs",
         "max_steps, or PPO's total_episodes, counts instead",
-        TRAININGS,
+        _TRAININGS,
         _counted_otherwise,
     ),
     Idle(
         "training.save_steps",
         "save_strategy is not steps",
-        TRAININGS,
+        _TRAININGS,
         lambda spec, _: spec.training.save_strategy != "steps",
     ),
     Idle(
         "training.save_total_limit",
         "save_strategy: no keeps no checkpoint",
-        TRAININGS,
+        _TRAININGS,
         lambda spec, _: spec.training.save_strategy == "no",
     ),
     Idle(
         "evaluation.pattern",
         "no metric looks for it (metrics: [regex])",
-        TRAININGS,
+        _TRAININGS,
         lambda spec, _: "regex" not in spec.evaluation.metrics,
     ),
     Idle(
         "evaluation.max_new_tokens",
         "no metric has the model answer",
-        TRAININGS,
+        _TRAININGS,
         lambda spec, _: ANSWERLESS_METRICS.issuperset(spec.evaluation.metrics),
     ),
     Idle(
@@ -300,11 +277,16 @@ IDLE: tuple[Idle, ...] = (
     Idle(
         "checkpoint.load.file",
         "it names a file of an earlier task (task_id)",
-        TRAININGS,
+        _TRAININGS,
         lambda spec, _: spec.checkpoint.load.task_id is None,
     ),
 )
-"""Every field that may be written where it has no effect."""
+"""Every field of the blocks that task types share which may be written where it has no effect."""
+
+
+def idle_fields() -> tuple[Idle, ...]:
+    """Returns every rule: those of the shared blocks, and what task types say of their own."""
+    return (*_SHARED, *(rule for each in task_types().values() for rule in each.idle))
 
 
 class Effects:
@@ -318,7 +300,7 @@ class Effects:
         self._idle: dict[_Place, Diagnostic] = {}
         self._read: set[_Place] = set()
 
-    def add(self, task_type: str, spec: Tree, typed: object) -> None:
+    def add(self, task_type: TaskType, spec: Tree, typed: TaskSpec) -> None:
         """Takes in a task.
 
         Args:
@@ -326,10 +308,11 @@ class Effects:
             spec: Its spec as it was written, merged with its base.
             typed: The same, typed.
         """
-        found = [(rule, path, tree) for rule in IDLE for path, tree in _found(spec, rule.path)]
+        rules = (*_SHARED, *task_type.idle)
+        found = [(rule, path, tree) for rule in rules for path, tree in _found(spec, rule.path)]
         idle: dict[KeyPath, Idle] = {}
         for rule, path, _ in found:
-            if rule.holds(task_type, typed, path[-1]):
+            if rule.holds(typed, path[-1]):
                 idle.setdefault(path, rule)
         for _, path, tree in found:
             if any(path[:end] in idle for end in range(1, len(path))):

@@ -13,7 +13,7 @@ from mloc_dagster.schema.engines import (
     refused_in_inference,
     refused_in_model,
 )
-from mloc_dagster.schema.task import EmbeddingSpec, InferenceSpec, TaskSpec
+from mloc_dagster.schema.task import InferenceSpec, ModelSpec, TaskSpec
 
 FORM_MAY_BREAK = (
     "an answer that a stop string ends may lack the rest of its form: structured_outputs alone "
@@ -31,7 +31,7 @@ def check_engine(spec: Tree, typed: TaskSpec, findings: Findings) -> None:
         typed: The same, typed.
         findings: Takes errors, and a warning about forms that may break.
     """
-    if not isinstance(typed, InferenceSpec | EmbeddingSpec):
+    if not isinstance(typed, ModelSpec):
         return
     check_vllm_arguments(spec, findings)
     engine = certain_engine(typed.model, enforce_cpu=typed.enforce_cpu)

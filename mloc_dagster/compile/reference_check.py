@@ -20,7 +20,7 @@ from mloc_dagster.compile.spelling import find
 from mloc_dagster.compile.tree import Tree, tree_of
 from mloc_dagster.errors import InputError, nearest_hint
 from mloc_dagster.schema.base import alternatives
-from mloc_dagster.schema.result import RESULT_TYPES, ROW_TASK_TYPES
+from mloc_dagster.schema.task_type import TaskType
 
 _SCALARS: Mapping[type, JsonValue] = {bool: True, int: 1, float: 1.0, str: "text"}
 
@@ -39,7 +39,7 @@ class ReferenceCheck:
     """
 
     def __init__(
-        self, ancestors: Mapping[str, str], names: frozenset[str], findings: Findings
+        self, ancestors: Mapping[str, TaskType], names: frozenset[str], findings: Findings
     ) -> None:
         self._ancestors = ancestors
         self._names = names
@@ -115,7 +115,7 @@ class ReferenceCheck:
         if not self._reachable(tree, reference.node):
             return None
         self.found.append(reference)
-        annotation: Any = RESULT_TYPES[self._ancestors[reference.node]]
+        annotation: Any = self._ancestors[reference.node].result_type
         done: list[str | int] = []
         many = False
         for step in reference.path:
@@ -143,8 +143,8 @@ class ReferenceCheck:
         return False
 
     def _needs_rows(self, tree: Tree, node: str) -> None:
-        if self._ancestors[node] not in ROW_TASK_TYPES:
-            message = f"{node!r} is a training ({self._ancestors[node]}) and leaves no rows"
+        if not self._ancestors[node].has_rows:
+            message = f"{node!r} is a training ({self._ancestors[node].name}) and leaves no rows"
             self._findings.add(at_value(tree, message))
 
     def _no_step(self, tree: Tree, annotation: Any, done: Reference, step: str | int) -> None:

@@ -21,7 +21,8 @@ from mloc_dagster.compile.tree import Path, Position, Tree, tree_of
 from mloc_dagster.compile.wording import expectation, mismatch, shown
 from mloc_dagster.errors import TemplateError, nearest_hint
 from mloc_dagster.schema.base import Block
-from mloc_dagster.schema.task import SPEC_TYPES, Task
+from mloc_dagster.schema.task import Task
+from mloc_dagster.schema.task_type import find_task_type
 
 
 def validate[BlockT: Block](block: type[BlockT], tree: Tree, findings: Findings) -> BlockT | None:
@@ -39,14 +40,15 @@ def task_from_mapping(name: str, depends_on: tuple[str, ...], spec: JsonValue) -
 
     Raises:
         TemplateError: If the spec does not fit its task type.
+        UnknownNameError: If nobody registered the task type.
+        TerminalError: If it cannot be loaded.
     """
     findings = Findings()
     tree = tree_of(spec, Position(f"task {name!r}"), ("spec",))
-    task_type = tree.fields.get("taskType")
-    block = SPEC_TYPES.get(task_type.text or "") if task_type is not None else None
-    if block is None:
-        raise TemplateError([at_value(tree, "'taskType' is missing or unknown")])
-    typed = validate(block, tree, findings)
+    named = tree.fields.get("taskType")
+    if named is None or named.text is None:
+        raise TemplateError([at_value(tree, "'taskType' is missing")])
+    typed = validate(find_task_type(named.text).spec, tree, findings)
     findings.raise_errors()
     return Task.model_construct(name=name, depends_on=depends_on, spec=typed)
 

@@ -8,7 +8,7 @@ from mloc_dagster.compile.compiled import CompiledTemplate
 from mloc_dagster.schema.canonical import canonical_json
 from mloc_dagster.schema.data import ListData
 from mloc_dagster.schema.output import HttpDestination
-from mloc_dagster.schema.task import EchoSpec, EmbeddingSpec, InferenceSpec, ModelSpec, RowSpec
+from mloc_dagster.schema.task import RowSpec
 
 MOST_ROWS = 64
 """Rows of a task that counts as small."""
@@ -49,8 +49,4 @@ def _is_indifferent(spec: RowSpec) -> bool:
     """Tells whether it makes no difference to a row which place among others it has."""
     if isinstance(spec.data, ListData) and spec.data.shuffle:
         return False
-    if isinstance(spec, InferenceSpec):
-        return spec.inference.seed is None
-    if isinstance(spec, EchoSpec):
-        return not spec.echo.fail_rate and not spec.echo.poison
-    return isinstance(spec, EmbeddingSpec | ModelSpec)
+    return spec.rows_are_alike

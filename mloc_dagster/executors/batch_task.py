@@ -20,7 +20,6 @@ from mloc_dagster.events.payloads import Payload, SloMiss
 from mloc_dagster.executors.open_task import OpenTask, open_task
 from mloc_dagster.executors.shard_run import worker_name
 from mloc_dagster.executors.task_start import (
-    error_budget_of,
     input_of,
     seed_of,
     start_task,
@@ -43,7 +42,7 @@ from mloc_dagster.results.store import Folder, ResultStore
 from mloc_dagster.results.usage import Rates
 from mloc_dagster.schema.canonical import canonical_json
 from mloc_dagster.schema.data import ListData
-from mloc_dagster.schema.task import EmbeddingSpec, RowSpec
+from mloc_dagster.schema.task import RowSpec
 
 ROWS_OF_A_SHARD = 64
 """Rows for which another shard of a batch is worth its overhead."""
@@ -130,11 +129,14 @@ def _shared(task: CompiledTask) -> dict[str, JsonValue]:
     """Returns the spec but for what each task has of its own."""
     own = ("data", "output", "slo", "sloSeconds", "deadlineSeconds", "parallel")
     shared = {name: each for name, each in task.mapping.items() if name not in own}
-    block = {"inference": "inference", "embedding": "pooling", "echo": "echo"}
-    name = block[str(task.task.spec.task_type)]
-    given = shared.get(name)
-    # Whether a task may have failed rows is judged task by task.
-    shared[name] = {**(given if isinstance(given, dict) else {}), "error_budget": 1}
+    spec = task.task.spec
+    if isinstance(spec, RowSpec) and spec.error_budget:
+        # Whether a task may have failed rows is judged task by task.
+        given = shared.get(spec.block_name)
+        shared[spec.block_name] = {
+            **(given if isinstance(given, dict) else {}),
+            "error_budget": 1,
+        }
     return shared
 
 
@@ -219,7 +221,7 @@ class HandOut:
             revision=model.model_revision,
             worker_id=worker_name(),
             started_at=self.began,
-            error_budget=error_budget_of(spec),
+            error_budget=spec.error_budget,
             now=self.ended,
             rates=Rates(spec.resources.cost_per_hour),
             metadata={
@@ -245,7 +247,7 @@ class HandOut:
             revision=model.model_revision,
             rates=Rates(spec.resources.cost_per_hour),
             submitted_at=member.submitted_at,
-            vectors=isinstance(spec, EmbeddingSpec),
+            vectors=spec.leaves_vectors,
         )
         return ""
 

@@ -6,18 +6,62 @@ import time
 from collections.abc import Container
 from itertools import cycle, islice
 from random import Random
+from typing import ClassVar
+
+from pydantic import Field
 
 from mloc_dagster.errors import TaskCancelled, TransientError
 from mloc_dagster.executors.base import ModelKey, ShardContext, ShardInput
 from mloc_dagster.executors.prompts import last_user_text
 from mloc_dagster.planning.shards import shard_key
 from mloc_dagster.results.rows import InputRow, OutputRow
-from mloc_dagster.schema.inference import Echo
-from mloc_dagster.schema.task import EchoSpec
+from mloc_dagster.schema.base import Block
+from mloc_dagster.schema.task import RowSpec
+from mloc_dagster.schema.task_type import Idle, TaskType
 
 ENGINE = "echo"
 ROWS_PER_LOOK = 256  # asking whether to stop may cost far more than echoing a row
 SECONDS_PER_LOOK = 0.1
+
+
+class Echo(Block):
+    """Programs the echo task type, which repeats its input: for tests, demos and benchmarks."""
+
+    delay_s: float = Field(default=0.0, ge=0)
+    """Seconds each row takes."""
+
+    fail_rate: float = Field(default=0.0, ge=0, le=1)
+    """Chance that an attempt at a shard fails half-way (a transient failure)."""
+
+    poison: tuple[int, ...] = ()
+    """Indexes of rows that always end with an error."""
+
+    output_tokens: int | None = Field(default=None, ge=0)
+    """Words per output; by default the input's own."""
+
+    seed: int = 0
+    """Seed of the failures."""
+
+    error_budget: float = Field(default=0.01, ge=0, le=1)
+    """Share of rows that may end with an error, as for inference."""
+
+
+class EchoSpec(RowSpec):
+    """Repeats its input."""
+
+    block_name: ClassVar[str] = "echo"
+
+    echo: Echo = Echo()
+
+    @property
+    def error_budget(self) -> float:
+        """The share of rows that may end with an error."""
+        return self.echo.error_budget
+
+    @property
+    def rows_are_alike(self) -> bool:
+        """What fails on purpose does so by the row's place."""
+        return not self.echo.fail_rate and not self.echo.poison
 
 
 class EchoExecutor:
@@ -112,3 +156,19 @@ def _wait(seconds: float, context: ShardContext) -> None:
         if remaining <= 0:
             return
         time.sleep(min(remaining, SECONDS_PER_LOOK))
+
+
+ECHO = TaskType(
+    name="echo",
+    spec=EchoSpec,
+    executor=EchoExecutor,
+    kinds=("EchoTask",),
+    idle=(
+        Idle(
+            "echo.seed",
+            "fail_rate is 0: no failure is drawn",
+            (EchoSpec,),
+            lambda spec, _: spec.echo.fail_rate == 0,
+        ),
+    ),
+)

@@ -16,7 +16,7 @@ from mloc_dagster.executors.token_count import TokenCounter
 from mloc_dagster.results.history import History, Kind
 from mloc_dagster.results.rows import SourceRow
 from mloc_dagster.results.usage import Rates
-from mloc_dagster.schema.task import EmbeddingSpec, InferenceSpec, ModelSpec, RowSpec
+from mloc_dagster.schema.task import ModelSpec, RowSpec
 
 _ROWS_AT_ONCE = 256  # of the largest rows, what one batch holds in memory
 
@@ -82,7 +82,7 @@ def estimate_rows(spec: RowSpec, history: History) -> Estimate:
     source, rows = open_rows(input_of(spec), {})
     counter = TokenCounter(spec.model.source if isinstance(spec, ModelSpec) else None)
     per_row = history.completion_tokens_per_row
-    size = _measure(rows, counter, _system_prompt(spec), _outputs(spec, per_row))
+    size = _measure(rows, counter, spec.system_prompt, _outputs(spec, per_row))
     if not size.rows:
         raise DataError(f"the input is empty: {source} gave no rows")
     return combine(
@@ -160,14 +160,10 @@ def _measure(
     return size
 
 
-def _system_prompt(spec: RowSpec) -> str | None:
-    return spec.inference.system_prompt if isinstance(spec, InferenceSpec) else None
-
-
 def _outputs(spec: RowSpec, per_row: float | None) -> Callable[[SourceRow], float]:
     """Returns what says how many tokens a row's answers have: as usual, and at most as allowed."""
-    if not isinstance(spec, InferenceSpec):
-        expected = 0.0 if isinstance(spec, EmbeddingSpec) or per_row is None else per_row
+    if spec.leaves_vectors or not isinstance(spec, ModelSpec):
+        expected = 0.0 if spec.leaves_vectors or per_row is None else per_row
         return lambda _: expected
     at_most = row_forecast(spec)
     if per_row is None:
@@ -176,11 +172,11 @@ def _outputs(spec: RowSpec, per_row: float | None) -> Callable[[SourceRow], floa
 
 
 def _output_figure(spec: RowSpec, tokens: float, history: History) -> Figure:
-    if isinstance(spec, EmbeddingSpec):
+    if spec.leaves_vectors:
         return Figure(0, "vectors have none")
     if history.summaries:
         return Figure(round(tokens), _told_by(history, kind_of(spec)))
-    if isinstance(spec, InferenceSpec):
+    if isinstance(spec, ModelSpec):
         return Figure(round(tokens), f"{NO_HISTORY}: at most max_tokens a row", at_most=True)
     return Figure(None, NO_HISTORY)
 

@@ -18,7 +18,7 @@ from mloc_dagster.executors.row_options import RowBlock, RowOptions
 from mloc_dagster.executors.row_reuse import RowReuse
 from mloc_dagster.results.rows import SERVER_FAULT, InputRow, OutputRow, ServerFault
 from mloc_dagster.schema.inference import Inference, Pooling
-from mloc_dagster.schema.task import InferenceSpec, ModelSpec
+from mloc_dagster.schema.task import ModelSpec
 
 WINDOW_ROWS = 64
 """Rows that are tokenised at once: enough for the tokenizer's threads, too few to stall a step."""
@@ -33,8 +33,7 @@ def answer_rows(shard: ShardInput, spec: ModelSpec, engine: Engine, context: Sha
         TaskCancelled: If the task was asked to stop.
         TransientError: If the engine is lost and another attempt may help.
     """
-    block = spec.inference if isinstance(spec, InferenceSpec) else spec.pooling
-    options = RowOptions(block)
+    options = RowOptions(spec.row_block)
     with earlier_answers(spec, engine, context.log) as earlier:
         reuse = RowReuse(RequestKeys(earlier.identity), context.emit, earlier.rows)
         desk = _Desk(engine, context, reuse)

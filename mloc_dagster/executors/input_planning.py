@@ -13,7 +13,7 @@ from mloc_dagster.results.history import Kind, read_history
 from mloc_dagster.results.rows import SourceRow
 from mloc_dagster.results.store import ResultStore
 from mloc_dagster.schema.inference import Inference, Pooling
-from mloc_dagster.schema.task import EmbeddingSpec, InferenceSpec, ModelSpec, RowSpec
+from mloc_dagster.schema.task import InferenceSpec, ModelSpec, RowSpec
 from mloc_dagster.settings import settings
 
 DEFAULT_BLOCK_TOKENS = 16
@@ -81,11 +81,10 @@ def row_forecast(
     spec: RowSpec, output_tokens: float | None = None
 ) -> Callable[[SourceRow], RowForecast]:
     """Returns what says of a row what it is expected to become; see `input_planning`."""
-    if isinstance(spec, InferenceSpec):
-        return _Generation(spec.inference, output_tokens)
-    if isinstance(spec, EmbeddingSpec):
-        return _Embedding(spec.pooling)
-    return _nothing
+    if not isinstance(spec, ModelSpec):
+        return _nothing
+    block = spec.row_block
+    return _Generation(block, output_tokens) if isinstance(block, Inference) else _Embedding(block)
 
 
 class _Generation:
@@ -128,7 +127,7 @@ def _nothing(row: SourceRow) -> RowForecast:
 def _block_tokens(spec: ModelSpec) -> int:
     """Returns the block size of the engine's prefix cache, as far as it is known without a GPU."""
     options = spec.model.vllm
-    if not isinstance(spec, InferenceSpec) or options.get("enable_prefix_caching") is False:
+    if spec.leaves_vectors or options.get("enable_prefix_caching") is False:
         return 0
     named = spec.model.engine
     chosen = named or settings().engine

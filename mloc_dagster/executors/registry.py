@@ -1,4 +1,4 @@
-"""Task type → task executor, through entry points: ours come in by the same door as anyone's."""
+"""Task type → what computes it; see `schema.task_type`."""
 
 from __future__ import annotations
 
@@ -6,35 +6,27 @@ from functools import cache
 from typing import Any
 
 from mloc_dagster.errors import TerminalError
-from mloc_dagster.executors.base import TaskExecutor
-from mloc_dagster.executors.registered import registered_function
-from mloc_dagster.plugins import entry_points
-from mloc_dagster.schema.task import TASK_TYPES_GROUP
+from mloc_dagster.schema.task_type import find_task_type
 
 
 @cache
-def task_executor(task_type: str) -> TaskExecutor[Any, Any]:
-    """Returns the executor of a task type; one instance per process.
-
-    Nothing is imported before the first call for that type.
+def task_executor(name: str) -> Any:
+    """Returns the `TaskExecutor` of a task type, of a training its `Trainer`; one per process.
 
     Args:
-        task_type: A name registered under the entry-point group `mloc_dagster.task_types`.
+        name: The task type.
 
     Raises:
         UnknownNameError: If nobody registered that name.
-        TerminalError: If two distributions registered it, or its plug-in cannot be imported.
+        TerminalError: If it cannot be run or set up.
     """
-    create = registered_function(TASK_TYPES_GROUP, "task type", task_type)
+    found = find_task_type(name)
+    if found.executor is None:
+        raise TerminalError(f"the task type {name!r} is not built yet")
     try:
-        return create()
+        return found.executor()
     except Exception as error:
         raise TerminalError(
-            f"the task type {task_type!r} from {create.__module__} cannot be set up: "
+            f"the task type {name!r} from {found.executor.__module__} cannot be set up: "
             f"{type(error).__name__}: {error}"
         ) from error
-
-
-def task_types() -> frozenset[str]:
-    """Returns the task types that somebody registered, without importing any of them."""
-    return frozenset(entry_points(group=TASK_TYPES_GROUP).names)

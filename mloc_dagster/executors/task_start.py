@@ -25,14 +25,7 @@ from mloc_dagster.results.plan_file import read_plan
 from mloc_dagster.results.record import TaskRecord, write_record
 from mloc_dagster.results.store import open_store
 from mloc_dagster.schema.data import InferenceData, OpenaiBatchData
-from mloc_dagster.schema.task import (
-    EchoSpec,
-    EmbeddingSpec,
-    InferenceSpec,
-    ModelSpec,
-    RowSpec,
-    TrainingSpec,
-)
+from mloc_dagster.schema.task import ModelSpec, RowSpec, TrainingSpec
 
 
 def task_id_for(workflow_id: str, compiled: CompiledTemplate, node: str) -> str:
@@ -108,25 +101,15 @@ def input_of(spec: RowSpec) -> InferenceData:
 def _request_block(spec: RowSpec) -> RequestBlock:
     if not isinstance(spec, ModelSpec):
         return RequestBlock(spec.task_type)
-    block = spec.inference if isinstance(spec, InferenceSpec) else spec.pooling
     asked = [each for each in spec.model.adapters if each.apply == "request"]
     names = [each.name or PurePosixPath(each.path or each.url or "").name for each in asked]
-    return RequestBlock(spec.task_type, frozenset(block.model_fields_set), frozenset(names))
+    given = frozenset(spec.row_block.model_fields_set)
+    return RequestBlock(spec.task_type, given, frozenset(names))
 
 
 def seed_of(spec: RowSpec) -> int:
     """Returns the template's seed, or draws one that the plan then keeps."""
-    given = spec.inference.seed if isinstance(spec, InferenceSpec) else None
-    return secrets.randbits(31) if given is None else given
-
-
-def error_budget_of(spec: RowSpec) -> float:
-    """Returns the share of rows that may end with an error; 0 where the task type has none."""
-    if isinstance(spec, InferenceSpec):
-        return spec.inference.error_budget
-    if isinstance(spec, EmbeddingSpec):
-        return spec.pooling.error_budget
-    return spec.echo.error_budget if isinstance(spec, EchoSpec) else 0.0
+    return secrets.randbits(31) if spec.given_seed is None else spec.given_seed
 
 
 def task_record(

@@ -7,7 +7,6 @@ import dagster as dg
 from mloc_dagster.errors import MlocError
 from mloc_dagster.executors.open_task import OpenTask, open_task
 from mloc_dagster.executors.shard_run import ShardReport, worker_name
-from mloc_dagster.executors.task_start import error_budget_of
 from mloc_dagster.ops.failures import as_dagster
 from mloc_dagster.ops.metadata import responses_metadata
 from mloc_dagster.ops.plan_metadata import plan_metadata
@@ -39,7 +38,7 @@ def aggregate_op(context: dg.OpExecutionContext, reports: list[ShardReport]) -> 
             revision=opened.model_revision,
             worker_id=worker_name(),
             started_at=min(report.started_at for report in reports),
-            error_budget=error_budget_of(opened.spec),
+            error_budget=opened.spec.error_budget,
             rates=opened.rates,
             metadata={"template": opened.record.template_name, "node": opened.task.name},
         )

@@ -14,7 +14,7 @@ from mloc_dagster.results.export import export as export_rows
 from mloc_dagster.results.manifest import Manifest, write_manifest
 from mloc_dagster.results.training_result import artifact_names
 from mloc_dagster.results.training_summary import read_training
-from mloc_dagster.schema.task import EmbeddingSpec, TrainingSpec
+from mloc_dagster.schema.task import TrainingSpec
 
 
 def export(context: dg.AssetExecutionContext, responses: TaskRef) -> dg.Output[TaskRef]:
@@ -71,7 +71,7 @@ def _write(opened: OpenTask) -> Manifest:
         revision=opened.model_revision,
         rates=opened.rates,
         submitted_at=opened.record.submitted_at,
-        vectors=isinstance(opened.spec, EmbeddingSpec),
+        vectors=opened.spec.leaves_vectors,
     )
     return write_manifest(opened.folder, artifacts)
 

@@ -6,7 +6,7 @@ import re
 import types
 from collections.abc import Iterator
 from functools import cache
-from typing import Annotated, Any, Literal, Union, cast, get_args, get_origin
+from typing import Annotated, Any, Union, cast, get_args, get_origin
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
@@ -107,20 +107,4 @@ Cores = Annotated[
 ]
 Name = Annotated[
     str, Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$", max_length=MAX_NAME_LENGTH)
-]
-
-TaskType = Literal[
-    "echo",
-    "inference",
-    "embedding",
-    "sft",
-    "lora_sft",
-    "dpo",
-    "kto",
-    "reward",
-    "ppo",
-    "grpo",
-    "rloo",
-    "rag",
-    "agent",
 ]

@@ -143,25 +143,3 @@ class Pooling(Block):
 
     error_budget: float = Field(default=0.01, ge=0, le=1)
     """Share of rows that may end with an error, as for inference."""
-
-
-class Echo(Block):
-    """Programs the echo task type, which repeats its input: for tests, demos and benchmarks."""
-
-    delay_s: float = Field(default=0.0, ge=0)
-    """Seconds each row takes."""
-
-    fail_rate: float = Field(default=0.0, ge=0, le=1)
-    """Chance that an attempt at a shard fails half-way (a transient failure)."""
-
-    poison: tuple[int, ...] = ()
-    """Indexes of rows that always end with an error."""
-
-    output_tokens: int | None = Field(default=None, ge=0)
-    """Words per output; by default the input's own."""
-
-    seed: int = 0
-    """Seed of the failures."""
-
-    error_budget: float = Field(default=0.01, ge=0, le=1)
-    """Share of rows that may end with an error, as for inference."""

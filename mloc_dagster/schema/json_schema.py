@@ -13,8 +13,9 @@ from pydantic.json_schema import models_json_schema
 
 from mloc_dagster.schema.legacy import SPELLINGS, Spelling
 from mloc_dagster.schema.resources import Schedule
-from mloc_dagster.schema.task import SPEC_TYPES, Metadata
-from mloc_dagster.schema.template import KIND_TASK_TYPES, Node, Template
+from mloc_dagster.schema.task import Metadata, TaskSpec
+from mloc_dagster.schema.task_type import all_kinds, task_types, types_of_kind
+from mloc_dagster.schema.template import Node, Template
 
 Schema = dict[str, Any]
 
@@ -30,9 +31,13 @@ _NUMBERS = ("integer", "number", "boolean")
 
 def template_json_schema() -> Schema:
     """Returns the schema (draft 2020-12) of one template document."""
-    blocks = [*SPEC_TYPES.values(), Metadata, Schedule, Node, Template]
+    specs = _specs()
+    blocks = [*specs.values(), Metadata, Schedule, Node, Template]
     _, generated = models_json_schema([(block, "validation") for block in blocks])
     defs: Schema = generated["$defs"]
+    for name, block in specs.items():
+        defs[block.__name__]["properties"]["taskType"]["const"] = name
+    defs["Template"]["properties"]["kind"]["enum"] = list(all_kinds())
     for definition in defs.values():
         _allow_references(definition)
     for spelling in SPELLINGS:
@@ -45,12 +50,13 @@ def template_json_schema() -> Schema:
 
 def _root(defs: Schema) -> Schema:
     template, node = defs.pop("Template"), defs["Node"]
-    specs = {name: defs[block.__name__] for name, block in SPEC_TYPES.items()}
+    specs = {name: defs[block.__name__] for name, block in _specs().items()}
     schedule: Schema = {"$ref": f"{_REF}Schedule"}
     for spec in specs.values():
         spec["required"] = [key for key in spec["required"] if key != "taskType"]
         spec["properties"]["schedule"] = schedule
-    defs["NodeSpec"] = _any_spec([defs[f"{block.__name__}{_PARTIAL}"] for block in _blocks()])
+    partial = [defs[f"{block.__name__}{_PARTIAL}"] for block in _specs().values()]
+    defs["NodeSpec"] = _any_spec(partial)
     defs["NodeSpec"]["allOf"] = [_keys_of(name, spec) for name, spec in specs.items()]
     node["properties"]["spec"] = {"$ref": f"{_REF}NodeSpec", "description": "Over the base."}
     defs["Spec"] = copy.deepcopy(defs["NodeSpec"])
@@ -74,13 +80,13 @@ def _root(defs: Schema) -> Schema:
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "mloc template",
         **{key: value for key, value in template.items() if key != "title"},
-        "allOf": [_one_task(name, block.__name__) for name, block in SPEC_TYPES.items()],
+        "allOf": [_one_task(name, block.__name__) for name, block in _specs().items()],
         "$defs": {name: defs[name] for name in sorted(_reachable(defs, properties))},
     }
 
 
-def _blocks() -> list[type]:
-    return list(SPEC_TYPES.values())
+def _specs() -> dict[str, type[TaskSpec]]:
+    return {name: each.spec for name, each in task_types().items()}
 
 
 def _any_spec(specs: list[Schema]) -> Schema:
@@ -91,7 +97,7 @@ def _any_spec(specs: list[Schema]) -> Schema:
             known = choices.setdefault(key, [])
             if schema not in known:
                 known.append(schema)
-    choices["taskType"] = [{"enum": list(SPEC_TYPES), "description": "What a task does."}]
+    choices["taskType"] = [{"enum": list(task_types()), "description": "What a task does."}]
     return {
         "type": "object",
         "properties": {
@@ -117,7 +123,8 @@ def _one_task(task_type: str, definition: str) -> Schema:
             "spec": {"properties": {"taskType": {"const": task_type}}, "required": ["taskType"]}
         }
     }
-    kinds = [kind for kind, derived in KIND_TASK_TYPES.items() if derived == task_type]
+    implied_by = {kind: [each.name for each in types_of_kind(kind)] for kind in all_kinds()}
+    kinds = [kind for kind, names in implied_by.items() if names == [task_type]]
     implied: Schema = {
         "properties": {
             "kind": {"enum": kinds},
@@ -156,7 +163,7 @@ def _allow_references(definition: Schema) -> None:
 
 
 def _add_spelling(defs: Schema, spelling: Spelling) -> None:
-    for block in SPEC_TYPES.values():
+    for block in _specs().values():
         home = _descend(defs, defs[block.__name__], spelling.old[:-1])
         for definition in home:
             definition["properties"].setdefault(spelling.old[-1], _old(defs, spelling))
@@ -196,7 +203,7 @@ def _old(defs: Schema, spelling: Spelling) -> Schema:
 
 def _new(defs: Schema, spelling: Spelling) -> Schema:
     """Returns the schema of the key that an old one stands for."""
-    for block in SPEC_TYPES.values():
+    for block in _specs().values():
         for home in _descend(defs, defs[block.__name__], (spelling.new or ())[:-1]):
             schema: Schema = home["properties"][(spelling.new or ("",))[-1]]
             return {key: value for key, value in schema.items() if key not in ("default", "title")}
@@ -235,7 +242,7 @@ def _partial(schema: Any) -> Any:
 
 
 def _reachable(defs: Schema, start: Schema) -> set[str]:
-    names = {block.__name__ for block in SPEC_TYPES.values()}
+    names = {block.__name__ for block in _specs().values()}
     waiting = [*_refs(start), *names]
     seen: set[str] = set()
     while waiting:

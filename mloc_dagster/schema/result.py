@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import get_args
 
 from pydantic import JsonValue
 
-from mloc_dagster.schema.base import Block, TaskType
+from mloc_dagster.schema.base import Block
 
 
 class ResultItem(Block):
@@ -128,15 +127,3 @@ class LoraTrainingResult(TrainingResult):
     final_lora_path: str | None = None
     final_lora_archive_path: str | None = None
     final_lora_archive_url: str | None = None
-
-
-ROW_TASK_TYPES: frozenset[str] = frozenset({"echo", "inference", "embedding", "rag", "agent"})
-"""Task types whose result has a row for each input."""
-
-RESULT_TYPES: Mapping[str, type[RowsResult] | type[TrainingResult]] = {
-    name: RowsResult
-    if name in ROW_TASK_TYPES
-    else (TrainingResult if name == "sft" else LoraTrainingResult)
-    for name in get_args(TaskType)
-}
-"""The result's type for each task type."""

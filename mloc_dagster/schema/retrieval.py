@@ -1,10 +1,15 @@
-"""RAG and agent tasks."""
+"""RAG and agent tasks: their templates can be checked, and not run yet."""
 
 from __future__ import annotations
 
-from pydantic import Field, SecretStr
+from typing import Self
+
+from pydantic import Field, SecretStr, model_validator
 
 from mloc_dagster.schema.base import Block
+from mloc_dagster.schema.data import InferenceData
+from mloc_dagster.schema.task import RowSpec
+from mloc_dagster.schema.task_type import TaskType
 
 
 class Qdrant(Block):
@@ -42,3 +47,40 @@ class Agent(Block):
 
     max_steps: int = Field(default=20, ge=1)
     """Thoughts and tool calls of one row at most."""
+
+
+class RagSpec(RowSpec):
+    """Finds passages for each row."""
+
+    qdrant: Qdrant
+    embedding: Embedding
+    search: Search = Search()
+
+
+class AgentSpec(RowSpec):
+    """Lets an agent work on each row."""
+
+    config_name: str = Field(default="default", alias="configName")
+    """Which agent."""
+
+    task: str | None = None
+    """The one thing to do; or give `data` with one task a row."""
+
+    data: InferenceData | None = None  # pyright: ignore[reportIncompatibleVariableOverride]
+    agent: Agent = Agent()
+
+    @model_validator(mode="after")
+    def _has_rows(self) -> Self:
+        if (self.task is None) == (self.data is None):
+            raise ValueError("give either task or data")
+        return self
+
+
+RAG = TaskType(name="rag", spec=RagSpec, executor=None, kinds=("RetrievalTask",))
+AGENT = TaskType(
+    name="agent",
+    spec=AgentSpec,
+    executor=None,
+    kinds=("AgentTask",),
+    exclusive=(frozenset({"task", "data"}),),
+)

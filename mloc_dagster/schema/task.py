@@ -1,19 +1,17 @@
-"""The spec of one task, after stages and nodes are merged: one class per task type."""
+"""The spec of one task, after stages and nodes are merged: what task types share, and ours."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import ClassVar, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializeAsAny, model_validator
 
 from mloc_dagster.schema.base import Block, Name
 from mloc_dagster.schema.data import InferenceData, TrainingData
-from mloc_dagster.schema.inference import Echo, Inference, Pooling
+from mloc_dagster.schema.inference import Inference, Pooling
 from mloc_dagster.schema.model import Model
 from mloc_dagster.schema.output import Checks, Output
 from mloc_dagster.schema.resources import Parallel, Resources, Retries, Slo
-from mloc_dagster.schema.retrieval import Agent, Embedding, Qdrant, Search
 from mloc_dagster.schema.training import (
     Checkpoint,
     Evaluation,
@@ -24,12 +22,12 @@ from mloc_dagster.schema.training import (
     Training,
 )
 
-TASK_TYPES_GROUP = "mloc_dagster.task_types"
-"""The entry points of what runs each task type."""
-
 
 class TaskSpec(Block):
     """What every task has."""
+
+    task_type: str = Field(alias="taskType")
+    """What the task does."""
 
     resources: Resources = Resources()
     parallel: Parallel = Parallel()
@@ -41,41 +39,122 @@ class TaskSpec(Block):
     """Never use a GPU, even where there is one."""
 
 
-class EchoSpec(TaskSpec):
-    """Repeats its input."""
+class RowSpec(TaskSpec):
+    """A task whose result is one output for each row."""
 
-    task_type: Literal["echo"] = Field(alias="taskType")
+    leaves_vectors: ClassVar[bool] = False
+    """Whether outputs are vectors and not text."""
+
+    block_name: ClassVar[str] = ""
+    """The key of the block that says how rows are computed; has `error_budget` if rows may fail."""
+
     data: InferenceData
-    echo: Echo = Echo()
+
+    @property
+    def error_budget(self) -> float:
+        """The share of rows that may end with an error."""
+        return 0.0
+
+    @property
+    def given_seed(self) -> int | None:
+        """The seed that the template names; without one each plan draws its own."""
+        return None
+
+    @property
+    def system_prompt(self) -> str | None:
+        """What stands before each row."""
+        return None
+
+    @property
+    def rows_are_alike(self) -> bool:
+        """Whether a row's output is the same at any place among any other rows.
+
+        Small tasks are computed together where that is so.
+        """
+        return False
 
 
-class InferenceSpec(TaskSpec):
+class ModelSpec(RowSpec):
+    """A task that sends each row through a model."""
+
+    model: Model
+    reuse: bool = False
+    """Take answers from earlier tasks where model, prompt and options are exactly the same."""
+
+    @property
+    def row_block(self) -> Inference | Pooling:
+        """How a row is answered that has no options of its own.
+
+        Raises:
+            NotImplementedError: If a class of specs does not say.
+        """
+        raise NotImplementedError
+
+
+class InferenceSpec(ModelSpec):
     """Generates text for each row."""
 
-    task_type: Literal["inference"] = Field(alias="taskType")
-    model: Model
-    data: InferenceData
+    block_name: ClassVar[str] = "inference"
+
     inference: Inference = Inference()
     reuse: bool = False
     """Take answers from earlier tasks where model, prompt and sampling are exactly the same."""
 
+    @property
+    def row_block(self) -> Inference:
+        """How a row is answered that has no options of its own."""
+        return self.inference
 
-class EmbeddingSpec(TaskSpec):
+    @property
+    def error_budget(self) -> float:
+        """The share of rows that may end with an error."""
+        return self.inference.error_budget
+
+    @property
+    def given_seed(self) -> int | None:
+        """The seed that the template names."""
+        return self.inference.seed
+
+    @property
+    def system_prompt(self) -> str | None:
+        """What stands before each row."""
+        return self.inference.system_prompt
+
+    @property
+    def rows_are_alike(self) -> bool:
+        """With a seed each row's stream counts from the first row of its own task."""
+        return self.inference.seed is None
+
+
+class EmbeddingSpec(ModelSpec):
     """Turns each row into a vector."""
 
-    task_type: Literal["embedding"] = Field(alias="taskType")
-    model: Model
-    data: InferenceData
+    leaves_vectors: ClassVar[bool] = True
+    block_name: ClassVar[str] = "pooling"
+
     pooling: Pooling = Pooling()
     reuse: bool = False
     """Take vectors from earlier tasks where model, text and pooling are exactly the same."""
+
+    @property
+    def row_block(self) -> Pooling:
+        """How a row becomes a vector that has no options of its own."""
+        return self.pooling
+
+    @property
+    def error_budget(self) -> float:
+        """The share of rows that may end with an error."""
+        return self.pooling.error_budget
+
+    @property
+    def rows_are_alike(self) -> bool:
+        """A vector depends on its text alone."""
+        return True
 
 
 class TrainingSpec(TaskSpec):
     """What every training has."""
 
-    # Any: each class of specs narrows it to its own literal, which nobody could do to a str.
-    task_type: Any = Field(alias="taskType")
     model: Model
     data: TrainingData
     training: Training = Training()
@@ -99,8 +178,6 @@ class TrainingSpec(TaskSpec):
 class SftSpec(TrainingSpec):
     """Supervised fine-tuning of all weights."""
 
-    task_type: Literal["sft"] = Field(alias="taskType")
-
     @model_validator(mode="after")
     def _trains_all(self) -> Self:
         if self.lora is not None:
@@ -111,26 +188,19 @@ class SftSpec(TrainingSpec):
 class LoraSftSpec(TrainingSpec):
     """Supervised fine-tuning of a LoRA adapter."""
 
-    task_type: Literal["lora_sft"] = Field(alias="taskType")
     lora: Lora | None = Lora()
 
 
 class DpoSpec(TrainingSpec):
     """Direct preference optimisation, of all weights or of a LoRA adapter."""
 
-    task_type: Literal["dpo"] = Field(alias="taskType")
-
 
 class KtoSpec(TrainingSpec):
     """Kahneman-Tversky optimisation: answers that are good or bad, each by itself."""
 
-    task_type: Literal["kto"] = Field(alias="taskType")
-
 
 class RewardSpec(TrainingSpec):
     """A reward model, from preferences: a classifier that scores the better answer higher."""
-
-    task_type: Literal["reward"] = Field(alias="taskType")
 
 
 class OnlineSpec(TrainingSpec):
@@ -152,8 +222,6 @@ class OnlineSpec(TrainingSpec):
 class PpoSpec(OnlineSpec):
     """Proximal policy optimisation against a reward."""
 
-    task_type: Literal["ppo"] = Field(alias="taskType")
-
     @model_validator(mode="after")
     def _is_one_process(self) -> Self:
         if (self.training.num_processes or 1) > 1:
@@ -164,84 +232,9 @@ class PpoSpec(OnlineSpec):
 class GrpoSpec(OnlineSpec):
     """Group-relative policy optimisation: answers compared with others to the same prompt."""
 
-    task_type: Literal["grpo"] = Field(alias="taskType")
-
 
 class RlooSpec(OnlineSpec):
     """REINFORCE, with the other answers to the same prompt as the baseline."""
-
-    task_type: Literal["rloo"] = Field(alias="taskType")
-
-
-class RagSpec(TaskSpec):
-    """Finds passages for each row."""
-
-    task_type: Literal["rag"] = Field(alias="taskType")
-    data: InferenceData
-    qdrant: Qdrant
-    embedding: Embedding
-    search: Search = Search()
-
-
-class AgentSpec(TaskSpec):
-    """Lets an agent work on each row."""
-
-    task_type: Literal["agent"] = Field(alias="taskType")
-    config_name: str = Field(default="default", alias="configName")
-    """Which agent."""
-
-    task: str | None = None
-    """The one thing to do; or give `data` with one task a row."""
-
-    data: InferenceData | None = None
-    agent: Agent = Agent()
-
-    @model_validator(mode="after")
-    def _has_rows(self) -> AgentSpec:
-        if (self.task is None) == (self.data is None):
-            raise ValueError("give either task or data")
-        return self
-
-
-AnyTaskSpec = Annotated[
-    EchoSpec
-    | InferenceSpec
-    | EmbeddingSpec
-    | SftSpec
-    | LoraSftSpec
-    | DpoSpec
-    | KtoSpec
-    | RewardSpec
-    | PpoSpec
-    | GrpoSpec
-    | RlooSpec
-    | RagSpec
-    | AgentSpec,
-    Field(discriminator="task_type"),
-]
-
-SPEC_TYPES: Mapping[str, type[TaskSpec]] = {
-    "echo": EchoSpec,
-    "inference": InferenceSpec,
-    "embedding": EmbeddingSpec,
-    "sft": SftSpec,
-    "lora_sft": LoraSftSpec,
-    "dpo": DpoSpec,
-    "kto": KtoSpec,
-    "reward": RewardSpec,
-    "ppo": PpoSpec,
-    "grpo": GrpoSpec,
-    "rloo": RlooSpec,
-    "rag": RagSpec,
-    "agent": AgentSpec,
-}
-"""The spec of each task type."""
-
-ModelSpec = InferenceSpec | EmbeddingSpec
-"""Tasks that send each row through a model."""
-
-RowSpec = EchoSpec | InferenceSpec | EmbeddingSpec | RagSpec | AgentSpec
-"""Tasks whose result is one output per row."""
 
 
 class Metadata(Block):
@@ -277,4 +270,4 @@ class Task(Block):
 
     name: Name
     depends_on: tuple[Name, ...] = ()
-    spec: AnyTaskSpec
+    spec: SerializeAsAny[TaskSpec]

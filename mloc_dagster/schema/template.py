@@ -7,45 +7,10 @@ from typing import Literal
 
 from pydantic import Field, JsonValue
 
-from mloc_dagster.schema.base import Block, Name, TaskType
+from mloc_dagster.schema.base import Block, Name
 from mloc_dagster.schema.task import Metadata
 
 API_VERSION = "mloc/v1"
-
-Kind = Literal[
-    "InferenceTask",
-    "EmbeddingTask",
-    "EchoTask",
-    "SFTTask",
-    "LoRASFTTask",
-    "DPOTask",
-    "PPOTask",
-    "KTOTask",
-    "RewardTask",
-    "GRPOTask",
-    "RLOOTask",
-    "TrainingTask",
-    "AgentTask",
-    "RetrievalTask",
-]
-
-KIND_TASK_TYPES: Mapping[str, TaskType | None] = {
-    "InferenceTask": "inference",
-    "EmbeddingTask": "embedding",
-    "EchoTask": "echo",
-    "SFTTask": "sft",
-    "LoRASFTTask": "lora_sft",
-    "DPOTask": "dpo",
-    "PPOTask": "ppo",
-    "KTOTask": "kto",
-    "RewardTask": "reward",
-    "GRPOTask": "grpo",
-    "RLOOTask": "rloo",
-    "TrainingTask": None,
-    "AgentTask": "agent",
-    "RetrievalTask": "rag",
-}
-"""The task type of a spec that names none."""
 
 
 class Node(Block):
@@ -73,7 +38,7 @@ class Template(Block):
     api_version: Literal["mloc/v1"] = Field(alias="apiVersion")
     """Always `mloc/v1`."""
 
-    kind: Kind
+    kind: str
     """What the template is, for readers; gives `taskType` where the spec does not."""
 
     metadata: Metadata

@@ -13,7 +13,7 @@ from mloc_dagster.executors.training.checkpoints import published_checkpoints
 from mloc_dagster.results.record import RECORD_NAME, read_record
 from mloc_dagster.results.store import Folder, open_store
 from mloc_dagster.results.training_summary import TrainingSummary, read_training
-from mloc_dagster.schema.task import SPEC_TYPES, TrainingSpec
+from mloc_dagster.schema.task_type import find_task_type
 
 LastWord = Callable[[str, datetime], LastNews | None]
 """Takes a task and when it was submitted; returns what it last said."""
@@ -97,7 +97,7 @@ def training_status(
 def _trains(folder: Folder) -> bool:
     if not folder.exists(RECORD_NAME):
         return False
-    return issubclass(SPEC_TYPES[read_record(folder).task_type], TrainingSpec)
+    return find_task_type(read_record(folder).task_type).trains
 
 
 def _newest_checkpoint(folder: Folder) -> int | None:

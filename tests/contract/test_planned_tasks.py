@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import TypeAdapter
 
 from mloc_dagster.data.spool import spool_input
 from mloc_dagster.errors import TaskCancelled, TerminalError
@@ -22,7 +21,7 @@ from mloc_dagster.results.rows import InputRow, OutputRow
 from mloc_dagster.results.shard_files import read_rows
 from mloc_dagster.results.store import Folder, open_store
 from mloc_dagster.results.usage import UNPRICED
-from mloc_dagster.schema.task import AnyTaskSpec
+from mloc_dagster.schema.task_type import spec_of
 
 ROWS = 60
 PROMPTS = [f"prefix {number * 7 % 5} question {number % 40}" for number in range(ROWS)]
@@ -47,7 +46,7 @@ class Planned:
             "data": {"type": "list", "items": PROMPTS},
             **changes,
         }
-        return TypeAdapter(AnyTaskSpec).validate_python(document)
+        return spec_of(document)
 
     def run(self, shard: int, attempt: int = 1, *, spec: Any = None, **more: Any) -> int:
         report = run_shard(

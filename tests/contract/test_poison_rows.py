@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import TypeAdapter
 
 from mloc_dagster.data.spool import spool_input
 from mloc_dagster.executors import shard_run
@@ -21,7 +20,7 @@ from mloc_dagster.results.plan_file import read_plan
 from mloc_dagster.results.rows import OutputRow
 from mloc_dagster.results.shard_files import read_rows
 from mloc_dagster.results.store import Folder, open_store
-from mloc_dagster.schema.task import AnyTaskSpec
+from mloc_dagster.schema.task_type import spec_of
 from tests.unit.test_executors_row_reuse import CountingEngine
 
 ROWS = 40
@@ -65,7 +64,7 @@ def attempt(root: str, kills: str, retry_errors: bool) -> None:
     plan = read_plan(folder)
     assert plan is not None
     document = {**SPEC, "data": {"type": "list", "items": ["unused"]}}
-    spec = TypeAdapter(AnyTaskSpec).validate_python(document)
+    spec = spec_of(document)
     run_shard(
         folder,
         "t",
@@ -85,7 +84,7 @@ class Shard:
         self.kills = root / "kills"
         self.folder: Folder = open_store(str(root)).task("t")
         document = {**SPEC, "data": {"type": "list", "items": prompts}}
-        spec: Any = TypeAdapter(AnyTaskSpec).validate_python(document)
+        spec: Any = spec_of(document)
         self.plan = spool_input("t", spec.data, self.folder, 1, 7, {})
 
     def run_until_done(self, *, retry_errors: bool = False) -> int:

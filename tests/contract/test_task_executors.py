@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import TypeAdapter
 
 from mloc_dagster.data.spool import spool_input
 from mloc_dagster.errors import TaskCancelled, TerminalError, TransientError
@@ -21,7 +20,7 @@ from mloc_dagster.results.part_files import list_parts
 from mloc_dagster.results.rows import OutputRow
 from mloc_dagster.results.shard_files import read_rows
 from mloc_dagster.results.store import Folder, open_store
-from mloc_dagster.schema.task import AnyTaskSpec
+from mloc_dagster.schema.task_type import spec_of
 
 ROWS = 12
 PROMPTS = [f"question {number}" + " and more" * (number % 4) for number in range(ROWS)]
@@ -81,7 +80,7 @@ class Bench:
 
     def task(self, name: str, shards: int, **changes: Any) -> tuple[Folder, Plan, Any]:
         document = {**self._spec, "data": {"type": "list", "items": PROMPTS}, **changes}
-        spec = TypeAdapter(AnyTaskSpec).validate_python(document)
+        spec = spec_of(document)
         folder = open_store(str(self._root)).task(name)
         return folder, spool_input(name, spec.data, folder, shards, 7, {}), spec
 

@@ -62,7 +62,7 @@ def dagster_cli(instance: dg.DagsterInstance) -> Command:
             env={**os.environ, **environment},
             capture_output=True,
             text=True,
-            timeout=240,
+            timeout=900,
             check=False,
         )
 

@@ -92,7 +92,7 @@ class FleetProcesses:
         process = self._processes[name]
         process.send_signal(signal)
         if signal in (SIGKILL, SIGTERM):
-            process.wait(timeout=60)
+            process.wait(timeout=300)
             del self._processes[name]
 
     def kill(self, name: str) -> None:
@@ -141,7 +141,7 @@ class FleetProcesses:
         open_engine().close()
         return done.run_id
 
-    def await_end(self, run_id: str, timeout_s: float = 120.0) -> DagsterRunStatus:
+    def await_end(self, run_id: str, timeout_s: float = 300.0) -> DagsterRunStatus:
         """Returns how a run ended."""
 
         def ended() -> DagsterRunStatus | None:

@@ -27,8 +27,11 @@ from tests.ports import free_port
 ROOT = Path(__file__).parents[2]
 
 
-def until[T](answer: Callable[[], T], what: str, timeout_s: float = 120.0) -> T:
-    """Returns the first true answer; for what other processes do in their own time."""
+def until[T](answer: Callable[[], T], what: str, timeout_s: float = 300.0) -> T:
+    """Returns the first true answer; for what other processes do in their own time.
+
+    Bounds here and in what waits with it are for what hangs: a machine may be slow ten times over.
+    """
     deadline = monotonic() + timeout_s
     while True:
         found = answer()
@@ -85,7 +88,7 @@ class Stack:
     ) -> None:
         self.stop()
 
-    def mloc(self, *arguments: str, timeout_s: float = 240) -> subprocess.CompletedProcess[str]:
+    def mloc(self, *arguments: str, timeout_s: float = 900) -> subprocess.CompletedProcess[str]:
         """Runs an `mloc` command on this stack's home."""
         return subprocess.run(
             [sys.executable, "-m", "mloc_dagster.cli", *arguments],
@@ -194,7 +197,7 @@ class Stack:
         until(lambda: not self.processes(), "the killed stack is gone")
 
     def wait_running(
-        self, name: str, *, not_pid: int | None = None, timeout_s: float = 60.0
+        self, name: str, *, not_pid: int | None = None, timeout_s: float = 300.0
     ) -> int:
         """Waits until a component runs and answers, after `kill` with another pid than before.
 

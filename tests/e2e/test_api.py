@@ -52,7 +52,7 @@ def api(session_home: Path, redis_url: str, monkeypatch: pytest.MonkeyPatch) -> 
     with (
         closing(Ledger.open()) as ledger,
         served(create_app(ledger)) as url,
-        httpx.Client(base_url=url, timeout=30) as client,
+        httpx.Client(base_url=url, timeout=300) as client,
     ):
         yield Api(client, ledger, url)
 

@@ -36,6 +36,6 @@ def test_no_made_up_request_finds_a_defect(
                 "--max-examples", "15", "--seed", "1", "--no-color",
                 "--suppress-health-check", "all", "--request-timeout", "10",
             ],
-            capture_output=True, text=True, timeout=200, check=False, cwd=tmp_path,
+            capture_output=True, text=True, timeout=900, check=False, cwd=tmp_path,
         )  # fmt: skip
     assert found.returncode == 0, found.stdout[-8_000:] + found.stderr[-2_000:]

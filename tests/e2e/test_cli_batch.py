@@ -18,7 +18,7 @@ pytest.importorskip("torch")
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
-PATIENCE_S = 150
+PATIENCE_S = 600
 
 CONTEXT = 1024
 """Tokens that tiny-chat reads and writes at most."""

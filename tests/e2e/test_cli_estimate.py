@@ -52,7 +52,7 @@ class Place:
     def __call__(self, *command: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, *command], cwd=self.folder, env=self.environment, text=True,
-            capture_output=True, timeout=200, check=False,
+            capture_output=True, timeout=900, check=False,
         )  # fmt: skip
 
     def estimate(self, *options: str) -> dict[str, Any]:

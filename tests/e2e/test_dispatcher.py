@@ -541,7 +541,7 @@ def test_a_killed_dispatcher_is_followed_by_another_process(
             assert len(control.fleet.steps(each, dg.DagsterEventType.RUN_SUCCESS)) == 1
         leader = processes[0]
         leader.terminate()
-        assert leader.wait(timeout=30) == 0
+        assert leader.wait(timeout=300) == 0
     finally:
         for each in processes:
             each.kill()

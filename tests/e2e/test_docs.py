@@ -73,7 +73,7 @@ def test_shell_blocks(
         environment["MLOC_API_URL"] = request.getfixturevalue("api_url")
     done = subprocess.run(
         ["bash", "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True,
-        timeout=280, check=False,
+        timeout=900, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -104,7 +104,7 @@ def test_console_commands(path: Path, environment: dict[str, str], tmp_path: Pat
     script = "set -euo pipefail\n" + "\n".join(console_commands(path))
     done = subprocess.run(
         ["bash", "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True,
-        timeout=280, check=False,
+        timeout=900, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -115,7 +115,7 @@ def test_console_commands(path: Path, environment: dict[str, str], tmp_path: Pat
 def test_python_blocks(path: Path, environment: dict[str, str], tmp_path: Path) -> None:
     run = subprocess.run(
         ["mloc", "run", "echo", "--quiet"], cwd=tmp_path, env=environment, capture_output=True,
-        text=True, timeout=240, check=True,
+        text=True, timeout=900, check=True,
     )  # fmt: skip
     folder = run.stdout.strip()
     text = "\n".join(blocks(path, "python"))

@@ -280,8 +280,10 @@ def test_a_long_run_does_not_hold_a_short_one_up(fleet: FleetProcesses) -> None:
     assert fleet.await_end(short_run) is Status.SUCCESS
     assert fleet.await_end(long_run) is Status.SUCCESS
     assert_complete(fleet, long_run, 12)
-    (short_end,) = [end for _, end in spans(fleet, short_run)]
-    assert sum(start > short_end for start, _ in spans(fleet, long_run)) >= 2
+    ((short_start, _),) = spans(fleet, short_run)
+    queued = planned_at(fleet, short_run)
+    before = sum(queued < start < short_start for start, _ in spans(fleet, long_run))
+    assert before <= 3, "each of the workers may have taken one more meanwhile, and no other"
 
 
 def test_dagster_sees_how_the_workers_of_runs_are(fleet: FleetProcesses) -> None:
@@ -303,6 +305,17 @@ def test_a_run_of_another_process_uses_the_fleet_and_leaves_nothing(fleet: Fleet
     client = fleet.engine.client
     left = [str(each) for each in client.scan_iter(f"*{run_id}*")]
     assert [each for each in left if client.ttl(each) == -1] == [], "what is left expires"
+
+
+def planned_at(fleet: FleetProcesses, run_id: str) -> float:
+    """When the shards of a run were known, from its log."""
+    return next(
+        each.timestamp
+        for each in fleet.entries(run_id)
+        if each.dagster_event is not None
+        and each.dagster_event.event_type is Event.STEP_SUCCESS
+        and "run_shard" not in str(each.step_key)
+    )
 
 
 def spans(fleet: FleetProcesses, run_id: str) -> list[tuple[float, float]]:

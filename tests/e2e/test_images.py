@@ -44,7 +44,7 @@ def run(home: Path, folder: Path, *arguments: str) -> subprocess.CompletedProces
         capture_output=True,
         text=True,
         check=False,
-        timeout=200,
+        timeout=600,
         cwd=folder,
         env={
             **{key: value for key, value in os.environ.items() if key != "DAGSTER_HOME"},

@@ -52,7 +52,7 @@ def test_a_planned_run_answers_in_input_order(
             capture_output=True,
             text=True,
             check=False,
-            timeout=120,
+            timeout=600,
             cwd=tmp_path,
             env={
                 **{key: value for key, value in os.environ.items() if key != "DAGSTER_HOME"},

@@ -217,7 +217,7 @@ def test_in_the_foreground_it_tells_of_deaths_and_stops_at_ctrl_c(idle: Stack) -
             until(lambda: f"redis ({before}) died" in said.read_text(), "its death is told")
             until(lambda: "redis runs (" in said.read_text(), "its return is told")
             process.send_signal(signal.SIGINT)
-            code = process.wait(timeout=90)
+            code = process.wait(timeout=300)
         finally:
             if process.poll() is None:
                 process.kill()

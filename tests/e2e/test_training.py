@@ -23,7 +23,8 @@ from mloc_dagster.executors.training_run import run_training
 from mloc_dagster.local_run import run_template
 from mloc_dagster.results.store import Folder, open_store
 from mloc_dagster.results.training_summary import read_training
-from mloc_dagster.schema.task import SPEC_TYPES, TrainingSpec
+from mloc_dagster.schema.task import TrainingSpec
+from mloc_dagster.schema.task_type import find_task_type
 from mloc_dagster.settings import settings
 
 pytest.importorskip("torch")
@@ -50,7 +51,7 @@ SPECS: dict[str, dict[str, Any]] = {
 
 def spec_of(task_type: str, **training: object) -> TrainingSpec:
     given = SPECS[task_type]
-    return SPEC_TYPES[task_type].model_validate(
+    return find_task_type(task_type).spec.model_validate(
         {
             "taskType": task_type,
             "enforce_cpu": True,
@@ -144,7 +145,7 @@ def test_a_training_whose_checkpoints_are_weights_alone_starts_again() -> None:
 
 def test_an_option_that_only_the_first_step_refuses_is_not_tried_again() -> None:
     pairs = [{"prompt": "a", "chosen": "b", "rejected": "c"}] * 4
-    spec = SPEC_TYPES["dpo"].model_validate(
+    spec = find_task_type("dpo").spec.model_validate(
         {
             "taskType": "dpo",
             "enforce_cpu": True,

@@ -20,10 +20,11 @@ from mloc_dagster.executors.training.evaluation import evaluate
 from mloc_dagster.executors.training.examples import rendered_rows
 from mloc_dagster.executors.training.job import TrainingJob
 from mloc_dagster.models import builtin_model_path
-from mloc_dagster.schema.task import SPEC_TYPES, TrainingSpec
+from mloc_dagster.schema.task import TrainingSpec
+from mloc_dagster.schema.task_type import find_task_type
 from tests.ports import free_port
 
-pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
 ROWS = [{"prompt": f"What is {n} + 1?", "completion": f"{n + 1}!"} for n in range(24)]
 MODEL = {"source": {"type": "builtin", "identifier": "tiny-chat"}}
@@ -48,7 +49,7 @@ def job_of(folder: Path, task_type: str, **training: Any) -> TrainingJob:
     (folder / "checkpoints").mkdir(parents=True)
     rows = folder / "train.jsonl"
     rows.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
-    spec = SPEC_TYPES[task_type].model_validate(
+    spec = find_task_type(task_type).spec.model_validate(
         {
             "taskType": task_type,
             "model": MODEL,
@@ -93,7 +94,7 @@ def train(job: TrainingJob) -> list[Heard]:
         for rank in range(2)
     ]
     try:
-        ends = [each.communicate(timeout=240) for each in processes]
+        ends = [each.communicate(timeout=600) for each in processes]
     finally:
         for each in processes:
             each.kill()

@@ -17,7 +17,8 @@ from mloc_dagster.executors.training_plan import plan_training
 from mloc_dagster.executors.training_run import Attempt, run_training
 from mloc_dagster.models import builtin_model_path
 from mloc_dagster.results.store import open_store
-from mloc_dagster.schema.task import SPEC_TYPES, TrainingSpec
+from mloc_dagster.schema.task import TrainingSpec
+from mloc_dagster.schema.task_type import find_task_type
 from tests.gpu.devices import gpus, has_gpu
 
 pytestmark = [
@@ -91,7 +92,7 @@ def train(
     import torch
 
     blocks: dict[str, Any] = {"lora": LORA} if task_type == "lora_sft" else {}
-    spec = SPEC_TYPES[task_type].model_validate(
+    spec = find_task_type(task_type).spec.model_validate(
         {
             "taskType": task_type,
             "require_gpu": True,

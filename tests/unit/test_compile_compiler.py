@@ -13,8 +13,9 @@ from mloc_dagster.compile.compiler import (
 )
 from mloc_dagster.compile.loader import parse_documents
 from mloc_dagster.errors import TemplateError
+from mloc_dagster.executors.echo import EchoSpec
 from mloc_dagster.schema.data import ListData, UpstreamData
-from mloc_dagster.schema.task import EchoSpec, InferenceSpec, LoraSftSpec, PpoSpec, SftSpec
+from mloc_dagster.schema.task import InferenceSpec, LoraSftSpec, PpoSpec, SftSpec
 from mloc_dagster.settings import settings
 
 FIXTURES = sorted((Path(__file__).parents[1] / "templates").glob("*.yaml"))
@@ -193,7 +194,7 @@ def test_what_is_wrong_around_the_spec_is_said() -> None:
 
 def test_a_training_kind_needs_its_task_type() -> None:
     head = HEAD.replace("InferenceTask", "TrainingTask")
-    assert "'taskType' is required: one of 'echo'" in errors(MODEL + ROWS, head)[0]
+    assert "'taskType' is required: one of 'dpo', 'grpo', 'kto'" in errors(MODEL + ROWS, head)[0]
 
 
 STAGES = MODEL + ROWS + "  stages:\n"

@@ -15,12 +15,12 @@ import yaml
 import mloc_dagster
 from mloc_dagster.compile.annotations import fields_of
 from mloc_dagster.compile.compiler import CompiledTemplate, compile_document
-from mloc_dagster.compile.effects import IDLE, TRAININGS
+from mloc_dagster.compile.effects import idle_fields as rules
 from mloc_dagster.compile.loader import parse_documents
 from mloc_dagster.errors import TemplateError
-from mloc_dagster.executors.registry import task_types
 from mloc_dagster.schema.base import Block, alternatives
-from mloc_dagster.schema.task import SPEC_TYPES, InferenceSpec, SftSpec
+from mloc_dagster.schema.task import InferenceSpec, SftSpec
+from mloc_dagster.schema.task_type import find_task_type, task_types
 from mloc_dagster.schema.trainer_arguments import (
     OURS,
     lora_argument_names,
@@ -56,7 +56,9 @@ def blocks_in(annotation: Any) -> Iterator[type[Block]]:
 
 def is_tag(block: type[Block], key: str) -> bool:
     """Tells whether a field only chooses the block that it stands in."""
-    known = block.model_fields.get("task_type" if key == "taskType" else key)
+    if key == "taskType":
+        return True
+    known = block.model_fields.get(key)
     annotation = known.annotation if known is not None else None
     return get_origin(annotation) is Literal and len(get_args(annotation)) == 1
 
@@ -185,7 +187,9 @@ def is_read(task_type: str, block: type[Block], field: Field) -> bool:
     if field[0] == "lora" and name in lora_argument_names():
         return True
     owners = {field[-2] if len(field) > 1 else "spec", *(each.__name__ for each in family(block))}
-    return any((owner, name) in reads(training=task_type in TRAININGS) for owner in owners)
+    return any(
+        (owner, name) in reads(training=find_task_type(task_type).trains) for owner in owners
+    )
 
 
 def family(block: type[Block]) -> list[type[Block]]:
@@ -197,19 +201,21 @@ def never_read(task_type: str, field: Field) -> bool:
     if field[0] == "training" and refused_argument(task_type, field[1]) is not None:
         return True
     return any(
-        rule.when is None and task_type in rule.types and rule.path == field[: len(rule.path)]
-        for rule in IDLE
+        rule.when is None
+        and issubclass(find_task_type(task_type).spec, rule.specs)
+        and rule.path == field[: len(rule.path)]
+        for rule in rules()
     )
 
 
-BUILT = sorted(task_types())
+BUILT = sorted(name for name, each in task_types().items() if each.executor is not None)
 
 
 @pytest.mark.parametrize("task_type", BUILT)
 def test_every_field_is_read_or_listed_with_its_reason(task_type: str) -> None:
     assert [
         ".".join(field)
-        for block, field in fields(SPEC_TYPES[task_type])
+        for block, field in fields(find_task_type(task_type).spec)
         if not never_read(task_type, field) and not is_read(task_type, block, field)
     ] == []
 
@@ -224,12 +230,13 @@ def test_a_field_that_nothing_reads_is_found() -> None:
 
 
 def test_the_table_names_only_fields_that_there_are() -> None:
-    for rule in IDLE:
+    for rule in rules():
         path = rule.path[:-1] if rule.path[-1] == "*" else rule.path
         assert any(
             path == field[: len(path)]
-            for task_type in rule.types
-            for _, field in fields(SPEC_TYPES[task_type])
+            for each in task_types().values()
+            if issubclass(each.spec, rule.specs)
+            for _, field in fields(each.spec)
         ), rule
 
 
@@ -448,7 +455,7 @@ def test_options_beside_an_inline_text_have_no_effect() -> None:
 
 
 def test_every_rule_has_its_case() -> None:
-    assert {rule.field for rule in IDLE} == {*CASES, "data.template.options"}
+    assert {rule.field for rule in rules()} == {*CASES, "data.template.options"}
 
 
 def test_a_value_that_one_of_several_tasks_reads_is_no_warning() -> None:

@@ -8,9 +8,8 @@ import pytest
 
 from mloc_dagster.errors import TaskCancelled, TransientError
 from mloc_dagster.executors.base import ShardContext, ShardInput
-from mloc_dagster.executors.echo import EchoExecutor
+from mloc_dagster.executors.echo import EchoExecutor, EchoSpec
 from mloc_dagster.results.rows import InputRow, Message, OutputRow, Prompt
-from mloc_dagster.schema.task import EchoSpec
 
 
 def echo(

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 
 from mloc_dagster.executors.base import ShardContext, ShardInput
-from mloc_dagster.executors.echo import EchoExecutor
+from mloc_dagster.executors.echo import EchoExecutor, EchoSpec
 from mloc_dagster.executors.inference_run import answer_rows
 from mloc_dagster.executors.prompts import render_chat
 from mloc_dagster.results.rows import InputRow, Message, OutputRow
-from mloc_dagster.schema.task import EchoSpec, EmbeddingSpec, InferenceSpec, ModelSpec
+from mloc_dagster.schema.task import EmbeddingSpec, InferenceSpec, ModelSpec
 from tests.unit.test_executors_row_reuse import CountingEngine
 
 DATA = {"type": "list", "items": ["unused"]}

@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import TypeAdapter
 
 from mloc_dagster.executors.base import ShardContext, ShardInput
 from mloc_dagster.executors.engine import EngineRequest, Replies
 from mloc_dagster.executors.inference_run import answer_rows
 from mloc_dagster.executors.reuse_identity import LoadedFiles, file_stamps, remember_files
 from mloc_dagster.results.rows import InputRow, OutputRow
-from mloc_dagster.schema.task import AnyTaskSpec
+from mloc_dagster.schema.task_type import spec_of
 from tests.unit.test_executors_row_reuse import CountingEngine
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -59,7 +58,7 @@ class Task:
         }
 
     def run(self, prompts: tuple[str, ...] = ("a", "b"), *, load: bool = True) -> list[OutputRow]:
-        spec = TypeAdapter(AnyTaskSpec).validate_python(self.document)
+        spec = spec_of(self.document)
         emitted: list[OutputRow] = []
         rows = [InputRow(index, prompt, f"id {index}") for index, prompt in enumerate(prompts)]
         if load:

@@ -5,12 +5,37 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from mloc_dagster.errors import TerminalError, UnknownNameError
+from mloc_dagster.compile.compiler import compile_mapping
+from mloc_dagster.errors import TemplateError, TerminalError, UnknownNameError
 from mloc_dagster.executors.echo import EchoExecutor
-from mloc_dagster.executors.registry import task_executor, task_types
+from mloc_dagster.executors.registry import task_executor
+from mloc_dagster.plugins import load_registered
+from mloc_dagster.schema.json_schema import template_json_schema
+from mloc_dagster.schema.task_type import find_task_type, task_types
+
+SHOUT = '''
+from pydantic import BaseModel
+from mloc_dagster.schema.base import Block
+from mloc_dagster.schema.task import RowSpec
+from mloc_dagster.schema.task_type import TaskType
+
+class Shout(Block):
+    marks: int = 1
+
+class ShoutSpec(RowSpec):
+    """Says it louder."""
+    block_name = "shout"
+    shout: Shout = Shout()
+
+class ShoutExecutor:
+    pass
+
+SHOUT = TaskType(name="shout", spec=ShoutSpec, executor=ShoutExecutor, kinds=("ShoutTask",))
+'''
 
 
 @pytest.fixture
@@ -18,8 +43,11 @@ def plug_ins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder on the path, in which a distribution can be laid down."""
     monkeypatch.syspath_prepend(tmp_path)
     task_executor.cache_clear()
+    load_registered.cache_clear()
     yield tmp_path
     task_executor.cache_clear()
+    load_registered.cache_clear()
+    sys.modules.pop("shouting_plugin", None)
 
 
 def lay_down(folder: Path, name: str, entry: str) -> None:
@@ -27,6 +55,22 @@ def lay_down(folder: Path, name: str, entry: str) -> None:
     info.mkdir()
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.2\n")
     (info / "entry_points.txt").write_text(f"[mloc_dagster.task_types]\n{entry}\n")
+
+
+def template(task_type: str | None = None, kind: str = "EchoTask", **spec: Any) -> dict[str, Any]:
+    named = {} if task_type is None else {"taskType": task_type}
+    return {
+        "apiVersion": "mloc/v1",
+        "kind": kind,
+        "metadata": {"name": "loud"},
+        "spec": {**named, "data": {"type": "list", "items": ["a"]}, **spec},
+    }
+
+
+def findings(document: dict[str, Any]) -> str:
+    with pytest.raises(TemplateError) as failed:
+        compile_mapping(document)
+    return "\n".join(str(each) for each in failed.value.diagnostics)
 
 
 def test_our_own_task_types_come_in_by_the_public_door() -> None:
@@ -39,17 +83,42 @@ def test_an_unknown_task_type_names_the_nearest() -> None:
         task_executor("ecoh")
 
 
-def test_a_plug_in_of_another_distribution_is_found(plug_ins: Path) -> None:
-    (plug_ins / "shouting_plugin.py").write_text("class Shouting:\n    pass\n")
-    lay_down(plug_ins, "mloc-shouting", "shout = shouting_plugin:Shouting")
-    assert type(task_executor("shout")).__name__ == "Shouting"
-    sys.modules.pop("shouting_plugin")
+def test_a_task_type_of_another_distribution_is_used_like_ours(plug_ins: Path) -> None:
+    (plug_ins / "shouting_plugin.py").write_text(SHOUT)
+    lay_down(plug_ins, "mloc-shouting", "shout = shouting_plugin:SHOUT")
+    assert type(task_executor("shout")).__name__ == "ShoutExecutor"
+    spec = compile_mapping(template(kind="ShoutTask", shout={"marks": 3})).tasks[0].task.spec
+    assert spec.model_dump()["shout"] == {"marks": 3}
+    assert "unknown key 'mark'; did you mean 'marks'?" in findings(
+        template(kind="ShoutTask", shout={"mark": 3})
+    )
+    schema = template_json_schema()
+    assert "ShoutTask" in schema["properties"]["kind"]["enum"]
+    assert schema["$defs"]["ShoutSpec"]["description"] == "Says it louder."
 
 
-def test_a_plug_in_that_cannot_be_imported_is_named(plug_ins: Path) -> None:
+def test_a_plug_in_that_cannot_be_imported_is_named_where_it_is_used(plug_ins: Path) -> None:
     lay_down(plug_ins, "mloc-broken", "broken = nowhere_at_all:Broken")
+    assert "mloc-broken 1.2 (nowhere_at_all:Broken)" in findings(template("broken"))
     with pytest.raises(TerminalError, match=r"mloc-broken 1\.2 \(nowhere_at_all:Broken\)"):
         task_executor("broken")
+    assert isinstance(task_executor("echo"), EchoExecutor)
+
+
+@pytest.mark.parametrize(
+    ("entry", "said"),
+    [
+        ("loud = shouting_plugin:SHOUT", "calls itself 'shout'"),
+        ("loud = shouting_plugin:ShoutExecutor", "expected a mloc_dagster.schema.task_type"),
+    ],
+)
+def test_what_is_no_descriptor_of_its_name_is_refused(
+    plug_ins: Path, entry: str, said: str
+) -> None:
+    (plug_ins / "shouting_plugin.py").write_text(SHOUT)
+    lay_down(plug_ins, "mloc-shouting", entry)
+    with pytest.raises(TerminalError, match=said):
+        find_task_type("loud")
 
 
 def test_the_distributions_are_read_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import TypeAdapter
 
 from mloc_dagster.executors import reuse_identity
 from mloc_dagster.executors.reuse_identity import (
@@ -19,7 +18,7 @@ from mloc_dagster.executors.reuse_identity import (
     remember_files,
 )
 from mloc_dagster.schema.model import Adapter, ModelSource, TransformersOptions
-from mloc_dagster.schema.task import AnyTaskSpec
+from mloc_dagster.schema.task_type import spec_of
 from mloc_dagster.schema.vllm_arguments import vllm_argument_names
 from tests.unit.test_executors_row_reuse import CountingEngine
 
@@ -47,7 +46,7 @@ class Case:
         }
 
     def identity(self) -> bytes:
-        spec = TypeAdapter(AnyTaskSpec).validate_python(copy.deepcopy(self.document))
+        spec = spec_of(copy.deepcopy(self.document))
         remember_files(self.engine, LoadedFiles(file_stamps(spec)))
         return model_identity(spec, self.engine)
 

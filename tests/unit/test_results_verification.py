@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from mloc_dagster.assets.row_checks import evaluate
+from mloc_dagster.executors.echo import EchoSpec
 from mloc_dagster.results.rows import OutputRow
 from mloc_dagster.results.verification import RowCounts, count_rows
-from mloc_dagster.schema.task import EchoSpec
 
 
 def rows(*indexes: int) -> list[OutputRow]:

@@ -16,7 +16,8 @@ torch = pytest.importorskip("torch")
 from mloc_dagster.errors import TerminalError  # noqa: E402 - after trl was found
 from mloc_dagster.executors.training.arguments import config_arguments  # noqa: E402
 from mloc_dagster.schema import trainer_arguments  # noqa: E402
-from mloc_dagster.schema.task import SPEC_TYPES, TrainingSpec  # noqa: E402
+from mloc_dagster.schema.task import TrainingSpec  # noqa: E402
+from mloc_dagster.schema.task_type import find_task_type  # noqa: E402
 from mloc_dagster.schema.trainer_arguments import (  # noqa: E402
     CONFIG_CLASSES,
     OWNED,
@@ -31,7 +32,7 @@ from mloc_dagster.schema.trainer_arguments import (  # noqa: E402
 def spec_of(task_type: str, training: dict[str, Any] | None = None, **more: Any) -> TrainingSpec:
     if task_type in ("grpo", "rloo"):
         more.setdefault("rewards", [{"name": "contains"}])
-    spec = SPEC_TYPES[task_type].model_validate(
+    spec = find_task_type(task_type).spec.model_validate(
         {
             "taskType": task_type,
             "model": {"source": {"type": "builtin", "identifier": "tiny-chat"}},

@@ -15,9 +15,8 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
+from mloc_dagster import plugins  # noqa: E402
 from mloc_dagster.errors import DataError, TerminalError  # noqa: E402 - after torch was found
-from mloc_dagster.executors import registered  # noqa: E402
-from mloc_dagster.executors.registered import METRICS_GROUP  # noqa: E402
 from mloc_dagster.executors.training import evaluation as evaluating  # noqa: E402
 from mloc_dagster.executors.training import measurement, metrics  # noqa: E402
 from mloc_dagster.executors.training.answers import greedy_answers  # noqa: E402
@@ -25,6 +24,7 @@ from mloc_dagster.executors.training.evaluation import evaluate, undisturbed  # 
 from mloc_dagster.executors.training.likelihood import answer_likelihoods  # noqa: E402
 from mloc_dagster.executors.training.sequences import answered, batched, prompt_ids  # noqa: E402
 from mloc_dagster.models import builtin_model_path  # noqa: E402
+from mloc_dagster.plugins import METRICS_GROUP  # noqa: E402
 from mloc_dagster.schema.data import TrainingData  # noqa: E402
 from mloc_dagster.schema.metrics import BUILTIN_METRICS, CLASSIFIER_METRICS  # noqa: E402
 from mloc_dagster.schema.training import Evaluation  # noqa: E402
@@ -349,11 +349,11 @@ def broken(answers: Any, references: Any, rows: Any) -> float:
 def _registered(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     names = ("share_of_long", "no_number", "broken")
     found = EntryPoints(EntryPoint(name, f"{__name__}:{name}", METRICS_GROUP) for name in names)
-    for module in (registered, metrics):
+    for module in (plugins, metrics):
         monkeypatch.setattr(module, "entry_points", lambda *, group: found.select(group=group))
-    registered.registered_function.cache_clear()
+    plugins.load_registered.cache_clear()
     yield
-    registered.registered_function.cache_clear()
+    plugins.load_registered.cache_clear()
 
 
 @pytest.mark.usefixtures("_registered", "_answers")

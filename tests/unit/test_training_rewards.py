@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
+from mloc_dagster import plugins
 from mloc_dagster.errors import TerminalError, UnknownNameError
-from mloc_dagster.executors import registered
-from mloc_dagster.executors.registered import REWARDS_GROUP, registered_function
 from mloc_dagster.executors.training.rewards import Part, Scorer, build_scorer
 from mloc_dagster.models import builtin_model_path
+from mloc_dagster.plugins import REWARDS_GROUP
 from mloc_dagster.schema.task import GrpoSpec
 from mloc_dagster.schema.training import RewardModel
 
@@ -42,10 +42,10 @@ def _registered(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     entries.append(EntryPoint("twice", "one:a", REWARDS_GROUP))
     entries.append(EntryPoint("twice", "two:b", REWARDS_GROUP))
     found = EntryPoints(entries)
-    monkeypatch.setattr(registered, "entry_points", lambda *, group: found.select(group=group))
-    registered_function.cache_clear()
+    monkeypatch.setattr(plugins, "entry_points", lambda *, group: found.select(group=group))
+    plugins.load_registered.cache_clear()
     yield
-    registered_function.cache_clear()
+    plugins.load_registered.cache_clear()
 
 
 def spec_of(*rewards: dict[str, Any], **fields: Any) -> GrpoSpec:

@@ -11,14 +11,15 @@ import pytest
 from mloc_dagster.executors.training.base import Hooks, TrainingRun
 from mloc_dagster.executors.training.step_count import count_steps
 from mloc_dagster.models import builtin_model_path
-from mloc_dagster.schema.task import SPEC_TYPES, TrainingSpec
+from mloc_dagster.schema.task import TrainingSpec
+from mloc_dagster.schema.task_type import find_task_type
 
 
 def spec_of(task_type: str, training: dict[str, Any], **more: Any) -> TrainingSpec:
     if task_type in ("grpo", "rloo", "ppo"):
         more = {"rewards": [{"name": "contains"}], **more}
     source = {"type": "builtin", "identifier": "tiny-chat"}
-    spec = SPEC_TYPES[task_type].model_validate(
+    spec = find_task_type(task_type).spec.model_validate(
         {
             "taskType": task_type,
             "model": {"source": source},

@@ -26,7 +26,8 @@ from mloc_dagster.executors.training.preferences import DpoTrainer, KtoTrainer  
 from mloc_dagster.executors.training.reward import RewardTrainer  # noqa: E402
 from mloc_dagster.executors.training.sft import SftTrainer, sft_trainer  # noqa: E402
 from mloc_dagster.models import builtin_model_path  # noqa: E402
-from mloc_dagster.schema.task import SPEC_TYPES, TrainingSpec  # noqa: E402
+from mloc_dagster.schema.task import TrainingSpec  # noqa: E402
+from mloc_dagster.schema.task_type import find_task_type  # noqa: E402
 
 FOLDER = builtin_model_path("tiny-chat")
 END = "<|end|>"
@@ -95,7 +96,7 @@ class Bench:
         """Returns a run; `lora` is the dropout of an adapter."""
         if task_type in ("grpo", "rloo"):
             more = {"rewards": [{"name": "contains"}], **more}
-        spec = SPEC_TYPES[task_type].model_validate(
+        spec = find_task_type(task_type).spec.model_validate(
             {
                 "taskType": task_type,
                 "model": {"source": {"type": "builtin", "identifier": "tiny-chat"}},

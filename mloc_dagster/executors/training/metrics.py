@@ -7,9 +7,8 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 
 from mloc_dagster.errors import TerminalError, nearest_hint
-from mloc_dagster.executors.registered import METRICS_GROUP, registered_function
 from mloc_dagster.executors.training.measurement import Measurement
-from mloc_dagster.plugins import entry_points
+from mloc_dagster.plugins import METRICS_GROUP, entry_points, registered_function
 from mloc_dagster.schema.metrics import BUILTIN_METRICS, CLASSIFIER_METRICS
 
 _LARGEST_EXPONENT = 700.0

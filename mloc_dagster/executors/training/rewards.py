@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from mloc_dagster.errors import MlocError, TerminalError
-from mloc_dagster.executors.registered import REWARDS_GROUP, registered_function
 from mloc_dagster.executors.training.sequences import Speech
+from mloc_dagster.plugins import REWARDS_GROUP, registered_function
 from mloc_dagster.schema.task import OnlineSpec
 from mloc_dagster.schema.training import RewardFunction
 

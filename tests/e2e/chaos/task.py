@@ -161,7 +161,7 @@ class Task:
             found = cursor.fetchall()
         return [(_shard_of(key), pid) for key, pid in found if key.startswith(_SHARD_STEP)]
 
-    def wait_more(self, before: int, timeout_s: float = 60.0) -> None:
+    def wait_more(self, before: int, timeout_s: float = 300.0) -> None:
         """Waits until Dagster's log, which may be away meanwhile, has more than `before` shards."""
 
         def more() -> bool:
@@ -198,7 +198,7 @@ class Task:
 
     # Waiting
 
-    def wait_done(self, shards: int, timeout_s: float = 60.0) -> None:
+    def wait_done(self, shards: int, timeout_s: float = 300.0) -> None:
         """Waits until so many shards are done."""
         until(lambda: self.count("SHARD_SUCCEEDED") >= shards, f"{shards} shards done", timeout_s)
 
@@ -212,7 +212,7 @@ class Task:
 
         return until(held, f"{', '.join(workers)} in the middle of a shard")
 
-    def wait_reclaimed(self, lost: Holding, timeout_s: float = 60.0) -> Holding:
+    def wait_reclaimed(self, lost: Holding, timeout_s: float = 300.0) -> Holding:
         """Waits until a lost shard has been claimed anew; returns that claim."""
 
         def again() -> Holding | None:
@@ -228,7 +228,7 @@ class Task:
         ended = lambda: shard in dict(self.logged("STEP_SUCCESS"))  # noqa: E731
         until(ended, f"shard {shard} done")
 
-    def wait_success(self, timeout_s: float = 90.0) -> None:
+    def wait_success(self, timeout_s: float = 300.0) -> None:
         """Waits until the run has ended; asserts that it ended well."""
         until(lambda: self.status() in ("SUCCESS", "FAILURE", "CANCELED"), "the end", timeout_s)
         assert self.status() == "SUCCESS"

@@ -21,7 +21,7 @@ from tests.e2e.chaos.tcp_proxy import TcpProxy
 from tests.e2e.chaos.verdict import Rows, check
 from tests.e2e.stack import ROOT, Stack, until
 
-pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(150)]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
 Measure = Callable[[str, float], None]
 

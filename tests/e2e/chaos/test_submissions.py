@@ -14,7 +14,7 @@ import pytest
 from benchmarks.control_plane_chaos import ENVIRONMENT, Report, run_chaos
 from tests.e2e.stack import Stack
 
-pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
 SUBMISSIONS = 120
 SECONDS = 12.0

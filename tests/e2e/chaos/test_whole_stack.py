@@ -11,7 +11,7 @@ from tests.e2e.chaos.task import Task
 from tests.e2e.chaos.verdict import Rows, check
 from tests.e2e.stack import Stack, until
 
-pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(200)]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
 Measure = Callable[[str, float], None]
 

@@ -1,0 +1,175 @@
+"""What a task type is: one descriptor, found by entry point, from which everything else follows.
+
+A distribution registers its descriptor under the group `mloc_dagster.task_types`, with the task
+type's name; mloc's own come in the same way. Compiling, JSON Schema, docs, references, batching,
+the API and the CLI know task types from here only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from pydantic import BaseModel
+
+from mloc_dagster.errors import TerminalError, UnknownNameError
+from mloc_dagster.plugins import TASK_TYPES_GROUP, entry_points, load_registered, origin_of
+from mloc_dagster.schema.legacy import KeyPath
+from mloc_dagster.schema.result import LoraTrainingResult, RowsResult
+from mloc_dagster.schema.task import RowSpec, TaskSpec, TrainingSpec
+
+Condition = Callable[[Any, str], bool]
+"""Takes a task's spec and the field's own name; true where the field has no effect."""
+
+
+@dataclass(frozen=True, slots=True)
+class Idle:
+    """A field that has no effect.
+
+    Attributes:
+        field: Its place below the spec; `*` stands for every key.
+        why: The reason, as the end of "… has no effect: ".
+        specs: The specs that it concerns, with those that derive from them.
+        when: Under which condition; by default always.
+    """
+
+    field: str
+    why: str
+    specs: tuple[type[TaskSpec], ...] = (TaskSpec,)
+    when: Condition | None = None
+
+    @property
+    def path(self) -> KeyPath:
+        """The field's place, step by step."""
+        return tuple(self.field.split("."))
+
+    def holds(self, spec: object, name: str) -> bool:
+        """Tells whether the field has no effect in a task."""
+        return isinstance(spec, self.specs) and (self.when is None or self.when(spec, name))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskType:
+    """A task type.
+
+    Attributes:
+        name: What `taskType` says; also the name of its entry point.
+        spec: Its block of YAML: a `RowSpec`, a `ModelSpec` or a `TrainingSpec`. The first
+            paragraph of its docstring describes the task type in the docs.
+        executor: Makes what computes it: a `TaskExecutor`, of a training a `Trainer`. Heavy
+            imports belong in there. None for a task type whose templates can be checked only.
+        kinds: Values of `kind` that may stand on its templates. One that no other task type has
+            makes `taskType` superfluous.
+        result: What stands under `result` in `responses.json`, to which references are checked.
+        exclusive: Keys of its spec that replace each other where a node is merged over its base.
+        idle: Fields of its own that have no effect under some condition, for warnings and docs.
+    """
+
+    name: str
+    spec: type[TaskSpec]
+    executor: Callable[[], Any] | None
+    kinds: tuple[str, ...] = ()
+    result: type[BaseModel] | None = None
+    exclusive: tuple[frozenset[str], ...] = ()
+    idle: tuple[Idle, ...] = ()
+
+    @property
+    def has_rows(self) -> bool:
+        """Whether its result is one output for each row."""
+        return issubclass(self.spec, RowSpec)
+
+    @property
+    def trains(self) -> bool:
+        """Whether its result is weights."""
+        return issubclass(self.spec, TrainingSpec)
+
+    @property
+    def takes_rows_of_a_stage(self) -> bool:
+        """Whether a stage without `data` works on the rows of the stage before it."""
+        return self.has_rows and self.spec.model_fields["data"].is_required()
+
+    @property
+    def result_type(self) -> type[BaseModel]:
+        """The model of its result."""
+        return self.result or (LoraTrainingResult if self.trains else RowsResult)
+
+
+@dataclass(frozen=True, slots=True)
+class _Registry:
+    types: Mapping[str, TaskType]
+    broken: Mapping[str, str]
+
+
+def task_types() -> Mapping[str, TaskType]:
+    """Returns every task type that can be used, by name; trainings last."""
+    return _registry().types
+
+
+def find_task_type(name: str) -> TaskType:
+    """Returns the task type of a name.
+
+    Raises:
+        UnknownNameError: If nobody registered that name.
+        TerminalError: If two distributions did, or the one that did cannot be loaded.
+    """
+    registry = _registry()
+    if name in registry.types:
+        return registry.types[name]
+    if name in registry.broken:
+        raise TerminalError(registry.broken[name])
+    raise UnknownNameError("task type", name, registry.types)
+
+
+def spec_of(mapping: Mapping[str, Any]) -> Any:
+    """Returns a whole spec as the block of the task type that it names.
+
+    Raises:
+        UnknownNameError: If nobody registered that task type.
+        TerminalError: If it cannot be loaded.
+        pydantic.ValidationError: If the spec does not fit it.
+    """
+    return find_task_type(str(mapping.get("taskType"))).spec.model_validate(mapping)
+
+
+def types_of_kind(kind: str) -> tuple[TaskType, ...]:
+    """Returns the task types whose templates may carry a `kind`; none if there is no such."""
+    return tuple(each for each in task_types().values() if kind in each.kinds)
+
+
+def all_kinds() -> tuple[str, ...]:
+    """Returns every value that `kind` may have."""
+    return tuple(dict.fromkeys(kind for each in task_types().values() for kind in each.kinds))
+
+
+def _registry() -> _Registry:
+    registered = entry_points(group=TASK_TYPES_GROUP)
+    return _load(tuple((entry.name, entry.value) for entry in registered))
+
+
+@lru_cache(maxsize=8)
+def _load(registered: tuple[tuple[str, str], ...]) -> _Registry:
+    """Loads every descriptor; one that cannot be is an error only for those who name it."""
+    found: list[TaskType] = []
+    broken: dict[str, str] = {}
+    for name in {name for name, _ in registered}:
+        try:
+            found.append(_descriptor(name))
+        except TerminalError as error:
+            broken[name] = str(error)
+    found.sort(key=lambda each: (each.trains, each.name))
+    return _Registry({each.name: each for each in found}, broken)
+
+
+def _descriptor(name: str) -> TaskType:
+    found = load_registered(TASK_TYPES_GROUP, "task type", name)
+    if isinstance(found, TaskType) and found.name == name:
+        return found
+    (entry, *_) = entry_points(group=TASK_TYPES_GROUP).select(name=name)
+    wrong = (
+        f"calls itself {found.name!r}"
+        if isinstance(found, TaskType)
+        else f"is {found!r}, expected a mloc_dagster.schema.task_type.TaskType"
+    )
+    raise TerminalError(f"the task type {name!r} from {origin_of(entry)} {wrong}")
