@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, SerializeAsAny
 
 from mloc_dagster.net.reach import Origin
 from mloc_dagster.schema.output import CHECKPOINTS_NAME
-from mloc_dagster.schema.task import (
-    DpoSpec,
-    GrpoSpec,
-    KtoSpec,
-    LoraSftSpec,
-    PpoSpec,
-    RewardSpec,
-    RlooSpec,
-    SftSpec,
-)
+from mloc_dagster.schema.task import TrainingSpec
+from mloc_dagster.schema.task_type import spec_of
 
-AnyTrainingSpec = Annotated[
-    SftSpec | LoraSftSpec | DpoSpec | KtoSpec | RewardSpec | PpoSpec | GrpoSpec | RlooSpec,
-    Field(discriminator="task_type"),
-]
+
+def _of_its_type(value: Any) -> Any:
+    return spec_of(value) if isinstance(value, Mapping) else value
+
 
 JOB_NAME = "job.json"
 OUTBOX_NAME = "outbox"
@@ -47,7 +40,7 @@ class TrainingJob(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     task_id: str
-    spec: AnyTrainingSpec
+    spec: Annotated[SerializeAsAny[TrainingSpec], BeforeValidator(_of_its_type)]
     folder: Path
     rows: Path
     eval_rows: Path | None = None
