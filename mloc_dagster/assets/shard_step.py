@@ -10,7 +10,7 @@ from mloc_dagster.executors.registry import task_executor
 from mloc_dagster.fleet.hardware import requirements_of
 from mloc_dagster.fleet.step_tags import fleet_tags
 from mloc_dagster.ops.shard import shard_op
-from mloc_dagster.schema.task import ModelSpec, TaskSpec, TrainingSpec
+from mloc_dagster.schema.task import ModelSpec, TaskSpec
 from mloc_dagster.schema.task_type import find_task_type
 
 
@@ -32,10 +32,9 @@ def _pool(spec: TaskSpec) -> str | None:
 
 
 def _model_key(spec: TaskSpec) -> str | None:
-    if find_task_type(spec.task_type).executor is None:
+    found = find_task_type(spec.task_type)
+    if found.executor is None or found.trains:  # a training loads its model in its own process
         return None
-    if isinstance(spec, TrainingSpec):
-        return None  # it loads what it trains in a process of its own
     executor: TaskExecutor[Any, Any] = task_executor(spec.task_type)
     key = executor.model_key(spec)
     return None if key is None else model_key_text(key)

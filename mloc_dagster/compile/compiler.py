@@ -261,12 +261,8 @@ class _Compiler:
         return None
 
     def _named_type(self, given: Tree) -> TaskType | None:
-        if given.text is None:
-            hint = nearest_hint(str(given.content), task_types())
-            self._findings.add(at_value(given, f"unknown task type {given.content!r}{hint}"))
-            return None
         try:
-            return find_task_type(given.text)
+            return find_task_type(str(given.content))
         except (UnknownNameError, TerminalError) as error:
             self._findings.add(at_value(given, str(error)))
             return None

@@ -1,4 +1,4 @@
-"""The task types that send rows through a model, as the registry finds them."""
+"""The task types that send rows through a model; what computes them imports far more than this."""
 
 from __future__ import annotations
 

@@ -7,13 +7,14 @@ nothing is required there, and references are not followed.
 from __future__ import annotations
 
 import copy
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from pydantic.json_schema import models_json_schema
 
 from mloc_dagster.schema.legacy import SPELLINGS, Spelling
 from mloc_dagster.schema.resources import Schedule
-from mloc_dagster.schema.task import Metadata, TaskSpec
+from mloc_dagster.schema.task import Metadata
 from mloc_dagster.schema.task_type import all_kinds, task_types, types_of_kind
 from mloc_dagster.schema.template import Node, Template
 
@@ -31,37 +32,41 @@ _NUMBERS = ("integer", "number", "boolean")
 
 def template_json_schema() -> Schema:
     """Returns the schema (draft 2020-12) of one template document."""
-    specs = _specs()
-    blocks = [*specs.values(), Metadata, Schedule, Node, Template]
-    _, generated = models_json_schema([(block, "validation") for block in blocks])
-    defs: Schema = generated["$defs"]
-    for name, block in specs.items():
-        defs[block.__name__]["properties"]["taskType"]["const"] = name
-    defs["Template"]["properties"]["kind"]["enum"] = list(all_kinds())
+    defs, named = _definitions()
+    specs = {name: named[each.spec] for name, each in task_types().items()}
+    for name, definition in specs.items():
+        defs[definition]["properties"]["taskType"]["const"] = name
+    defs[named[Template]]["properties"]["kind"]["enum"] = list(all_kinds())
     for definition in defs.values():
         _allow_references(definition)
     for spelling in SPELLINGS:
-        _add_spelling(defs, spelling)
+        _add_spelling(defs, specs.values(), spelling)
     defs["Reference"] = _REFERENCE
     partial = {f"{name}{_PARTIAL}": _partial(each) for name, each in defs.items()}
     defs |= {name: each for name, each in partial.items() if name != f"Reference{_PARTIAL}"}
-    return _root(defs)
+    return _root(defs, named, specs)
 
 
-def _root(defs: Schema) -> Schema:
-    template, node = defs.pop("Template"), defs["Node"]
-    specs = {name: defs[block.__name__] for name, block in _specs().items()}
-    schedule: Schema = {"$ref": f"{_REF}Schedule"}
-    for spec in specs.values():
+def _definitions() -> tuple[Schema, Mapping[type, str]]:
+    """Returns a schema of each block, and its name: two classes may be called the same."""
+    blocks = [*(each.spec for each in task_types().values()), Metadata, Schedule, Node, Template]
+    places, generated = models_json_schema([(block, "validation") for block in blocks])
+    named = {block: places[block, "validation"]["$ref"].removeprefix(_REF) for block in blocks}
+    return generated["$defs"], named
+
+
+def _root(defs: Schema, named: Mapping[type, str], specs: Mapping[str, str]) -> Schema:
+    template, node = defs.pop(named[Template]), defs[named[Node]]
+    schedule: Schema = {"$ref": _REF + named[Schedule]}
+    for spec in (defs[each] for each in specs.values()):
         spec["required"] = [key for key in spec["required"] if key != "taskType"]
         spec["properties"]["schedule"] = schedule
-    partial = [defs[f"{block.__name__}{_PARTIAL}"] for block in _specs().values()]
-    defs["NodeSpec"] = _any_spec(partial)
-    defs["NodeSpec"]["allOf"] = [_keys_of(name, spec) for name, spec in specs.items()]
+    defs["NodeSpec"] = _any_spec([defs[f"{each}{_PARTIAL}"] for each in specs.values()])
+    defs["NodeSpec"]["allOf"] = [_keys_of(name, defs[each]) for name, each in specs.items()]
     node["properties"]["spec"] = {"$ref": f"{_REF}NodeSpec", "description": "Over the base."}
     defs["Spec"] = copy.deepcopy(defs["NodeSpec"])
     del defs["Spec"]["allOf"]
-    nodes: Schema = {"type": "array", "minItems": 1, "items": {"$ref": f"{_REF}Node"}}
+    nodes: Schema = {"type": "array", "minItems": 1, "items": {"$ref": _REF + named[Node]}}
     defs["Spec"]["properties"] |= {
         "schedule": schedule,
         "stages": {**nodes, "description": "Tasks that run one after the other."},
@@ -80,13 +85,11 @@ def _root(defs: Schema) -> Schema:
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "mloc template",
         **{key: value for key, value in template.items() if key != "title"},
-        "allOf": [_one_task(name, block.__name__) for name, block in _specs().items()],
-        "$defs": {name: defs[name] for name in sorted(_reachable(defs, properties))},
+        "allOf": [_one_task(name, each) for name, each in specs.items()],
+        "$defs": {
+            name: defs[name] for name in sorted(_reachable(defs, specs.values(), properties))
+        },
     }
-
-
-def _specs() -> dict[str, type[TaskSpec]]:
-    return {name: each.spec for name, each in task_types().items()}
 
 
 def _any_spec(specs: list[Schema]) -> Schema:
@@ -162,11 +165,10 @@ def _allow_references(definition: Schema) -> None:
             schema["anyOf"].append({"$ref": f"{_REF}Reference"})
 
 
-def _add_spelling(defs: Schema, spelling: Spelling) -> None:
-    for block in _specs().values():
-        home = _descend(defs, defs[block.__name__], spelling.old[:-1])
-        for definition in home:
-            definition["properties"].setdefault(spelling.old[-1], _old(defs, spelling))
+def _add_spelling(defs: Schema, specs: Collection[str], spelling: Spelling) -> None:
+    for each in specs:
+        for definition in _descend(defs, defs[each], spelling.old[:-1]):
+            definition["properties"].setdefault(spelling.old[-1], _old(defs, specs, spelling))
 
 
 def _descend(defs: Schema, definition: Schema, path: tuple[str, ...]) -> list[Schema]:
@@ -192,19 +194,23 @@ def _descend(defs: Schema, definition: Schema, path: tuple[str, ...]) -> list[Sc
     return [home for name in names for home in _descend(defs, defs[name], path[1:])]
 
 
-def _old(defs: Schema, spelling: Spelling) -> Schema:
+def _old(defs: Schema, specs: Collection[str], spelling: Spelling) -> Schema:
     if spelling.new is None:
         return {"deprecated": True, "description": f"Has no effect: {spelling.why}."}
     now = ".".join(spelling.new)
     if spelling.silent:
-        return {**_new(defs, spelling), "description": f"The same as `{now}`."}
-    return {**_new(defs, spelling), "deprecated": True, "description": f"Called `{now}` today."}
+        return {**_new(defs, specs, spelling), "description": f"The same as `{now}`."}
+    return {
+        **_new(defs, specs, spelling),
+        "deprecated": True,
+        "description": f"Called `{now}` today.",
+    }
 
 
-def _new(defs: Schema, spelling: Spelling) -> Schema:
+def _new(defs: Schema, specs: Collection[str], spelling: Spelling) -> Schema:
     """Returns the schema of the key that an old one stands for."""
-    for block in _specs().values():
-        for home in _descend(defs, defs[block.__name__], (spelling.new or ())[:-1]):
+    for each in specs:
+        for home in _descend(defs, defs[each], (spelling.new or ())[:-1]):
             schema: Schema = home["properties"][(spelling.new or ("",))[-1]]
             return {key: value for key, value in schema.items() if key not in ("default", "title")}
     return {}
@@ -241,9 +247,8 @@ def _partial(schema: Any) -> Any:
     return changed
 
 
-def _reachable(defs: Schema, start: Schema) -> set[str]:
-    names = {block.__name__ for block in _specs().values()}
-    waiting = [*_refs(start), *names]
+def _reachable(defs: Schema, specs: Collection[str], start: Schema) -> set[str]:
+    waiting = [*_refs(start), *specs]
     seen: set[str] = set()
     while waiting:
         name = waiting.pop()

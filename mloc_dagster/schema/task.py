@@ -83,12 +83,13 @@ class ModelSpec(RowSpec):
 
     @property
     def row_block(self) -> Inference | Pooling:
-        """How a row is answered that has no options of its own.
+        """How a row is answered that has no options of its own."""
+        return getattr(self, self.block_name)
 
-        Raises:
-            NotImplementedError: If a class of specs does not say.
-        """
-        raise NotImplementedError
+    @property
+    def error_budget(self) -> float:
+        """The share of rows that may end with an error."""
+        return self.row_block.error_budget
 
 
 class InferenceSpec(ModelSpec):
@@ -99,16 +100,6 @@ class InferenceSpec(ModelSpec):
     inference: Inference = Inference()
     reuse: bool = False
     """Take answers from earlier tasks where model, prompt and sampling are exactly the same."""
-
-    @property
-    def row_block(self) -> Inference:
-        """How a row is answered that has no options of its own."""
-        return self.inference
-
-    @property
-    def error_budget(self) -> float:
-        """The share of rows that may end with an error."""
-        return self.inference.error_budget
 
     @property
     def given_seed(self) -> int | None:
@@ -135,16 +126,6 @@ class EmbeddingSpec(ModelSpec):
     pooling: Pooling = Pooling()
     reuse: bool = False
     """Take vectors from earlier tasks where model, text and pooling are exactly the same."""
-
-    @property
-    def row_block(self) -> Pooling:
-        """How a row becomes a vector that has no options of its own."""
-        return self.pooling
-
-    @property
-    def error_budget(self) -> float:
-        """The share of rows that may end with an error."""
-        return self.pooling.error_budget
 
     @property
     def rows_are_alike(self) -> bool:

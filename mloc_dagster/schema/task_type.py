@@ -7,7 +7,7 @@ the API and the CLI know task types from here only.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -19,6 +19,9 @@ from mloc_dagster.plugins import TASK_TYPES_GROUP, entry_points, load_registered
 from mloc_dagster.schema.legacy import KeyPath
 from mloc_dagster.schema.result import LoraTrainingResult, RowsResult
 from mloc_dagster.schema.task import RowSpec, TaskSpec, TrainingSpec
+
+ANY_TRAINING = "TrainingTask"
+"""The kind that says no more than that something is trained: `taskType` says what."""
 
 Condition = Callable[[Any, str], bool]
 """Takes a task's spec and the field's own name; true where the field has no effect."""
@@ -56,8 +59,8 @@ class TaskType:
 
     Attributes:
         name: What `taskType` says; also the name of its entry point.
-        spec: Its block of YAML: a `RowSpec`, a `ModelSpec` or a `TrainingSpec`. The first
-            paragraph of its docstring describes the task type in the docs.
+        spec: Its block of YAML, a class of its own that derives from `RowSpec`, `ModelSpec` or
+            `TrainingSpec`. The first paragraph of its docstring describes the task type.
         executor: Makes what computes it: a `TaskExecutor`, of a training a `Trainer`. Heavy
             imports belong in there. None for a task type whose templates can be checked only.
         kinds: Values of `kind` that may stand on its templates. One that no other task type has
@@ -153,23 +156,31 @@ def _load(registered: tuple[tuple[str, str], ...]) -> _Registry:
     """Loads every descriptor; one that cannot be is an error only for those who name it."""
     found: list[TaskType] = []
     broken: dict[str, str] = {}
-    for name in {name for name, _ in registered}:
+    ours_first = sorted(registered, key=lambda each: not each[1].startswith("mloc_dagster."))
+    for name in dict.fromkeys(name for name, _ in ours_first):
         try:
-            found.append(_descriptor(name))
+            found.append(_descriptor(name, found))
         except TerminalError as error:
             broken[name] = str(error)
     found.sort(key=lambda each: (each.trains, each.name))
     return _Registry({each.name: each for each in found}, broken)
 
 
-def _descriptor(name: str) -> TaskType:
-    found = load_registered(TASK_TYPES_GROUP, "task type", name)
-    if isinstance(found, TaskType) and found.name == name:
-        return found
+def _descriptor(name: str, others: Iterable[TaskType]) -> TaskType:
+    loaded = load_registered(TASK_TYPES_GROUP, "task type", name)
+    wrong = _what_is_wrong(loaded, name, others)
+    if wrong is None:
+        return loaded
     (entry, *_) = entry_points(group=TASK_TYPES_GROUP).select(name=name)
-    wrong = (
-        f"calls itself {found.name!r}"
-        if isinstance(found, TaskType)
-        else f"is {found!r}, expected a mloc_dagster.schema.task_type.TaskType"
-    )
     raise TerminalError(f"the task type {name!r} from {origin_of(entry)} {wrong}")
+
+
+def _what_is_wrong(loaded: object, name: str, others: Iterable[TaskType]) -> str | None:
+    if not isinstance(loaded, TaskType):
+        return f"is {loaded!r}, expected a mloc_dagster.schema.task_type.TaskType"
+    if loaded.name != name:
+        return f"calls itself {loaded.name!r}"
+    for other in others:
+        if other.spec is loaded.spec:  # the JSON Schema says of each class which taskType it is
+            return f"has the spec of {other.name!r}: derive a class from {loaded.spec.__name__}"
+    return None

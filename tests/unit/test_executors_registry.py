@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from jsonschema import Draft202012Validator
 
 from mloc_dagster.compile.compiler import compile_mapping
 from mloc_dagster.errors import TemplateError, TerminalError, UnknownNameError
@@ -18,7 +19,7 @@ from mloc_dagster.schema.json_schema import template_json_schema
 from mloc_dagster.schema.task_type import find_task_type, task_types
 
 SHOUT = '''
-from pydantic import BaseModel
+from mloc_dagster.executors import echo as ours
 from mloc_dagster.schema.base import Block
 from mloc_dagster.schema.task import RowSpec
 from mloc_dagster.schema.task_type import TaskType
@@ -34,6 +35,15 @@ class ShoutSpec(RowSpec):
 class ShoutExecutor:
     pass
 
+class Node(Block):  # the schema of a template has one of that name, too
+    deep: bool = False
+
+class EchoSpec(RowSpec):
+    """Says it twice."""
+    node: Node = Node()
+
+TWICE = TaskType(name="twice", spec=EchoSpec, executor=ShoutExecutor)
+LOUD = TaskType(name="loud", spec=ours.EchoSpec, executor=ShoutExecutor)
 SHOUT = TaskType(name="shout", spec=ShoutSpec, executor=ShoutExecutor, kinds=("ShoutTask",))
 '''
 
@@ -97,6 +107,15 @@ def test_a_task_type_of_another_distribution_is_used_like_ours(plug_ins: Path) -
     assert schema["$defs"]["ShoutSpec"]["description"] == "Says it louder."
 
 
+def test_classes_of_two_distributions_may_have_the_same_name(plug_ins: Path) -> None:
+    (plug_ins / "shouting_plugin.py").write_text(SHOUT)
+    lay_down(plug_ins, "mloc-shouting", "twice = shouting_plugin:TWICE")
+    check = Draft202012Validator(template_json_schema())
+    assert list(check.iter_errors(template("echo", echo={"delay_s": 1}))) == []
+    assert list(check.iter_errors(template("twice", node={"deep": True}))) == []
+    assert list(check.iter_errors(template("twice", echo={"delay_s": 1}))) != []
+
+
 def test_a_plug_in_that_cannot_be_imported_is_named_where_it_is_used(plug_ins: Path) -> None:
     lay_down(plug_ins, "mloc-broken", "broken = nowhere_at_all:Broken")
     assert "mloc-broken 1.2 (nowhere_at_all:Broken)" in findings(template("broken"))
@@ -110,6 +129,7 @@ def test_a_plug_in_that_cannot_be_imported_is_named_where_it_is_used(plug_ins: P
     [
         ("loud = shouting_plugin:SHOUT", "calls itself 'shout'"),
         ("loud = shouting_plugin:ShoutExecutor", "expected a mloc_dagster.schema.task_type"),
+        ("loud = shouting_plugin:LOUD", "has the spec of 'echo': derive a class from EchoSpec"),
     ],
 )
 def test_what_is_no_descriptor_of_its_name_is_refused(

@@ -13,7 +13,8 @@ from mloc_dagster.executors.training.trl_run import (
     dataset_of,
     train_with,
 )
-from mloc_dagster.schema.task import OnlineSpec
+from mloc_dagster.schema.task import GrpoSpec, OnlineSpec, RlooSpec
+from mloc_dagster.schema.task_type import ANY_TRAINING, TaskType
 
 TRLS_OWN = frozenset({"completion_ids", "trainer_state", "log_extra", "log_metric", "environments"})
 """What TRL passes to reward functions besides the rows' columns."""
@@ -83,3 +84,7 @@ def _set_reference(trainer: Any) -> None:
         return
     unwrap = trainer.accelerator.unwrap_model
     unwrap(trainer.ref_model).load_state_dict(unwrap(trainer.model).state_dict())
+
+
+GRPO = TaskType(name="grpo", spec=GrpoSpec, executor=GrpoTrainer, kinds=("GRPOTask", ANY_TRAINING))
+RLOO = TaskType(name="rloo", spec=RlooSpec, executor=RlooTrainer, kinds=("RLOOTask", ANY_TRAINING))

@@ -13,6 +13,8 @@ from mloc_dagster.executors.training.trl_run import (
     log_left_out,
     train_with,
 )
+from mloc_dagster.schema.task import DpoSpec, KtoSpec
+from mloc_dagster.schema.task_type import ANY_TRAINING, TaskType
 
 
 class DpoTrainer:
@@ -71,3 +73,7 @@ def _cut_rows(trainer: Any, answers: tuple[str, ...]) -> int:
         len(row["prompt_ids"]) + max(len(row[f"{answer}_ids"]) for answer in answers) > limit
         for row in trainer.train_dataset
     )
+
+
+DPO = TaskType(name="dpo", spec=DpoSpec, executor=DpoTrainer, kinds=("DPOTask", ANY_TRAINING))
+KTO = TaskType(name="kto", spec=KtoSpec, executor=KtoTrainer, kinds=("KTOTask", ANY_TRAINING))

@@ -12,6 +12,8 @@ from mloc_dagster.executors.training.trl_run import (
     log_left_out,
     train_with,
 )
+from mloc_dagster.schema.task import RewardSpec
+from mloc_dagster.schema.task_type import ANY_TRAINING, TaskType
 
 
 class RewardTrainer:
@@ -28,3 +30,8 @@ class RewardTrainer:
         left_out = len(run.rows) - len(trainer.train_dataset)
         log_left_out(run, left_out, f"left out: longer than max_length={config.max_length} tokens")
         return train_with(trainer, run, left_out=left_out)
+
+
+REWARD = TaskType(
+    name="reward", spec=RewardSpec, executor=RewardTrainer, kinds=("RewardTask", ANY_TRAINING)
+)

@@ -14,6 +14,9 @@ from mloc_dagster.executors.training.trl_run import (
     log_left_out,
     train_with,
 )
+from mloc_dagster.schema.result import TrainingResult
+from mloc_dagster.schema.task import LoraSftSpec, SftSpec
+from mloc_dagster.schema.task_type import ANY_TRAINING, TaskType
 
 FORMS = (("text",), ("messages",), ("prompt", "completion"))
 """The columns of a row, by form."""
@@ -121,3 +124,15 @@ def _full_rows(trainer: Any) -> int:
     if args.packing_strategy != "bfd":  # the others go on in the next sequence
         return 0
     return sum(length >= args.max_length for packed in rows["seq_lengths"] for length in packed)
+
+
+SFT = TaskType(
+    name="sft",
+    spec=SftSpec,
+    executor=SftTrainer,
+    kinds=("SFTTask", ANY_TRAINING),
+    result=TrainingResult,  # all weights, never an adapter
+)
+LORA_SFT = TaskType(
+    name="lora_sft", spec=LoraSftSpec, executor=SftTrainer, kinds=("LoRASFTTask", ANY_TRAINING)
+)
