@@ -186,7 +186,15 @@ def test_workers_may_do_what_workers_do_and_no_more(stack: Stack) -> None:
         refused = [each for each in owner.acl_log() if each["object"] != "client"]
         assert refused == []
     with redis.Redis.from_url(address) as worker:
-        for command in ("FLUSHALL", "CONFIG GET *", "KEYS *", "ACL LIST", "SHUTDOWN", "GET else"):
+        for command in (
+            "FLUSHALL",
+            "CONFIG GET *",
+            "KEYS *",
+            "ACL LIST",
+            "SHUTDOWN",
+            "GET else",
+            "PUBLISH else x",
+        ):
             with pytest.raises(redis.exceptions.NoPermissionError):
                 worker.execute_command(*command.split())
     with closing(psycopg2.connect(database)) as connection:
