@@ -20,6 +20,7 @@ import psycopg2.errors
 import pytest
 import redis
 from psycopg2 import sql
+from redis.exceptions import NoPermissionError
 
 from tests.api_server import ECHO
 from tests.e2e.stack import Stack, until
@@ -195,7 +196,7 @@ def test_workers_may_do_what_workers_do_and_no_more(stack: Stack) -> None:
             "GET else",
             "PUBLISH else x",
         ):
-            with pytest.raises(redis.exceptions.NoPermissionError):
+            with pytest.raises(NoPermissionError):
                 worker.execute_command(*command.split())
     with closing(psycopg2.connect(database)) as connection:
         connection.autocommit = True
