@@ -53,7 +53,7 @@ def work(options: WorkerOptions) -> int:
         if len(groups) > 1:
             return run_worker_group(groups, queues, tags)
         os.environ.update(group_environment(groups[0]))  # before anything starts CUDA
-    from mloc_dagster.fleet.worker_process import run_worker_process
+    from mloc_dagster.fleet.worker import run_worker_process
 
     run_worker_process(queues, tags)
     return 0

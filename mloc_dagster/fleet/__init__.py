@@ -1,1 +1,1 @@
-"""The fleet: long-lived workers on Celery and Redis, and the Dagster executor that uses them."""
+"""The fleet: long-lived workers on Redis, and the Dagster executor that uses them."""

@@ -115,6 +115,15 @@ class TicketClaims(Protocol):
         """Takes the best ticket that waits, if any; see `placement.choose`."""
         ...
 
+    def wait(self, queues: Sequence[str], worker_id: str, timeout_s: float) -> bool:
+        """Blocks until `take` may find something; false when nothing came within `timeout_s`.
+
+        A ticket that is queued after the last `take` ends it, whether before or after its begin:
+        that of one worker which waits for its queue, and that of a worker which it is kept for or,
+        where others found that they cannot take it, of each that can.
+        """
+        ...
+
     def held(self) -> Sequence[Claim]:
         """Returns what this worker has taken and not dropped."""
         ...

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from itertools import count
+from math import inf
 from typing import cast
 
 import redis
@@ -15,21 +16,30 @@ import redis
 from mloc_dagster.fleet.claim import Claim, StopReason
 from mloc_dagster.fleet.engine import TicketState
 from mloc_dagster.fleet.hardware import Hardware, Requirements
-from mloc_dagster.fleet.placement import Waiting, choose
+from mloc_dagster.fleet.placement import Leftover, Waiting, choose
 from mloc_dagster.fleet.records import (
     clock_key,
     inbox_key,
     lease_key,
+    push_wake,
     queue_key,
     running_key,
     score_priority,
     script,
     ticket_key,
+    wake_key,
+    worker_wake_key,
 )
+from mloc_dagster.fleet.redis_client import without_retries
+from mloc_dagster.fleet.registry import WorkerRegistry
 
 _log = logging.getLogger(__name__)
 
 _PAGE = 32
+# A connection that dies silently, as with a host that loses power, is noticed after both together.
+_LONGEST_POP_S, _ANSWER_S = 10.0, 5.0
+_SHORTEST_POP_S = 0.01  # 0 would be for ever
+_PAUSE_S = 1.0
 _WAITING_FIELDS = ("requirements", "model_key", "prefer", "priority", "submitted_at")
 
 
@@ -60,6 +70,11 @@ class Claims:
         self._publish = script(client, "publish")
         self._held: dict[str, Claim] = {}
         self._taken_from: dict[str, float] = {}
+        # One that sent a pop again after a lost connection would keep the loss from `wait`.
+        self._blocking = without_retries(client, _LONGEST_POP_S + _ANSWER_S)
+        self._look_at = inf
+        self._woken_by = ""
+        self._away = False
         self._lock = threading.Lock()
         self._interval_s = min(lease_ttl_s / 4, 1.0)
         self._closed = threading.Event()
@@ -75,9 +90,11 @@ class Claims:
         self, queues: Sequence[str], worker_id: str, hardware: Hardware, warm: Collection[str]
     ) -> Claim | None:
         """Takes the best ticket that waits, if any; see `placement.choose`."""
+        left = Leftover()
         for queue in self._in_turn(queues):
             for page in self._pages(queue):
-                for each in choose(page, worker_id, hardware, warm, time.time()):
+                now = time.time()
+                for each in choose(page, worker_id, hardware, warm, now):
                     fence = self._claim(
                         keys=[
                             ticket_key(each.ticket_id),
@@ -91,7 +108,59 @@ class Claims:
                     if fence is not None:
                         self._taken_from[queue] = time.monotonic()
                         return self._hold(each, int(fence))
+                left.add(page, worker_id, hardware, now)
+        self._look_at = time.monotonic() + left.kept_s
+        if left.unfit:
+            # Their wakes may have come here, or come yet.
+            for other in left.takers(WorkerRegistry(self._client).live()):
+                push_wake(self._client, worker_wake_key(other))
         return None
+
+    def wait(self, queues: Sequence[str], worker_id: str, timeout_s: float) -> bool:
+        """Blocks until `take` may find something; false when nothing came within `timeout_s`.
+
+        One thread of a process may wait at a time. It is the lists on which it waits that hold
+        what wakes it, so that nothing is lost between `take` and `wait`. After a lost connection
+        it returns at once, because what woke it may have been lost with that.
+        """
+        keys = [worker_wake_key(worker_id), *(wake_key(each) for each in queues)]
+        end = time.monotonic() + timeout_s
+        while (left_s := min(end, self._look_at) - time.monotonic()) > 0:
+            try:
+                popped = self._pop(keys, left_s)
+            except redis.RedisError as error:
+                if not self._away:
+                    _log.info("the wait for tickets was cut off: %s", error)
+                elif self._closed.wait(_PAUSE_S):
+                    return False
+                self._away = True
+                return True
+            self._away = False
+            if popped is not None:
+                self._woken_by = popped
+                return True
+        return self._look_at < end
+
+    def _pop(self, keys: Sequence[str], timeout_s: float) -> str | None:
+        within_s = max(_SHORTEST_POP_S, min(timeout_s, _LONGEST_POP_S))
+        popped = cast("list[str] | None", self._blocking.blpop(keys, within_s))
+        return None if popped is None else popped[0]
+
+    def end_wait(self, worker_id: str) -> None:
+        """Ends a wait of this process from another thread."""
+        try:
+            push_wake(self._blocking, worker_wake_key(worker_id))
+        except redis.RedisError as error:
+            # Without Redis no pop blocks for long.
+            _log.info("the wait for tickets is not ended: %s", error)
+
+    def pass_on(self) -> None:
+        """Gives what woke this worker last to another one, if it was meant for any."""
+        if self._woken_by.startswith("queue:"):
+            try:
+                push_wake(self._blocking, self._woken_by)
+            except redis.RedisError as error:
+                _log.info("no other worker is woken: %s", error)
 
     def _in_turn(self, queues: Sequence[str]) -> Sequence[str]:
         """Returns where tickets wait: the highest priority first, else each queue in its turn."""

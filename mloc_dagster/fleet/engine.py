@@ -1,7 +1,7 @@
 """The seam between Dagster's executor and whatever carries steps to workers.
 
 A *ticket* asks for one attempt at one Dagster step (or for one run). The engine's record of a
-ticket is the truth: messages that wake workers may be lost or doubled without harm.
+ticket is the truth: what wakes idle workers only tells them to look at their queues.
 """
 
 from __future__ import annotations
@@ -126,6 +126,14 @@ class FleetEngine(Protocol):
 
     def wait(self, run_id: str, timeout_s: float) -> None:
         """Returns when a ticket of the run has news, or after `timeout_s`."""
+        ...
+
+    def wake(self, queue: str) -> None:
+        """Has an idle worker of a queue look for tickets, or the next one that will be idle.
+
+        `submit` does so itself. Again, while a ticket waits, helps against a worker that died when
+        it had been woken.
+        """
         ...
 
     def cancel(self, ticket_id: str) -> None:

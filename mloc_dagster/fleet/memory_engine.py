@@ -11,11 +11,18 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
+from math import inf
 
 from mloc_dagster.fleet.claim import Claim, StopReason
 from mloc_dagster.fleet.engine import StepTicket, TicketState, TicketStatus, WorkerInfo
 from mloc_dagster.fleet.hardware import Hardware
-from mloc_dagster.fleet.placement import Waiting, choose, preferred_worker, why_waiting
+from mloc_dagster.fleet.placement import (
+    Leftover,
+    Waiting,
+    choose,
+    preferred_worker,
+    why_waiting,
+)
 
 
 @dataclass(slots=True)
@@ -68,6 +75,8 @@ class MemoryFleetEngine:
     _now_serving: Counter[str] = field(default_factory=Counter)
     _next_tags: Counter[tuple[str, str]] = field(default_factory=Counter)
     _numbers: count[int] = field(default_factory=count)
+    _wakes: set[str] = field(default_factory=set)
+    _look_at: dict[str, float] = field(default_factory=dict)
     _news: threading.Condition = field(default_factory=threading.Condition)
 
     def submit(self, ticket: StepTicket) -> None:
@@ -75,10 +84,15 @@ class MemoryFleetEngine:
         with self._news:
             known = self._records.get(ticket.ticket_id)
             if known is None:
-                self._records[ticket.ticket_id] = self._new(ticket)
+                known = self._records[ticket.ticket_id] = self._new(ticket)
             elif known.state is TicketState.RUNNING and self._lapsed(known):
                 known.state = TicketState.QUEUED
                 known.losses += 1
+            else:
+                return
+            if known.prefer:
+                self._wake(_of_worker(known.prefer))
+            self._wake(ticket.queue)
 
     def _new(self, ticket: StepTicket) -> _Record:
         turn = (ticket.queue, ticket.run_id)
@@ -119,6 +133,31 @@ class MemoryFleetEngine:
         """Returns when a ticket of any run has news, or after `timeout_s`."""
         with self._news:
             self._news.wait(timeout_s)
+
+    def wake(self, queue: str) -> None:
+        """Has an idle worker of a queue look for tickets, or the next one that will be idle."""
+        with self._news:
+            self._wake(queue)
+
+    def _wake(self, place: str) -> None:
+        self._wakes.add(place)
+        self._news.notify_all()
+
+    def wait_for_wake(self, queues: Sequence[str], worker_id: str, timeout_s: float) -> bool:
+        """Blocks until `claim_best` may find something; false when nothing came in time."""
+        places = (_of_worker(worker_id), *queues)
+
+        def woken() -> str | None:
+            return next((each for each in places if each in self._wakes), None)
+
+        with self._news:
+            look_at = self._look_at.get(worker_id, inf)
+            end = self.clock() + timeout_s
+            left_s = min(look_at, end) - self.clock()
+            place = self._news.wait_for(woken, left_s) if left_s > 0 else None
+            if place is not None:
+                self._wakes.remove(place)
+            return place is not None or look_at < end
 
     def cancel(self, ticket_id: str) -> None:
         """Takes a queued ticket out; asks the worker of a running one to stop."""
@@ -175,7 +214,14 @@ class MemoryFleetEngine:
                 record.lease_until = self.clock() + self.lease_ttl_s
                 asked = record.ticket
                 self._now_serving[asked.queue] = max(self._now_serving[asked.queue], record.tag)
+                if any(other.queue == asked.queue for other in waiting if other is not each):
+                    self._wake(asked.queue)
                 return Claim(each, asked.run_id, asked.payload, record.fence, self._hear)
+            left = Leftover()
+            left.add(waiting, worker_id, hardware, self.clock())
+            self._look_at[worker_id] = self.clock() + left.kept_s
+            for other in left.takers(self.workers()):
+                self._wake(_of_worker(other))
             return None
 
     def _hear(self, claim: Claim, message: str, state: TicketState) -> bool:
@@ -186,6 +232,8 @@ class MemoryFleetEngine:
             if message:
                 self._inboxes[claim.run_id].append(message)
             record.state = state
+            if state is TicketState.QUEUED:
+                self._wake(record.ticket.queue)
             self._news.notify_all()
             return True
 
@@ -205,6 +253,11 @@ class MemoryFleetEngine:
         return record if record.fence == claim.fence else None
 
 
+def _of_worker(worker_id: str) -> str:
+    """Returns where a worker waits for what is meant for it; no queue is called so."""
+    return f"worker:{worker_id}"
+
+
 class MemoryClaims:
     """`TicketClaims` on a `MemoryFleetEngine`; nothing renews a lease but a call of `renew`."""
 
@@ -220,6 +273,10 @@ class MemoryClaims:
         if claim is not None:
             self._held[claim.ticket_id] = claim
         return claim
+
+    def wait(self, queues: Sequence[str], worker_id: str, timeout_s: float) -> bool:
+        """Blocks until `take` may find something; false when nothing came within `timeout_s`."""
+        return self._engine.wait_for_wake(queues, worker_id, timeout_s)
 
     def held(self) -> Sequence[Claim]:
         """Returns what this worker has taken and not dropped."""

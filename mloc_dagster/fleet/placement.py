@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from math import inf
 
 from mloc_dagster.fleet.engine import RUNS_QUEUE, StepTicket, WorkerInfo, WorkerStatus
 from mloc_dagster.fleet.hardware import Hardware, Requirements, misfit
@@ -83,12 +84,49 @@ def choose(
     fits = [
         each
         for each in waiting
-        if misfit(each.requirements, hardware) is None
-        and (each.prefer in ("", worker_id) or now - each.submitted_at > WARM_PATIENCE_S)
+        if misfit(each.requirements, hardware) is None and _kept_s(each, worker_id, now) <= 0
     ]
     if not fits or now - fits[0].submitted_at > WARM_PATIENCE_S:
         return fits
     return sorted(fits, key=lambda each: (-each.priority, _is_cold(each.model_key, warm)))
+
+
+def _kept_s(waiting: Waiting, worker_id: str, now: float) -> float:
+    """Returns for how many seconds more a ticket is kept for another worker; 0 for none."""
+    if waiting.prefer in ("", worker_id):
+        return 0.0
+    return max(0.0, waiting.submitted_at + WARM_PATIENCE_S - now)
+
+
+@dataclass(slots=True)
+class Leftover:
+    """What a worker finds in its queues and may not take, or not yet.
+
+    Attributes:
+        kept_s: Seconds until a ticket that is kept for another worker is anybody's.
+        unfit: What those ask for, and where they wait, that need other hardware.
+    """
+
+    kept_s: float = inf
+    unfit: set[tuple[str, Requirements]] = field(default_factory=set)
+
+    def add(
+        self, waiting: Sequence[Waiting], worker_id: str, hardware: Hardware, now: float
+    ) -> None:
+        """Adds tickets of a queue; see `choose`."""
+        for each in waiting:
+            if misfit(each.requirements, hardware) is not None:
+                self.unfit.add((each.queue, each.requirements))
+            elif kept_s := _kept_s(each, worker_id, now):
+                self.kept_s = min(self.kept_s, kept_s)
+
+    def takers(self, workers: Sequence[WorkerInfo]) -> list[str]:
+        """Returns those workers, by id, that have the hardware which was lacking."""
+        return [
+            worker.worker_id
+            for worker in workers
+            if any(_takes(worker, queue, needs) for queue, needs in self.unfit)
+        ]
 
 
 def _is_cold(model_key: str, warm: Collection[str]) -> bool:

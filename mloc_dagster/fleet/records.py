@@ -45,6 +45,16 @@ def running_key(queue: str) -> str:
     return f"queue:{queue}:running"
 
 
+def wake_key(queue: str) -> str:
+    """The list on which the idle workers of a queue wait; one entry wakes one of them."""
+    return f"queue:{queue}:wake"
+
+
+def worker_wake_key(worker_id: str) -> str:
+    """The list on which one worker waits, too: for tickets that are meant for it."""
+    return f"worker:{worker_id}:wake"
+
+
 def members_key(run_id: str) -> str:
     """All tickets of a run."""
     return f"run:{run_id}:tickets"
@@ -61,12 +71,27 @@ def details_key(run_id: str) -> str:
 
 
 INBOX_CHANNEL = "inbox"
-"""Says which run has news; a doorbell, the news itself lies in the inbox."""
+"""Says which run has news; the news itself lies in the inbox."""
+
+_WAKE_TTL_S = 60
 
 
 @cache
 def _source(name: str) -> str:
     return (resources.files("mloc_dagster.fleet") / "lua" / f"{name}.lua").read_text()
+
+
+def push_wake(client: redis.Redis, key: str) -> None:
+    """Wakes one of the workers that wait on a list, or else the next one that will.
+
+    The list has one entry at most: it only says that there is something to look for. It expires,
+    because whoever does not wait now looks before it does. The scripts of `lua/` do the same.
+    """
+    calls = client.pipeline(transaction=True)
+    calls.rpush(key, "")
+    calls.ltrim(key, -1, -1)
+    calls.expire(key, _WAKE_TTL_S)
+    calls.execute()
 
 
 def script(client: redis.Redis, name: str) -> Script:

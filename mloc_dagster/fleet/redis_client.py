@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import redis
-from redis.backoff import ExponentialBackoff
+from redis.backoff import ExponentialBackoff, NoBackoff
 from redis.exceptions import BusyLoadingError, ConnectionError, TimeoutError
 from redis.retry import Retry
 
@@ -44,6 +44,25 @@ def connect(url: str | None = None) -> redis.Redis:
         health_check_interval=15,
         retry=Retry(ExponentialBackoff(cap=1, base=0.02), _RETRIES),
         retry_on_error=[ConnectionError, TimeoutError, BusyLoadingError],
+    )
+
+
+def without_retries(client: redis.Redis, read_timeout_s: float) -> redis.Redis:
+    """Opens another client of the same Redis, which tells of a lost connection at once.
+
+    Args:
+        client: As `connect` returns it.
+        read_timeout_s: Seconds that an answer may take; more than any command blocks.
+    """
+    pool = client.connection_pool
+    changes = {
+        "retry": Retry(NoBackoff(), 0),
+        "retry_on_error": [],
+        "socket_timeout": read_timeout_s,
+    }
+    options = {**pool.connection_kwargs, **changes}
+    return redis.Redis(
+        connection_pool=redis.ConnectionPool(connection_class=pool.connection_class, **options)
     )
 
 

@@ -1,16 +1,14 @@
-"""The fleet's engine on Redis: true records, leases that expire, Celery to wake workers."""
+"""The fleet's engine on Redis: records, leases that expire, lists that wake workers."""
 
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from typing import cast
 
 import redis
 
-from mloc_dagster.fleet.doorbell import ring
 from mloc_dagster.fleet.engine import StepTicket, TicketState, TicketStatus, WorkerInfo
 from mloc_dagster.fleet.hardware import Requirements
 from mloc_dagster.fleet.inbox import Inbox
@@ -22,9 +20,11 @@ from mloc_dagster.fleet.records import (
     inbox_key,
     lease_key,
     members_key,
+    push_wake,
     queue_key,
     script,
     ticket_key,
+    wake_key,
 )
 from mloc_dagster.fleet.redis_client import connect, redis_url
 from mloc_dagster.fleet.registry import WorkerRegistry
@@ -40,7 +40,7 @@ class RedisFleetEngine:
 
     Args:
         client: The Redis of the records.
-        url: The Redis of the Celery messages; the same one.
+        url: The address of the same Redis.
     """
 
     def __init__(self, client: redis.Redis, url: str) -> None:
@@ -58,7 +58,7 @@ class RedisFleetEngine:
         self.submit_all([ticket])
 
     def submit_all(self, tickets: Sequence[StepTicket]) -> None:
-        """Submits several at once, in two round trips, and wakes as many workers as can help."""
+        """Submits several at once, in two round trips; each wakes an idle worker that waits."""
         live = self._recent_workers()
         promised: set[str] = set()
         calls = self.client.pipeline(transaction=False)
@@ -80,9 +80,6 @@ class RedisFleetEngine:
                 client=calls,
             )
         calls.execute()
-        for queue, waiting in Counter(each.queue for each in tickets).items():
-            takers = sum(queue in worker.queues for worker in live)
-            ring(self.url, queue, min(waiting, max(1, takers)))
 
     def status(self, ticket_ids: Iterable[str]) -> Mapping[str, TicketStatus]:
         """Returns where tickets stand; each is read, with its lease, at one moment."""
@@ -119,6 +116,10 @@ class RedisFleetEngine:
     def wait(self, run_id: str, timeout_s: float) -> None:
         """Returns when a ticket of the run has news, or after `timeout_s`."""
         self.inbox.wait(run_id, timeout_s)
+
+    def wake(self, queue: str) -> None:
+        """Has an idle worker of a queue look for tickets, or the next one that will be idle."""
+        push_wake(self.client, wake_key(queue))
 
     def cancel(self, ticket_id: str) -> None:
         """Takes a queued ticket out; asks the worker of a running one to stop."""

@@ -93,10 +93,16 @@ class TicketWatch:
             return
         self._looked_at = self._clock()
         statuses = self._engine.status(list(self._steps))
+        waiting: set[str] = set()
         for ticket_id, status in statuses.items():
             step_key = self._steps.get(ticket_id)
             if step_key is not None:
+                if status.state is TicketState.QUEUED:
+                    waiting.add(self._followed[step_key].ticket.queue)
                 yield from self._judge(step_key, self._followed[step_key], status)
+        for queue in waiting:
+            # The worker that the ticket woke may have died before it took it.
+            self._engine.wake(queue)
 
     def _judge(self, step_key: str, followed: _Followed, status: TicketStatus) -> Iterator[Finding]:
         match status.state:

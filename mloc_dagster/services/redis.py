@@ -9,14 +9,11 @@ from pathlib import Path
 from mloc_dagster.services.stack.plan import WORKER_USER
 from mloc_dagster.services.stack.secret_file import write_secret
 
-CELERY_KEYS = "celery:"
-"""What the names of Celery's keys begin with."""
-
 _CONFIG = """\
 bind {host}
 port {port}
 requirepass {password}
-user {worker} on #{worker_hash} resetchannels &* {worker_rights}
+user {worker} on #{worker_hash} resetchannels {worker_rights}
 dir {folder}
 daemonize no
 # Every second's writes reach the disk; snapshots would only repeat them.
@@ -30,12 +27,11 @@ tcp-backlog 511
 set-proc-title no
 """
 
-# What workers have to do with: tickets and their leases, queues, runs, who works, events, and
-# Celery's messages.
+# What workers have to do with: tickets and their leases, queues, runs, who works, and events.
 _WORKER_KEYS = (
     *("ticket:*", "lease:*", "fence", "queue:*", "run:*", "worker*", "tasks.*", "events:*"),
-    f"{CELERY_KEYS}*",
 )
+_WORKER_CHANNELS = ("inbox", "tasks.events", "workers.events")
 _WORKER_COMMANDS = (
     *("+@all", "-@admin", "-@dangerous", "-script", "+script|load", "+script|exists"),
     *("+client|setname", "+client|setinfo", "+client|id"),
@@ -80,7 +76,13 @@ def write_redis_config(
         password=password,
         worker=WORKER_USER,
         worker_hash=hashlib.sha256(worker_password.encode()).hexdigest(),
-        worker_rights=" ".join([*(f"~{each}" for each in _WORKER_KEYS), *_WORKER_COMMANDS]),
+        worker_rights=" ".join(
+            [
+                *(f"~{each}" for each in _WORKER_KEYS),
+                *(f"&{each}" for each in _WORKER_CHANNELS),
+                *_WORKER_COMMANDS,
+            ]
+        ),
         folder=quoted,
     )
     write_secret(path, config)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from datetime import UTC, datetime
 from typing import Protocol
 
@@ -150,6 +150,21 @@ class Worker:
 
     def take(self) -> Claim | None:
         return self.claims.take(self.info.queues, self.name, self.hardware, self.warm)
+
+    def is_woken(self) -> bool:
+        """Whether a wait would end at once."""
+        return self.claims.wait(self.info.queues, self.name, 0.02)
+
+    def waits(self) -> bool:
+        """Waits for a ticket; false when it waited in vain."""
+        return self.claims.wait(self.info.queues, self.name, 60)
+
+    def work_when_woken(self) -> str:
+        """Does what an idle worker does; returns the ticket that it comes to."""
+        while self.waits():
+            if (claim := self.take()) is not None:
+                return claim.ticket_id
+        raise AssertionError(f"{self.name} waits in vain")
 
     def must_take(self) -> Claim:
         claim = self.take()
@@ -466,6 +481,101 @@ def test_a_warm_worker_prefers_its_model_among_what_just_came(fleet: Fleet) -> N
     assert order(warm, 2) == ["run:b:1", "run:a:1"]
 
 
+# What wakes idle workers
+
+
+def test_a_ticket_ends_the_wait_of_one_idle_worker(fleet: Fleet) -> None:
+    workers = [Worker(fleet, f"w{each}") for each in range(3)]
+    assert [each.take() for each in workers] == [None] * 3
+    with ThreadPoolExecutor(3) as threads:
+        waits = [threads.submit(each.work_when_woken) for each in workers]
+        fleet.engine.submit(ticket())
+        woken, others = wait(waits, timeout=30, return_when=FIRST_COMPLETED)
+        assert (len(woken), len(others)) == (1, 2)
+        assert not wait(others, timeout=0.2).done, "one ticket is for one worker"
+        for each in range(2):
+            fleet.engine.submit(ticket(f"run:{each}:1"))
+        assert len({each.result(timeout=30) for each in waits}) == 3
+
+
+def test_a_ticket_between_look_and_wait_is_not_missed(fleet: Fleet) -> None:
+    worker = Worker(fleet, "w1")
+    assert worker.take() is None
+    fleet.engine.submit(ticket())
+    assert worker.is_woken()
+    worker.must_take()
+    assert not worker.is_woken(), "it is told once"
+
+
+def test_many_tickets_wake_many_workers_one_after_the_other(fleet: Fleet) -> None:
+    workers = [Worker(fleet, f"w{each}") for each in range(3)]
+    for each in range(3):
+        fleet.engine.submit(ticket(f"run:{each}:1"))
+    for each in workers:
+        assert each.is_woken()
+        each.must_take()
+    assert not workers[0].is_woken()
+
+
+def test_a_ticket_that_comes_back_wakes_a_worker(fleet: Fleet) -> None:
+    first, second = Worker(fleet, "w1"), Worker(fleet, "w2")
+    fleet.engine.submit(ticket())
+    assert first.is_woken()
+    claim = first.must_take()
+    assert not second.is_woken()
+    claim.give_back()
+    assert second.is_woken()
+    second.must_take()
+    fleet.let_lapse("run:shard:1")
+    assert not first.is_woken()
+    fleet.engine.submit(ticket())
+    assert first.is_woken()
+
+
+def test_what_waits_already_wakes_nobody_unless_asked_to(fleet: Fleet) -> None:
+    worker = Worker(fleet, "w1")
+    fleet.engine.submit(ticket())
+    assert worker.is_woken()
+    fleet.engine.submit(ticket())
+    assert not worker.is_woken()
+    fleet.engine.wake("cpu")
+    assert worker.is_woken()
+
+
+def test_the_warm_worker_is_woken_and_so_is_another_in_its_place(fleet: Fleet) -> None:
+    cold, warm = Worker(fleet, "cold"), Worker(fleet, "warm", warm=("m1",))
+    fleet.engine.submit(ticket(model_key="m1"))
+    assert warm.is_woken()
+    assert cold.is_woken()
+    assert cold.take() is None, "it is kept for the warm one"
+    fleet.let_patience_end("run:shard:1")
+    assert cold.waits(), "the time ends it, as nothing else does"
+    assert cold.must_take().ticket_id == "run:shard:1"
+
+
+def test_who_lacks_the_hardware_wakes_who_has_it(fleet: Fleet) -> None:
+    small = Worker(fleet, "small")
+    large = Worker(fleet, "large", Hardware(cpus=8, memory_bytes=64 * GIB))
+    Worker(fleet, "gpu", H200)
+    fleet.engine.submit(ticket(requirements=Requirements(cpus=6)))
+    assert small.is_woken(), "it waited longest"
+    assert not large.is_woken()
+    assert small.take() is None
+    assert not small.is_woken()
+    assert large.is_woken()
+    large.must_take()
+
+
+def test_a_worker_waits_for_each_of_its_queues(fleet: Fleet) -> None:
+    worker = Worker(fleet, "gpu", H200)
+    for needs in (Requirements(gpus=1), Requirements(gpus=1, gpu_type="h200")):
+        fleet.engine.submit(ticket(f"run:{needs.gpu_type}:1", requirements=needs))
+        assert worker.is_woken()
+        worker.must_take().finish()
+    fleet.engine.submit(ticket())
+    assert not worker.is_woken(), "it leaves the queue cpu to others"
+
+
 # What people look at
 
 
@@ -515,7 +625,7 @@ def test_redis_keeps_nothing_of_a_run_that_has_ended(redis_url: str) -> None:
     engine.forget_run("run")
     with redis.Redis.from_url(redis_url, decode_responses=True) as client:
         known = [str(key) for key in client.scan_iter("*")]
-    left = [key for key in known if "run" in key and not key.startswith("_kombu")]
+    left = [key for key in known if "run" in key]
     assert left == ["queue:cpu:next:run"], "which expires"
     assert engine.queue_depths()["cpu"] == 0
     fleet.redis_engine.close()

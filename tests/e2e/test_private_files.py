@@ -20,6 +20,7 @@ import psycopg2.errors
 import pytest
 import redis
 from psycopg2 import sql
+from redis.exceptions import NoPermissionError
 
 from tests.api_server import ECHO
 from tests.e2e.stack import Stack, until
@@ -186,8 +187,16 @@ def test_workers_may_do_what_workers_do_and_no_more(stack: Stack) -> None:
         refused = [each for each in owner.acl_log() if each["object"] != "client"]
         assert refused == []
     with redis.Redis.from_url(address) as worker:
-        for command in ("FLUSHALL", "CONFIG GET *", "KEYS *", "ACL LIST", "SHUTDOWN", "GET else"):
-            with pytest.raises(redis.exceptions.NoPermissionError):
+        for command in (
+            "FLUSHALL",
+            "CONFIG GET *",
+            "KEYS *",
+            "ACL LIST",
+            "SHUTDOWN",
+            "GET else",
+            "PUBLISH else x",
+        ):
+            with pytest.raises(NoPermissionError):
                 worker.execute_command(*command.split())
     with closing(psycopg2.connect(database)) as connection:
         connection.autocommit = True

@@ -16,6 +16,12 @@ redis.call('HSET', ticket, 'state', 'running', 'worker_id', ARGV[2], 'fence', to
 redis.call('SET', lease, token, 'PX', ARGV[3])
 redis.call('ZREM', queue, redis.call('HGET', ticket, 'place'))
 redis.call('SADD', running, ARGV[1])
+-- A list wakes one worker for many tickets that came while nobody waited: it wakes the next one.
+local wake = queue .. ':wake'
+if redis.call('EXISTS', queue) == 1 and redis.call('LLEN', wake) == 0 then
+  redis.call('RPUSH', wake, ARGV[1])
+  redis.call('EXPIRE', wake, 60)
+end
 local tag = tonumber(redis.call('HGET', ticket, 'tag'))
 if tag > tonumber(redis.call('GET', clock) or '0') then
   redis.call('SET', clock, tag)

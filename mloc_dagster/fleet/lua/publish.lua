@@ -24,6 +24,11 @@ if ARGV[5] ~= 'running' then
   if ARGV[5] == 'queued' then
     local queue, score, place = unpack(redis.call('HMGET', ticket, 'queue', 'score', 'place'))
     redis.call('ZADD', 'queue:' .. queue, score, place)
+    local wake = 'queue:' .. queue .. ':wake'
+    if redis.call('LLEN', wake) == 0 then
+      redis.call('RPUSH', wake, ARGV[1])
+      redis.call('EXPIRE', wake, 60)
+    end
   end
 end
 redis.call('PUBLISH', 'inbox', ARGV[3])

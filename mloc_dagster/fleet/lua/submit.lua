@@ -30,4 +30,17 @@ end
 -- A lost ticket keeps its place: it has waited already.
 redis.call('HSET', ticket, 'state', 'queued')
 redis.call('ZADD', queue, redis.call('HGET', ticket, 'score'), redis.call('HGET', ticket, 'place'))
+
+-- Wakes the worker that it is kept for, and one of the others: to wait until it is anybody's.
+local function wake(list)
+  if redis.call('LLEN', list) == 0 then
+    redis.call('RPUSH', list, id)
+    redis.call('EXPIRE', list, 60)
+  end
+end
+local prefer = redis.call('HGET', ticket, 'prefer')
+if prefer and prefer ~= '' then
+  wake('worker:' .. prefer .. ':wake')
+end
+wake(queue .. ':wake')
 return 'queued'

@@ -109,7 +109,7 @@ class StackPlan(BaseModel):
             "MLOC_POSTGRES_URL": self.postgres_url,
             "MLOC_RESULTS_URL": _absolute(settings.results_url),
             "PYTHONUNBUFFERED": "1",
-            # Whoever sets a process title, as Celery does, would write it over the environment.
+            # Whoever sets a process title, as vLLM does, would write it over the environment.
             "SPT_NOENV": "1",
             STACK: str(self.home),
         }
