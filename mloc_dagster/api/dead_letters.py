@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mloc_dagster.api.state import ApiState
-from mloc_dagster.client.models import DeadLetterPage, DeadLetterView
 from mloc_dagster.ledger.model import TaskEntry, TaskFilter
-from mloc_dagster.ledger.task_state import TaskState
 from mloc_dagster.tasks.progress import last_log_lines, plan_of
 from mloc_dagster.tasks.steps import failures_of, shard_of, steps_of
+from mloc_dagster.wire import DeadLetterPage, DeadLetterView, TaskState
 
 if TYPE_CHECKING:
     from mloc_dagster.tasks.workflows import Workflow

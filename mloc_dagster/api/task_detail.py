@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING
 
 from mloc_dagster.api.state import ApiState
 from mloc_dagster.api.views import task_fields
-from mloc_dagster.client.models import ProgressReply, Shards, TaskReply, TrainingView
 from mloc_dagster.ledger.model import TaskEntry
-from mloc_dagster.ledger.task_state import TaskState
 from mloc_dagster.schema.task import SPEC_TYPES, TrainingSpec
 from mloc_dagster.tasks.progress import plan_of, summary_of
+from mloc_dagster.wire import ProgressReply, Shards, TaskReply, TaskState, TrainingView
 
 if TYPE_CHECKING:
     from mloc_dagster.ops.run_tags import RunTask

@@ -18,8 +18,7 @@ from mloc_dagster.cli.task_lines import (
     print_task_table,
 )
 from mloc_dagster.client.errors import NotFoundError
-from mloc_dagster.client.models import TaskDetail, TaskView
-from mloc_dagster.ledger.task_state import TaskState
+from mloc_dagster.wire import TaskDetail, TaskState, TaskView
 
 if TYPE_CHECKING:
     from mloc_dagster.client.client import Client

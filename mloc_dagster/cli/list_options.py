@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from mloc_dagster.errors import InputError, UnknownNameError
-from mloc_dagster.ledger.task_state import TaskState
+from mloc_dagster.wire import TaskState
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

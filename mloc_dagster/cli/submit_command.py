@@ -13,9 +13,9 @@ from mloc_dagster.cli.api_tasks import document, exit_code, print_details, wait_
 from mloc_dagster.cli.exit_codes import OK
 from mloc_dagster.cli.run_command import template_path
 from mloc_dagster.client.client import Client
-from mloc_dagster.client.models import SubmitReply
 from mloc_dagster.client.template_body import TemplateBody, body_of_file
 from mloc_dagster.errors import InputError, MlocError, TemplateError
+from mloc_dagster.wire import SubmitReply
 
 
 @dataclass(frozen=True, slots=True)

@@ -228,7 +228,7 @@ def _cleanup(
     Exit code: 0, 1 (the API fails), 2 (bad input).
     """
     from mloc_dagster.cli.cleanup_command import cleanup
-    from mloc_dagster.client.models import CleanupRequest
+    from mloc_dagster.wire import CleanupRequest
 
     wanted = CleanupRequest(
         dry_run=not apply,

@@ -19,7 +19,7 @@ from mloc_dagster.cli.task_lines import (
     print_task_lines,
     print_task_table,
 )
-from mloc_dagster.ledger.task_state import TaskState
+from mloc_dagster.wire import TaskState
 
 if TYPE_CHECKING:
     from mloc_dagster.client.client import Client

@@ -13,14 +13,14 @@ from pydantic import BaseModel
 from mloc_dagster.cli.tables import print_table
 from mloc_dagster.cli.training_lines import training_lines
 from mloc_dagster.cli.wording import count, duration, shorten
-from mloc_dagster.ledger.task_state import TaskState
 from mloc_dagster.planning.shards import shard_key
+from mloc_dagster.wire import TaskState
 
 if TYPE_CHECKING:
-    from mloc_dagster.client.models import DeadLetterView, TaskDetail, TrainingView
     from mloc_dagster.tasks.dead_letters import DeadLetter
     from mloc_dagster.tasks.task_status import TaskStatus
     from mloc_dagster.tasks.training_status import TrainingStatus
+    from mloc_dagster.wire import DeadLetterView, TaskDetail, TrainingView
 
 _REASON_WIDTH = 600
 """Characters of a reason, beyond which it is cut: what to do often stands at its end."""

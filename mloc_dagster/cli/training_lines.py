@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from mloc_dagster.cli.wording import duration
 
 if TYPE_CHECKING:
-    from mloc_dagster.client.models import TrainingView
     from mloc_dagster.tasks.training_status import TrainingStatus
+    from mloc_dagster.wire import TrainingView
 
 _SHOWN = {
     "loss": "loss {:.4g}",

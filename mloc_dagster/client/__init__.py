@@ -1,1 +1,1 @@
-"""The Python client of the HTTP API, and the models that both sides speak."""
+"""The Python client of the HTTP API."""

@@ -12,8 +12,8 @@ import httpx
 from pydantic import ValidationError
 
 from mloc_dagster.client.errors import ApiError
-from mloc_dagster.client.wire import Wire
 from mloc_dagster.errors import DataError
+from mloc_dagster.wire import Wire
 
 OpenPart = tuple[str, tuple[str, IO[bytes] | bytes]]
 

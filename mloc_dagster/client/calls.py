@@ -12,8 +12,11 @@ from urllib.parse import quote
 from pydantic import JsonValue
 
 from mloc_dagster.client.call import Call, FilePart, reading
-from mloc_dagster.client.errors import BODY_NAME, renamed
-from mloc_dagster.client.models import (
+from mloc_dagster.client.errors import renamed
+from mloc_dagster.client.template_body import TemplateBody, body_of
+from mloc_dagster.client.walk import is_workflow_id
+from mloc_dagster.wire import (
+    BODY_NAME,
     ChangeReply,
     LogLevel,
     LogPage,
@@ -22,12 +25,10 @@ from mloc_dagster.client.models import (
     SubmitReply,
     TaskPage,
     TaskReply,
+    TaskState,
     TaskView,
     WorkflowReply,
 )
-from mloc_dagster.client.template_body import TemplateBody, body_of
-from mloc_dagster.client.walk import is_workflow_id
-from mloc_dagster.ledger.task_state import TaskState
 
 TASKS = "/api/v1/tasks"
 MAX_PAGE = 1_000

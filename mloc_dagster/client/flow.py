@@ -12,7 +12,7 @@ from pydantic_core import from_json
 from mloc_dagster.client.call import Ask
 from mloc_dagster.client.errors import ApiAwayError, ApiError
 from mloc_dagster.client.event_stream import EventDecoder
-from mloc_dagster.client.models import LogLevel, LogLine
+from mloc_dagster.wire import LogLevel, LogLine
 
 _MOST_BREAKS = 8
 _FIRST_PAUSE_S = 0.2

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from mloc_dagster.client.token_file import tokens_in
 from mloc_dagster.settings import settings
+from mloc_dagster.wire import tokens_in
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mloc_dagster.client.call import Call, FilePart, reading
 from mloc_dagster.client.calls import JSON_BODY, below, page_query
-from mloc_dagster.client.models import (
+from mloc_dagster.wire import (
     CleanupReport,
     CleanupRequest,
     DeadLetterPage,

@@ -12,7 +12,8 @@ from mloc_dagster.client import calls, service_calls
 from mloc_dagster.client.call import Ask
 from mloc_dagster.client.download import Download
 from mloc_dagster.client.flow import LogFlow, RowFlow
-from mloc_dagster.client.models import (
+from mloc_dagster.client.walk import Pages, Waiting
+from mloc_dagster.wire import (
     DeadLetterPage,
     DeadLetterView,
     LogLevel,
@@ -20,10 +21,9 @@ from mloc_dagster.client.models import (
     LogPage,
     SubmitReply,
     TaskPage,
+    TaskState,
     TaskView,
 )
-from mloc_dagster.client.walk import Pages, Waiting
-from mloc_dagster.ledger.task_state import TaskState
 
 _PAGE = 100
 

@@ -8,8 +8,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 
 from mloc_dagster.client.call import Call
-from mloc_dagster.client.models import TaskView
 from mloc_dagster.errors import TransientError
+from mloc_dagster.wire import TaskView
 
 _FIRST_PAUSE_S = 0.1
 _LONGEST_PAUSE_S = 2.0

@@ -10,13 +10,13 @@ from dagster import DagsterEventType, DagsterRun, DagsterRunStatus, RunRecord
 
 from mloc_dagster.fleet.engine import FleetEngine
 from mloc_dagster.ledger.model import PlannedRun, TaskChange
-from mloc_dagster.ledger.task_state import TaskState
 from mloc_dagster.ops.failures import step_error
 from mloc_dagster.results.batch_members import MemberOutcome, read_outcome
 from mloc_dagster.results.store import open_store
 from mloc_dagster.tasks.progress import summary_of
 from mloc_dagster.tasks.task_status import TaskStatus, status_of
 from mloc_dagster.tasks.workflows import Workflow, workflows
+from mloc_dagster.wire import TaskState
 
 _MARKED_WITHIN = timedelta(seconds=30)
 """How long a failed run may be without the mark of a dead letter, which a sensor sets."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from dagster import DagsterRunStatus
 from pydantic import BaseModel, ConfigDict
 
-from mloc_dagster.ledger.task_state import TaskState
+from mloc_dagster.wire import TaskState
 
 
 class ShardCounts(BaseModel):

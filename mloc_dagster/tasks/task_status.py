@@ -12,7 +12,6 @@ from pydantic import BaseModel, ConfigDict
 
 from mloc_dagster.fleet.engine import FleetEngine, TicketState, TicketStatus
 from mloc_dagster.fleet.tickets import run_ticket_id
-from mloc_dagster.ledger.task_state import TaskState
 from mloc_dagster.ops.run_tags import DEAD_LETTER_TAG, RunTask
 from mloc_dagster.planning.plan import Plan
 from mloc_dagster.results.record import RECORD_NAME, read_record
@@ -22,6 +21,7 @@ from mloc_dagster.tasks.progress import plan_of, rows_finished, summary_of
 from mloc_dagster.tasks.steps import Steps, failures_of, setbacks_of, shard_of, steps_of
 from mloc_dagster.tasks.task_state import ShardCounts, TaskFacts, task_state
 from mloc_dagster.tasks.workflows import Workflow
+from mloc_dagster.wire import TaskState
 
 _MOST_ATTEMPTS = 1 + max(
     (each.le for each in Retries.model_fields["max"].metadata if hasattr(each, "le")), default=0

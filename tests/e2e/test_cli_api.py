@@ -20,9 +20,9 @@ from mloc_dagster.client.client import Client
 from mloc_dagster.client.place import Place
 from mloc_dagster.ledger.ledger import Ledger
 from mloc_dagster.ledger.model import PlannedRun, TaskChange, TaskEntry
-from mloc_dagster.ledger.task_state import TaskState
 from mloc_dagster.results.store import open_store
 from mloc_dagster.settings import settings
+from mloc_dagster.wire import TaskState
 from tests.e2e.api_process import served
 from tests.ports import free_port
 

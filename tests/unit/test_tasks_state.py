@@ -8,9 +8,9 @@ import pytest
 from dagster import DagsterRunStatus
 from dagster._core.execution.stats import StepEventStatus
 
-from mloc_dagster.ledger.task_state import TaskState
 from mloc_dagster.tasks.steps import StepResult, gone_on, shard_of, unresolved
 from mloc_dagster.tasks.task_state import ShardCounts, TaskFacts, task_state
+from mloc_dagster.wire import TaskState
 
 STARTED = TaskFacts(DagsterRunStatus.STARTED)
 

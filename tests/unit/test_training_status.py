@@ -17,12 +17,12 @@ from mloc_dagster.events.payloads import Payload, TrainingFigures
 from mloc_dagster.events.recall import LastNews, last_training_news
 from mloc_dagster.events.stream import open_redis, send
 from mloc_dagster.executors.task_start import task_record
-from mloc_dagster.ledger.task_state import TaskState
 from mloc_dagster.results.record import write_record
 from mloc_dagster.results.store import open_store
 from mloc_dagster.results.training_summary import TrainingSummary, write_training
 from mloc_dagster.tasks.task_status import TaskStatus
 from mloc_dagster.tasks.training_status import TrainingStatus, training_status
+from mloc_dagster.wire import TaskState
 
 NOW = datetime.now(UTC).replace(microsecond=0)
 LATER = NOW + timedelta(seconds=5)
