@@ -56,7 +56,7 @@ def _launch(
 
     Exit code: 0, 1 (with --wait: a task failed), 2 (bad input).
     """
-    from mloc_dagster.cli.launch_command import launch
+    from mloc_dagster.cli.tasks import launch
 
     raise typer.Exit(launch(template, sets=tuple(sets or ()), wait=wait))
 
@@ -83,7 +83,7 @@ def _list(
 ) -> None:
     """List the latest tasks."""
     from mloc_dagster.cli.list_options import ListOptions
-    from mloc_dagster.cli.task_commands import list_tasks
+    from mloc_dagster.cli.tasks import list_tasks
 
     options = ListOptions(
         statuses=tuple(statuses or ()),
@@ -102,7 +102,7 @@ def _list(
 @tasks.command("show", rich_help_panel=_PANEL)
 def _show(task_or_run: TaskOrRun, as_json: Json = False) -> None:
     """Show how a task is: its shards, rows, workers, what it waits for, why it failed."""
-    from mloc_dagster.cli.task_commands import show
+    from mloc_dagster.cli.tasks import show
 
     raise typer.Exit(show(task_or_run, as_json=as_json))
 
@@ -169,7 +169,7 @@ def _result(
 @tasks.command("cancel", rich_help_panel=_PANEL)
 def _cancel(task_or_run: TaskOrRun, wait: Wait = False) -> None:
     """Stop the run of a task; its finished rows are kept."""
-    from mloc_dagster.cli.launch_command import cancel
+    from mloc_dagster.cli.tasks import cancel
 
     raise typer.Exit(cancel(task_or_run, wait=wait))
 
@@ -182,7 +182,7 @@ def _dead_letters(
     as_json: Json = False,
 ) -> None:
     """List the tasks that failed for good."""
-    from mloc_dagster.cli.task_commands import list_dead_letters
+    from mloc_dagster.cli.tasks import list_dead_letters
 
     raise typer.Exit(list_dead_letters(verbose=verbose, as_json=as_json))
 
@@ -199,7 +199,7 @@ def _retry(
 
     Exit code: 0, 1 (with --wait: it failed again), 2 (there is nothing to retry).
     """
-    from mloc_dagster.cli.launch_command import retry
+    from mloc_dagster.cli.tasks import retry
 
     raise typer.Exit(retry(task_or_run, failed_rows=failed_rows, wait=wait))
 

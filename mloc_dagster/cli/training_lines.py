@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from mloc_dagster.cli.wording import duration
 
 if TYPE_CHECKING:
-    from mloc_dagster.tasks.training_status import TrainingStatus
     from mloc_dagster.wire import TrainingView
 
 _SHOWN = {
@@ -23,7 +22,7 @@ _SHOWN = {
 """What is said of the figures that were logged last, where the trainer logs them."""
 
 
-def training_lines(training: TrainingStatus | TrainingView) -> Iterator[tuple[str, str]]:
+def training_lines(training: TrainingView) -> Iterator[tuple[str, str]]:
     """Yields the names and texts of the lines."""
     yield "steps", _steps(training)
     figures = [
@@ -41,7 +40,7 @@ def training_lines(training: TrainingStatus | TrainingView) -> Iterator[tuple[st
         yield "gate", training.gate
 
 
-def _steps(training: TrainingStatus | TrainingView) -> str:
+def _steps(training: TrainingView) -> str:
     text = f"{training.step:,}"
     if training.steps is not None:
         text += f" of {training.steps:,}"

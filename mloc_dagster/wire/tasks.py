@@ -75,9 +75,16 @@ class Shards(Wire):
     """A task's shards by what they do."""
 
     queued: int = 0
+    """Waiting for a worker, for another attempt, or for their run."""
     running: int = 0
     done: int = 0
     failed: int = 0
+    """Given up."""
+
+    @property
+    def total(self) -> int:
+        """All of them; 0 before they are cut."""
+        return self.queued + self.running + self.done + self.failed
 
 
 class TaskView(Wire):
