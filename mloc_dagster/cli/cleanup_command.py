@@ -10,7 +10,7 @@ from mloc_dagster.cli.api_choice import api_client
 from mloc_dagster.cli.exit_codes import OK
 from mloc_dagster.cli.tables import print_table
 from mloc_dagster.cli.wording import count
-from mloc_dagster.client.client import Client
+from mloc_dagster.client import Client
 from mloc_dagster.wire import CleanupItem, CleanupReport, CleanupRequest
 
 

@@ -10,8 +10,7 @@ import typer
 
 from mloc_dagster.cli.api_choice import api_client
 from mloc_dagster.cli.exit_codes import OK
-from mloc_dagster.client.client import Client
-from mloc_dagster.client.walk import is_workflow_id
+from mloc_dagster.client import Client, is_workflow_id
 from mloc_dagster.errors import UnknownNameError
 from mloc_dagster.wire import LogLevel, LogLine
 

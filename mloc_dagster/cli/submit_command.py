@@ -13,8 +13,7 @@ from mloc_dagster.cli.exit_codes import OK
 from mloc_dagster.cli.run_command import template_path
 from mloc_dagster.cli.task_lines import print_task_lines
 from mloc_dagster.cli.tasks import document, exit_code, wait_for
-from mloc_dagster.client.client import Client
-from mloc_dagster.client.template_body import TemplateBody, body_of_file
+from mloc_dagster.client import Client, TemplateBody, body_of_file
 from mloc_dagster.errors import InputError, MlocError, TemplateError
 from mloc_dagster.wire import SubmitReply
 

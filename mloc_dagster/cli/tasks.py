@@ -20,7 +20,7 @@ from mloc_dagster.cli.task_lines import print_letters, print_task_lines, print_t
 from mloc_dagster.wire import DeadLetterView, TaskDetail, TaskState, TaskView
 
 if TYPE_CHECKING:
-    from mloc_dagster.client.client import Client
+    from mloc_dagster.client import Client
 
 
 def show(task_or_run_id: str, *, as_json: bool) -> int:
@@ -47,7 +47,7 @@ def show(task_or_run_id: str, *, as_json: bool) -> int:
 
 def details(client: Client, task_or_workflow_id: str) -> Sequence[TaskDetail]:
     """Returns all that is known of a task, or of the tasks of a workflow."""
-    from mloc_dagster.client.errors import NotFoundError
+    from mloc_dagster.client import NotFoundError
 
     try:
         return [client.show(task_or_workflow_id)]

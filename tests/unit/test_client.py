@@ -10,10 +10,15 @@ from pathlib import Path
 import httpx
 import pytest
 
-from mloc_dagster.client.async_client import AsyncClient
-from mloc_dagster.client.client import Client
-from mloc_dagster.client.errors import ApiAwayError, ApiError, ApiRefusedError, NotFoundError
-from mloc_dagster.client.walk import NotEndedError
+from mloc_dagster.client import (
+    ApiAwayError,
+    ApiError,
+    ApiRefusedError,
+    AsyncClient,
+    Client,
+    NotEndedError,
+    NotFoundError,
+)
 from mloc_dagster.errors import InputError, TemplateError, TransientError
 from mloc_dagster.wire import CleanupRequest, ResultIn, TaskState
 
