@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING
 import typer
 
 from mloc_dagster.cli.fleet_context import Fleet, open_fleet
-from mloc_dagster.cli.list_options import ListOptions
 from mloc_dagster.errors import InputError
 from mloc_dagster.wire import DeadLetterView, TaskDetail, TaskState
 
@@ -54,15 +53,10 @@ def _details(fleet: Fleet, found: Found) -> Sequence[TaskDetail]:
         ]
 
 
-def latest(options: ListOptions, wanted: Collection[TaskState]) -> Sequence[TaskDetail]:
-    """Returns the latest tasks, the newest first.
-
-    Raises:
-        InputError: If `options` asks for what only the API can find.
-    """
-    options.check_direct()
+def latest(wanted: Collection[TaskState], limit: int) -> Sequence[TaskDetail]:
+    """Returns the latest tasks, the newest first; those in the states that are wanted, if any."""
     with open_fleet() as fleet:
-        return list(islice(_latest(fleet, wanted), options.limit))
+        return list(islice(_latest(fleet, wanted), limit))
 
 
 def _latest(fleet: Fleet, wanted: Collection[TaskState]) -> Iterator[TaskDetail]:

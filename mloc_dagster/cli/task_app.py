@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-from mloc_dagster.cli.arguments import Json, Wait
-from mloc_dagster.cli.completion import TaskId, TaskOrRun
+from mloc_dagster.cli.arguments import Json, TaskId, TaskOrRun, Wait
 
 _PANEL = "Tasks on the fleet"
 
@@ -82,8 +81,7 @@ def _list(
     as_json: Json = False,
 ) -> None:
     """List the latest tasks."""
-    from mloc_dagster.cli.list_options import ListOptions
-    from mloc_dagster.cli.tasks import list_tasks
+    from mloc_dagster.cli.tasks import ListOptions, list_tasks
 
     options = ListOptions(
         statuses=tuple(statuses or ()),
@@ -123,7 +121,7 @@ def _logs(
 
     Exit code: 0, 1 (the API fails), 2 (there is no such task), 130 (interrupted).
     """
-    from mloc_dagster.cli.logs_command import show_logs
+    from mloc_dagster.cli.tasks import show_logs
 
     raise typer.Exit(show_logs(task, follow=follow, level=level, as_json=as_json))
 

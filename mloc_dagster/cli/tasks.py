@@ -1,23 +1,26 @@
-"""`mloc show`, `list`, `dead-letters`, `cancel`, `retry` and `launch`.
+"""`mloc show`, `list`, `logs`, `dead-letters`, `cancel`, `retry` and `launch`.
 
-Each asks the API where one answers, else `fleet_tasks`; both speak the models of `wire`.
+Each asks the API where one answers, else `fleet_tasks`; both speak the models of `wire`. Only the
+API has logs.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import typer
 
-from mloc_dagster.cli import fleet_tasks
-from mloc_dagster.cli.api_choice import ask
+import mloc_dagster.cli.fleet_tasks as fleet_tasks
+from mloc_dagster.cli.api_choice import api_client, ask
 from mloc_dagster.cli.exit_codes import FAILED, OK
-from mloc_dagster.cli.list_options import ListOptions
 from mloc_dagster.cli.task_lines import print_letters, print_task_lines, print_task_table
-from mloc_dagster.wire import DeadLetterView, TaskDetail, TaskState, TaskView
+from mloc_dagster.errors import InputError, UnknownNameError
+from mloc_dagster.wire import DeadLetterView, LogLevel, LogLine, TaskDetail, TaskState, TaskView
 
 if TYPE_CHECKING:
     from mloc_dagster.client import Client
@@ -72,9 +75,12 @@ def list_tasks(options: ListOptions) -> int:
         InputError: If there is no such state, or only an API can find what is asked for.
     """
     wanted = options.states
-    found = ask(
-        lambda client: _listed(client, options), lambda: fleet_tasks.latest(options, wanted)
-    )
+
+    def directly() -> Sequence[TaskView]:
+        options.check_direct()
+        return fleet_tasks.latest(wanted, options.limit)
+
+    found = ask(lambda client: _listed(client, options), directly)
     if options.as_json:
         typer.echo(json.dumps([document(each) for each in found], ensure_ascii=False))
     elif not found:
@@ -187,3 +193,114 @@ def wait_for(client: Client, ids: Sequence[str]) -> Sequence[TaskView]:
 def exit_code(ended: Sequence[TaskView]) -> int:
     """Returns 0 if all tasks are done, else 1."""
     return OK if all(each.status is TaskState.DONE for each in ended) else FAILED
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListOptions:
+    """The command line of `mloc list`; see its help."""
+
+    statuses: tuple[str, ...] = ()
+    owner: str | None = None
+    name: str | None = None
+    task_type: str | None = None
+    labels: tuple[str, ...] = ()
+    worker: str | None = None
+    since: str | None = None
+    limit: int = 20
+    as_json: bool = False
+
+    @property
+    def states(self) -> Sequence[TaskState]:
+        """The states that are wanted; none means all.
+
+        Raises:
+            UnknownNameError: If one is none.
+        """
+        for each in self.statuses:
+            if each.upper() not in TaskState.__members__:
+                raise UnknownNameError("status", each, TaskState.__members__)
+        return [TaskState[each.upper()] for each in self.statuses]
+
+    @property
+    def label_map(self) -> Mapping[str, str]:
+        """The labels that are wanted.
+
+        Raises:
+            InputError: If one is not `key=value`.
+        """
+        for each in self.labels:
+            if not each.partition("=")[1]:
+                raise InputError(f"--label {each!r}: expected KEY=VALUE")
+        return dict(each.split("=", 1) for each in self.labels)
+
+    @property
+    def nothing_found(self) -> str:
+        """What is said where the list is empty."""
+        filters = (self.owner, self.name, self.task_type, self.worker, self.since)
+        if any(filters) or self.statuses or self.labels:
+            return "no task matches"
+        return "no task yet"
+
+    def check_direct(self) -> None:
+        """Refuses what only the API can tell.
+
+        Raises:
+            InputError: If there is any of it.
+        """
+        asked = {
+            "--owner": self.owner,
+            "--name": self.name,
+            "--type": self.task_type,
+            "--label": self.labels,
+            "--worker": self.worker,
+            "--since": self.since,
+        }
+        given = [option for option, value in asked.items() if value]
+        if given:
+            raise InputError(
+                f"{', '.join(given)}: only the API looks for that, and none answers: start it with"
+                " `mloc up`, or set MLOC_API_URL"
+            )
+
+
+def show_logs(task_or_workflow_id: str, *, follow: bool, level: str, as_json: bool) -> int:
+    """Prints the logs of a task, or of a workflow's tasks one after the other.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        InputError: If there is no such task, or no such level.
+    """
+    lowest = next((each for each in get_args(LogLevel) if each == level.upper()), None)
+    if lowest is None:
+        raise UnknownNameError("level", level, get_args(LogLevel))
+    with api_client() as client:
+        for task_id, line in _lines(client, task_or_workflow_id, lowest, follow=follow):
+            if as_json:
+                typer.echo(line.model_dump_json())
+            else:
+                typer.echo(_text(task_id, line))
+            if follow:
+                sys.stdout.flush()
+    return OK
+
+
+def _lines(
+    client: Client, wanted: str, level: LogLevel, *, follow: bool
+) -> Iterator[tuple[str, LogLine]]:
+    from mloc_dagster.client import is_workflow_id
+
+    ids = [wanted]
+    if is_workflow_id(wanted):
+        ids = [each.task_id for each in client.look(wanted)]
+    for task_id in ids:
+        name = task_id.removeprefix(f"{wanted}-") if len(ids) > 1 else ""
+        for line in client.logs(task_id, follow=follow, level=level):
+            yield name, line
+
+
+def _text(name: str, line: LogLine) -> str:
+    at = "" if line.at is None else line.at.astimezone().strftime("%Y-%m-%d %H:%M:%S.%f")[:-3]
+    level = "" if line.level == "INFO" else line.level
+    return "  ".join(each for each in (at, name, line.source, level, line.text) if each)
