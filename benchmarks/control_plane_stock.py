@@ -21,7 +21,7 @@ from mloc_dagster.compile.compiler import compile_text
 from mloc_dagster.dispatch.batch_key import batch_key
 from mloc_dagster.ledger.ledger import Ledger
 from mloc_dagster.ledger.model import NewTask, PlannedRun, Submission, TaskChange
-from mloc_dagster.ledger.task_state import TaskState
+from mloc_dagster.wire import TaskState
 
 _AT_ONCE = 500
 

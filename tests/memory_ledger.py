@@ -12,7 +12,7 @@ from pydantic import JsonValue
 
 from mloc_dagster.ledger.acceptance import Accepted, KeyReused
 from mloc_dagster.ledger.model import PlannedRun, Submission, TaskEntry, TaskFilter
-from mloc_dagster.ledger.task_state import TaskState
+from mloc_dagster.wire import TaskState
 
 
 class MemoryLedger:

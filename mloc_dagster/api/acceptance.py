@@ -16,12 +16,11 @@ from mloc_dagster.api.metrics import Metrics
 from mloc_dagster.api.problems import Refusal
 from mloc_dagster.api.submission_body import SubmissionBody
 from mloc_dagster.api.uploads import keep_uploads
-from mloc_dagster.client.models import SubmitReply, SubmittedTask
 from mloc_dagster.ledger.acceptance import Accepted, KeyReused
 from mloc_dagster.ledger.ledger import Ledger
 from mloc_dagster.ledger.model import Request, Submission
-from mloc_dagster.ledger.task_state import TaskState
 from mloc_dagster.results.store import open_store
+from mloc_dagster.wire import SubmitReply, SubmittedTask, TaskState
 
 _WINDOW_S = 0.005
 _MOST_SUBMISSIONS = 256

@@ -13,14 +13,14 @@ from mloc_dagster.api.openapi import problems
 from mloc_dagster.api.parameters import Cursor
 from mloc_dagster.api.problems import Refusal
 from mloc_dagster.api.state import State, reply
-from mloc_dagster.client.models import (
+from mloc_dagster.errors import nearest_hint
+from mloc_dagster.wire import (
     CleanupReport,
     CleanupRequest,
     DeadLetterPage,
     WorkerPage,
     WorkerReply,
 )
-from mloc_dagster.errors import nearest_hint
 
 router = APIRouter(tags=["operation"])
 

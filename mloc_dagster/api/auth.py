@@ -15,8 +15,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from mloc_dagster.api.access_log import CALLER
 from mloc_dagster.api.docs_pages import is_open
 from mloc_dagster.api.problems import Refusal, problem_response
-from mloc_dagster.client.token_file import tokens_in
 from mloc_dagster.settings import Settings
+from mloc_dagster.wire import tokens_in
 
 _log = logging.getLogger(__name__)
 

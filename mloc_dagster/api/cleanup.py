@@ -10,12 +10,11 @@ from functools import partial
 from pathlib import Path
 
 from mloc_dagster.api.state import ApiState
-from mloc_dagster.client.models import CleanupItem, CleanupReport, CleanupRequest
 from mloc_dagster.ledger.model import TaskEntry, TaskFilter
-from mloc_dagster.ledger.task_state import TaskState
 from mloc_dagster.results import literal_secrets
 from mloc_dagster.results.record import RECORD_NAME
 from mloc_dagster.results.store import Folder, ResultStore
+from mloc_dagster.wire import CleanupItem, CleanupReport, CleanupRequest, TaskState
 
 _ENDED = tuple(each for each in TaskState if each.ended)
 _PAGE = 500

@@ -15,7 +15,6 @@ from pydantic import JsonValue
 from mloc_dagster.api.limits import Limits
 from mloc_dagster.api.policy import Policy
 from mloc_dagster.api.problems import Refusal, finding, invalid_template
-from mloc_dagster.client.models import Finding
 from mloc_dagster.compile.compiled import CompiledTask, CompiledTemplate
 from mloc_dagster.compile.compiler import compile_text
 from mloc_dagster.dispatch.batch_key import batch_key
@@ -23,6 +22,7 @@ from mloc_dagster.executors.task_start import task_id_for
 from mloc_dagster.ledger.model import NewTask, Request, Submission
 from mloc_dagster.schema.data import ListData
 from mloc_dagster.settings import settings
+from mloc_dagster.wire import Finding
 
 _CACHE_BYTES = 32_000_000
 """Of memory, as `_memory` reckons it."""

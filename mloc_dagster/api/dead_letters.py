@@ -2,19 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from mloc_dagster.api.state import ApiState
-from mloc_dagster.client.models import DeadLetterPage, DeadLetterView
 from mloc_dagster.ledger.model import TaskEntry, TaskFilter
-from mloc_dagster.ledger.task_state import TaskState
-from mloc_dagster.tasks.progress import last_log_lines, plan_of
-from mloc_dagster.tasks.steps import failures_of, shard_of, steps_of
-
-if TYPE_CHECKING:
-    from mloc_dagster.tasks.workflows import Workflow
-
-_LOG_LINES = 10
+from mloc_dagster.wire import DeadLetterPage, DeadLetterView, TaskState
 
 
 def dead_letters(api: ApiState, limit: int, cursor: str | None) -> DeadLetterPage:
@@ -48,10 +38,12 @@ def _letter(api: ApiState, entry: TaskEntry) -> DeadLetterView:
 
 def _of_run(api: ApiState, entry: TaskEntry, run_id: str) -> dict[str, object]:
     """Returns which shards of a run failed, how often, and what they said last."""
+    from mloc_dagster.tasks.dead_letters import failed_steps
+    from mloc_dagster.tasks.steps import failures_of, steps_of
     from mloc_dagster.tasks.workflows import workflows
 
     instance = api.fleet.instance()
-    workflow: Workflow | None = workflows(instance, [entry.workflow_id]).get(entry.workflow_id)
+    workflow = workflows(instance, [entry.workflow_id]).get(entry.workflow_id)
     if workflow is None:
         return {}
     task = next((each for each in workflow.tasks() if each.task_id == entry.task_id), None)
@@ -59,15 +51,4 @@ def _of_run(api: ApiState, entry: TaskEntry, run_id: str) -> dict[str, object]:
         return {}
     failures = failures_of(instance, run_id, task)
     steps = steps_of(instance, [workflow.latest])
-    failed = sorted({index for each in failures if (index := shard_of(each.step_key)) is not None})
-    folder = api.store.task(entry.task_id)
-    plan = plan_of(folder)
-    logs = {
-        index: last_log_lines(folder, plan.shards[index], _LOG_LINES)
-        for index in failed
-        if plan is not None and index < len(plan.shards)
-    }
-    attempts = max(
-        (steps[each.step_key].attempts for each in failures if each.step_key in steps), default=0
-    )
-    return {"failed_shards": tuple(failed), "attempts": attempts, "logs": logs}
+    return dict(failed_steps(failures, steps, api.store.task(entry.task_id)))

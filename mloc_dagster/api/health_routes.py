@@ -14,7 +14,7 @@ from mloc_dagster import __version__
 from mloc_dagster.api.metrics import CONTENT_TYPE
 from mloc_dagster.api.openapi import problems
 from mloc_dagster.api.state import ApiState, State, reply
-from mloc_dagster.client.models import Check, Health, Readiness
+from mloc_dagster.wire import Check, Health, Readiness
 
 _log = logging.getLogger(__name__)
 

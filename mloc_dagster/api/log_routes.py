@@ -16,8 +16,7 @@ from mloc_dagster.api.openapi import problems
 from mloc_dagster.api.parameters import Cursor, TaskId
 from mloc_dagster.api.problems import Refusal
 from mloc_dagster.api.state import ApiState, State, reply
-from mloc_dagster.client.models import LogEnd, LogLevel, LogLine, LogPage
-from mloc_dagster.ledger.task_state import TaskState
+from mloc_dagster.wire import LogEnd, LogLevel, LogLine, LogPage, TaskState
 
 router = APIRouter(prefix="/api/v1", tags=["tasks"])
 

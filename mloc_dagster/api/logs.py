@@ -17,12 +17,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mloc_dagster.api.problems import Refusal
 from mloc_dagster.api.state import ApiState
-from mloc_dagster.client.models import LogLevel, LogLine
 from mloc_dagster.fleet.requeue_note import requeue_in
 from mloc_dagster.ledger.model import TaskEntry
 from mloc_dagster.ops.failures import step_error
 from mloc_dagster.ops.run_tags import RunTask
 from mloc_dagster.results.store import Folder
+from mloc_dagster.wire import LogLevel, LogLine
 
 _STAMPED = re.compile(rb"(\d{4}-\d\d-\d\dT[0-9:.]+Z) (.*)", re.DOTALL)
 _MAX_CURSOR_BYTES = 100_000

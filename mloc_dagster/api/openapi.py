@@ -7,7 +7,7 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
-from mloc_dagster.client.models import Problem
+from mloc_dagster.wire import Problem
 
 _REASONS = {
     400: "The request cannot be read.",

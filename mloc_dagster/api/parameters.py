@@ -9,11 +9,9 @@ from typing import Annotated
 from fastapi import Path, Query, Request
 
 from mloc_dagster.api.problems import Refusal
-from mloc_dagster.client.models import Finding
-from mloc_dagster.client.wire import Moment
 from mloc_dagster.errors import nearest_hint
 from mloc_dagster.ledger.model import TaskFilter
-from mloc_dagster.ledger.task_state import TaskState
+from mloc_dagster.wire import Finding, Moment, TaskState
 
 MAX_PAGE = 1_000
 

@@ -15,7 +15,6 @@ from sqlalchemy.exc import DBAPIError, TimeoutError
 from starlette.exceptions import HTTPException
 from starlette.routing import Match, Route
 
-from mloc_dagster.client.models import Finding, Problem
 from mloc_dagster.compile.diagnostics import Diagnostic
 from mloc_dagster.errors import (
     IncompleteResultsError,
@@ -25,6 +24,7 @@ from mloc_dagster.errors import (
     TransientError,
     UnknownNameError,
 )
+from mloc_dagster.wire import Finding, Problem
 
 _log = logging.getLogger(__name__)
 

@@ -20,8 +20,8 @@ from mloc_dagster.api.state import ApiState, State, reply
 from mloc_dagster.api.stored_files import files_of, keep_files, keep_result, stored_file
 from mloc_dagster.api.submission_body import Upload
 from mloc_dagster.api.tar_stream import tar_blocks
-from mloc_dagster.client.models import FilePage, FilesStored, ResultIn, ResultStored
 from mloc_dagster.results.store import Folder
+from mloc_dagster.wire import FilePage, FilesStored, ResultIn, ResultStored
 
 router = APIRouter(prefix="/api/v1/results", tags=["results"])
 

@@ -14,7 +14,6 @@ from mloc_dagster.api.names import inside, safe_name, safe_task_id
 from mloc_dagster.api.problems import Refusal
 from mloc_dagster.api.state import ApiState
 from mloc_dagster.api.submission_body import Upload
-from mloc_dagster.client.models import FileView, ResultIn, ResultStored
 from mloc_dagster.errors import IncompleteResultsError, nearest_hint
 from mloc_dagster.results.aggregate import RESPONSES_NAME
 from mloc_dagster.results.files import BUFFER_BYTES
@@ -22,6 +21,7 @@ from mloc_dagster.results.manifest import MANIFEST_NAME, Manifest, read_manifest
 from mloc_dagster.results.own_names import is_own_name
 from mloc_dagster.results.record import RECORD_NAME
 from mloc_dagster.results.store import Folder
+from mloc_dagster.wire import FileView, ResultIn, ResultStored
 
 INTERNAL_FOLDERS = ("input", "shards")
 """Thousands of small files that only the task itself reads."""

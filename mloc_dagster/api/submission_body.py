@@ -13,8 +13,8 @@ from starlette.datastructures import UploadFile
 from mloc_dagster.api.limits import Limits
 from mloc_dagster.api.names import safe_name
 from mloc_dagster.api.problems import Refusal
+from mloc_dagster.wire import BODY_NAME
 
-BODY_NAME = "body.yaml"
 TEMPLATE_FIELDS = ("template", "yaml")
 _YAML_ENDINGS = (".yaml", ".yml")
 _MOST_FILES = 1_000

@@ -7,15 +7,13 @@ from typing import TYPE_CHECKING
 
 from mloc_dagster.api.state import ApiState
 from mloc_dagster.api.views import task_fields
-from mloc_dagster.client.models import ProgressReply, Shards, TaskReply, TrainingView
 from mloc_dagster.ledger.model import TaskEntry
-from mloc_dagster.ledger.task_state import TaskState
 from mloc_dagster.schema.task_type import task_types
 from mloc_dagster.tasks.progress import plan_of, summary_of
+from mloc_dagster.wire import ProgressReply, Shards, TaskDetail, TaskReply, TaskState, TrainingView
 
 if TYPE_CHECKING:
     from mloc_dagster.ops.run_tags import RunTask
-    from mloc_dagster.tasks.task_status import TaskStatus
     from mloc_dagster.tasks.workflows import Workflow
 
 
@@ -46,17 +44,16 @@ def _training(api: ApiState, entry: TaskEntry) -> TrainingView | None:
     from mloc_dagster.tasks.training_status import training_status
 
     runs = entry.state is TaskState.RUNNING
-    found = training_status(entry.task_id, entry.submitted_at, api.fleet.last_word, runs=runs)
-    return None if found is None else TrainingView.model_validate(found.model_dump())
+    return training_status(entry.task_id, entry.submitted_at, api.fleet.last_word, runs=runs)
 
 
-def _of_status(status: TaskStatus) -> dict[str, object]:
+def _of_status(status: TaskDetail) -> dict[str, object]:
     # That a task has ended is the ledger's to say: before, it can be neither stopped nor retried.
-    ended = status.state.ended
+    ended = status.status.ended
     fields: dict[str, object] = {
-        "status": TaskState.RUNNING if ended else status.state,
+        "status": TaskState.RUNNING if ended else status.status,
         "waiting_for": status.waiting_for,
-        "shards": Shards.model_validate(status.shards.model_dump()),
+        "shards": status.shards,
         "retries": status.retries,
         "losses": status.losses,
         "workers": dict(status.workers),
@@ -70,7 +67,7 @@ def _of_status(status: TaskStatus) -> dict[str, object]:
     return fields | {name: value for name, value in known.items() if value is not None}
 
 
-def live_status(api: ApiState, entry: TaskEntry) -> TaskStatus | None:
+def live_status(api: ApiState, entry: TaskEntry) -> TaskDetail | None:
     """Returns how a task is this moment.
 
     Returns:

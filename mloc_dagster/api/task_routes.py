@@ -22,7 +22,8 @@ from mloc_dagster.api.state import State, reply
 from mloc_dagster.api.submission_body import read_submission
 from mloc_dagster.api.task_detail import progress_reply, task_reply
 from mloc_dagster.api.views import task_view, workflow_state
-from mloc_dagster.client.models import (
+from mloc_dagster.ledger.model import TaskEntry, TaskFilter
+from mloc_dagster.wire import (
     ChangedTask,
     ChangeReply,
     ProgressReply,
@@ -30,10 +31,9 @@ from mloc_dagster.client.models import (
     SubmitReply,
     TaskPage,
     TaskReply,
+    TaskState,
     WorkflowReply,
 )
-from mloc_dagster.ledger.model import TaskEntry, TaskFilter
-from mloc_dagster.ledger.task_state import TaskState
 
 router = APIRouter(prefix="/api/v1", tags=["tasks"])
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mloc_dagster.client.models import TaskView
 from mloc_dagster.ledger.model import TaskEntry
-from mloc_dagster.ledger.task_state import TaskState
+from mloc_dagster.wire import TaskState, TaskView
 
 _WORST_FIRST = (
     TaskState.DEAD,

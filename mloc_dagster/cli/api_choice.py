@@ -12,8 +12,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from mloc_dagster.client.client import Client
-    from mloc_dagster.client.place import Place
+    from mloc_dagster.client import Address, Client
 
 _ATTEMPTS = 5
 """A few seconds: an API that was killed is up again by then, and somebody waits at a terminal."""
@@ -28,19 +27,18 @@ def ask[T](over_api: Callable[[Client], T], direct: Callable[[], T]) -> T:
         over_api: Asks the API.
         direct: Looks without one.
     """
-    from mloc_dagster.client import place
-    from mloc_dagster.client.errors import NotFoundError
+    from mloc_dagster import client as api
 
-    if place.configured_url() is not None:
+    if api.configured_url() is not None:
         with api_client() as client:
             return over_api(client)
-    stack = place.stack_api()
+    stack = api.stack_api()
     if stack is None or not _answers(stack):
         return direct()
     with _client(stack) as client:
         try:
             return over_api(client)
-        except NotFoundError:
+        except api.NotFoundError:
             return direct()
 
 
@@ -52,20 +50,20 @@ def api_client(attempts: int = _ATTEMPTS, timeout_s: float = 60.0) -> Generator[
         attempts: How often a call is tried.
         timeout_s: How long the API may be silent.
     """
-    from mloc_dagster.client.client import Client
+    from mloc_dagster.client import Client
 
     with Client(attempts=attempts, timeout_s=timeout_s) as client:
         yield client
 
 
-def _client(stack: Place, attempts: int = _ATTEMPTS, timeout_s: float = 60.0) -> Client:
-    from mloc_dagster.client.client import Client
+def _client(stack: Address, attempts: int = _ATTEMPTS, timeout_s: float = 60.0) -> Client:
+    from mloc_dagster.client import Client
 
     return Client(stack.url, stack.token, attempts=attempts, timeout_s=timeout_s)
 
 
-def _answers(stack: Place) -> bool:
-    from mloc_dagster.client.errors import ApiError
+def _answers(stack: Address) -> bool:
+    from mloc_dagster.client import ApiError
 
     with _client(stack, 1, _LOOK_S) as client:
         try:

@@ -11,9 +11,13 @@ from pathlib import Path
 import typer
 from pydantic import JsonValue
 
-from mloc_dagster.cli.batch_files import check_files, replacing
-from mloc_dagster.cli.batch_identity import batch_task_id, model_source
-from mloc_dagster.cli.batch_lock import answering_alone
+from mloc_dagster.cli.batch_files import (
+    answering_alone,
+    batch_task_id,
+    check_files,
+    model_source,
+    replacing,
+)
 from mloc_dagster.cli.batch_report import BatchOutcome, batch_json, print_batch
 from mloc_dagster.cli.exit_codes import FAILED, OK
 from mloc_dagster.cli.report import report_json

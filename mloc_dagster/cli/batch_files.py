@@ -1,14 +1,25 @@
-"""The files that `mloc batch` writes: beside nothing that they could harm, and each as a whole."""
+"""The files that `mloc batch` writes, their lock, and the task that they belong to."""
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
 import os
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from mloc_dagster.errors import InputError
+from pydantic import JsonValue
+
+from mloc_dagster.compile.compiler import CompiledTemplate
+from mloc_dagster.data.openai_batch import BatchFile
+from mloc_dagster.errors import InputError, TerminalError
+from mloc_dagster.models import BUILTIN_MODELS
+from mloc_dagster.schema.canonical import canonical_json
+from mloc_dagster.schema.task import ModelSpec
+from mloc_dagster.settings import settings
 
 
 def check_files(source: str | None, output: Path, errors: Path) -> None:
@@ -77,3 +88,80 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
         draft.replace(path)
     finally:
         draft.unlink(missing_ok=True)
+
+
+def model_source(model: str) -> dict[str, JsonValue]:
+    """Returns what a template says of a model: a built-in one, a folder, or one of the hub."""
+    if model in BUILTIN_MODELS:
+        return {"type": "builtin", "identifier": model}
+    path = Path(model).expanduser()
+    if path.is_dir() or path.is_absolute() or model.startswith("."):
+        return {"type": "local", "identifier": str(path.resolve())}
+    return {"type": "huggingface", "identifier": model}
+
+
+def batch_task_id(compiled: CompiledTemplate, found: BatchFile) -> str:
+    """Returns the id of the task that answers these requests, with this model and these options.
+
+    What lies on this disk counts with every byte: a model or an adapter that was trained again in
+    its folder is another one.
+
+    Raises:
+        InputError: If there is no such model.
+    """
+    from mloc_dagster.executors.reuse_identity import file_contents
+
+    spec = compiled.tasks[0].task.spec
+    try:
+        contents = file_contents(spec) if isinstance(spec, ModelSpec) else []
+    except TerminalError as error:
+        raise InputError(str(error)) from error
+    known: list[JsonValue] = [
+        found.sha256,
+        spec.model_dump(mode="json", exclude={"data": {"url"}}),
+        [each.hex() for each in contents],
+    ]
+    digest = hashlib.sha256(canonical_json(known).encode()).hexdigest()
+    return f"batch-{digest[:20]}"
+
+
+_FLOCK = "hhqqi"
+"""`struct flock` on 64-bit Linux: type, whence, start, length, process."""
+
+
+@contextmanager
+def answering_alone(task_id: str) -> Iterator[None]:
+    """Keeps two commands from answering the same batch, from their first second on.
+
+    Dagster knows who is at work once a run has started, which is too late for a command that was
+    given twice at once.
+
+    Args:
+        task_id: The batch's task.
+
+    Raises:
+        InputError: If another process is at it; says which.
+    """
+    folder = settings().home / "batches"
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / f"{task_id}.lock").open("a+", encoding="utf-8") as file:
+        try:
+            # Ends with this process, also by `kill -9`: engines that it left behind inherit none.
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            where = f" in process {pid}" if (pid := _holder(file.fileno())) else ""
+            raise InputError(
+                f"task {task_id} is running{where}; wait for it, or stop it first"
+            ) from None
+        yield
+
+
+def _holder(descriptor: int) -> int:
+    """Returns the process that holds the lock; 0 if it was let go of meanwhile.
+
+    The kernel knows from the first moment on; what a process wrote into the file would not be there
+    yet when two commands start at once.
+    """
+    asked = struct.pack(_FLOCK, fcntl.F_WRLCK, 0, 0, 0, 0)
+    kind, *_, pid = struct.unpack(_FLOCK, fcntl.fcntl(descriptor, fcntl.F_GETLK, asked))
+    return 0 if kind == fcntl.F_UNLCK else pid

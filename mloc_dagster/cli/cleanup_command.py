@@ -10,8 +10,8 @@ from mloc_dagster.cli.api_choice import api_client
 from mloc_dagster.cli.exit_codes import OK
 from mloc_dagster.cli.tables import print_table
 from mloc_dagster.cli.wording import count
-from mloc_dagster.client.client import Client
-from mloc_dagster.client.models import CleanupItem, CleanupReport, CleanupRequest
+from mloc_dagster.client import Client
+from mloc_dagster.wire import CleanupItem, CleanupReport, CleanupRequest
 
 
 def cleanup(wanted: CleanupRequest, *, as_json: bool) -> int:

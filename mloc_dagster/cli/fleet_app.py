@@ -48,7 +48,7 @@ def _up(
 @fleet.command("down", rich_help_panel=_FLEET)
 def _down() -> None:
     """Stop what `mloc up` started, also when it is half dead."""
-    from mloc_dagster.cli.down_command import down
+    from mloc_dagster.cli.up_command import down
 
     down()
 

@@ -16,8 +16,7 @@ from mloc_dagster.cli.api_choice import api_client
 from mloc_dagster.cli.exit_codes import OK
 from mloc_dagster.cli.tables import print_table
 from mloc_dagster.cli.wording import shorten
-from mloc_dagster.client.client import Client
-from mloc_dagster.client.errors import NotFoundError
+from mloc_dagster.client import Client, NotFoundError
 from mloc_dagster.errors import InputError, UnknownNameError
 
 Format = Literal["json", "jsonl", "parquet", "csv"]

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 import typer
 
 from mloc_dagster.cli.api_choice import api_client
-from mloc_dagster.cli.api_tasks import document, exit_code, print_details, wait_for
 from mloc_dagster.cli.exit_codes import OK
 from mloc_dagster.cli.run_command import template_path
-from mloc_dagster.client.client import Client
-from mloc_dagster.client.models import SubmitReply
-from mloc_dagster.client.template_body import TemplateBody, body_of_file
+from mloc_dagster.cli.task_lines import print_task_lines
+from mloc_dagster.cli.tasks import document, exit_code, wait_for
+from mloc_dagster.client import Client, TemplateBody, body_of_file
 from mloc_dagster.errors import InputError, MlocError, TemplateError
+from mloc_dagster.wire import SubmitReply
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +90,7 @@ def _end(client: Client, replies: Sequence[SubmitReply], options: SubmitOptions)
         code = exit_code(ended)
         if not options.as_json:
             typer.echo("")
-            print_details(details)
+            print_task_lines(details)
     if options.as_json:
         _print_json(replies, tasks, error="" if code == OK else "a task failed")
     return code

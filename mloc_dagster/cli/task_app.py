@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-from mloc_dagster.cli.arguments import Json, Wait
-from mloc_dagster.cli.completion import TaskId, TaskOrRun
+from mloc_dagster.cli.arguments import Json, TaskId, TaskOrRun, Wait
 
 _PANEL = "Tasks on the fleet"
 
@@ -56,7 +55,7 @@ def _launch(
 
     Exit code: 0, 1 (with --wait: a task failed), 2 (bad input).
     """
-    from mloc_dagster.cli.launch_command import launch
+    from mloc_dagster.cli.tasks import launch
 
     raise typer.Exit(launch(template, sets=tuple(sets or ()), wait=wait))
 
@@ -82,8 +81,7 @@ def _list(
     as_json: Json = False,
 ) -> None:
     """List the latest tasks."""
-    from mloc_dagster.cli.list_options import ListOptions
-    from mloc_dagster.cli.task_commands import list_tasks
+    from mloc_dagster.cli.tasks import ListOptions, list_tasks
 
     options = ListOptions(
         statuses=tuple(statuses or ()),
@@ -102,7 +100,7 @@ def _list(
 @tasks.command("show", rich_help_panel=_PANEL)
 def _show(task_or_run: TaskOrRun, as_json: Json = False) -> None:
     """Show how a task is: its shards, rows, workers, what it waits for, why it failed."""
-    from mloc_dagster.cli.task_commands import show
+    from mloc_dagster.cli.tasks import show
 
     raise typer.Exit(show(task_or_run, as_json=as_json))
 
@@ -123,7 +121,7 @@ def _logs(
 
     Exit code: 0, 1 (the API fails), 2 (there is no such task), 130 (interrupted).
     """
-    from mloc_dagster.cli.logs_command import show_logs
+    from mloc_dagster.cli.tasks import show_logs
 
     raise typer.Exit(show_logs(task, follow=follow, level=level, as_json=as_json))
 
@@ -169,7 +167,7 @@ def _result(
 @tasks.command("cancel", rich_help_panel=_PANEL)
 def _cancel(task_or_run: TaskOrRun, wait: Wait = False) -> None:
     """Stop the run of a task; its finished rows are kept."""
-    from mloc_dagster.cli.launch_command import cancel
+    from mloc_dagster.cli.tasks import cancel
 
     raise typer.Exit(cancel(task_or_run, wait=wait))
 
@@ -182,7 +180,7 @@ def _dead_letters(
     as_json: Json = False,
 ) -> None:
     """List the tasks that failed for good."""
-    from mloc_dagster.cli.task_commands import list_dead_letters
+    from mloc_dagster.cli.tasks import list_dead_letters
 
     raise typer.Exit(list_dead_letters(verbose=verbose, as_json=as_json))
 
@@ -199,7 +197,7 @@ def _retry(
 
     Exit code: 0, 1 (with --wait: it failed again), 2 (there is nothing to retry).
     """
-    from mloc_dagster.cli.launch_command import retry
+    from mloc_dagster.cli.tasks import retry
 
     raise typer.Exit(retry(task_or_run, failed_rows=failed_rows, wait=wait))
 
@@ -228,7 +226,7 @@ def _cleanup(
     Exit code: 0, 1 (the API fails), 2 (bad input).
     """
     from mloc_dagster.cli.cleanup_command import cleanup
-    from mloc_dagster.client.models import CleanupRequest
+    from mloc_dagster.wire import CleanupRequest
 
     wanted = CleanupRequest(
         dry_run=not apply,

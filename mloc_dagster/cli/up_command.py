@@ -1,17 +1,21 @@
-"""`mloc up`: the whole system on this machine, until Ctrl-C."""
+"""`mloc up`: the whole system on this machine, until Ctrl-C; `mloc down` stops it."""
 
 from __future__ import annotations
 
+import signal
 import subprocess
+import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from types import FrameType, TracebackType
+from typing import Self
 
+import typer
 from rich.console import Console
 
 from mloc_dagster.cli.exit_codes import FAILED, INTERRUPTED, OK
 from mloc_dagster.cli.stack_readiness import Readiness
-from mloc_dagster.cli.stop_signals import StopSignals
 from mloc_dagster.cli.tables import print_table
 from mloc_dagster.cli.wording import duration
 from mloc_dagster.errors import InputError, MlocError
@@ -217,3 +221,68 @@ def _stop(
         supervisor.wait()
     console.print("stopped")
     return FAILED if died else OK
+
+
+_NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class StopSignals:
+    """Ctrl-C, SIGTERM and a closed terminal, while the block runs. Works in the main thread only.
+
+    Attributes:
+        on_second: Called, once, when a second one comes.
+    """
+
+    def __init__(self) -> None:
+        self.on_second: Callable[[], None] | None = None
+        self._came = threading.Event()
+
+    @property
+    def received(self) -> bool:
+        """Whether one came."""
+        return self._came.is_set()
+
+    def wait(self, timeout_s: float) -> bool:
+        """Returns whether one came, at the latest after `timeout_s`."""
+        return self._came.wait(timeout_s)
+
+    def __enter__(self) -> Self:
+        self._before = {each: signal.signal(each, self._handle) for each in _NUMBERS}
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if not self._came.is_set():
+            self._came.set()
+        elif self.on_second is not None:
+            hurry, self.on_second = self.on_second, None
+            hurry()
+
+
+def down() -> None:
+    """Stops everything of this home's stack, whatever state it is in.
+
+    Raises:
+        TerminalError: If a process can't be stopped.
+    """
+    layout = stack_layout()
+    console = Console(stderr=True, highlight=False)
+    with console.status("stopping …") as status:
+        count = stop_stack(
+            layout,
+            settings(),
+            lambda line: console.print(line, markup=False),
+            lambda names: status.update(f"stopping {', '.join(names)} …"),
+        )
+    if count:
+        typer.echo(f"stopped {layout.home}: {count} processes ended, none is left")
+    else:
+        typer.echo(f"nothing is up in {layout.home}")

@@ -19,7 +19,7 @@ from mloc_dagster.fleet.redis_client import require_redis
 from mloc_dagster.fleet.redis_engine import open_engine
 
 if TYPE_CHECKING:
-    from mloc_dagster.client.client import Client
+    from mloc_dagster.client import Client
 
 _HEADINGS = ("worker", "host", "status", "queues", "hardware", "warm models", "runs", "seen")
 _SHOWN = 3

@@ -11,14 +11,11 @@ from typing import Concatenate, Self
 
 import httpx
 
-from mloc_dagster.client import calls, service_calls, streams
-from mloc_dagster.client.call import Ask, Call
-from mloc_dagster.client.connection import Connection, check
-from mloc_dagster.client.download import Download
+import mloc_dagster.client.operations as operations
 from mloc_dagster.client.errors import ApiAwayError
-from mloc_dagster.client.flow import Flow
-from mloc_dagster.client.retrying import async_retrying
-from mloc_dagster.client.walk import Walk
+from mloc_dagster.client.paging import Walk
+from mloc_dagster.client.streams import Download, Flow
+from mloc_dagster.client.transport import Ask, Call, Connection, async_retrying, check
 
 
 def _calls[**P, ReplyT](
@@ -124,34 +121,34 @@ class AsyncClient:
         """Closes the connections."""
         await self._http.aclose()
 
-    submit = _calls(calls.submit)
-    wait = _collects(streams.wait)
-    list = _yields(streams.tasks)
-    show = _calls(calls.show)
-    workflow = _calls(calls.workflow)
-    look = _calls(calls.look)
-    logs = _yields(streams.logs)
-    progress = _calls(calls.progress)
-    cancel = _calls(calls.cancel)
-    retry = _calls(calls.retry)
-    result = _calls(service_calls.result)
-    rows = _yields(streams.rows)
-    save_result = _saves(streams.save_result)
-    save_file = _saves(streams.save_file)
-    save_bundle = _saves(streams.save_bundle)
-    put_result = _calls(service_calls.put_result)
-    files = _calls(service_calls.files)
-    upload = _calls(service_calls.upload)
-    dead_letters = _yields(streams.dead_letters)
-    workers = _calls(service_calls.workers)
-    worker = _calls(service_calls.worker)
-    cleanup = _calls(service_calls.cleanup)
-    health = _calls(service_calls.health)
-    readiness = _calls(service_calls.readiness)
-    metrics = _calls(service_calls.metrics)
+    submit = _calls(operations.submit)
+    wait = _collects(operations.wait)
+    list = _yields(operations.tasks)
+    show = _calls(operations.show)
+    workflow = _calls(operations.workflow)
+    look = _calls(operations.look)
+    logs = _yields(operations.logs)
+    progress = _calls(operations.progress)
+    cancel = _calls(operations.cancel)
+    retry = _calls(operations.retry)
+    result = _calls(operations.result)
+    rows = _yields(operations.rows)
+    save_result = _saves(operations.save_result)
+    save_file = _saves(operations.save_file)
+    save_bundle = _saves(operations.save_bundle)
+    put_result = _calls(operations.put_result)
+    files = _calls(operations.files)
+    upload = _calls(operations.upload)
+    dead_letters = _yields(operations.dead_letters)
+    workers = _calls(operations.workers)
+    worker = _calls(operations.worker)
+    cleanup = _calls(operations.cleanup)
+    health = _calls(operations.health)
+    readiness = _calls(operations.readiness)
+    metrics = _calls(operations.metrics)
 
     async def do[ReplyT](self, call: Call[ReplyT]) -> ReplyT:
-        """Makes a call of `client.calls`.
+        """Makes a call of `client.operations`.
 
         Raises:
             ApiError: If it failed; see `client.errors`.

@@ -17,11 +17,8 @@ from collections.abc import Sequence
 import httpx
 from pydantic import ValidationError
 
-from mloc_dagster.client.models import Finding, Problem
 from mloc_dagster.errors import InputError, MlocError, TemplateError, TransientError
-
-BODY_NAME = "body.yaml"
-"""What the API calls a template that came without a file's name."""
+from mloc_dagster.wire import BODY_NAME, Finding, Problem
 
 _INVALID_TEMPLATE = "urn:mloc:invalid-template"
 _UNAUTHORIZED = (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN)

@@ -1,175 +1,325 @@
-"""What takes several calls, or one long answer: lists, logs, waiting, results."""
+"""Answers that are read while they come: live logs (server-sent events), rows, downloads.
+
+Each is asked for again from where the connection broke. The parsers take blocks of bytes, so that
+both clients share them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from datetime import datetime
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
-from urllib.parse import quote
+from types import TracebackType
+from typing import IO, Never, Self
 
-from mloc_dagster.client import calls, service_calls
-from mloc_dagster.client.call import Ask
-from mloc_dagster.client.download import Download
-from mloc_dagster.client.flow import LogFlow, RowFlow
-from mloc_dagster.client.models import (
-    DeadLetterPage,
-    DeadLetterView,
-    LogLevel,
-    LogLine,
-    LogPage,
-    SubmitReply,
-    TaskPage,
-    TaskView,
-)
-from mloc_dagster.client.walk import Pages, Waiting
-from mloc_dagster.ledger.task_state import TaskState
+import httpx
+from pydantic import JsonValue
+from pydantic_core import from_json
 
-_PAGE = 100
+from mloc_dagster.client.errors import ApiAwayError, ApiError
+from mloc_dagster.client.transport import Ask
+from mloc_dagster.errors import DataError
+from mloc_dagster.results.local_files import LocalFiles
+from mloc_dagster.wire import LogLevel, LogLine
+
+_MOST_BREAKS = 8
+_FIRST_PAUSE_S = 0.2
+_LONGEST_PAUSE_S = 5.0
 
 
-def tasks(
-    *,
-    limit: int | None = None,
-    status: Iterable[TaskState | str] = (),
-    owner: str | None = None,
-    name: str | None = None,
-    task_type: str | None = None,
-    workflow_id: str | None = None,
-    worker: str | None = None,
-    labels: Mapping[str, str] | None = None,
-    since: datetime | None = None,
-    until: datetime | None = None,
-) -> Pages[TaskPage, TaskView]:
-    """Yields tasks, the newest first; pages are fetched as they are needed.
+class Flow[ItemT](ABC):
+    """A long answer; who drives it asks, feeds it blocks, and asks again when it broke.
+
+    Attributes:
+        done: Whether all of it is there.
+    """
+
+    def __init__(self) -> None:
+        self.done = False
+        self._breaks = 0
+
+    @abstractmethod
+    def ask(self) -> Ask:
+        """Returns the request for all that is missing."""
+
+    @abstractmethod
+    def begin(self, response: httpx.Response) -> None:
+        """Takes note of how the answer begins."""
+
+    @abstractmethod
+    def feed(self, block: bytes) -> Iterable[ItemT]:
+        """Takes a block of the answer; returns what is complete."""
+
+    def end(self) -> Iterable[ItemT]:
+        """Takes note that the answer is complete; returns what was left."""
+        self.done = True
+        return ()
+
+    def broken(self, error: ApiAwayError) -> float:
+        """Returns how many seconds to wait before asking again.
+
+        Raises:
+            ApiAwayError: If it broke often without bringing anything.
+        """
+        self._breaks += 1
+        if self._breaks > _MOST_BREAKS:
+            raise error
+        return min(_FIRST_PAUSE_S * 2 ** (self._breaks - 1), _LONGEST_PAUSE_S)
+
+    def advanced(self) -> None:
+        """Takes note that something came: patience begins anew."""
+        self._breaks = 0
+
+
+class LogFlow(Flow[LogLine]):
+    """A live log: lines until the task has ended.
 
     Args:
-        limit: How many; None for all.
-        status: Only tasks in any of these states.
-        owner: Only this owner's.
-        name: Only of the template of this name.
-        task_type: Only of this type.
-        workflow_id: Only of this workflow.
-        worker: Only those whose last shard this worker computed.
-        labels: Only with all of these labels.
-        since: Only those submitted at this time or later.
-        until: Only those submitted before.
+        path: Where it is.
+        level: The lowest level to show.
     """
-    chosen = calls.task_filter(
-        status=status,
-        owner=owner,
-        name=name,
-        task_type=task_type,
-        workflow_id=workflow_id,
-        worker=worker,
-        labels=labels,
-        since=since,
-        until=until,
-    )
-    size = _page_size(limit, calls.MAX_PAGE)
-    return Pages(
-        lambda cursor: calls.task_page(chosen, size, cursor),
-        lambda page: (page.tasks, page.next_cursor),
-        limit,
-    )
+
+    # The API sends a ping every 15 s.
+    _SILENT_S = 60.0
+
+    def __init__(self, path: str, level: LogLevel = "INFO") -> None:
+        super().__init__()
+        self._path = path
+        self._level = level
+        self._decoder = EventDecoder()
+
+    def ask(self) -> Ask:
+        """Returns the request for what comes after the last line."""
+        headers = {"Accept": "text/event-stream", "Cache-Control": "no-store"}
+        if self._decoder.last_id:
+            headers["Last-Event-ID"] = self._decoder.last_id
+        return Ask(
+            method="GET",
+            path=self._path,
+            query=(("follow", "true"), ("level", self._level)),
+            headers=headers,
+            timeout_s=self._SILENT_S,
+        )
+
+    def begin(self, response: httpx.Response) -> None:
+        """Forgets half an event, which comes again."""
+        if not response.headers.get("content-type", "").startswith("text/event-stream"):
+            raise ApiError(f"{self._path}: expected a live log", status=response.status_code)
+        self._decoder.restart()
+
+    def feed(self, block: bytes) -> Iterable[LogLine]:
+        """Returns the lines that are complete."""
+        for event in self._decoder.feed(block):
+            self.advanced()
+            if event.name == "end":
+                self.done = True
+            elif event.name == "log":
+                yield LogLine.model_validate_json(event.data)
+
+    def end(self) -> Iterable[LogLine]:
+        """Takes note that the connection was closed: without an `end` before, too early."""
+        if not self.done:
+            raise ApiAwayError(f"{self._path}: the live log broke off")
+        return ()
 
 
-def dead_letters(*, limit: int | None = None) -> Pages[DeadLetterPage, DeadLetterView]:
-    """Yields the tasks that failed for good, the newest first."""
-    size = _page_size(limit, service_calls.MAX_DEAD_LETTERS)
-    return Pages(
-        lambda cursor: service_calls.dead_letter_page(size, cursor),
-        lambda page: (page.dead_letters, page.next_cursor),
-        limit,
-    )
-
-
-def logs(
-    task_id: str, *, follow: bool = False, level: LogLevel = "INFO"
-) -> Pages[LogPage, LogLine] | LogFlow:
-    """Yields the lines of a task's logs, in order of time.
+class RowFlow(Flow[Mapping[str, JsonValue]]):
+    """The rows of a result, a line of JSON each. Rows that came are skipped when it broke.
 
     Args:
-        task_id: Whose.
-        follow: Go on until the task has ended; a broken connection goes on where it broke.
-        level: The lowest level to show; `DEBUG` has all of Dagster's events.
+        ask: Asks for all of them.
     """
-    if follow:
-        return LogFlow(calls.below(calls.TASKS, task_id, "logs"), level)
-    return Pages(
-        lambda cursor: calls.log_page(task_id, cursor, level=level),
-        # More may come as long as the task has not ended: a page with nothing on it is the last.
-        lambda page: (page.lines, page.next_cursor if page.count else None),
-    )
+
+    def __init__(self, ask: Ask) -> None:
+        super().__init__()
+        self._ask = ask
+        self._rest = b""
+        self._given = 0
+        self._seen = 0
+
+    def ask(self) -> Ask:
+        """Returns the request for all rows: where one begins is not known."""
+        return self._ask
+
+    def begin(self, response: httpx.Response) -> None:
+        """Begins to count."""
+        self._rest, self._seen = b"", 0
+
+    def feed(self, block: bytes) -> Iterable[Mapping[str, JsonValue]]:
+        """Returns the rows that are complete and new."""
+        *lines, self._rest = (self._rest + block).split(b"\n")
+        return self._rows(lines)
+
+    def end(self) -> Iterable[Mapping[str, JsonValue]]:
+        """Returns the last row, which need not end with a line break."""
+        self.done = True
+        return self._rows([self._rest])
+
+    def _rows(self, lines: Iterable[bytes]) -> Iterable[Mapping[str, JsonValue]]:
+        for line in lines:
+            if not line.strip():
+                continue
+            self._seen += 1
+            if self._seen > self._given:
+                self._given += 1
+                self.advanced()
+                yield from_json(line)
 
 
-def wait(tasks: SubmitReply | Iterable[str], *, timeout_s: float | None = None) -> Waiting:
-    """Returns tasks when all of them have ended, whatever became of them.
+_LINE_END = re.compile(rb"\r\n|\n|\r")
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """An event.
+
+    Attributes:
+        name: What kind.
+        data: What it says.
+    """
+
+    name: str
+    data: str
+
+
+class EventDecoder:
+    """Puts events together.
+
+    Attributes:
+        last_id: The id of the last complete event, with which a broken stream goes on.
+    """
+
+    def __init__(self) -> None:
+        self.last_id = ""
+        self.restart()
+
+    def restart(self) -> None:
+        """Forgets half an event."""
+        self._rest = b""
+        self._id = self.last_id
+        self._name = ""
+        self._data: list[str] = []
+
+    def feed(self, block: bytes) -> Iterator[Event]:
+        """Yields the events that are complete."""
+        text = self._rest + block
+        # A carriage return at the end may be half a line break.
+        held = text[-1:] if text.endswith(b"\r") else b""
+        *lines, rest = _LINE_END.split(text[: len(text) - len(held)])
+        self._rest = rest + held
+        for line in lines:
+            if line:
+                self._field(line.decode("utf-8", "replace"))
+            else:
+                yield from self._dispatch()
+
+    def _field(self, line: str) -> None:
+        name, _, value = line.partition(":")
+        value = value.removeprefix(" ")
+        if name == "event":
+            self._name = value
+        elif name == "data":
+            self._data.append(value)
+        elif name == "id" and "\0" not in value:
+            self._id = value
+
+    def _dispatch(self) -> Iterator[Event]:
+        name, data = self._name or "message", self._data
+        self._name, self._data = "", []
+        self.last_id = self._id
+        if data:
+            yield Event(name, "\n".join(data))
+
+
+_CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(?:\d+|\*)")
+
+
+class Download(Flow[Never]):
+    """Writes an answer into a file; use it as a context manager.
 
     Args:
-        tasks: What `submit` answered, or ids of tasks or workflows.
-        timeout_s: How long to wait; None is endless.
+        ask: Asks for all of it.
+        target: Where it appears; a folder takes it under `name`.
+        name: What it is called.
 
-    Raises:
-        NotEndedError: If that was too short.
+    Attributes:
+        target: The file.
     """
-    if isinstance(tasks, SubmitReply):
-        tasks = [each.workflow_id for each in tasks.tasks]
-    ids = [tasks] if isinstance(tasks, str) else tasks
-    return Waiting(ids, calls.look, timeout_s)
+
+    def __init__(self, ask: Ask, target: Path, name: str) -> None:
+        super().__init__()
+        self.target = (target / name if target.is_dir() else target).absolute()
+        self._open = ExitStack()
+        self._ask = ask
+        self._etag = ""
+        self._file: IO[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        """Creates a temporary file beside the target.
+
+        Raises:
+            DataError: If the folder takes none.
+        """
+        try:
+            self._file = self._open.enter_context(LocalFiles().create(str(self.target)))
+        except OSError as error:
+            raise _unwritable(self.target, error) from error
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Puts the file in its place; after an error nothing of it is left."""
+        self._open.__exit__(kind, error, trace)
+
+    def ask(self) -> Ask:
+        """Returns the request for what is missing; for all, where nobody says it is the same."""
+        # Ranges are of what is stored, so it may not be compressed on its way.
+        headers = {**self._ask.headers, "Accept-Encoding": "identity"}
+        have = self._opened().tell()
+        if have and self._etag:
+            headers |= {"Range": f"bytes={have}-", "If-Range": self._etag}
+        return replace(self._ask, headers=headers)
+
+    def begin(self, response: httpx.Response) -> None:
+        """Goes on where it was, or from the start if that is what came."""
+        file = self._opened()
+        found = _CONTENT_RANGE.match(response.headers.get("content-range", ""))
+        partial = response.status_code == httpx.codes.PARTIAL_CONTENT
+        if partial and (found is None or int(found[1]) != file.tell()):
+            self._etag = ""
+            raise ApiAwayError(f"{self._ask.path}: another part came than the one asked for")
+        if not partial:
+            file.seek(0)
+            file.truncate()
+            etag = response.headers.get("etag", "")
+            self._etag = "" if etag.startswith("W/") else etag
+
+    def feed(self, block: bytes) -> Iterable[Never]:
+        """Writes a block.
+
+        Raises:
+            DataError: If the disk does not take it.
+        """
+        try:
+            self._opened().write(block)
+        except OSError as error:
+            raise _unwritable(self.target, error) from error
+        if self._etag:
+            self.advanced()
+        return ()
+
+    def _opened(self) -> IO[bytes]:
+        if self._file is None:
+            raise RuntimeError("a download is a context manager")
+        return self._file
 
 
-def rows(task_id: str) -> RowFlow:
-    """Yields the rows of a task's result, in the order of its input."""
-    return RowFlow(_result(task_id, "jsonl"))
-
-
-def save_result(
-    task_id: str,
-    target: Path,
-    format: Literal["json", "jsonl", "parquet", "csv"] = "parquet",
-) -> Download:
-    """Saves a task's result, and returns where; the file appears whole.
-
-    Args:
-        task_id: Whose.
-        target: A file, or a folder for `<task_id>.<format>`.
-        format: Which one.
-    """
-    return Download(_result(task_id, format), target, f"{task_id}.{format}")
-
-
-def save_file(task_id: str, name: str, target: Path) -> Download:
-    """Saves a file that a task left, and returns where; it appears whole.
-
-    Args:
-        task_id: Whose.
-        name: The file's name below the task's folder.
-        target: A file, or a folder for a file of that name.
-    """
-    folder = calls.below(service_calls.RESULTS, task_id, "files")
-    ask = Ask(method="GET", path=f"{folder}/{quote(name)}")
-    return Download(ask, target, name.rsplit("/", 1)[-1])
-
-
-def save_bundle(task_id: str, target: Path) -> Download:
-    """Saves all files of a task as one tar archive, and returns where; it appears whole.
-
-    Args:
-        task_id: Whose.
-        target: A file, or a folder for `<task_id>.tar`.
-    """
-    ask = Ask(
-        method="GET", path=calls.below(service_calls.RESULTS, task_id), query=(("bundle", "tar"),)
-    )
-    return Download(ask, target, f"{task_id}.tar")
-
-
-def _result(task_id: str, format: str) -> Ask:
-    return Ask(
-        method="GET", path=calls.below(service_calls.RESULTS, task_id), query=(("format", format),)
-    )
-
-
-def _page_size(limit: int | None, most: int) -> int:
-    return _PAGE if limit is None else max(1, min(limit, most))
+def _unwritable(target: Path, error: OSError) -> DataError:
+    return DataError(f"cannot write {target}: {error.strerror or error}")

@@ -33,11 +33,11 @@ from mloc_dagster.errors import MlocError, TransientError
 from mloc_dagster.fleet.engine import RUNS_QUEUE, FleetEngine
 from mloc_dagster.ledger.ledger import Ledger
 from mloc_dagster.ledger.model import PlannedRun, TaskChange
-from mloc_dagster.ledger.task_state import TaskState
 from mloc_dagster.results.batch_members import read_outcome
 from mloc_dagster.results.store import open_store
 from mloc_dagster.services.storages import DATABASE_AWAY
 from mloc_dagster.settings import settings
+from mloc_dagster.wire import TaskState
 
 _log = logging.getLogger(__name__)
 

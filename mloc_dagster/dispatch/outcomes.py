@@ -10,13 +10,13 @@ from dagster import DagsterEventType, DagsterRun, DagsterRunStatus, RunRecord
 
 from mloc_dagster.fleet.engine import FleetEngine
 from mloc_dagster.ledger.model import PlannedRun, TaskChange
-from mloc_dagster.ledger.task_state import TaskState
 from mloc_dagster.ops.failures import step_error
 from mloc_dagster.results.batch_members import MemberOutcome, read_outcome
 from mloc_dagster.results.store import open_store
 from mloc_dagster.tasks.progress import summary_of
-from mloc_dagster.tasks.task_status import TaskStatus, status_of
+from mloc_dagster.tasks.task_status import status_of
 from mloc_dagster.tasks.workflows import Workflow, workflows
+from mloc_dagster.wire import TaskDetail, TaskState
 
 _MARKED_WITHIN = timedelta(seconds=30)
 """How long a failed run may be without the mark of a dead letter, which a sensor sets."""
@@ -39,7 +39,7 @@ def changes_of_workflow(
 
 
 def _change(
-    instance: dg.DagsterInstance, planned: PlannedRun, status: TaskStatus, workflow: Workflow
+    instance: dg.DagsterInstance, planned: PlannedRun, status: TaskDetail, workflow: Workflow
 ) -> TaskChange:
     record = workflow.runs[-1]
     state = _for_good(instance, status, record)
@@ -58,14 +58,14 @@ def _change(
     )
 
 
-def _for_good(instance: dg.DagsterInstance, status: TaskStatus, record: RunRecord) -> TaskState:
+def _for_good(instance: dg.DagsterInstance, status: TaskDetail, record: RunRecord) -> TaskState:
     """Takes a run's failure for final, unless Dagster may be about to start it once more.
 
     A task that failed is at work until its run has ended: before, it can be neither retried nor
     called dead, and whoever waits for its end would have missed it.
     """
-    if status.state is not TaskState.FAILED:
-        return status.state
+    if status.status is not TaskState.FAILED:
+        return status.status
     if not record.dagster_run.is_finished:
         return TaskState.RUNNING
     if instance.run_retries_enabled and is_fresh(record):
@@ -73,8 +73,8 @@ def _for_good(instance: dg.DagsterInstance, status: TaskStatus, record: RunRecor
     return TaskState.DEAD
 
 
-def _worker(status: TaskStatus) -> str | None:
-    if status.state is TaskState.DONE:
+def _worker(status: TaskDetail) -> str | None:
+    if status.status is TaskState.DONE:
         summary = summary_of(open_store().task(status.task_id))
         return None if summary is None else next(iter(summary.workers), None)
     return next(iter(status.workers.values()), None)

@@ -8,7 +8,7 @@ from mloc_dagster.events.bus import publish
 from mloc_dagster.events.model import TaskEvent, TaskEventType
 from mloc_dagster.ledger.ledger import Ledger
 from mloc_dagster.ledger.model import PlannedRun, TaskChange, TaskEntry
-from mloc_dagster.ledger.task_state import TaskState
+from mloc_dagster.wire import TaskState
 
 _ENDS = {
     TaskState.CANCELLED: TaskEventType.TASK_CANCELLED,

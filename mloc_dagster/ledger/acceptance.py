@@ -14,7 +14,7 @@ from mloc_dagster.ledger.database import CHANNEL
 from mloc_dagster.ledger.model import NewTask, Submission
 from mloc_dagster.ledger.row_locks import keep_contents
 from mloc_dagster.ledger.tables import submissions
-from mloc_dagster.ledger.task_state import TaskState
+from mloc_dagster.wire import TaskState
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

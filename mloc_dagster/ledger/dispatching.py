@@ -14,7 +14,7 @@ from mloc_dagster.ledger.model import PlannedRun, TaskChange, TaskEntry
 from mloc_dagster.ledger.queries import ENTRY, entry_of
 from mloc_dagster.ledger.row_locks import lock_tasks
 from mloc_dagster.ledger.tables import runs, tasks
-from mloc_dagster.ledger.task_state import ENDED, TaskState
+from mloc_dagster.wire import ENDED, TaskState
 
 
 def waiting(connection: Connection, limit: int, without: Collection[str]) -> Sequence[TaskEntry]:

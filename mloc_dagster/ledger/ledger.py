@@ -21,8 +21,8 @@ from mloc_dagster.ledger.model import (
 from mloc_dagster.ledger.news import News
 from mloc_dagster.ledger.state_counts import counts, create_counts
 from mloc_dagster.ledger.tables import create_tables, tasks
-from mloc_dagster.ledger.task_state import TaskState
 from mloc_dagster.services.postgres import postgres_url
+from mloc_dagster.wire import TaskState
 
 
 class Ledger:

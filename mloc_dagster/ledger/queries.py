@@ -14,7 +14,7 @@ from mloc_dagster.errors import InputError
 from mloc_dagster.ledger.acceptance import label_pairs
 from mloc_dagster.ledger.model import TaskEntry, TaskFilter
 from mloc_dagster.ledger.tables import documents, submissions, tasks
-from mloc_dagster.ledger.task_state import TaskState
+from mloc_dagster.wire import TaskState
 
 _STATES = {each.value: each for each in TaskState}
 _NAMES = tuple(each.name for each in fields(TaskEntry))

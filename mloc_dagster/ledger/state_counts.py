@@ -11,8 +11,8 @@ from sqlalchemy import BigInteger, Column, Table, Text, func, inspect, select, t
 from sqlalchemy.engine import Connection
 
 from mloc_dagster.ledger.tables import SCHEMA, metadata
-from mloc_dagster.ledger.task_state import TaskState
 from mloc_dagster.services.advisory_locks import AdvisoryLock
+from mloc_dagster.wire import TaskState
 
 # Folding 2,000 rows takes 3 ms, and so does reading them.
 _FOLDED_AFTER = 2_000

@@ -10,7 +10,7 @@ from sqlalchemy.engine import Connection
 from mloc_dagster.ledger.database import CHANNEL
 from mloc_dagster.ledger.row_locks import lock_tasks, may_delete_contents
 from mloc_dagster.ledger.tables import documents, runs, submissions, tasks
-from mloc_dagster.ledger.task_state import ENDED, TaskState
+from mloc_dagster.wire import ENDED, TaskState
 
 
 def cancel(connection: Connection, ids: Collection[str]) -> Mapping[str, TaskState]:

@@ -1,18 +1,20 @@
-"""How a task is: its state, its shards, how far it is, who works on it, what it waits for."""
+"""How a task is, derived from what Dagster, the fleet and the store know of it.
+
+This is the one place where a `TaskState` follows from a run; the ledger keeps what is found here.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
 
 import dagster as dg
 from dagster import DagsterRun, DagsterRunStatus, RunRecord
 from dagster._core.execution.stats import StepEventStatus
-from pydantic import BaseModel, ConfigDict
 
 from mloc_dagster.fleet.engine import FleetEngine, TicketState, TicketStatus
 from mloc_dagster.fleet.tickets import run_ticket_id
-from mloc_dagster.ledger.task_state import TaskState
 from mloc_dagster.ops.run_tags import DEAD_LETTER_TAG, RunTask
 from mloc_dagster.planning.plan import Plan
 from mloc_dagster.results.record import RECORD_NAME, read_record
@@ -20,58 +22,71 @@ from mloc_dagster.results.store import Folder, open_store
 from mloc_dagster.schema.resources import Retries
 from mloc_dagster.tasks.progress import plan_of, rows_finished, summary_of
 from mloc_dagster.tasks.steps import Steps, failures_of, setbacks_of, shard_of, steps_of
-from mloc_dagster.tasks.task_state import ShardCounts, TaskFacts, task_state
+from mloc_dagster.tasks.training_status import LastWord, training_status
 from mloc_dagster.tasks.workflows import Workflow
+from mloc_dagster.wire import Shards, TaskDetail, TaskState
 
 _MOST_ATTEMPTS = 1 + max(
     (each.le for each in Retries.model_fields["max"].metadata if hasattr(each, "le")), default=0
 )
 
 
-class TaskStatus(BaseModel):
-    """How a task is.
+@dataclass(frozen=True, slots=True)
+class TaskFacts:
+    """What the state of a task follows from.
 
     Attributes:
-        task_id: The task.
-        node: Its stage or node.
-        template: The template's name.
-        state: In one word.
-        run_id: The newest Dagster run that works on it.
-        runs: How many runs worked on it, that one included.
-        created_at: When it was submitted.
-        ended_at: When its run ended.
-        waiting_for: What it waits for, and why; empty when it does not.
-        shards: Its shards by what they do.
-        rows: Rows of its input; None before it was read.
-        rows_finished: Rows that are there; None where nobody counted.
-        errors: Rows of the result that ended with an error; None before it is complete.
-        retries: Attempts at shards that failed and were followed by another, in that run.
-        losses: Workers that were lost with a shard, in that run; they cost no retry.
-        workers: Who computes which shard.
-        folder: Where its results are.
-        error: Why it failed; empty when it did not.
+        run: The status of the newest run that works on it.
+        claimed: Whether a run worker has that run.
+        exported: Whether its last step succeeded.
+        failed: Whether one of its steps failed for good.
+        dead: Whether the run is marked with it as a dead letter.
+        upstream_done: Whether the tasks that it depends on are done.
+        shards: Its shards.
     """
 
-    model_config = ConfigDict(frozen=True)
+    run: DagsterRunStatus
+    claimed: bool = True
+    exported: bool = False
+    failed: bool = False
+    dead: bool = False
+    upstream_done: bool = True
+    shards: Shards = field(default_factory=Shards)
 
-    task_id: str
-    node: str
-    template: str
-    state: TaskState
-    run_id: str
-    runs: int
-    created_at: datetime
-    ended_at: datetime | None = None
-    waiting_for: str = ""
-    shards: ShardCounts = ShardCounts()
-    rows: int | None = None
-    rows_finished: int | None = None
-    errors: int | None = None
-    retries: int = 0
-    losses: int = 0
-    workers: Mapping[int, str] = {}
-    folder: str
-    error: str = ""
+
+_QUEUED = (
+    DagsterRunStatus.QUEUED,
+    DagsterRunStatus.NOT_STARTED,
+    DagsterRunStatus.MANAGED,
+)
+
+
+def task_state(facts: TaskFacts) -> TaskState:
+    """Returns how a task is."""
+    if facts.exported or facts.run is DagsterRunStatus.SUCCESS:
+        return TaskState.DONE
+    if facts.run is DagsterRunStatus.CANCELED:
+        return TaskState.CANCELLED
+    if facts.run is DagsterRunStatus.FAILURE:
+        return TaskState.DEAD if facts.dead else TaskState.FAILED
+    if facts.run in _QUEUED:
+        return TaskState.PENDING
+    if facts.run is DagsterRunStatus.STARTING:
+        return TaskState.DISPATCHED if facts.claimed else TaskState.PENDING
+    return _of_started(facts)
+
+
+def _of_started(facts: TaskFacts) -> TaskState:
+    shards = facts.shards
+    if facts.failed and not shards.running:
+        return TaskState.FAILED
+    if not facts.upstream_done:
+        return TaskState.WAITING
+    if not shards.total:
+        return TaskState.DISPATCHED
+    if shards.queued and not shards.running:
+        return TaskState.PENDING
+    return TaskState.RUNNING
 
 
 def status_of(
@@ -81,7 +96,7 @@ def status_of(
     task: RunTask,
     *,
     count_rows: bool = True,
-) -> TaskStatus:
+) -> TaskDetail:
     """Returns how a task is now.
 
     Args:
@@ -111,17 +126,20 @@ def status_of(
         shards=shards,
     )
     state = task_state(facts)
-    counted = {} if not count_rows else _rows(folder, plan, own, task)
+    finished, errors = _rows(folder, plan, own, task) if count_rows else (None, None)
     failures = failures_of(instance, run.run_id, task) if facts.failed else ()
     setbacks = setbacks_of(instance, run.run_id, task)
-    return TaskStatus(
+    record = read_record(folder) if folder.exists(RECORD_NAME) else None
+    return TaskDetail(
         task_id=task.task_id,
+        workflow_id=workflow.workflow_id,
         node=task.node,
+        task_type="" if record is None else record.task_type,
         template=workflow.template,
-        state=state,
+        status=state,
         run_id=run.run_id,
         runs=len(records),
-        created_at=workflow.runs[0].create_timestamp,
+        submitted_at=workflow.runs[0].create_timestamp,
         ended_at=_ended_at(records[-1]),
         waiting_for=_waiting_for(state, missing, tickets, claimed),
         shards=shards,
@@ -135,8 +153,26 @@ def status_of(
         },
         folder=folder.url,
         error="" if state is TaskState.DONE or not failures else failures[-1].message,
-        **counted,
+        rows_finished=finished,
+        errors=errors,
     )
+
+
+def detail_of(
+    instance: dg.DagsterInstance,
+    engine: FleetEngine | None,
+    workflow: Workflow,
+    task: RunTask,
+    last_word: LastWord,
+) -> TaskDetail:
+    """Returns how a task is now, and how far it is if it is a training; see `status_of`."""
+    status = status_of(instance, engine, workflow, task)
+    runs = status.status is TaskState.RUNNING
+    training = training_status(status.task_id, status.submitted_at, last_word, runs=runs)
+    if training is None:
+        return status
+    # A training finishes steps and not rows.
+    return status.model_copy(update={"training": training, "rows_finished": None})
 
 
 def _ended_at(record: RunRecord) -> datetime | None:
@@ -181,7 +217,7 @@ def _tickets(
 
 def _count(
     steps: Steps, plan: Plan | None, tickets: Mapping[int, TicketStatus], *, ended: bool
-) -> ShardCounts:
+) -> Shards:
     by_shard = {index: step for key, step in steps.items() if (index := shard_of(key)) is not None}
     total = len(plan.shards) if plan else 0
     done = sum(step.succeeded for step in by_shard.values())
@@ -191,23 +227,26 @@ def _count(
         # Where no fleet carries them, only Dagster knows.
         running = sum(step.status is StepEventStatus.IN_PROGRESS for step in by_shard.values())
     queued = max(0, total - done - failed - running)
-    return ShardCounts(queued=queued, running=running, done=done, failed=failed)
+    return Shards(queued=queued, running=running, done=done, failed=failed)
 
 
-def _rows(folder: Folder, plan: Plan | None, steps: Steps, task: RunTask) -> dict[str, int]:
+def _rows(
+    folder: Folder, plan: Plan | None, steps: Steps, task: RunTask
+) -> tuple[int | None, int | None]:
+    """Returns how many rows are there, and how many of these ended with an error."""
     if plan is None:
-        return {}
+        return None, None
     aggregate = f"{task.steps}.aggregate"
     # Not only once it is exported: more errors than it may have keep a task from that.
     if aggregate in steps and steps[aggregate].succeeded:
         summary = summary_of(folder)
-        return {"rows_finished": plan.rows, **({"errors": summary.errors} if summary else {})}
+        return plan.rows, None if summary is None else summary.errors
     complete = {
         index
         for key, step in steps.items()
         if step.succeeded and (index := shard_of(key)) is not None
     }
-    return {"rows_finished": rows_finished(folder, plan, complete)}
+    return rows_finished(folder, plan, complete), None
 
 
 def _waiting_for(

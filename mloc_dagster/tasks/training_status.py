@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from datetime import UTC, datetime
-
-from pydantic import BaseModel, ConfigDict
 
 from mloc_dagster.errors import IncompleteResultsError
 from mloc_dagster.events.recall import LastNews
@@ -14,37 +12,10 @@ from mloc_dagster.results.record import RECORD_NAME, read_record
 from mloc_dagster.results.store import Folder, open_store
 from mloc_dagster.results.training_summary import TrainingSummary, read_training
 from mloc_dagster.schema.task_type import find_task_type
+from mloc_dagster.wire import TrainingView
 
 LastWord = Callable[[str, datetime], LastNews | None]
 """Takes a task and when it was submitted; returns what it last said."""
-
-
-class TrainingStatus(BaseModel):
-    """How far a training is.
-
-    Attributes:
-        step: Steps done; after a restart those of the newest checkpoint.
-        steps: How many there will be; None while nobody said.
-        metrics: What was logged last, as the trainer names it; closing figures once it is done.
-        steps_per_s: Steps in a second; None where it does not run.
-        eta_s: Seconds until the last step; None where it does not run, and while no speed is known.
-        seconds: Wall seconds of the attempt that finished it; None before it is done.
-        checkpoint: The step of the newest checkpoint; None without one.
-        gate: Whether and why the model is handed on; empty without a gate, and before the end.
-        told_at: When that was so.
-    """
-
-    model_config = ConfigDict(frozen=True)
-
-    step: int
-    steps: int | None = None
-    metrics: Mapping[str, float] = {}
-    steps_per_s: float | None = None
-    eta_s: float | None = None
-    seconds: float | None = None
-    checkpoint: int | None = None
-    gate: str = ""
-    told_at: datetime | None = None
 
 
 def training_status(
@@ -54,7 +25,7 @@ def training_status(
     *,
     runs: bool,
     now: datetime | None = None,
-) -> TrainingStatus | None:
+) -> TrainingView | None:
     """Returns how far a task is that trains; None if it is no training, or has no record yet.
 
     Args:
@@ -73,17 +44,17 @@ def training_status(
     except IncompleteResultsError:
         news = last_word(task_id, submitted_at)
     if news is None or news.event.payload.training is None:
-        return TrainingStatus(step=checkpoint or 0, checkpoint=checkpoint)
+        return TrainingView(step=checkpoint or 0, checkpoint=checkpoint)
     figures, told_at = news.event.payload.training, news.event.ts
     if news.superseded:
         # Steps after the checkpoint are lost, and the figures were those of such steps.
-        return TrainingStatus(
+        return TrainingView(
             step=checkpoint or 0,
             steps=figures.steps or None,
             checkpoint=checkpoint,
             told_at=told_at,
         )
-    return TrainingStatus(
+    return TrainingView(
         step=figures.step,
         steps=figures.steps or None,
         metrics=figures.metrics,
@@ -105,9 +76,9 @@ def _newest_checkpoint(folder: Folder) -> int | None:
     return int(names[-1].rpartition("-")[2]) if names else None
 
 
-def _done(summary: TrainingSummary, checkpoint: int | None) -> TrainingStatus:
+def _done(summary: TrainingSummary, checkpoint: int | None) -> TrainingView:
     loss = {} if summary.loss is None else {"loss": summary.loss}
-    return TrainingStatus(
+    return TrainingView(
         step=summary.steps,
         steps=summary.steps,
         metrics={**loss, **summary.metrics},

@@ -12,17 +12,16 @@ from pathlib import Path
 import pytest
 import redis
 
+import mloc_dagster.client
 from mloc_dagster.api.app import create_app
 from mloc_dagster.cli import api_choice, entry
-from mloc_dagster.cli.completion import complete_task_ids
-from mloc_dagster.client import place
-from mloc_dagster.client.client import Client
-from mloc_dagster.client.place import Place
+from mloc_dagster.cli.arguments import complete_task_ids
+from mloc_dagster.client import Address, Client
 from mloc_dagster.ledger.ledger import Ledger
 from mloc_dagster.ledger.model import PlannedRun, TaskChange, TaskEntry
-from mloc_dagster.ledger.task_state import TaskState
 from mloc_dagster.results.store import open_store
 from mloc_dagster.settings import settings
+from mloc_dagster.wire import TaskState
 from tests.e2e.api_process import served
 from tests.ports import free_port
 
@@ -278,10 +277,10 @@ def test_the_stack_knows_what_its_api_does_not(
     task_id = submitted(mloc)
     monkeypatch.delenv("MLOC_API_URL")
     settings.cache_clear()
-    places = [Place(mloc.url), None, Place(f"http://127.0.0.1:{free_port()}")]
+    places = [Address(mloc.url), None, Address(f"http://127.0.0.1:{free_port()}")]
     asked = []
     for each in places:
-        monkeypatch.setattr(place, "stack_api", lambda each=each: each)
+        monkeypatch.setattr(mloc_dagster.client, "stack_api", lambda each=each: each)
         asked += [api_choice.ask(lambda c, i=i: c.show(i).node, lambda: "direct") for i in
                   (task_id, str(uuid.uuid4()))]  # fmt: skip
     assert asked == ["mine", "direct", "direct", "direct", "direct", "direct"]

@@ -294,11 +294,11 @@ def test_a_task_behind_a_dead_one_is_retried_with_it(fleet: Fleet) -> None:
 
 def test_a_running_task_is_cancelled_and_gone_on_with(fleet: Fleet) -> None:
     fleet.open_queue()
-    run_id, (task_id,) = fleet.launch("slow")
+    _, (task_id,) = fleet.launch("slow")
     running = until(lambda: _with_rows(fleet, task_id), "the first rows are there")
     assert running["state"] == "RUNNING"
     assert set(running["workers"].values()) == {"shards"}
-    assert f"cancelled {run_id}" in fleet.mloc("cancel", task_id, "--wait")
+    assert f"cancelled {task_id}" in fleet.mloc("cancel", task_id, "--wait")
     status = fleet.show(task_id)
     assert status["state"] == "CANCELLED"
     assert 0 < status["rows_finished"] < ROWS

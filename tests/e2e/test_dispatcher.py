@@ -32,11 +32,11 @@ from mloc_dagster.events.model import TaskEvent, TaskEventType
 from mloc_dagster.executors.task_start import task_id_for
 from mloc_dagster.ledger.ledger import Ledger
 from mloc_dagster.ledger.model import NewTask, Submission, TaskEntry
-from mloc_dagster.ledger.task_state import TaskState
 from mloc_dagster.results.store import open_store
 from mloc_dagster.services.postgres import postgres_url
 from mloc_dagster.settings import settings
 from mloc_dagster.tasks.retry import retry_run
+from mloc_dagster.wire import TaskState
 from tests.e2e.api_process import served
 from tests.e2e.fleet_processes import RUNS, FleetProcesses
 from tests.e2e.stack import ROOT, until

@@ -20,7 +20,7 @@ from mloc_dagster.ledger.acceptance import Accepted, KeyReused
 from mloc_dagster.ledger.database import transaction
 from mloc_dagster.ledger.ledger import Ledger
 from mloc_dagster.ledger.model import PlannedRun, Request, Submission, TaskChange, TaskFilter
-from mloc_dagster.ledger.task_state import TaskState
+from mloc_dagster.wire import TaskState
 from tests.e2e.ledger_database import (
     KilledBefore,
     accepted,

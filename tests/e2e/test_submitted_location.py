@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from mloc_dagster.client.client import Client
+from mloc_dagster.client import Client
 from mloc_dagster.dispatch.reloading import reload_location
 from mloc_dagster.services.stack.dagster_home import SUBMITTED_LOCATION
 from tests.e2e.stack import Stack, until

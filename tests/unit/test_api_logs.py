@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 from mloc_dagster.api.logs import Place, Read, Source, in_order
-from mloc_dagster.client.models import LogLine
+from mloc_dagster.wire import LogLine
 
 
 def source(name: str, *seconds: int, more: bool = False) -> Source:

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from mloc_dagster.ledger.task_state import TaskState
 from mloc_dagster.results.own_names import is_own_name
 from mloc_dagster.settings import settings
+from mloc_dagster.wire import TaskState
 from tests.api_server import ECHO, STAGES, Served, serving
 
 TEMPLATES = Path(__file__).parents[1] / "templates"

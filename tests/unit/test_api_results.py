@@ -14,9 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from mloc_dagster.api.log_routes import LogLine
-from mloc_dagster.ledger.task_state import TaskState
 from mloc_dagster.results.manifest import verify_manifest, write_manifest
 from mloc_dagster.results.store import open_store
+from mloc_dagster.wire import TaskState
 from tests.api_server import STAGES, Served, serving
 
 RESULT = {

@@ -14,15 +14,14 @@ from mloc_dagster.api.compiled_bodies import CompiledBodies
 from mloc_dagster.api.limits import Limits
 from mloc_dagster.api.metrics import Metrics
 from mloc_dagster.api.submission_body import SubmissionBody
-from mloc_dagster.client.models import Finding, SubmitReply, TaskPage
 from mloc_dagster.compile.compiler import compile_files, compile_mapping
 from mloc_dagster.events.model import TaskEvent, TaskEventType
 from mloc_dagster.events.payloads import Payload, TrainingFigures
 from mloc_dagster.events.stream import open_redis, send
 from mloc_dagster.executors.task_start import task_record
-from mloc_dagster.ledger.task_state import TaskState
 from mloc_dagster.results.record import write_record
 from mloc_dagster.settings import settings
+from mloc_dagster.wire import Finding, SubmitReply, TaskPage, TaskState
 from tests.api_server import ECHO, STAGES, Served, serving
 from tests.memory_ledger import MemoryLedger
 

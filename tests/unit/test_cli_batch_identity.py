@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from mloc_dagster.cli.batch_identity import batch_task_id, model_source
+from mloc_dagster.cli.batch_files import batch_task_id, model_source
 from mloc_dagster.compile.compiler import compile_mapping
 from mloc_dagster.data.openai_batch import BatchFile
 from mloc_dagster.errors import InputError

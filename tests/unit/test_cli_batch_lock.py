@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from mloc_dagster.cli.batch_lock import answering_alone
+from mloc_dagster.cli.batch_files import answering_alone
 from mloc_dagster.errors import InputError
 from mloc_dagster.settings import settings
 
 HOLD = """
 import os, sys
-from mloc_dagster.cli.batch_lock import answering_alone
+from mloc_dagster.cli.batch_files import answering_alone
 with answering_alone(sys.argv[1]):
     if (child := os.fork()) == 0:  # an engine that outlives the command
         os.close(1)

@@ -12,8 +12,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from mloc_dagster.cli import entry
-from mloc_dagster.cli.event_lines import event_line
-from mloc_dagster.cli.events_command import since_time
+from mloc_dagster.cli.events_command import event_line, since_time
 from mloc_dagster.errors import InputError
 from mloc_dagster.events.model import (
     ShardPlace,

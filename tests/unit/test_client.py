@@ -10,13 +10,17 @@ from pathlib import Path
 import httpx
 import pytest
 
-from mloc_dagster.client.async_client import AsyncClient
-from mloc_dagster.client.client import Client
-from mloc_dagster.client.errors import ApiAwayError, ApiError, ApiRefusedError, NotFoundError
-from mloc_dagster.client.models import CleanupRequest, ResultIn
-from mloc_dagster.client.walk import NotEndedError
+from mloc_dagster.client import (
+    ApiAwayError,
+    ApiError,
+    ApiRefusedError,
+    AsyncClient,
+    Client,
+    NotEndedError,
+    NotFoundError,
+)
 from mloc_dagster.errors import InputError, TemplateError, TransientError
-from mloc_dagster.ledger.task_state import TaskState
+from mloc_dagster.wire import CleanupRequest, ResultIn, TaskState
 
 ID = "0b0f6f0e-6a4f-4b0c-9a55-2f1d6f0a7c11"
 NOW = "2026-01-01T00:00:00Z"

@@ -9,10 +9,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from mloc_dagster.client.async_client import AsyncClient
-from mloc_dagster.client.client import Client
-from mloc_dagster.client.errors import ApiAwayError, ApiError
-from mloc_dagster.client.event_stream import Event, EventDecoder
+from mloc_dagster.client import ApiAwayError, ApiError, AsyncClient, Client
+from mloc_dagster.client.streams import Event, EventDecoder
 from mloc_dagster.errors import DataError
 
 CONTENT = bytes(range(256)) * 40

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mloc_dagster.client.template_body import body_of, body_of_file
+from mloc_dagster.client import body_of, body_of_file
 from mloc_dagster.compile.compiler import compile_text
 from mloc_dagster.compile.loader import parse_documents
 from mloc_dagster.errors import TemplateError

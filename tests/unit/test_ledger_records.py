@@ -10,7 +10,7 @@ from mloc_dagster.errors import InputError
 from mloc_dagster.ledger.dispatching import merged
 from mloc_dagster.ledger.model import TaskChange
 from mloc_dagster.ledger.queries import place_of
-from mloc_dagster.ledger.task_state import TaskState
+from mloc_dagster.wire import TaskState
 
 
 @pytest.mark.parametrize("place", [0, 1, 110_000, 10**17])

@@ -8,9 +8,9 @@ import pytest
 from dagster import DagsterRunStatus
 from dagster._core.execution.stats import StepEventStatus
 
-from mloc_dagster.ledger.task_state import TaskState
 from mloc_dagster.tasks.steps import StepResult, gone_on, shard_of, unresolved
-from mloc_dagster.tasks.task_state import ShardCounts, TaskFacts, task_state
+from mloc_dagster.tasks.task_status import TaskFacts, task_state
+from mloc_dagster.wire import Shards, TaskState
 
 STARTED = TaskFacts(DagsterRunStatus.STARTED)
 
@@ -24,17 +24,17 @@ STARTED = TaskFacts(DagsterRunStatus.STARTED)
         (TaskFacts(DagsterRunStatus.STARTING), TaskState.DISPATCHED),
         (STARTED, TaskState.DISPATCHED),
         (replace(STARTED, upstream_done=False), TaskState.WAITING),
-        (replace(STARTED, shards=ShardCounts(queued=2)), TaskState.PENDING),
-        (replace(STARTED, shards=ShardCounts(queued=1, running=1)), TaskState.RUNNING),
-        (replace(STARTED, shards=ShardCounts(queued=1, done=1)), TaskState.PENDING),
-        (replace(STARTED, shards=ShardCounts(done=2)), TaskState.RUNNING),
+        (replace(STARTED, shards=Shards(queued=2)), TaskState.PENDING),
+        (replace(STARTED, shards=Shards(queued=1, running=1)), TaskState.RUNNING),
+        (replace(STARTED, shards=Shards(queued=1, done=1)), TaskState.PENDING),
+        (replace(STARTED, shards=Shards(done=2)), TaskState.RUNNING),
         (
-            replace(STARTED, failed=True, shards=ShardCounts(running=1, failed=1)),
+            replace(STARTED, failed=True, shards=Shards(running=1, failed=1)),
             TaskState.RUNNING,
         ),
-        (replace(STARTED, failed=True, shards=ShardCounts(done=1, failed=1)), TaskState.FAILED),
+        (replace(STARTED, failed=True, shards=Shards(done=1, failed=1)), TaskState.FAILED),
         (replace(STARTED, exported=True), TaskState.DONE),
-        (TaskFacts(DagsterRunStatus.CANCELING, shards=ShardCounts(running=1)), TaskState.RUNNING),
+        (TaskFacts(DagsterRunStatus.CANCELING, shards=Shards(running=1)), TaskState.RUNNING),
         (TaskFacts(DagsterRunStatus.CANCELED), TaskState.CANCELLED),
         (TaskFacts(DagsterRunStatus.CANCELED, exported=True), TaskState.DONE),
         (TaskFacts(DagsterRunStatus.FAILURE), TaskState.FAILED),

@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 
-from mloc_dagster.cli.estimate_command import estimate, estimate_template
-from mloc_dagster.cli.estimate_report import TaskEstimate
+from mloc_dagster.cli.estimate_command import TaskEstimate, estimate, estimate_template
 from mloc_dagster.compile.compiler import CompiledTemplate, compile_mapping
 from mloc_dagster.errors import DataError
 from mloc_dagster.executors.training_estimate import TrainingEstimate

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from rich.console import Console
 
 from mloc_dagster.assets.training_checks import evaluate
-from mloc_dagster.cli.training_report import print_trainings, training_json
+from mloc_dagster.cli.report import print_trainings, training_json
 from mloc_dagster.local_run import TaskOutcome
 from mloc_dagster.ops.training_result import curves_image
 from mloc_dagster.results.store import Folder, open_store

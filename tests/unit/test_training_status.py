@@ -17,12 +17,11 @@ from mloc_dagster.events.payloads import Payload, TrainingFigures
 from mloc_dagster.events.recall import LastNews, last_training_news
 from mloc_dagster.events.stream import open_redis, send
 from mloc_dagster.executors.task_start import task_record
-from mloc_dagster.ledger.task_state import TaskState
 from mloc_dagster.results.record import write_record
 from mloc_dagster.results.store import open_store
 from mloc_dagster.results.training_summary import TrainingSummary, write_training
-from mloc_dagster.tasks.task_status import TaskStatus
-from mloc_dagster.tasks.training_status import TrainingStatus, training_status
+from mloc_dagster.tasks.training_status import training_status
+from mloc_dagster.wire import TaskDetail, TaskState, TrainingView
 
 NOW = datetime.now(UTC).replace(microsecond=0)
 LATER = NOW + timedelta(seconds=5)
@@ -35,7 +34,7 @@ def client(redis_url: str) -> Iterator[redis.Redis]:
         yield opened
 
 
-def submitted(task_type: str = "sft", state: TaskState = TaskState.RUNNING) -> TaskStatus:
+def submitted(task_type: str = "sft", state: TaskState = TaskState.RUNNING) -> TaskDetail:
     """A task whose record is on the store."""
     task_id = str(uuid.uuid4())
     trains = task_type == "sft"
@@ -52,14 +51,16 @@ def submitted(task_type: str = "sft", state: TaskState = TaskState.RUNNING) -> T
     )
     folder = open_store().task(task_id)
     write_record(folder, task_record(task_id, template, template.tasks[0], task_id, "run", {}))
-    return TaskStatus(
+    return TaskDetail(
         task_id=task_id,
         node="taught",
         template="taught",
-        state=state,
+        status=state,
+        workflow_id=task_id,
+        task_type=task_type,
         run_id="run",
         runs=1,
-        created_at=NOW,
+        submitted_at=NOW,
         rows=192,
         rows_finished=0,
         folder=folder.url,
@@ -78,14 +79,16 @@ def happened(task_id: str, kind: TaskEventType, at: datetime) -> TaskEvent:
     return TaskEvent(type=kind, task_id=task_id, run_id="run", node="taught", shard=place, ts=at)
 
 
-def training_of(status: TaskStatus, news: LastNews | None) -> TrainingStatus | None:
-    runs = status.state is TaskState.RUNNING
-    return training_status(status.task_id, status.created_at, lambda *_: news, runs=runs, now=LATER)
+def training_of(status: TaskDetail, news: LastNews | None) -> TrainingView | None:
+    runs = status.status is TaskState.RUNNING
+    return training_status(
+        status.task_id, status.submitted_at, lambda *_: news, runs=runs, now=LATER
+    )
 
 
-def shown(status: TaskStatus, news: LastNews | None) -> dict[str, str]:
+def shown(status: TaskDetail, news: LastNews | None) -> dict[str, str]:
     training = training_of(status, news)
-    return dict(task_lines(status, status.state, training))
+    return dict(task_lines(status.model_copy(update={"training": training})))
 
 
 def test_a_running_training_says_how_far_it_is() -> None:
@@ -146,7 +149,7 @@ def test_a_finished_training_says_what_it_came_to() -> None:
 def test_other_tasks_count_rows() -> None:
     status = submitted("inference")
     assert training_of(status, None) is None
-    assert dict(task_lines(status, status.state))["rows"] == "0 of 192"
+    assert dict(task_lines(status))["rows"] == "0 of 192"
 
 
 def test_the_last_word_is_found_among_those_of_others(client: redis.Redis) -> None:
@@ -176,7 +179,7 @@ def test_the_document_names_its_figures() -> None:
     status = submitted()
     news = LastNews(progress(status.task_id, 24), superseded=False)
     training = training_of(status, news)
-    assert isinstance(training, TrainingStatus)
+    assert isinstance(training, TrainingView)
     document = training.model_dump(mode="json")
     assert (document["step"], document["steps"], document["eta_s"]) == (24, 48, 43.0)
     assert document["metrics"] == METRICS

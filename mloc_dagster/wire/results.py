@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from pydantic import Field, JsonValue
 
-from mloc_dagster.client.wire import Moment, Reply, Wire
+from mloc_dagster.wire.base import Moment, Reply, Wire
 
 
 class ResultIn(Wire):

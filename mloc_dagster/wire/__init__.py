@@ -1,8 +1,21 @@
-"""What travels over HTTP: requests, replies and problems, as the API sends them."""
+"""What travels over HTTP, as the server and the client speak it: requests, replies, problems.
+
+The states of a task are defined here and nowhere else. The ledger and the CLI import
+them from here, so that the database, the API and the commands use the same words.
+"""
 
 from __future__ import annotations
 
-from mloc_dagster.client.admin_models import (
+from mloc_dagster.wire.base import (
+    BODY_NAME,
+    Finding,
+    Moment,
+    Problem,
+    Reply,
+    Wire,
+    tokens_in,
+)
+from mloc_dagster.wire.operations import (
     Check,
     CleanupItem,
     CleanupReport,
@@ -14,14 +27,15 @@ from mloc_dagster.client.admin_models import (
     WorkerPage,
     WorkerReply,
 )
-from mloc_dagster.client.result_models import (
+from mloc_dagster.wire.results import (
     FilePage,
     FilesStored,
     FileView,
     ResultIn,
     ResultStored,
 )
-from mloc_dagster.client.task_models import (
+from mloc_dagster.wire.tasks import (
+    ENDED,
     ChangedTask,
     ChangeReply,
     LogEnd,
@@ -36,18 +50,15 @@ from mloc_dagster.client.task_models import (
     TaskDetail,
     TaskPage,
     TaskReply,
+    TaskState,
     TaskView,
     TrainingView,
     WorkflowReply,
 )
-from mloc_dagster.client.wire import (
-    Finding,
-    Problem,
-    Reply,
-    Wire,
-)
 
 __all__ = [
+    "BODY_NAME",
+    "ENDED",
     "ChangeReply",
     "ChangedTask",
     "Check",
@@ -65,6 +76,7 @@ __all__ = [
     "LogLevel",
     "LogLine",
     "LogPage",
+    "Moment",
     "Problem",
     "ProgressReply",
     "Readiness",
@@ -78,10 +90,12 @@ __all__ = [
     "TaskDetail",
     "TaskPage",
     "TaskReply",
+    "TaskState",
     "TaskView",
     "TrainingView",
     "Wire",
     "WorkerPage",
     "WorkerReply",
     "WorkflowReply",
+    "tokens_in",
 ]

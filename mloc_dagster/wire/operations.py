@@ -1,4 +1,4 @@
-"""Dead letters, workers, cleanup and health over HTTP."""
+"""Workers, dead letters, cleanup and health."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Literal
 
 from pydantic import AwareDatetime, ConfigDict, Field, StrictBool
 
-from mloc_dagster.client.wire import Reply, Wire
 from mloc_dagster.fleet.engine import WorkerInfo
+from mloc_dagster.wire.base import Reply, Wire
 
 
 class DeadLetterView(Wire):

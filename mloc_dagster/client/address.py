@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from mloc_dagster.client.token_file import tokens_in
 from mloc_dagster.settings import settings
+from mloc_dagster.wire import tokens_in
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class Address:
     """An API.
 
     Attributes:
@@ -28,17 +28,17 @@ def configured_url() -> str | None:
     return settings().api_url or None
 
 
-def default_place() -> Place:
+def default_address() -> Address:
     """Returns the API of `MLOC_API_URL`, else that of this home's stack, else this machine's."""
     url = configured_url()
     if url is not None:
-        return Place(url)
+        return Address(url)
     from mloc_dagster.services.stack.plan import reachable
 
-    return stack_api() or Place(f"http://{reachable(settings().api_host)}:{settings().api_port}")
+    return stack_api() or Address(f"http://{reachable(settings().api_host)}:{settings().api_port}")
 
 
-def stack_api() -> Place | None:
+def stack_api() -> Address | None:
     """Returns the API of the stack that is up in `MLOC_HOME`; None if it has none.
 
     Where `MLOC_REDIS_URL` names a fleet, that is meant and not the stack.
@@ -54,7 +54,7 @@ def stack_api() -> Place | None:
     supervisor = supervisor_process(layout)
     if plan is None or plan.api_url is None or supervisor is None:
         return None
-    return Place(plan.api_url, _token(supervisor.environ()))
+    return Address(plan.api_url, _token(supervisor.environ()))
 
 
 def _token(started_with: Mapping[str, str]) -> str | None:

@@ -1,4 +1,4 @@
-"""The base of what travels over HTTP, and how failure looks."""
+"""What all requests and replies have in common: their base, their problems, and tokens."""
 
 from __future__ import annotations
 
@@ -20,6 +20,10 @@ _DATE = re.compile(r"\d{4}-\d\d-\d\d[Tt ]")
 
 Moment = Annotated[AwareDatetime, BeforeValidator(_as_text)]
 """A time that somebody sends: with a date, a time of day and a zone."""
+
+
+BODY_NAME = "body.yaml"
+"""What findings call a template that came without a file's name."""
 
 
 class Wire(BaseModel):
@@ -66,3 +70,18 @@ class Problem(Wire):
     """The path that was asked for."""
     errors: tuple[Finding, ...] = ()
     """Every finding, in the file's order."""
+
+
+def tokens_in(text: str) -> dict[str, str]:
+    """Returns the tokens of `MLOC_API_TOKEN_FILE`, each with the name that the access log shows.
+
+    Args:
+        text: A token a line, and a name after it if it has one; without one it is called by the
+            number of its line. Empty lines and those that begin with `#` mean nothing.
+    """
+    tokens: dict[str, str] = {}
+    for number, line in enumerate(text.splitlines(), start=1):
+        token, _, name = line.strip().partition(" ")
+        if token and not token.startswith("#"):
+            tokens.setdefault(token, name.strip() or f"line-{number}")
+    return tokens

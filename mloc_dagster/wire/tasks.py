@@ -3,12 +3,49 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from enum import StrEnum
 from typing import Literal
 
 from pydantic import AwareDatetime, ConfigDict
 
-from mloc_dagster.client.wire import Finding, Reply, Wire
-from mloc_dagster.ledger.task_state import TaskState
+from mloc_dagster.wire.base import Finding, Reply, Wire
+
+
+class TaskState(StrEnum):
+    """How a task is."""
+
+    WAITING = "WAITING"
+    """For tasks that it depends on."""
+
+    PENDING = "PENDING"
+    """For somebody who works on it."""
+
+    DISPATCHED = "DISPATCHED"
+    """A run worker has it; no shard has begun."""
+
+    RUNNING = "RUNNING"
+    """Shards are computed, or the result is written."""
+
+    DONE = "DONE"
+    """The result is complete."""
+
+    FAILED = "FAILED"
+    """It failed, and nobody has decided yet whether for good."""
+
+    CANCELLED = "CANCELLED"
+    """Somebody stopped it; finished rows are kept."""
+
+    DEAD = "DEAD"
+    """It failed for good: a dead letter."""
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing happens any more unless somebody asks for it."""
+        return self in (TaskState.DONE, TaskState.FAILED, TaskState.CANCELLED, TaskState.DEAD)
+
+
+ENDED = tuple(each for each in TaskState if each.ended)
+"""The states of tasks with which nothing happens any more by itself."""
 
 
 class SubmittedTask(Wire):
@@ -38,9 +75,16 @@ class Shards(Wire):
     """A task's shards by what they do."""
 
     queued: int = 0
+    """Waiting for a worker, for another attempt, or for their run."""
     running: int = 0
     done: int = 0
     failed: int = 0
+    """Given up."""
+
+    @property
+    def total(self) -> int:
+        """All of them; 0 before they are cut."""
+        return self.queued + self.running + self.done + self.failed
 
 
 class TaskView(Wire):

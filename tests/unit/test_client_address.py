@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import httpx
 import pytest
 
-from mloc_dagster.client.client import Client
+from mloc_dagster.client import Client
 from mloc_dagster.services.stack import leftovers
 from mloc_dagster.services.stack.layout import stack_layout
 from mloc_dagster.services.stack.plan import make_plan

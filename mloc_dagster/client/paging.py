@@ -1,4 +1,4 @@
-"""Calls that follow from each other's answers: pages, and waiting for tasks."""
+"""Calls that follow from each other's answers: paging, and polling tasks until they have ended."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 
-from mloc_dagster.client.call import Call
-from mloc_dagster.client.models import TaskView
+from mloc_dagster.client.transport import Call
 from mloc_dagster.errors import TransientError
+from mloc_dagster.wire import TaskView
 
 _FIRST_PAUSE_S = 0.1
 _LONGEST_PAUSE_S = 2.0
