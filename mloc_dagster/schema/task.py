@@ -52,8 +52,8 @@ class RowSpec(TaskSpec):
 
     @property
     def error_budget(self) -> float:
-        """The share of rows that may end with an error."""
-        return 0.0
+        """The share of rows that may end with an error, as the block says."""
+        return getattr(getattr(self, self.block_name, None), "error_budget", 0.0)
 
     @property
     def given_seed(self) -> int | None:
@@ -85,11 +85,6 @@ class ModelSpec(RowSpec):
     def row_block(self) -> Inference | Pooling:
         """How a row is answered that has no options of its own."""
         return getattr(self, self.block_name)
-
-    @property
-    def error_budget(self) -> float:
-        """The share of rows that may end with an error."""
-        return self.row_block.error_budget
 
 
 class InferenceSpec(ModelSpec):
