@@ -26,7 +26,6 @@ from mloc_dagster.schema.trainer_arguments import (
 )
 from mloc_dagster.schema.training import RewardFunction
 from mloc_dagster.schema.training_columns import Columns, Layout, columns_of, inline_records
-from mloc_dagster.schema.training_layouts import training_layout
 from mloc_dagster.schema.training_options import WEIGHTS_ONLY, refused_in_training, weights_only
 
 METRICS_GROUP = "mloc_dagster.metrics"
@@ -56,11 +55,11 @@ def check_training(spec: Tree, typed: TaskSpec, findings: Findings) -> None:
 def _check_options(spec: Tree, typed: TrainingSpec, findings: Findings) -> None:
     options = find(spec, ("training",))
     for name, value in options.fields.items() if options is not None else ():
-        reason = refused_argument(typed.task_type, name)
+        reason = refused_argument(typed.method, name)
         if reason is not None:
             findings.add(at_key(value, reason))
             continue
-        reason = refused_value(typed.task_type, name, value.plain())
+        reason = refused_value(typed.method, name, value.plain())
         if reason is not None:
             findings.add(at_value(value, reason))
     for path, reason in refused_in_training(typed):
@@ -73,11 +72,11 @@ def _check_options(spec: Tree, typed: TrainingSpec, findings: Findings) -> None:
 def _check_columns(spec: Tree, typed: TrainingSpec, findings: Findings) -> None:
     """Adds what rows that are written into the template lack."""
     sources: list[tuple[Path, TrainingData, Callable[[Columns], Layout]]] = [
-        (("data",), typed.data, lambda columns: training_layout(columns, typed.task_type))
+        (("data",), typed.data, typed.method.layout)
     ]
     measured = typed.evaluation
     if measured is not None:
-        layout = partial(evaluation_layout, task_type=typed.task_type, metrics=measured.metrics)
+        layout = partial(evaluation_layout, method=typed.method, metrics=measured.metrics)
         sources.append((("evaluation", "data"), measured.data, layout))
     for path, data, choose in sources:
         if data.dataset_name is not None:
@@ -118,7 +117,7 @@ def _check_evaluation(spec: Tree, typed: TrainingSpec, findings: Findings) -> No
             hint = nearest_hint(str(each.content), known)
             findings.add(at_value(each, f"unknown metric {str(each.content)!r}{hint}"))
     harness = find(spec, ("evaluation", "harness"))
-    if harness is not None and typed.task_type == "reward":
+    if harness is not None and typed.method.classifies:
         findings.add(at_key(harness, "benchmarks are not for a reward model, which writes no text"))
     gate = find(spec, ("evaluation", "gate"))
     if gate is None or typed.evaluation is None or typed.evaluation.gate is None:

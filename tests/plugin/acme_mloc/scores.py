@@ -9,7 +9,8 @@ from typing import Any
 def brevity(answers: Sequence[str], references: Sequence[str | None], rows: Sequence[Any]) -> float:
     """Returns the share of answers that are no longer than the right ones."""
     pairs = zip(answers, references, strict=True)
-    return sum(right is not None and len(answer) <= len(right) for answer, right in pairs) / len(rows)
+    brief = [right is not None and len(answer) <= len(right) for answer, right in pairs]
+    return sum(brief) / len(brief)
 
 
 def short(
