@@ -10,8 +10,14 @@ from mloc_dagster.compile.diagnostics import Findings, at_key, at_value
 from mloc_dagster.compile.engine_check import nearest
 from mloc_dagster.compile.spelling import find
 from mloc_dagster.compile.tree import Path, Tree
-from mloc_dagster.errors import DataError, nearest_hint
-from mloc_dagster.plugins import entry_points
+from mloc_dagster.errors import DataError, TerminalError, nearest_hint
+from mloc_dagster.plugins import (
+    METRICS_GROUP,
+    REWARDS_GROUP,
+    entry_points,
+    registered_function,
+    unfit_options,
+)
 from mloc_dagster.schema.data import TrainingData
 from mloc_dagster.schema.evaluation_layout import evaluation_layout
 from mloc_dagster.schema.gate import GateError, parse_gate
@@ -28,8 +34,6 @@ from mloc_dagster.schema.training import RewardFunction
 from mloc_dagster.schema.training_columns import Columns, Layout, columns_of, inline_records
 from mloc_dagster.schema.training_options import WEIGHTS_ONLY, refused_in_training, weights_only
 
-METRICS_GROUP = "mloc_dagster.metrics"
-REWARDS_GROUP = "mloc_dagster.reward_functions"
 _OURS = "mloc_dagster."
 
 
@@ -140,18 +144,25 @@ def _check_rewards(spec: Tree, typed: OnlineSpec, findings: Findings) -> None:
             hint = nearest_hint(str(name.content), known.names)
             findings.add(at_value(name, f"unknown reward function {str(name.content)!r}{hint}"))
     for number, reward in enumerate(typed.rewards):
-        # Ours alone: code of others may import anything, and is loaded where it trains.
-        ours = [each for each in known.select(name=reward.name) if each.value.startswith(_OURS)]
-        reason = _refused_reward(ours[0].load(), reward, typed.data) if ours else None
+        if reward.name not in known.names:
+            continue
+        try:
+            reason = _refused_reward(reward, typed.data)
+        except TerminalError as error:
+            findings.add(at_value(nearest(spec, ("rewards", number, "name")), str(error)))
+            continue
         if reason is not None:
             place = nearest(spec, ("rewards", number, "options"))
             findings.add(at_value(place, f"the reward function {reward.name!r} says: {reason}"))
 
 
-def _refused_reward(
-    function: Callable[..., object], reward: RewardFunction, data: TrainingData
-) -> str | None:
+def _refused_reward(reward: RewardFunction, data: TrainingData) -> str | None:
     """Returns what a function says of its options when there are no answers yet to score."""
+    function = registered_function(REWARDS_GROUP, "reward function", reward.name)
+    reason = unfit_options(function, 3, reward.options)
+    # Ours take no answers as well as many; nobody else has promised that.
+    if reason is not None or not function.__module__.startswith(_OURS):
+        return reason
     columns: Mapping[str, list[object]] = _AnyColumn()
     if data.dataset_name is None:
         _, records = inline_records(data)
