@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -56,15 +57,13 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def stack(installed: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+def stack(installed: Path) -> Iterator[Stack]:
     path = os.pathsep.join(filter(None, [str(installed), os.environ.get("PYTHONPATH")]))
-    with Stack(
-        tmp_path_factory.mktemp("home"),
-        workers=1,
-        run_workers=1,
-        api=True,
-        environment={"PYTHONPATH": path},
-    ) as running:
+    environment = {"PYTHONPATH": path}
+    with (
+        tempfile.TemporaryDirectory(prefix="mloc-") as home,
+        Stack(Path(home), workers=1, run_workers=1, api=True, environment=environment) as running,
+    ):
         yield running
 
 
