@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.metadata
+import inspect
 import sys
+from collections.abc import Callable, Mapping
 from functools import cache, lru_cache
 from importlib.metadata import EntryPoint, EntryPoints
 from typing import Any
@@ -78,6 +80,25 @@ def registered_function(group: str, kind: str, name: str) -> Any:
             f"the {kind} {name!r} from {origin_of(entry)} is no function: {function!r}"
         )
     return function
+
+
+def unfit_options(
+    function: Callable[..., Any], arguments: int, options: Mapping[str, Any]
+) -> str | None:
+    """Returns why a registered function does not take the options of a template, None if it does.
+
+    Args:
+        function: The function.
+        arguments: How many positional arguments stand before its options.
+        options: Its keyword arguments.
+    """
+    signature = inspect.signature(function)
+    try:
+        signature.bind(*[None] * arguments, **options)
+    except TypeError as error:
+        taken = ", ".join(list(signature.parameters)[arguments:]) or "none"
+        return f"{error}; it takes {taken}"
+    return None
 
 
 def origin_of(entry: EntryPoint) -> str:

@@ -23,6 +23,7 @@ from mloc_dagster.schema.task import (
     LoraSftSpec,
     ModelSpec,
     OnlineSpec,
+    PpoSpec,
     RewardSpec,
     SftSpec,
     TaskSpec,
@@ -74,7 +75,7 @@ def _sampled_afresh(spec: Any, name: str) -> bool:
 
 
 def _counted_otherwise(spec: Any, name: str) -> bool:
-    episodes = spec.task_type == "ppo" and "total_episodes" in (spec.training.model_extra or {})
+    episodes = isinstance(spec, PpoSpec) and "total_episodes" in (spec.training.model_extra or {})
     return spec.training.max_steps > 0 or episodes
 
 
@@ -236,7 +237,7 @@ _SHARED: tuple[Idle, ...] = (
         "lora.task_type",
         "it follows from the task type: SEQ_CLS for reward, CAUSAL_LM for the others",
         _TRAININGS,
-        lambda spec, _: (spec.lora.task_type == "SEQ_CLS") != (spec.task_type == "reward"),
+        lambda spec, _: (spec.lora.task_type == "SEQ_CLS") != spec.method.classifies,
     ),
     Idle(
         "training.num_train_epochs",

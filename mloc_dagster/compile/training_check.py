@@ -10,8 +10,14 @@ from mloc_dagster.compile.diagnostics import Findings, at_key, at_value
 from mloc_dagster.compile.engine_check import nearest
 from mloc_dagster.compile.spelling import find
 from mloc_dagster.compile.tree import Path, Tree
-from mloc_dagster.errors import DataError, nearest_hint
-from mloc_dagster.plugins import entry_points
+from mloc_dagster.errors import DataError, TerminalError, nearest_hint
+from mloc_dagster.plugins import (
+    METRICS_GROUP,
+    REWARDS_GROUP,
+    entry_points,
+    registered_function,
+    unfit_options,
+)
 from mloc_dagster.schema.data import TrainingData
 from mloc_dagster.schema.evaluation_layout import evaluation_layout
 from mloc_dagster.schema.gate import GateError, parse_gate
@@ -26,11 +32,8 @@ from mloc_dagster.schema.trainer_arguments import (
 )
 from mloc_dagster.schema.training import RewardFunction
 from mloc_dagster.schema.training_columns import Columns, Layout, columns_of, inline_records
-from mloc_dagster.schema.training_layouts import training_layout
 from mloc_dagster.schema.training_options import WEIGHTS_ONLY, refused_in_training, weights_only
 
-METRICS_GROUP = "mloc_dagster.metrics"
-REWARDS_GROUP = "mloc_dagster.reward_functions"
 _OURS = "mloc_dagster."
 
 
@@ -56,11 +59,11 @@ def check_training(spec: Tree, typed: TaskSpec, findings: Findings) -> None:
 def _check_options(spec: Tree, typed: TrainingSpec, findings: Findings) -> None:
     options = find(spec, ("training",))
     for name, value in options.fields.items() if options is not None else ():
-        reason = refused_argument(typed.task_type, name)
+        reason = refused_argument(typed.method, name)
         if reason is not None:
             findings.add(at_key(value, reason))
             continue
-        reason = refused_value(typed.task_type, name, value.plain())
+        reason = refused_value(typed.method, name, value.plain())
         if reason is not None:
             findings.add(at_value(value, reason))
     for path, reason in refused_in_training(typed):
@@ -73,11 +76,11 @@ def _check_options(spec: Tree, typed: TrainingSpec, findings: Findings) -> None:
 def _check_columns(spec: Tree, typed: TrainingSpec, findings: Findings) -> None:
     """Adds what rows that are written into the template lack."""
     sources: list[tuple[Path, TrainingData, Callable[[Columns], Layout]]] = [
-        (("data",), typed.data, lambda columns: training_layout(columns, typed.task_type))
+        (("data",), typed.data, typed.method.layout)
     ]
     measured = typed.evaluation
     if measured is not None:
-        layout = partial(evaluation_layout, task_type=typed.task_type, metrics=measured.metrics)
+        layout = partial(evaluation_layout, method=typed.method, metrics=measured.metrics)
         sources.append((("evaluation", "data"), measured.data, layout))
     for path, data, choose in sources:
         if data.dataset_name is not None:
@@ -118,7 +121,7 @@ def _check_evaluation(spec: Tree, typed: TrainingSpec, findings: Findings) -> No
             hint = nearest_hint(str(each.content), known)
             findings.add(at_value(each, f"unknown metric {str(each.content)!r}{hint}"))
     harness = find(spec, ("evaluation", "harness"))
-    if harness is not None and typed.task_type == "reward":
+    if harness is not None and typed.method.classifies:
         findings.add(at_key(harness, "benchmarks are not for a reward model, which writes no text"))
     gate = find(spec, ("evaluation", "gate"))
     if gate is None or typed.evaluation is None or typed.evaluation.gate is None:
@@ -141,18 +144,25 @@ def _check_rewards(spec: Tree, typed: OnlineSpec, findings: Findings) -> None:
             hint = nearest_hint(str(name.content), known.names)
             findings.add(at_value(name, f"unknown reward function {str(name.content)!r}{hint}"))
     for number, reward in enumerate(typed.rewards):
-        # Ours alone: code of others may import anything, and is loaded where it trains.
-        ours = [each for each in known.select(name=reward.name) if each.value.startswith(_OURS)]
-        reason = _refused_reward(ours[0].load(), reward, typed.data) if ours else None
+        if reward.name not in known.names:
+            continue
+        try:
+            reason = _refused_reward(reward, typed.data)
+        except TerminalError as error:
+            findings.add(at_value(nearest(spec, ("rewards", number, "name")), str(error)))
+            continue
         if reason is not None:
             place = nearest(spec, ("rewards", number, "options"))
             findings.add(at_value(place, f"the reward function {reward.name!r} says: {reason}"))
 
 
-def _refused_reward(
-    function: Callable[..., object], reward: RewardFunction, data: TrainingData
-) -> str | None:
+def _refused_reward(reward: RewardFunction, data: TrainingData) -> str | None:
     """Returns what a function says of its options when there are no answers yet to score."""
+    function = registered_function(REWARDS_GROUP, "reward function", reward.name)
+    reason = unfit_options(function, 3, reward.options)
+    # Ours take no answers as well as many; nobody else has promised that.
+    if reason is not None or not function.__module__.startswith(_OURS):
+        return reason
     columns: Mapping[str, list[object]] = _AnyColumn()
     if data.dataset_name is None:
         _, records = inline_records(data)

@@ -82,9 +82,9 @@ def _open(task: CompiledTask, path: Path, data: object, address: tuple[str, str]
     elif isinstance(spec, TrainingSpec) and isinstance(data, TrainingData):
         evaluation = spec.evaluation if path == _EVALUATION else None
         rows = (
-            training_rows(data, spec.task_type)
+            training_rows(data, spec.method)
             if evaluation is None
-            else evaluation_rows(evaluation, spec.task_type)
+            else evaluation_rows(evaluation, spec.method)
         )
         if not rows.found:
             raise DataError(f"{url} has no rows", field)

@@ -20,7 +20,7 @@ from mloc_dagster.schema.data import TrainingData
 from mloc_dagster.schema.evaluation_layout import evaluation_layout
 from mloc_dagster.schema.training import Evaluation
 from mloc_dagster.schema.training_columns import Layout, Record, TrainingRow
-from mloc_dagster.schema.training_layouts import training_layout
+from mloc_dagster.schema.training_method import TrainingMethod
 
 TRAINING_ROWS_NAME = "input/train.jsonl"
 EVALUATION_ROWS_NAME = "input/eval.jsonl"
@@ -103,45 +103,43 @@ class TrainingInputSummary(BaseModel):
     source: str
 
 
-def training_rows(data: TrainingData, task_type: str) -> TrainingInput:
-    """Opens the rows that a task type trains on.
+def training_rows(data: TrainingData, method: TrainingMethod) -> TrainingInput:
+    """Opens the rows that a method trains on.
 
     Raises:
         DataError: If the dataset, the split or a column does not exist; while reading, if the
             source cannot be read.
-        UnknownNameError: If this is no training.
     """
-    opened = open_source(data, lambda columns: training_layout(columns, task_type))
+    opened = open_source(data, method.layout)
     return TrainingInput(*opened)
 
 
-def evaluation_rows(evaluation: Evaluation, task_type: str) -> TrainingInput:
+def evaluation_rows(evaluation: Evaluation, method: TrainingMethod) -> TrainingInput:
     """Opens the rows that a model is measured on; raises as `training_rows` does."""
     metrics = evaluation.metrics
     opened = open_source(
-        evaluation.data, lambda columns: evaluation_layout(columns, task_type, metrics)
+        evaluation.data, lambda columns: evaluation_layout(columns, method, metrics)
     )
     return TrainingInput(*opened)
 
 
 def write_training_rows(
-    data: TrainingData, task_type: str, folder: Folder, name: str = TRAINING_ROWS_NAME
+    data: TrainingData, method: TrainingMethod, folder: Folder, name: str = TRAINING_ROWS_NAME
 ) -> TrainingInputSummary:
     """Writes the rows to train on to the task's folder, all of them or, when raising, none.
 
     Raises:
         DataError: If the source cannot be read, gives no rows, or too many are of no use.
-        UnknownNameError: If this is no training.
     """
-    rows = training_rows(data, task_type)
+    rows = training_rows(data, method)
     return _write(rows, data.error_budget, folder, name)
 
 
 def write_evaluation_rows(
-    evaluation: Evaluation, task_type: str, folder: Folder, name: str = EVALUATION_ROWS_NAME
+    evaluation: Evaluation, method: TrainingMethod, folder: Folder, name: str = EVALUATION_ROWS_NAME
 ) -> TrainingInputSummary:
     """Writes the rows to measure on, like `write_training_rows`."""
-    rows = evaluation_rows(evaluation, task_type)
+    rows = evaluation_rows(evaluation, method)
     return _write(rows, evaluation.data.error_budget, folder, name)
 
 

@@ -27,9 +27,10 @@ from mloc_dagster.results.in_flight import (
     read_in_flight,
     write_in_flight,
 )
-from mloc_dagster.results.rows import SERVER_FAULT, InputRow, OutputRow
+from mloc_dagster.results.rows import InputRow, OutputRow, ServerFault, failed_row
 from mloc_dagster.results.store import Folder
 
+DEADLY = ServerFault("the worker died twice while it computed this row alone")
 DEATHS_ALONE = 2
 NOTE_EVERY_S = 0.5
 FEWEST_AHEAD = 16
@@ -116,7 +117,7 @@ class CrashWatch(AbstractContextManager["CrashWatch"]):
             (row,) = hand_out([pair])
             waiting.discard(row.index)
             if self._is_guilty(row):
-                context.emit(self._verdict(row))
+                context.emit(failed_row(row, DEADLY))
             else:
                 self._write({row.index}, waiting)
                 yield iter([row]), 1, replace(context, log=_nowhere)
@@ -137,7 +138,7 @@ class CrashWatch(AbstractContextManager["CrashWatch"]):
             self._write(self._drawn, set())
             for row in chunk:
                 if self._convicted and self._is_guilty(row):
-                    emit(self._verdict(row))
+                    emit(failed_row(row, DEADLY))
                 else:
                     yield row
 
@@ -164,16 +165,6 @@ class CrashWatch(AbstractContextManager["CrashWatch"]):
             self._convicted.add(_digest(row))
             return True
         return _digest(row) in self._convicted
-
-    def _verdict(self, row: InputRow) -> OutputRow:
-        return OutputRow(
-            index=row.index,
-            prompt=row.prompt,
-            finish_reason="error",
-            error="the worker died twice while it computed this row alone",
-            fault=SERVER_FAULT,
-            custom_id=row.custom_id,
-        )
 
     def _write(self, rows: set[int], suspects: set[int]) -> None:
         note = InFlight(

@@ -14,7 +14,7 @@ from mloc_dagster.errors import TaskCancelled, TransientError
 from mloc_dagster.executors.base import ModelKey, ShardContext, ShardInput
 from mloc_dagster.executors.prompts import last_user_text
 from mloc_dagster.planning.shards import shard_key
-from mloc_dagster.results.rows import InputRow, OutputRow
+from mloc_dagster.results.rows import InputRow, OutputRow, failed_row
 from mloc_dagster.schema.base import Block
 from mloc_dagster.schema.task import RowSpec
 from mloc_dagster.schema.task_type import Idle, TaskType
@@ -52,11 +52,6 @@ class EchoSpec(RowSpec):
     block_name: ClassVar[str] = "echo"
 
     echo: Echo = Echo()
-
-    @property
-    def error_budget(self) -> float:
-        """The share of rows that may end with an error."""
-        return self.echo.error_budget
 
     @property
     def rows_are_alike(self) -> bool:
@@ -110,14 +105,14 @@ def _attempt_fails(echo: Echo, shard: ShardInput) -> bool:
 
 def _answer(row: InputRow, echo: Echo, poison: Container[int]) -> OutputRow:
     if row.error is not None:
-        return _failed(row, row.error)
+        return failed_row(row, row.error, ENGINE)
     if row.index in poison:
-        return _failed(row, "poisoned row: the template lists it under echo.poison")
+        return failed_row(row, "poisoned row: the template lists it under echo.poison", ENGINE)
     return _echo(row, echo)
 
 
 def _echo(row: InputRow, echo: Echo) -> OutputRow:
-    text = row.prompt if isinstance(row.prompt, str) else last_user_text(row.prompt)
+    text = last_user_text(row.prompt)
     words = text.split()
     count = len(words)
     if echo.output_tokens is not None:
@@ -131,18 +126,6 @@ def _echo(row: InputRow, echo: Echo) -> OutputRow:
         latency_s=echo.delay_s,
         engine=ENGINE,
         engine_s=echo.delay_s,
-        custom_id=row.custom_id,
-    )
-
-
-def _failed(row: InputRow, error: str) -> OutputRow:
-    return OutputRow(
-        index=row.index,
-        prompt=row.prompt,
-        finish_reason="error",
-        error=error,
-        fault=row.fault,
-        engine=ENGINE,
         custom_id=row.custom_id,
     )
 

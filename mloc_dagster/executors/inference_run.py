@@ -16,7 +16,7 @@ from mloc_dagster.executors.prompts import is_blank
 from mloc_dagster.executors.reuse_key import RequestKeys
 from mloc_dagster.executors.row_options import RowBlock, RowOptions
 from mloc_dagster.executors.row_reuse import RowReuse
-from mloc_dagster.results.rows import SERVER_FAULT, InputRow, OutputRow, ServerFault
+from mloc_dagster.results.rows import InputRow, OutputRow, failed_row
 from mloc_dagster.schema.inference import Inference, Pooling
 from mloc_dagster.schema.task import ModelSpec
 
@@ -82,7 +82,8 @@ class _Desk:
         self.reuse.settle(request, answered, completion)
 
     def failed(self, request: EngineRequest, reason: str) -> None:
-        self.reuse.settle(request, self._error(request.row, reason, len(request.tokens)))
+        failed = failed_row(request.row, reason, self.engine.label, len(request.tokens))
+        self.reuse.settle(request, failed)
 
     def started(self, requests: Sequence[EngineRequest]) -> None:
         self.context.started([request.row.index for request in requests])
@@ -91,19 +92,7 @@ class _Desk:
         self.refuse(request.row, reason)
 
     def refuse(self, row: InputRow, reason: str) -> None:
-        self.context.emit(self._error(row, reason))
-
-    def _error(self, row: InputRow, reason: str, prompt_tokens: int = 0) -> OutputRow:
-        return OutputRow(
-            index=row.index,
-            prompt=row.prompt,
-            finish_reason="error",
-            error=str(reason),
-            fault=SERVER_FAULT if isinstance(reason, ServerFault) else row.fault,
-            prompt_tokens=prompt_tokens,
-            engine=self.engine.label,
-            custom_id=row.custom_id,
-        )
+        self.context.emit(failed_row(row, reason, self.engine.label))
 
 
 def _windows(

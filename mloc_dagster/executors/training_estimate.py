@@ -93,7 +93,7 @@ def estimate_training(
 
 
 def _count_rows(spec: TrainingSpec) -> Figure:
-    found = training_rows(spec.data, spec.task_type)
+    found = training_rows(spec.data, spec.method)
     rows = sum(1 for _ in found)
     if not found.count:
         raise DataError(f"the input is empty: {found.source} gave no rows")

@@ -30,8 +30,8 @@ def plan_training(folder: Folder, task_id: str, spec: TrainingSpec) -> Plan:
         DataError: If rows are missing or unreadable, or more than its budget cannot be used.
     """
     if spec.evaluation is not None:
-        write_evaluation_rows(spec.evaluation, spec.task_type, folder)
-    written = write_training_rows(spec.data, spec.task_type, folder)
+        write_evaluation_rows(spec.evaluation, spec.method, folder)
+    written = write_training_rows(spec.data, spec.method, folder)
     if not written.rows:
         raise DataError(f"there is nothing to train on: no row of {written.source} can be used")
     folder.write_bytes(BAD_ROWS_NAME, written.model_dump_json().encode())

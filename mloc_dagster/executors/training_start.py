@@ -8,7 +8,7 @@ from pathlib import Path
 from mloc_dagster.executors.energy import gpu_count
 from mloc_dagster.executors.model_cache import ModelCache
 from mloc_dagster.results.store import ResultStore
-from mloc_dagster.schema.task import PpoSpec, TrainingSpec
+from mloc_dagster.schema.task import TrainingSpec
 from mloc_dagster.settings import settings
 
 
@@ -43,7 +43,7 @@ def process_count(spec: TrainingSpec) -> int:
 
     PPO is one process, whose rollouts and updates take turns.
     """
-    if isinstance(spec, PpoSpec):
+    if spec.method.single_process:
         return 1
     if spec.training.num_processes is not None:
         return spec.training.num_processes

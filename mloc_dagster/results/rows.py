@@ -168,3 +168,24 @@ class OutputRow(msgspec.Struct, frozen=True, omit_defaults=True):
     encoding: str = ""
     revision: str = ""
     finish_reasons: list[str] | None = None
+
+
+def failed_row(row: InputRow, error: str, engine: str = "", prompt_tokens: int = 0) -> OutputRow:
+    """Returns the output of a row that has none.
+
+    Args:
+        row: The input.
+        error: Why; a `ServerFault` where the row is not to blame.
+        engine: What should have computed it.
+        prompt_tokens: Tokens that the model has read all the same.
+    """
+    return OutputRow(
+        index=row.index,
+        prompt=row.prompt,
+        finish_reason="error",
+        error=str(error),
+        fault=SERVER_FAULT if isinstance(error, ServerFault) else row.fault,
+        prompt_tokens=prompt_tokens,
+        engine=engine,
+        custom_id=row.custom_id,
+    )

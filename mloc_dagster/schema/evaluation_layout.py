@@ -14,7 +14,8 @@ from mloc_dagster.schema.training_columns import (
     described,
     simple_layout,
 )
-from mloc_dagster.schema.training_layouts import ONLINE, preference_reader, read_conversation
+from mloc_dagster.schema.training_layouts import preference_reader, read_conversation
+from mloc_dagster.schema.training_method import TrainingMethod
 
 _ANSWERS = ("completion", "answer")
 """What a column of right answers is called when the template does not say."""
@@ -23,8 +24,8 @@ _REFERENCE_METRICS = frozenset(("loss", "perplexity", "exact_match", "contains")
 _PAIR_METRICS = frozenset(("win_rate", "accuracy"))
 
 
-def evaluation_layout(columns: Columns, task_type: str, metrics: Collection[str]) -> Layout:
-    """Returns how evaluation rows of these columns are read, whatever the task type trains on.
+def evaluation_layout(columns: Columns, method: TrainingMethod, metrics: Collection[str]) -> Layout:
+    """Returns how evaluation rows of these columns are read, whatever the method trains on.
 
     A row is a comparison, a chat, a whole text, or a prompt with its right answer as `completion`
     where there is one. Columns that have no such part stay in the row: metrics may use them.
@@ -36,18 +37,18 @@ def evaluation_layout(columns: Columns, task_type: str, metrics: Collection[str]
     answers = columns.given("prompt_column", "response_column")
     if columns.has("chosen_column", "chosen") and columns.has("rejected_column", "rejected"):
         return _with_others(*_comparison(columns))
-    _check_pairs(columns, metrics, task_type)
+    _check_pairs(columns, metrics, method)
     if data.messages_column is not None or ("messages" in names and not answers):
         chosen = columns.choose("messages_column", "messages")
         return _simple({"messages": (chosen, read_conversation)})
-    online = task_type in ONLINE
+    online = method.samples
     plain = "text" in names and "prompt" not in names and not answers and not online
     if data.text_column is not None or plain:
         return _simple({"text": (columns.choose("text_column", "text"), read_text)})
-    return _answers(columns, task_type, metrics)
+    return _answers(columns, method, metrics)
 
 
-def _answers(columns: Columns, task_type: str, metrics: Collection[str]) -> Layout:
+def _answers(columns: Columns, method: TrainingMethod, metrics: Collection[str]) -> Layout:
     parts: dict[str, tuple[str, Callable[[object], object]]] = {
         "prompt": (columns.choose_prompt(), read_speech)
     }
@@ -58,15 +59,15 @@ def _answers(columns: Columns, task_type: str, metrics: Collection[str]) -> Layo
             f"{columns.where}: {', '.join(needing)} compare with right answers; say with "
             f"evaluation.data.response_column which column has them. {columns.listed}"
         )
-    if columns.given("label_column") or (task_type == "kto" and "label" in columns.names):
+    if columns.given("label_column") or (method.labelled and "label" in columns.names):
         parts["label"] = (columns.choose("label_column", "label"), read_label)
         return _only_good(_simple(parts))
     return _simple(parts)
 
 
-def _check_pairs(columns: Columns, metrics: Collection[str], task_type: str) -> None:
+def _check_pairs(columns: Columns, metrics: Collection[str], method: TrainingMethod) -> None:
     needing = sorted(_PAIR_METRICS.intersection(metrics))
-    if task_type == "reward":
+    if method.classifies:
         needing = sorted({*needing, *metrics})
     if needing:
         raise DataError(

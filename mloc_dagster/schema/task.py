@@ -21,6 +21,38 @@ from mloc_dagster.schema.training import (
     RewardModel,
     Training,
 )
+from mloc_dagster.schema.training_layouts import (
+    comparisons,
+    labelled,
+    language,
+    preferences,
+    prompts,
+)
+from mloc_dagster.schema.training_method import TrainingMethod
+
+PPO_ARGUMENTS = (
+    frozenset(Training.model_fields) - {"packing", "deepspeed", "beta", "loss_type"}
+) | {
+    "num_ppo_epochs",
+    "num_mini_batches",
+    "mini_batch_size",
+    "total_episodes",
+    "cliprange",
+    "cliprange_value",
+    "vf_coef",
+    "gamma",
+    "lam",
+    "kl_coef",
+    "adaptive_kl",
+    "kl_target",
+    "kl_horizon",
+    "whiten_rewards",
+    "whiten_advantages",
+    "missing_eos_penalty",
+    "target_kl",
+    "kl_estimator",
+}
+"""What `training` takes of PPO."""
 
 
 class TaskSpec(Block):
@@ -52,8 +84,8 @@ class RowSpec(TaskSpec):
 
     @property
     def error_budget(self) -> float:
-        """The share of rows that may end with an error."""
-        return 0.0
+        """The share of rows that may end with an error, as the block says."""
+        return getattr(getattr(self, self.block_name, None), "error_budget", 0.0)
 
     @property
     def given_seed(self) -> int | None:
@@ -85,11 +117,6 @@ class ModelSpec(RowSpec):
     def row_block(self) -> Inference | Pooling:
         """How a row is answered that has no options of its own."""
         return getattr(self, self.block_name)
-
-    @property
-    def error_budget(self) -> float:
-        """The share of rows that may end with an error."""
-        return self.row_block.error_budget
 
 
 class InferenceSpec(ModelSpec):
@@ -136,6 +163,9 @@ class EmbeddingSpec(ModelSpec):
 class TrainingSpec(TaskSpec):
     """What every training has."""
 
+    method: ClassVar[TrainingMethod]
+    """How it trains."""
+
     model: Model
     data: TrainingData
     training: Training = Training()
@@ -159,6 +189,8 @@ class TrainingSpec(TaskSpec):
 class SftSpec(TrainingSpec):
     """Supervised fine-tuning of all weights."""
 
+    method = TrainingMethod(layout=language, config="SFTConfig")
+
     @model_validator(mode="after")
     def _trains_all(self) -> Self:
         if self.lora is not None:
@@ -169,19 +201,31 @@ class SftSpec(TrainingSpec):
 class LoraSftSpec(TrainingSpec):
     """Supervised fine-tuning of a LoRA adapter."""
 
+    method = TrainingMethod(layout=language, config="SFTConfig")
+
     lora: Lora | None = Lora()
 
 
 class DpoSpec(TrainingSpec):
     """Direct preference optimisation, of all weights or of a LoRA adapter."""
 
+    method = TrainingMethod(
+        layout=preferences, config="DPOConfig", in_pairs=True, reference_beta=0.1
+    )
+
 
 class KtoSpec(TrainingSpec):
     """Kahneman-Tversky optimisation: answers that are good or bad, each by itself."""
 
+    method = TrainingMethod(layout=labelled, config="KTOConfig", labelled=True, reference_beta=0.1)
+
 
 class RewardSpec(TrainingSpec):
     """A reward model, from preferences: a classifier that scores the better answer higher."""
+
+    method = TrainingMethod(
+        layout=comparisons, config="RewardConfig", in_pairs=True, classifies=True
+    )
 
 
 class OnlineSpec(TrainingSpec):
@@ -203,6 +247,14 @@ class OnlineSpec(TrainingSpec):
 class PpoSpec(OnlineSpec):
     """Proximal policy optimisation against a reward."""
 
+    method = TrainingMethod(
+        layout=prompts,
+        options=PPO_ARGUMENTS,
+        samples=True,
+        reference_beta=0.05,
+        single_process=True,
+    )
+
     @model_validator(mode="after")
     def _is_one_process(self) -> Self:
         if (self.training.num_processes or 1) > 1:
@@ -213,9 +265,17 @@ class PpoSpec(OnlineSpec):
 class GrpoSpec(OnlineSpec):
     """Group-relative policy optimisation: answers compared with others to the same prompt."""
 
+    method = TrainingMethod(
+        layout=prompts, config="GRPOConfig", samples=True, groups=8, reference_beta=0.0
+    )
+
 
 class RlooSpec(OnlineSpec):
     """REINFORCE, with the other answers to the same prompt as the baseline."""
+
+    method = TrainingMethod(
+        layout=prompts, config="RLOOConfig", samples=True, groups=2, reference_beta=0.05
+    )
 
 
 class Metadata(Block):

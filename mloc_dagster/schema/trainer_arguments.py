@@ -17,49 +17,10 @@ from mloc_dagster.schema.library_fields import (
     library_source,
 )
 from mloc_dagster.schema.training import Lora, Training
-
-CONFIG_CLASSES: Mapping[str, str] = MappingProxyType(
-    {
-        "sft": "SFTConfig",
-        "lora_sft": "SFTConfig",
-        "dpo": "DPOConfig",
-        "kto": "KTOConfig",
-        "reward": "RewardConfig",
-        "grpo": "GRPOConfig",
-        "rloo": "RLOOConfig",
-    }
-)
-"""TRL's config of each task type. `ppo` has none: TRL 1.16 has no PPO."""
-
-PPO_ARGUMENTS = frozenset(
-    {
-        "num_ppo_epochs",
-        "num_mini_batches",
-        "mini_batch_size",
-        "total_episodes",
-        "cliprange",
-        "cliprange_value",
-        "vf_coef",
-        "gamma",
-        "lam",
-        "kl_coef",
-        "adaptive_kl",
-        "kl_target",
-        "kl_horizon",
-        "whiten_rewards",
-        "whiten_advantages",
-        "missing_eos_penalty",
-        "target_kl",
-        "kl_estimator",
-    }
-)
-"""What the task type `ppo` takes besides the fields of `Training`."""
+from mloc_dagster.schema.training_method import TrainingMethod
 
 OURS = frozenset({"save_model", "num_processes"})
 """What stands in `training` and no trainer sees."""
-
-NOT_PPOS = frozenset({"packing", "deepspeed", "beta", "loss_type"})
-"""Fields of `Training` that mean nothing to PPO."""
 
 _HUB = "weights are published by the task's output, not by the trainer"
 _EVALUATION = "measuring is described in the block `evaluation`"
@@ -119,15 +80,13 @@ _NUMBERS = {"int": "a whole number", "float": "a number", "bool": "true or false
 """What the fields of libraries that hold numbers take, in words."""
 
 
-def trainer_argument_names(task_type: str) -> frozenset[str]:
-    """Returns the options of a task type's trainer, those that mloc sets itself included.
+def trainer_argument_names(method: TrainingMethod) -> frozenset[str]:
+    """Returns the options of a method's trainer, those that mloc sets itself included.
 
-    Of a task type with a TRL config: the fields of that config and of those it inherits from; empty
-    when TRL is not installed. Of `ppo`: what mloc's own trainer takes.
+    Of one of TRL's: the fields of its config and of those it inherits from; empty when TRL is not
+    installed.
     """
-    if task_type == "ppo":
-        return (frozenset(Training.model_fields) | PPO_ARGUMENTS) - NOT_PPOS
-    return frozenset(_trainer_fields(task_type))
+    return method.options if method.config is None else frozenset(_trainer_fields(method.config))
 
 
 def lora_argument_names() -> frozenset[str]:
@@ -141,22 +100,23 @@ def refused_lora_value(name: str, value: JsonValue) -> str | None:
     return _refused_number(_lora_fields().get(name, ""), value)
 
 
-def refused_value(task_type: str, name: str, value: JsonValue) -> str | None:
+def refused_value(method: TrainingMethod, name: str, value: JsonValue) -> str | None:
     """Returns why an option of `training` cannot have a value, as far as the libraries tell.
 
     Args:
-        task_type: The task's.
+        method: How is trained.
         name: The option.
         value: Its value, as it was written.
 
     Returns:
         What is wrong; None where nothing is, or where the library is not installed.
     """
-    if name == "loss_type":
-        return _unknown_text(value, _loss_types(task_type))
-    # Of PPO's options only the schedule is transformers' own.
-    fields = _root_fields() if task_type == "ppo" else _trainer_fields(task_type)
-    if task_type == "ppo" and name != "lr_scheduler_type":
+    config = method.config
+    if name == "loss_type" and config is not None:
+        return _unknown_text(value, _loss_types(config))
+    # Of the options of a trainer that is not TRL's, only the schedule is transformers' own.
+    fields = _root_fields() if config is None else _trainer_fields(config)
+    if config is None and name != "lr_scheduler_type":
         return None
     kinds = fields.get(name, "")
     known = [values for kind, values in _enums().items() if kind in kinds.split(" | ")]
@@ -189,10 +149,7 @@ def _refused_number(kinds: str, value: JsonValue) -> str | None:
 
 
 @cache
-def _trainer_fields(task_type: str) -> Mapping[str, str]:
-    config = CONFIG_CLASSES.get(task_type)
-    if config is None:
-        return {}
+def _trainer_fields(config: str) -> Mapping[str, str]:
     own = class_fields(library_source("trl", f"trainer/{_module(config)}_config.py"), config)
     if not own:
         return {}
@@ -222,11 +179,8 @@ def _enums() -> Mapping[str, frozenset[str]]:
 
 
 @cache
-def _loss_types(task_type: str) -> frozenset[str]:
+def _loss_types(config: str) -> frozenset[str]:
     """Returns the losses that a trainer looks for: TRL has no list of them."""
-    config = CONFIG_CLASSES.get(task_type)
-    if config is None:
-        return frozenset()
     parts = [library_source("trl", f"trainer/{_module(config)}_{part}.py") for part in _PARTS]
     return frozenset(
         text
@@ -240,16 +194,15 @@ def _module(config: str) -> str:
     return config.removesuffix("Config").lower()
 
 
-def refused_argument(task_type: str, name: str) -> str | None:
-    """Returns why an option may not stand in a task's `training`; None when it may.
+def refused_argument(method: TrainingMethod, name: str) -> str | None:
+    """Returns why an option may not stand in `training`; None when it may.
 
     Without TRL only the options that mloc sets itself are refused: the workers may have TRL.
     """
     if name in OWNED:
         return f"{name!r} does not belong here: {OWNED[name]}"
-    known = trainer_argument_names(task_type)
+    known = trainer_argument_names(method)
     if not known or name in known or name in OURS:
         return None
-    trainer = CONFIG_CLASSES.get(task_type, "its trainer")
-    allowed = known - OWNED.keys()
-    return f"{task_type} ({trainer}) has no option {name!r}{nearest_hint(name, allowed)}"
+    trainer = "the trainer" if method.config is None else f"TRL's {method.config}"
+    return f"{trainer} has no option {name!r}{nearest_hint(name, known - OWNED.keys())}"

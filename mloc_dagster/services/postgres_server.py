@@ -21,6 +21,7 @@ import psutil
 from mloc_dagster.services.postgres_files import (
     ACCESS_FILE,
     ORPHAN_PATIENCE_S,
+    make_data_folder,
     orphans_of,
     postmaster,
 )
@@ -64,7 +65,7 @@ def main(arguments: Sequence[str]) -> None:
 
     private_home(folder.parent)
     server = get_server(folder, start=False)
-    server.ensure_pgdata_inited()
+    make_data_folder(server)
     # As root the library lets everybody look into all folders above the data.
     private_home(folder.parent)
     _clear_remains(folder)

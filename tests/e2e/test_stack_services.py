@@ -155,6 +155,19 @@ def test_down_stops_a_half_dead_stack_and_of_two_ups_at_once_one_starts_it(stack
     assert {each.state for each in stack.components().values()} == {"RUNNING"}
 
 
+def test_a_database_whose_making_was_killed_is_made_anew() -> None:
+    with tempfile.TemporaryDirectory(prefix="mloc-") as folder:
+        home = Path(folder)
+        idle = Stack(home)
+        command = [sys.executable, "-m", "mloc_dagster.cli", "run", "echo", "--quiet"]
+        first = subprocess.Popen(command, env=idle.environment, start_new_session=True)
+        until((home / "postgres" / "PG_VERSION").exists, "initdb has begun")
+        os.killpg(first.pid, signal.SIGKILL)
+        first.wait()
+        again = idle.mloc(*command[3:])
+    assert again.returncode == 0, again.stderr
+
+
 def test_down_and_status_without_a_stack(idle: Stack) -> None:
     done = idle.mloc("down")
     assert (done.returncode, done.stderr) == (0, "")

@@ -113,7 +113,7 @@ def measured_alone(model: Any, job: TrainingJob) -> dict[str, float]:
     spec = job.spec
     tokenizer = AutoTokenizer.from_pretrained(builtin_model_path("tiny-chat"))
     assert spec.evaluation is not None
-    rows = rendered_rows(ROWS, spec.evaluation.data, spec.task_type, tokenizer)
+    rows = rendered_rows(ROWS, spec.evaluation.data, spec.method, tokenizer)
     return evaluate(model, tokenizer, rows, spec.evaluation, log=lambda _: None)
 
 

@@ -19,7 +19,7 @@ from mloc_dagster.compile.effects import idle_fields as rules
 from mloc_dagster.compile.loader import parse_documents
 from mloc_dagster.errors import TemplateError
 from mloc_dagster.schema.base import Block, alternatives
-from mloc_dagster.schema.task import InferenceSpec, SftSpec
+from mloc_dagster.schema.task import InferenceSpec, RowSpec, SftSpec
 from mloc_dagster.schema.task_type import find_task_type, task_types
 from mloc_dagster.schema.trainer_arguments import (
     OURS,
@@ -180,7 +180,10 @@ RENAMED = {"json": "json_schema", "timeoutSec": "timeout_s"}
 
 def is_read(task_type: str, block: type[Block], field: Field) -> bool:
     name = RENAMED.get(field[-1], field[-1])
-    if field[0] == "training" and name in trainer_argument_names(task_type) | OURS:
+    spec = find_task_type(task_type).spec
+    if field[0] == "training" and name in trainer_argument_names(spec.method) | OURS:
+        return True
+    if issubclass(spec, RowSpec) and field == (spec.block_name, "error_budget"):
         return True
     if any(".".join(field[:end]) in OTHERWISE for end in range(1, len(field) + 1)):
         return True
@@ -198,12 +201,11 @@ def family(block: type[Block]) -> list[type[Block]]:
 
 def never_read(task_type: str, field: Field) -> bool:
     """Tells whether the table, or the trainer's own, says that a field has no effect at all."""
-    if field[0] == "training" and refused_argument(task_type, field[1]) is not None:
+    spec = find_task_type(task_type).spec
+    if field[0] == "training" and refused_argument(spec.method, field[1]) is not None:
         return True
     return any(
-        rule.when is None
-        and issubclass(find_task_type(task_type).spec, rule.specs)
-        and rule.path == field[: len(rule.path)]
+        rule.when is None and issubclass(spec, rule.specs) and rule.path == field[: len(rule.path)]
         for rule in rules()
     )
 

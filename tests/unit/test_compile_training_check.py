@@ -56,9 +56,9 @@ def test_the_librarys_own_options_are_taken(task_type: str, options: str) -> Non
 @pytest.mark.parametrize(
     ("task_type", "option", "expected"),
     [
-        ("sft", "packin: true", "sft (SFTConfig) has no option 'packin'; did you mean 'packing'?"),
-        ("sft", "beta: 0.1", "sft (SFTConfig) has no option 'beta'"),
-        ("reward", "packing: true", "reward (RewardConfig) has no option 'packing'"),
+        ("sft", "packin: true", "TRL's SFTConfig has no option 'packin'; did you mean 'packing'?"),
+        ("sft", "beta: 0.1", "TRL's SFTConfig has no option 'beta'"),
+        ("reward", "packing: true", "TRL's RewardConfig has no option 'packing'"),
         ("sft", "output_dir: /tmp", "the task's folder is chosen by mloc"),
         ("sft", "eval_steps: 5", "described in the block `evaluation`"),
     ],
@@ -277,8 +277,9 @@ def test_checkpoints_of_weights_alone_are_warned_of() -> None:
 
 def test_none_of_this_imports_a_library() -> None:
     code = (
-        "import sys; from mloc_dagster.schema.trainer_arguments import refused_value; "
-        "print(refused_value('dpo', 'loss_type', 'banana')); "
+        "import sys; from mloc_dagster.schema.task import DpoSpec; "
+        "from mloc_dagster.schema.trainer_arguments import refused_value; "
+        "print(refused_value(DpoSpec.method, 'loss_type', 'banana')); "
         "print(sorted({'torch', 'transformers', 'trl', 'peft'} & set(sys.modules)))"
     )
     said = subprocess.run(

@@ -16,17 +16,22 @@ torch = pytest.importorskip("torch")
 from mloc_dagster.errors import TerminalError  # noqa: E402 - after trl was found
 from mloc_dagster.executors.training.arguments import config_arguments  # noqa: E402
 from mloc_dagster.schema import trainer_arguments  # noqa: E402
-from mloc_dagster.schema.task import TrainingSpec  # noqa: E402
-from mloc_dagster.schema.task_type import find_task_type  # noqa: E402
+from mloc_dagster.schema.task import PPO_ARGUMENTS, DpoSpec, PpoSpec, SftSpec, TrainingSpec  # noqa: E402
+from mloc_dagster.schema.task_type import find_task_type, task_types  # noqa: E402
 from mloc_dagster.schema.trainer_arguments import (  # noqa: E402
-    CONFIG_CLASSES,
     OWNED,
-    PPO_ARGUMENTS,
     lora_argument_names,
     refused_argument,
     refused_value,
     trainer_argument_names,
 )
+
+METHODS = {
+    name: each.spec.method
+    for name, each in task_types().items()
+    if issubclass(each.spec, TrainingSpec)
+}
+OF_TRL = {name: each for name, each in METHODS.items() if each.config is not None}
 
 
 def spec_of(task_type: str, training: dict[str, Any] | None = None, **more: Any) -> TrainingSpec:
@@ -50,7 +55,7 @@ def arguments(spec: TrainingSpec, log: Callable[[str], None] = print) -> dict[st
 
 
 def config(spec: TrainingSpec) -> Any:
-    return getattr(trl, CONFIG_CLASSES[spec.task_type])(**arguments(spec))
+    return getattr(trl, str(spec.method.config))(**arguments(spec))
 
 
 def refused(spec: TrainingSpec) -> str:
@@ -71,10 +76,10 @@ def without_packages(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         each.cache_clear()
 
 
-@pytest.mark.parametrize("task_type", sorted(CONFIG_CLASSES))
+@pytest.mark.parametrize("task_type", sorted(OF_TRL))
 def test_the_names_read_from_source_are_those_of_the_class(task_type: str) -> None:
-    fields = dataclasses.fields(getattr(trl, CONFIG_CLASSES[task_type]))
-    assert trainer_argument_names(task_type) == {each.name for each in fields if each.init}
+    fields = dataclasses.fields(getattr(trl, str(OF_TRL[task_type].config)))
+    assert trainer_argument_names(OF_TRL[task_type]) == {each.name for each in fields if each.init}
 
 
 def test_loras_names_are_those_of_peft() -> None:
@@ -85,18 +90,18 @@ def test_loras_names_are_those_of_peft() -> None:
 
 
 def test_ppo_has_options_of_its_own() -> None:
-    names = trainer_argument_names("ppo")
+    names = trainer_argument_names(PpoSpec.method)
     assert PPO_ARGUMENTS | {"learning_rate", "max_steps", "seed"} <= names
     assert "packing" not in names
 
 
 @pytest.mark.usefixtures("without_packages")
 def test_without_trl_only_our_own_options_are_refused() -> None:
-    assert trainer_argument_names("sft") == lora_argument_names() == frozenset()
-    assert refused_argument("sft", "packin") is None
-    assert "chosen by mloc" in str(refused_argument("sft", "output_dir"))
-    assert refused_value("sft", "optim", "banana") is None
-    assert refused_value("dpo", "loss_type", "banana") is None
+    assert trainer_argument_names(SftSpec.method) == lora_argument_names() == frozenset()
+    assert refused_argument(SftSpec.method, "packin") is None
+    assert "chosen by mloc" in str(refused_argument(SftSpec.method, "output_dir"))
+    assert refused_value(SftSpec.method, "optim", "banana") is None
+    assert refused_value(DpoSpec.method, "loss_type", "banana") is None
 
 
 @pytest.mark.parametrize(
@@ -109,17 +114,17 @@ def test_the_values_read_from_source_are_those_of_the_enumeration(kind: str, mod
 
 
 def test_every_option_of_ours_is_the_librarys_or_once_was() -> None:
-    known = frozenset[str]().union(*map(trainer_argument_names, CONFIG_CLASSES))
+    known = frozenset[str]().union(*map(trainer_argument_names, OF_TRL.values()))
     assert OWNED.keys() - known == {"logging_dir"}
 
 
-@pytest.mark.parametrize("name", sorted(trainer_arguments.CONFIG_CLASSES))
+@pytest.mark.parametrize("name", sorted(OF_TRL))
 def test_a_field_of_ours_for_another_method_is_refused(name: str) -> None:
     assert "no option 'num_ppo_epochs'" in refused(spec_of(name, {"num_ppo_epochs": 2}))
 
 
 def test_what_the_user_leaves_out_is_trls_choice() -> None:
-    rates = {name: config(spec_of(name)).learning_rate for name in CONFIG_CLASSES}
+    rates = {name: config(spec_of(name)).learning_rate for name in OF_TRL}
     assert rates["sft"] == 2e-5
     assert rates["dpo"] == 1e-6
     assert rates["reward"] == 1e-4
@@ -154,8 +159,8 @@ def test_our_own_options_stay_with_us() -> None:
 @pytest.mark.parametrize(
     ("task_type", "option", "expected"),
     [
-        ("sft", {"beta": 0.1}, "training.beta: sft (SFTConfig) has no option 'beta'"),
-        ("reward", {"packing": True}, "reward (RewardConfig) has no option 'packing'"),
+        ("sft", {"beta": 0.1}, "training.beta: TRL's SFTConfig has no option 'beta'"),
+        ("reward", {"packing": True}, "TRL's RewardConfig has no option 'packing'"),
         ("grpo", {"num_generation": 4}, "did you mean 'num_generations'?"),
         ("sft", {"push_to_hub": True}, "published by the task's output"),
         ("kto", {"eval_steps": 5}, "block `evaluation`"),

@@ -10,7 +10,10 @@ import pytest
 from mloc_dagster.errors import DataError
 from mloc_dagster.executors.training.examples import choose_form, rendered_rows, with_form_of
 from mloc_dagster.schema.data import TrainingData
+from mloc_dagster.schema.task import SftSpec
+from mloc_dagster.schema.task_type import find_task_type
 
+SFT = SftSpec.method
 CHAT = SimpleNamespace(chat_template="{{ messages }}")
 BASE = SimpleNamespace(chat_template=None)
 PAIR = {"prompt": "Hi", "completion": "Hello!"}
@@ -26,7 +29,9 @@ def data(**fields: Any) -> TrainingData:
 def rendered(
     row: dict[str, Any], tokenizer: Any = CHAT, task_type: str = "sft", **fields: Any
 ) -> dict[str, Any]:
-    return dict(rendered_rows([row], data(**fields), task_type, tokenizer)[0])
+    return dict(
+        rendered_rows([row], data(**fields), find_task_type(task_type).spec.method, tokenizer)[0]
+    )
 
 
 def test_with_a_chat_template_texts_become_messages() -> None:
@@ -91,10 +96,10 @@ def test_the_choice_is_told(
     fields: dict[str, Any], tokenizer: Any, row: dict[str, Any], said: str
 ) -> None:
     told: list[str] = []
-    rendered_rows([row], data(**fields), "sft", tokenizer, told.append)
+    rendered_rows([row], data(**fields), SFT, tokenizer, told.append)
     assert len(told) == 1
     assert said.replace("\\\\", "\\") in told[0]
-    assert told[0] == choose_form([row], data(**fields), "sft", tokenizer).describe()
+    assert told[0] == choose_form([row], data(**fields), SFT, tokenizer).describe()
 
 
 @pytest.mark.parametrize(
@@ -111,13 +116,13 @@ def test_what_cannot_be_written_is_refused(
     fields: dict[str, Any], tokenizer: Any, row: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(DataError, match=message):
-        rendered_rows([row], data(**fields), "sft", tokenizer)
+        rendered_rows([row], data(**fields), SFT, tokenizer)
 
 
 def test_an_evaluation_is_written_as_the_training_was() -> None:
     trained, measured = data(separator=": "), data()
     taken = with_form_of(measured, trained)
-    assert rendered_rows([PAIR], taken, "sft", CHAT)[0]["prompt"] == "Hi: "
+    assert rendered_rows([PAIR], taken, SFT, CHAT)[0]["prompt"] == "Hi: "
     own = data(format="chat")
     assert with_form_of(own, trained) is own
     assert with_form_of(measured, data()).model_fields_set == measured.model_fields_set

@@ -19,10 +19,12 @@ from mloc_dagster.data.training_rows import (
     write_evaluation_rows,
     write_training_rows,
 )
-from mloc_dagster.errors import DataError, UnknownNameError
+from mloc_dagster.errors import DataError
 from mloc_dagster.results.store import Folder, open_store
 from mloc_dagster.schema.data import TrainingData
+from mloc_dagster.schema.task_type import find_task_type
 from mloc_dagster.schema.training import Evaluation
+from mloc_dagster.schema.training_method import TrainingMethod
 
 USER = {"role": "user", "content": "Hi"}
 GOOD = {"role": "assistant", "content": "Hello!"}
@@ -32,6 +34,10 @@ BAD = {"role": "assistant", "content": "Go away"}
 @pytest.fixture
 def folder(tmp_path: Path) -> Folder:
     return open_store(str(tmp_path / "results")).task("t")
+
+
+def method(task_type: str) -> TrainingMethod:
+    return find_task_type(task_type).spec.method
 
 
 def lines(path: Path, rows: list[dict[str, Any]]) -> str:
@@ -44,14 +50,14 @@ def inline(*rows: dict[str, Any], **fields: Any) -> TrainingData:
 
 
 def rows_of(task_type: str, *rows: dict[str, Any], **fields: Any) -> list[dict[str, Any]]:
-    found = training_rows(inline(*rows, **fields), task_type)
+    found = training_rows(inline(*rows, **fields), method(task_type))
     result = list(found)
     assert found.bad == []
     return result
 
 
 def reason(task_type: str, *rows: dict[str, Any], **fields: Any) -> str:
-    found = training_rows(inline(*rows, **fields), task_type)
+    found = training_rows(inline(*rows, **fields), method(task_type))
     list(found)
     assert found.bad_count == 1
     return found.bad[0][1]
@@ -103,14 +109,14 @@ def test_a_column_that_is_not_there_is_told_with_those_that_are(
     task_type: str, fields: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(DataError, match=message):
-        training_rows(inline({"question": "q", "answer": "a"}, **fields), task_type)
+        training_rows(inline({"question": "q", "answer": "a"}, **fields), method(task_type))
 
 
 def test_preferences() -> None:
     texts = {"prompt": "Hi", "chosen": "Hello!", "rejected": "Go away"}
     assert rows_of("dpo", texts) == rows_of("reward", texts) == [texts]
     data = TrainingData(preferences=(texts,))  # pyright: ignore[reportArgumentType]
-    assert list(training_rows(data, "dpo")) == [texts]
+    assert list(training_rows(data, method("dpo"))) == [texts]
     named = {"q": "Hi", "a": "Hello!", "b": "Go away"}
     fields = {"prompt_column": "q", "chosen_column": "a", "rejected_column": "b"}
     assert rows_of("dpo", named, **fields) == [texts]
@@ -148,23 +154,18 @@ def test_online_tasks_keep_the_other_columns(task_type: str) -> None:
     odd = {"riddle": "2+2?", "n": 4}
     assert rows_of(task_type, odd) == [{"prompt": "2+2?", "n": 4}]
     data = TrainingData(prompts=("a", "b"))
-    assert list(training_rows(data, task_type)) == [{"prompt": "a"}, {"prompt": "b"}]
+    assert list(training_rows(data, method(task_type))) == [{"prompt": "a"}, {"prompt": "b"}]
 
 
 def test_a_prompt_column_that_another_replaces_is_told() -> None:
-    found = training_rows(inline({"prompt": "old", "q": "new"}, prompt_column="q"), "ppo")
+    found = training_rows(inline({"prompt": "old", "q": "new"}, prompt_column="q"), method("ppo"))
     assert list(found) == [{"prompt": "new"}]
     assert found.source.endswith("(prompt: q; the column 'prompt' is left out)")
 
 
 def test_an_ambiguous_prompt_is_asked_for() -> None:
     with pytest.raises(DataError, match=r"data\.prompt_column.*columns: left, right"):
-        training_rows(inline({"left": "a", "right": "b"}), "ppo")
-
-
-def test_no_training_has_no_rows() -> None:
-    with pytest.raises(UnknownNameError, match=r"'spo'; did you mean '\w{3}'\?"):
-        training_rows(inline({"text": "a"}), "spo")
+        training_rows(inline({"left": "a", "right": "b"}), method("ppo"))
 
 
 @pytest.mark.parametrize(
@@ -200,7 +201,7 @@ def test_a_row_that_is_of_no_use_is_told_with_its_reason(
 
 def test_bad_rows_are_left_out_and_counted(folder: Folder) -> None:
     rows = [{"text": str(n) if n % 5 else None} for n in range(10)]
-    written = write_training_rows(inline(*rows, error_budget=0.2), "sft", folder)
+    written = write_training_rows(inline(*rows, error_budget=0.2), method("sft"), folder)
     assert (written.rows, written.read, written.bad) == (8, 10, 2)
     assert written.first_bad == ((0, "text is missing"), (5, "text is missing"))
     assert TrainingInputSummary.model_validate_json(written.model_dump_json()) == written
@@ -210,7 +211,7 @@ def test_more_bad_rows_than_the_budget_end_it_and_leave_no_file(folder: Folder) 
     rows = [{"text": "a"}, {"text": ""}, {"text": 1}, {"text": None}]
     message = r"2 of 4 rows .* data\.error_budget 0\.25 allows 1: row 1: text is empty; row 3: text"
     with pytest.raises(DataError, match=message):
-        write_training_rows(inline(*rows, error_budget=0.25), "sft", folder)
+        write_training_rows(inline(*rows, error_budget=0.25), method("sft"), folder)
     assert folder.list(recursive=True) == []
 
 
@@ -225,7 +226,7 @@ def test_a_budget_is_read_as_for_results() -> None:
 
 
 def test_the_file_has_a_line_a_row_and_a_version(folder: Folder) -> None:
-    written = write_training_rows(inline({"text": "ä"}, {"text": "b"}), "sft", folder)
+    written = write_training_rows(inline({"text": "ä"}, {"text": "b"}), method("sft"), folder)
     content = folder.read_bytes("input/train.jsonl")
     assert content == '{"text":"ä"}\n{"text":"b"}\n'.encode()
     assert written.data_version == hashlib.sha256(content).hexdigest()
@@ -235,7 +236,7 @@ def test_the_file_has_a_line_a_row_and_a_version(folder: Folder) -> None:
 def test_an_empty_input_is_an_error(tmp_path: Path, folder: Folder) -> None:
     data = TrainingData(dataset_name=lines(tmp_path / "none.jsonl", []))
     with pytest.raises(DataError, match=r"the input is empty: .*none\.jsonl train gave no rows"):
-        write_training_rows(data, "sft", folder)
+        write_training_rows(data, method("sft"), folder)
 
 
 def _write(path: Path, rows: list[dict[str, Any]]) -> None:
@@ -258,27 +259,27 @@ def test_each_format_gives_the_same_rows(tmp_path: Path, suffix: str) -> None:
     _write(path, rows)
     data = TrainingData(dataset_name=str(path), split="train[10%:20%]")
     expected = [{"prompt": f"p{n}", "completion": f"c{n}"} for n in range(5, 10)]
-    assert list(training_rows(data, "sft")) == expected
-    online = list(training_rows(data, "grpo"))
+    assert list(training_rows(data, method("sft"))) == expected
+    online = list(training_rows(data, method("grpo")))
     assert [str(row["n"]) for row in online] == ["5", "6", "7", "8", "9"]
 
 
 def test_the_shuffle_is_of_the_slice_and_before_the_cut(tmp_path: Path) -> None:
     path = lines(tmp_path / "rows.jsonl", [{"text": str(n)} for n in range(100)])
     data = TrainingData(dataset_name=path, split="train[:50]", shuffle=True, seed=3, max_samples=10)
-    first = [row["text"] for row in training_rows(data, "sft")]
-    assert first == [row["text"] for row in training_rows(data, "sft")]
+    first = [row["text"] for row in training_rows(data, method("sft"))]
+    assert first == [row["text"] for row in training_rows(data, method("sft"))]
     assert len(set(first)) == 10
     assert max(map(int, first)) > 10
     assert max(map(int, first)) < 50
     other = data.model_copy(update={"seed": 4})
-    assert first != [row["text"] for row in training_rows(other, "sft")]
+    assert first != [row["text"] for row in training_rows(other, method("sft"))]
 
 
 def test_a_bad_row_keeps_its_place_through_the_shuffle(tmp_path: Path) -> None:
     rows = [{"text": "" if n == 17 else str(n)} for n in range(30)]
     data = TrainingData(dataset_name=lines(tmp_path / "r.jsonl", rows), shuffle=True)
-    found = training_rows(data, "sft")
+    found = training_rows(data, method("sft"))
     assert len(list(found)) == 29
     assert found.bad == [(17, "text is empty")]
     assert found.count == 30
@@ -286,7 +287,9 @@ def test_a_bad_row_keeps_its_place_through_the_shuffle(tmp_path: Path) -> None:
 
 def test_a_row_that_lacks_a_column_is_only_a_bad_row(tmp_path: Path) -> None:
     rows = [{"prompt": "a"}, {"prompt": "a", "completion": "b"}]
-    found = training_rows(TrainingData(dataset_name=lines(tmp_path / "r.jsonl", rows)), "sft")
+    found = training_rows(
+        TrainingData(dataset_name=lines(tmp_path / "r.jsonl", rows)), method("sft")
+    )
     assert list(found) == [{"prompt": "a", "completion": "b"}]
     assert found.bad == [(0, "completion is missing")]
 
@@ -294,7 +297,7 @@ def test_a_row_that_lacks_a_column_is_only_a_bad_row(tmp_path: Path) -> None:
 def test_what_a_data_frame_writes_for_missing_is_missing(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text('{"text": NaN}\n{"text": "a"}\n')
-    found = training_rows(TrainingData(dataset_name=str(path)), "sft")
+    found = training_rows(TrainingData(dataset_name=str(path)), method("sft"))
     assert list(found) == [{"text": "a"}]
     assert found.bad == [(0, "text is missing")]
 
@@ -304,7 +307,7 @@ def test_rows_are_streamed(tmp_path: Path) -> None:
     lines(path, [{"text": str(n)} for n in range(1000)])
     with path.open("a") as file:
         file.write("{broken")
-    stream = iter(training_rows(TrainingData(dataset_name=str(path)), "sft"))
+    stream = iter(training_rows(TrainingData(dataset_name=str(path)), method("sft")))
     assert next(stream) == {"text": "0"}
     with pytest.raises(DataError, match=r"rows\.jsonl:1001: broken JSON"):
         list(stream)
@@ -313,11 +316,11 @@ def test_rows_are_streamed(tmp_path: Path) -> None:
 def test_messages_name_the_fields_of_this_block(tmp_path: Path) -> None:
     path = lines(tmp_path / "rows.jsonl", [{"text": "a"}])
     with pytest.raises(DataError, match=r"data\.config_name selects .* data\.dataset_name"):
-        training_rows(TrainingData(dataset_name=path, config_name="main"), "sft")
+        training_rows(TrainingData(dataset_name=path, config_name="main"), method("sft"))
     with pytest.raises(DataError, match=r"data\.dataset_name 'no such' is neither"):
-        training_rows(TrainingData(dataset_name="no such"), "sft")
+        training_rows(TrainingData(dataset_name="no such"), method("sft"))
     with pytest.raises(DataError, match="no split 'tset'"):
-        training_rows(TrainingData(dataset_name=path, split="tset"), "sft")
+        training_rows(TrainingData(dataset_name=path, split="tset"), method("sft"))
 
 
 @pytest.mark.parametrize("shuffle", [True, False])
@@ -342,7 +345,7 @@ def test_rows_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, shu
         messages_column="chat",
         shuffle=shuffle,
     )
-    found = training_rows(data, "sft")
+    found = training_rows(data, method("sft"))
     said = sorted(row["messages"][1]["content"] for row in found)
     assert said == [f"Hello {n}" for n in range(2, 6)]
     assert found.bad == [(4, "chat is missing")]
@@ -355,16 +358,16 @@ def test_a_lone_surrogate_spoils_its_row_only(tmp_path: Path, folder: Folder) ->
     chat = f'{{"messages": [{roles}]}}'
     path.write_text(chat % "b" + "\n" + chat % "\\ud800" + "\n")
     data = TrainingData(dataset_name=str(path), error_budget=0.5, shuffle=True)
-    summary = write_training_rows(data, "sft", folder)
+    summary = write_training_rows(data, method("sft"), folder)
     assert (summary.rows, summary.bad) == (1, 1)
     assert "not valid Unicode" in summary.first_bad[0][1]
     with pytest.raises(DataError, match="row 0: text is not valid Unicode"):
-        write_training_rows(inline({"text": "\ud800"}), "sft", folder)
+        write_training_rows(inline({"text": "\ud800"}), method("sft"), folder)
 
 
 def evaluated(task_type: str, row: dict[str, Any], *metrics: str, **fields: Any) -> dict[str, Any]:
     evaluation = Evaluation(data=inline(row, **fields), metrics=metrics or ("loss",))
-    return next(iter(evaluation_rows(evaluation, task_type)))
+    return next(iter(evaluation_rows(evaluation, method(task_type))))
 
 
 @pytest.mark.parametrize("task_type", ["sft", "dpo", "kto", "ppo", "grpo"])
@@ -385,7 +388,7 @@ def test_evaluation_rows_may_be_texts_chats_or_comparisons() -> None:
 def test_answers_that_are_labelled_bad_are_no_right_answers() -> None:
     rows = [{"prompt": "a", "completion": each, "label": each == "b"} for each in "bc"]
     evaluation = Evaluation(data=inline(*rows))
-    found = evaluation_rows(evaluation, "kto")
+    found = evaluation_rows(evaluation, method("kto"))
     assert [row["completion"] for row in found] == ["b"]
     assert found.source.endswith("; only those labelled as good)")
 
@@ -407,10 +410,10 @@ def test_what_a_metric_needs_is_asked_for_before_anything_runs(
 
 def test_a_metric_that_needs_no_right_answer_does_without() -> None:
     evaluation = Evaluation(data=inline({"prompt": "a"}), metrics=("regex",), pattern="x")
-    assert list(evaluation_rows(evaluation, "grpo")) == [{"prompt": "a"}]
+    assert list(evaluation_rows(evaluation, method("grpo"))) == [{"prompt": "a"}]
 
 
 def test_evaluation_rows_are_written_beside_the_others(folder: Folder) -> None:
-    written = write_evaluation_rows(Evaluation(data=inline({"text": "a"})), "sft", folder)
+    written = write_evaluation_rows(Evaluation(data=inline({"text": "a"})), method("sft"), folder)
     assert written.name == "input/eval.jsonl"
     assert folder.read_bytes(written.name) == b'{"text":"a"}\n'

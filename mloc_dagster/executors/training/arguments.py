@@ -42,7 +42,7 @@ def config_arguments(
     training = spec.training
     given = {**_set_fields(training), **(training.model_extra or {})}
     for name in given:
-        reason = refused_argument(spec.task_type, name)
+        reason = refused_argument(spec.method, name)
         if reason is not None:
             raise TerminalError(f"training.{name}: {reason}")
     for path, reason in refused_in_training(spec):

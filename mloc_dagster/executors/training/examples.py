@@ -13,10 +13,10 @@ from typing import Any
 from mloc_dagster.errors import DataError
 from mloc_dagster.executors.training.base import Row
 from mloc_dagster.schema.data import TrainingData
+from mloc_dagster.schema.training_method import TrainingMethod
 
 _ANSWERS = ("completion", "chosen", "rejected")
 _SPEECH = ("prompt", *_ANSWERS)
-_ONLINE = frozenset(("ppo", "grpo", "rloo"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class Form:
 def rendered_rows(
     rows: Iterable[Row],
     data: TrainingData,
-    task_type: str,
+    method: TrainingMethod,
     tokenizer: Any,
     log: Callable[[str], None] | None = None,
 ) -> list[Row]:
@@ -53,7 +53,7 @@ def rendered_rows(
     Args:
         rows: Rows in TRL's formats, as they were written for the task.
         data: The block that they come from, whose `format` and `separator` decide.
-        task_type: What they are for.
+        method: What they are for.
         tokenizer: The model's.
         log: Hears of the choice.
 
@@ -61,17 +61,19 @@ def rendered_rows(
         DataError: If rows cannot be written in the form that the block asks for.
     """
     given = list(rows)
-    form = choose_form(given, data, task_type, tokenizer)
+    form = choose_form(given, data, method, tokenizer)
     if log is not None:
         log(form.describe())
     # Where the model answers itself, other columns are for the reward functions, as they are.
-    speech = ("prompt",) if task_type in _ONLINE else _SPEECH
+    speech = ("prompt",) if method.samples else _SPEECH
     if form.chat:
         return [_as_chat(row, speech) for row in given]
     return [_as_plain(row, form, number) for number, row in enumerate(given)]
 
 
-def choose_form(rows: Sequence[Row], data: TrainingData, task_type: str, tokenizer: Any) -> Form:
+def choose_form(
+    rows: Sequence[Row], data: TrainingData, method: TrainingMethod, tokenizer: Any
+) -> Form:
     """Returns the form that rows are written in.
 
     Chat, if the tokenizer has a template and the block gives no `separator`; whole texts, and
@@ -84,7 +86,7 @@ def choose_form(rows: Sequence[Row], data: TrainingData, task_type: str, tokeniz
     chats = any(_holds_messages(row) for row in rows)
     separated = "separator" in data.model_fields_set
     # A rollout goes on from the prompt itself, unless the template says what stands between.
-    separator = data.separator if separated or task_type not in _ONLINE else ""
+    separator = data.separator if separated or not method.samples else ""
     if data.format == "chat":
         if whole:
             raise DataError(

@@ -19,9 +19,6 @@ _QUANTISED_BYTES = {"load_in_4bit": 0.55, "load_in_8bit": 1.05}
 # Bytes that an optimiser keeps for each trained weight; AdamW two averages in float32.
 _OPTIMISER_BYTES = {"8bit": 2.0, "4bit": 1.0, "adafactor": 0.1, "lion": 4.0, "sgd": 0.0}
 _ADAMW_BYTES = 8.0
-# Task types that compare with the model as it was, by the `beta` with which they do by default.
-_REFERENCE_BETA = {"dpo": 0.1, "kto": 0.1, "ppo": 0.05, "grpo": 0.0, "rloo": 0.05}
-_PAIRS = frozenset({"dpo", "reward"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,9 +184,8 @@ def _adapter_parameters(shape: ModelShape, block: Lora) -> int:
 
 def _other_models(spec: TrainingSpec) -> int:
     """Returns how many models of the same size stand beside the one that is trained."""
-    beta = _REFERENCE_BETA.get(spec.task_type, 0.0)
-    beta = beta if spec.training.beta is None else spec.training.beta
-    compares = spec.task_type in _REFERENCE_BETA and beta > 0
+    default, given = spec.method.reference_beta, spec.training.beta
+    compares = default is not None and (default if given is None else given) > 0
     # Under LoRA, the reference is the same model with its adapter off.
     reference = compares and spec.lora is None
     scores = isinstance(spec, OnlineSpec) and spec.reward_model is not None
@@ -205,7 +201,7 @@ def _activation_bytes(shape: ModelShape, spec: TrainingSpec, each: int) -> int:
     term for attention scores. Their feed-forward layers are four times as wide as the model; of the
     34, the 19 that these take grow along. Logits come on top, in float32, with their gradients.
     """
-    rows = spec.training.per_device_train_batch_size * (2 if spec.task_type in _PAIRS else 1)
+    rows = spec.training.per_device_train_batch_size * (2 if spec.method.in_pairs else 1)
     if isinstance(spec, OnlineSpec):
         length = (spec.training.max_length or PROMPT_LENGTH) + spec.generation.max_new_tokens
     else:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from typing import Any
 
 from mloc_dagster.errors import MlocError, TerminalError
 from mloc_dagster.executors.training.sequences import Speech
-from mloc_dagster.plugins import REWARDS_GROUP, registered_function
+from mloc_dagster.plugins import REWARDS_GROUP, registered_function, unfit_options
 from mloc_dagster.schema.task import OnlineSpec
 from mloc_dagster.schema.training import RewardFunction
 
@@ -97,13 +96,11 @@ def build_scorer(spec: OnlineSpec, device: Any, log: Callable[[str], None]) -> S
 def _part(reward: RewardFunction) -> Part:
     function = registered_function(REWARDS_GROUP, "reward function", reward.name)
     options = dict(reward.options)
-    try:
-        inspect.signature(function).bind([], [], {}, **options)
-    except TypeError as error:
+    reason = unfit_options(function, 3, options)
+    if reason is not None:
         raise TerminalError(
-            f"the reward function {reward.name!r} does not take its options: {error}; it takes "
-            f"{_options_of(function)}"
-        ) from error
+            f"the reward function {reward.name!r} does not take its options: {reason}"
+        )
 
     def score(
         prompts: Sequence[Speech],
@@ -113,11 +110,6 @@ def _part(reward: RewardFunction) -> Part:
         return function(prompts, completions, columns, **options)
 
     return Part(f"the reward function {reward.name!r}", reward.weight, score)
-
-
-def _options_of(function: Callable[..., Any]) -> str:
-    names = list(inspect.signature(function).parameters)[3:]
-    return ", ".join(names) or "none"
 
 
 def _scores(

@@ -64,7 +64,7 @@ def _train(job: TrainingJob, hooks: Hooks, say: Callable[[Message], None]) -> Fi
     model, tokenizer = _load(job, trainer, hooks)
     revision = _revision(job)
     given = read_rows(job.rows)
-    rows = rendered_rows(given, spec.data, spec.task_type, tokenizer, hooks.log)
+    rows = rendered_rows(given, spec.data, spec.method, tokenizer, hooks.log)
     measure = _measure(job, model, tokenizer, hooks, everywhere=spread)
 
     def tell(when: Literal["before", "after"]) -> None:
@@ -146,9 +146,7 @@ def _measure(
     from mloc_dagster.executors.training.examples import rendered_rows, with_form_of
 
     data = with_form_of(evaluation.data, job.spec.data)
-    rows: Sequence[Row] = rendered_rows(
-        read_rows(job.eval_rows), data, job.spec.task_type, tokenizer
-    )
+    rows: Sequence[Row] = rendered_rows(read_rows(job.eval_rows), data, job.spec.method, tokenizer)
     return lambda: evaluate(model, tokenizer, rows, evaluation, log=hooks.log)
 
 

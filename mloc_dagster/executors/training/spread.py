@@ -18,7 +18,6 @@ from mloc_dagster.executors.training.base import TrainingRun
 from mloc_dagster.executors.training.trl_callbacks import RunReporter, reporter
 from mloc_dagster.schema.spread_weights import refused_spreading, spreads_weights
 from mloc_dagster.schema.task import TrainingSpec
-from mloc_dagster.schema.trainer_arguments import CONFIG_CLASSES
 
 
 @dataclass(slots=True)
@@ -56,7 +55,7 @@ def is_spread(spec: TrainingSpec) -> bool:
     if refused is not None:
         raise TerminalError(f"training.{refused[0]}: {refused[1]}")
     # Without a GPU the options are left aside, and other trainers than TRL's know nothing of them.
-    return spec.task_type in CONFIG_CLASSES and spreads_weights(spec.training) and has_gpu(spec)
+    return spec.method.config is not None and spreads_weights(spec.training) and has_gpu(spec)
 
 
 def prepare_environment(config: Any) -> None:

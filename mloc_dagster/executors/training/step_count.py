@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from mloc_dagster.schema.ppo_options import check_training, ppo_options
 from mloc_dagster.schema.task import OnlineSpec, PpoSpec, TrainingSpec
 from mloc_dagster.schema.training_options import (
-    GENERATIONS,
+    generations_of,
     number_of,
     option_of,
     processes_of,
@@ -93,7 +93,7 @@ def _of_prompts(spec: OnlineSpec, rows: int | None) -> StepCount:
     lot = number_of(spec, "generation_batch_size", 0)
     usual = lot // together if lot else training.gradient_accumulation_steps
     batches_of_lot = number_of(spec, "steps_per_generation", usual)
-    answers = number_of(spec, "num_generations", GENERATIONS[spec.task_type])
+    answers = generations_of(spec)
     prompts = max(together * batches_of_lot // answers, 1)
     batches = None
     if rows is not None:
@@ -111,7 +111,7 @@ def _counted(spec: TrainingSpec, rows: int | None, batches: int | None, lot: str
         full = training.per_device_train_batch_size * processes
         full *= training.gradient_accumulation_steps
         if isinstance(spec, OnlineSpec):
-            full /= number_of(spec, "num_generations", GENERATIONS[spec.task_type])
+            full /= generations_of(spec)
         return StepCount(training.max_steps, full, f"max_steps, {lot}{many}")
     of_epoch = max(math.ceil(batches / training.gradient_accumulation_steps), 1)
     if training.max_steps > 0:

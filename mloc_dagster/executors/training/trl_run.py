@@ -17,7 +17,6 @@ from mloc_dagster.executors.training.reports import (
 )
 from mloc_dagster.executors.training.spread import prepare_environment, reporter_of
 from mloc_dagster.executors.training.trl_callbacks import RunReporter, numbers
-from mloc_dagster.schema.trainer_arguments import CONFIG_CLASSES
 
 REFERENCE_ADAPTER = "ref"
 """TRL's name for the frozen copy that it makes of an adapter, to compare with."""
@@ -35,7 +34,7 @@ def config_of(run: TrainingRun, overrides: Mapping[str, Any] | None = None) -> A
     """
     import trl
 
-    name = CONFIG_CLASSES[run.spec.task_type]
+    name = run.spec.method.config
     arguments = config_arguments(run.spec, run.output_dir, run.hooks.log) | dict(overrides or {})
     prepare_environment(arguments.get("fsdp_config"))
     try:
@@ -172,7 +171,7 @@ def _trainer_class(run: TrainingRun, config: Any) -> Any:
     import trl
     from trl import import_utils
 
-    name = CONFIG_CLASSES[run.spec.task_type].replace("Config", "Trainer")
+    name = run.spec.method.config.replace("Config", "Trainer")
     look = import_utils.is_vllm_available
     if not getattr(config, "use_vllm", False):
         import_utils.is_vllm_available = lambda min_version=None: False

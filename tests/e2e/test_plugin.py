@@ -1,0 +1,154 @@
+"""A package of somebody else adds a task type, a metric and a reward function: `tests/plugin`."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from jsonschema import Draft202012Validator
+
+from tests.e2e.conftest import ROOT
+from tests.e2e.stack import Stack
+
+pytestmark = pytest.mark.e2e
+
+PLUGIN = ROOT / "tests" / "plugin"
+GRADES = PLUGIN / "templates" / "readability.yaml"
+
+STAGES = """\
+apiVersion: mloc/v1
+kind: ReadabilityTask
+metadata: {name: graded}
+spec:
+  stages:
+    - name: grade
+      spec:
+        data: {type: list, items: [The cat sat on the mat.]}
+    - name: say
+      spec:
+        taskType: echo
+        data:
+          type: graph_template
+          template:
+            columns: [{label: grade, expr: "grade.result.items[*].output"}]
+            text: "It takes {{grade}} years."
+"""
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of packages with the built wheel in it."""
+    folder = tmp_path_factory.mktemp("site-packages")
+    code = f"from hatchling.build import build_wheel; print(build_wheel({str(folder)!r}))"
+    built = subprocess.run(
+        [sys.executable, "-c", code], cwd=PLUGIN, capture_output=True, text=True, check=True
+    )
+    with zipfile.ZipFile(folder / built.stdout.split()[-1]) as wheel:
+        wheel.extractall(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def stack(installed: Path) -> Iterator[Stack]:
+    path = os.pathsep.join(filter(None, [str(installed), os.environ.get("PYTHONPATH")]))
+    environment = {"PYTHONPATH": path}
+    with (
+        tempfile.TemporaryDirectory(prefix="mloc-") as home,
+        Stack(Path(home), workers=1, run_workers=1, api=True, environment=environment) as running,
+    ):
+        yield running
+
+
+def copied(source: Path, folder: Path, *changes: tuple[str, str]) -> str:
+    """Writes a template with some of its text replaced, and returns its path."""
+    text = source.read_text()
+    for old, new in changes:
+        assert old in text
+        text = text.replace(old, new)
+    (folder / source.name).write_text(text)
+    return str(folder / source.name)
+
+
+def outputs(folder: Path) -> list[str]:
+    items = json.loads((folder / "responses.json").read_text())["result"]["items"]
+    return [each["output"] for each in items]
+
+
+def test_its_template_runs_directly(stack: Stack) -> None:
+    done = stack.mloc("run", str(GRADES), "--quiet")
+    assert done.returncode == 0, done.stderr
+    easy, hard = map(float, outputs(Path(done.stdout.strip())))
+    assert easy < 0 < 20 < hard
+
+
+def test_its_template_runs_on_the_fleet_and_later_stages_read_it(
+    stack: Stack, tmp_path: Path
+) -> None:
+    stages = tmp_path / "stages.yaml"
+    stages.write_text(STAGES)
+    done = stack.mloc("submit", str(stages), "--wait")
+    assert done.returncode == 0, done.stderr + done.stdout
+    folders = [each.parent for each in (stack.layout.home / "results").glob("*/responses.json")]
+    assert any("-5.1" in outputs(each)[0] and "grade" in outputs(each)[0] for each in folders)
+
+
+@pytest.mark.parametrize(
+    ("template", "change", "said"),
+    [
+        ("readability", ("formula:", "formla:"), ":12:5: spec.readability.formla: "),
+        ("readability", ("coleman_liau", "colman_liau"), "'colman_liau'"),
+        ("readability", ("ReadabilityTask", "ReadbilityTask"), "did you mean 'ReadabilityTask'?"),
+        ("brief", ("words: 2", "wrds: 2"), "an unexpected keyword argument 'wrds'; it takes words"),
+        ("brief", ("name: short", "name: shrt"), "did you mean 'short'?"),
+        ("brief", ("[brevity]", "[brevty]"), "did you mean 'brevity'?"),
+    ],
+)
+def test_a_wrong_template_is_refused_everywhere(
+    stack: Stack, tmp_path: Path, template: str, change: tuple[str, str], said: str
+) -> None:
+    path = copied(PLUGIN / "templates" / f"{template}.yaml", tmp_path, change)
+    for command in (["validate"], ["submit"]):
+        done = stack.mloc(*command, path)
+        assert done.returncode == 2
+        assert f"{template}.yaml:" in done.stdout + done.stderr
+        assert said in done.stdout + done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_a_failed_row_fails_the_task_which_can_be_retried(stack: Stack, tmp_path: Path) -> None:
+    path = copied(GRADES, tmp_path, ("The cat sat on the mat.", "'...'"))
+    done = stack.mloc("submit", path, "--wait", "--json")
+    assert done.returncode == 1
+    (task,) = json.loads(done.stdout)["tasks"]
+    task_id = task["task_id"]
+    told = stack.mloc("show", task_id).stdout
+    assert "there are no words in this row" in told
+    retried = stack.mloc("retry", task_id)
+    assert retried.returncode == 0, retried.stderr
+
+
+def test_its_schema_is_everybodys(stack: Stack) -> None:
+    schema = json.loads(stack.mloc("schema").stdout)
+    assert schema["$defs"]["Readability"]["description"] == "How texts are graded."
+    document = yaml.safe_load(GRADES.read_text())
+    check = Draft202012Validator(schema)
+    assert check.is_valid(document)
+    document["spec"]["readability"] = {"formula": "flesch"}
+    assert not check.is_valid(document)
+
+
+def test_its_metric_and_its_reward_function_train(stack: Stack) -> None:
+    pytest.importorskip("trl")
+    done = stack.mloc("run", str(PLUGIN / "templates" / "brief.yaml"), "--quiet")
+    assert done.returncode == 0, done.stderr
+    training = json.loads((Path(done.stdout.strip()) / "training.json").read_text())
+    assert training["before"].keys() == training["after"].keys() == {"brevity"}
+    assert training["metrics"]["reward"] > 0
