@@ -13,7 +13,10 @@ from mloc_dagster.schema.base import Annotation, Block, alternatives
 
 def fields_of(block: type[BaseModel]) -> dict[str, Annotation]:
     """Returns the type of each key that a block takes, by the key's name in YAML."""
-    return {field.alias or name: field.annotation for name, field in block.model_fields.items()}
+    fields = dict(block.model_fields)
+    if issubclass(block, Block):
+        fields |= block.registered_fields()
+    return {field.alias or name: field.annotation for name, field in fields.items()}
 
 
 def step_into(annotation: Annotation, step: str | int) -> list[Annotation]:

@@ -9,6 +9,7 @@ from functools import cache
 from typing import Annotated, Any, Union, cast, get_args, get_origin
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic.fields import FieldInfo
 
 Annotation = Any
 """A type as it is written in a class body: a class, a union, `Literal[…]`, …"""
@@ -29,6 +30,11 @@ class Block(BaseModel):
         protected_namespaces=(),
         allow_inf_nan=False,
     )
+
+    @classmethod
+    def registered_fields(cls) -> dict[str, FieldInfo]:
+        """Returns the fields that distributions add to those of the class, by name."""
+        return {}
 
     @model_validator(mode="before")
     @classmethod

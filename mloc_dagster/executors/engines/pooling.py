@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mloc_dagster.errors import TerminalError
-from mloc_dagster.executors.engine import EngineRequest
+from mloc_dagster.executors.engines.protocol import EngineRequest
 from mloc_dagster.schema.inference import Pooling
 
 PoolingType = Literal["CLS", "LAST", "MEAN"]

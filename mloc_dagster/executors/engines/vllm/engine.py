@@ -3,36 +3,47 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 from mloc_dagster.errors import TaskCancelled
-from mloc_dagster.executors.engine import Completion, EngineRequest, Rendered, Replies
-from mloc_dagster.executors.engine_choice import vllm_version
-from mloc_dagster.executors.memory import release_memory
-from mloc_dagster.executors.model_files import folder_revision
-from mloc_dagster.executors.prompts import render_chat, render_plain
-from mloc_dagster.executors.vllm_adapters import (
+from mloc_dagster.executors.engines.protocol import Completion, EngineRequest, Rendered, Replies
+from mloc_dagster.executors.engines.vllm.adapters import (
     ServedAdapters,
     load_adapters,
     prepare_adapters,
 )
-from mloc_dagster.executors.vllm_environment import (
+from mloc_dagster.executors.engines.vllm.feed import LOOK_EVERY_S, Feed
+from mloc_dagster.executors.engines.vllm.loader import vllm_version
+from mloc_dagster.executors.engines.vllm.process import (
+    TURN,
     computing_on_cpu,
     engine_threads,
+    in_process,
     prepare_environment,
+    shut_down,
 )
-from mloc_dagster.executors.vllm_feed import LOOK_EVERY_S, Feed
-from mloc_dagster.executors.vllm_prefill import PromptSteps
-from mloc_dagster.executors.vllm_sampling import completion_of, sampling_params
-from mloc_dagster.executors.vllm_shutdown import TURN, in_process, shut_down
-from mloc_dagster.executors.vllm_size import device_of, held_bytes, weights_bytes_of
-from mloc_dagster.executors.vllm_sleep import LEVEL, can_sleep
-from mloc_dagster.executors.vllm_start import EnginePlan, plan_engine, start_engine
-from mloc_dagster.executors.vllm_vision import picture_prompt, processor_template, sees
+from mloc_dagster.executors.engines.vllm.requests import (
+    completion_of,
+    picture_prompt,
+    processor_template,
+    sampling_params,
+    sees,
+)
+from mloc_dagster.executors.engines.vllm.start import EnginePlan, plan_engine, start_engine
+from mloc_dagster.executors.memory import release_memory, weights_bytes
+from mloc_dagster.executors.model_files import folder_revision
+from mloc_dagster.executors.prompts import render_chat, render_plain
 from mloc_dagster.results.rows import InputRow
 from mloc_dagster.schema.task import ModelSpec
+
+STEP_TOKENS = 4096
+"""Tokens of a step at most while prompts are read in pieces: what `vllm.LLM` takes on a CPU."""
+
+SLEEP_LEVEL = 1
+"""Weights wait in main memory; at level 2 they would have to be read again."""
 
 
 def load_engine(spec: ModelSpec) -> VllmEngine:
@@ -191,8 +202,8 @@ class VllmEngine:
         return weights_bytes_of(self.llm)
 
     def sleep(self) -> None:
-        """Moves the weights to main memory and lets go of the cache; see `vllm_sleep`."""
-        self.llm.sleep(level=LEVEL)
+        """Moves the weights to main memory and lets go of the cache, prefixes included."""
+        self.llm.sleep(level=SLEEP_LEVEL)
 
     def wake(self) -> None:
         """Moves the weights back to the GPUs, with an empty cache."""
@@ -240,3 +251,109 @@ class VllmEngine:
             shut_down(llm)
             del llm
             release_memory()
+
+
+class PromptSteps:
+    """Decides how many steps vLLM may take to read a prompt on a CPU; does nothing on GPUs.
+
+    Reading in pieces (chunked prefill) fills every step and is faster. But vLLM 0.32 turns the
+    generator of a seeded request back after each piece, which torch can only do on GPUs: such a
+    request breaks a CPU's engine. So an engine reads in pieces until a seeded request comes, and
+    whole prompts from then on until it is empty.
+
+    Args:
+        llm: vLLM's `LLMEngine`, which must be empty.
+        given: The engine arguments that the template gives.
+    """
+
+    def __init__(self, llm: Any, given: Mapping[str, Any]) -> None:
+        self._scheduler = llm.engine_core.engine_core.scheduler if in_process(llm) else None
+        if self._scheduler is None:
+            return
+        self._config = self._scheduler.scheduler_config
+        self._most = self._config.max_num_batched_tokens
+        self._longest = llm.model_config.max_model_len
+        generates = llm.model_config.runner_type == "generate"
+        self._in_pieces = generates and given.get("enable_chunked_prefill") is not False
+        self._step = self._most
+        if "max_num_batched_tokens" not in given:
+            self._step = min(self._most, STEP_TOKENS)
+
+    def in_pieces(self) -> None:
+        """Lets prompts be read in pieces, unless the template forbids it; the engine is empty."""
+        if self._scheduler is not None and self._in_pieces:
+            self._config.enable_chunked_prefill = True
+            self._scheduler.max_num_scheduled_tokens = self._step
+
+    def whole(self) -> None:
+        """Has prompts read in one step each, for the sake of a seeded request.
+
+        Raises:
+            ValueError: If the template leaves too few tokens to a step for that.
+        """
+        if self._scheduler is None:
+            return
+        if self._most < self._longest:
+            raise ValueError(
+                f"model.vllm.max_num_batched_tokens is {self._most}: on a CPU, vLLM answers at a "
+                f"temperature above 0 only if it is not less than max_model_len, {self._longest}"
+            )
+        self._config.enable_chunked_prefill = False
+        self._scheduler.max_num_scheduled_tokens = self._most
+
+
+def weights_bytes_of(llm: Any) -> int:
+    """Returns the bytes of an engine's weights, at least as many as their files have.
+
+    An engine in another process shows no more, and on a CPU vLLM packs most weights into a form
+    that torch does not see.
+    """
+    folder = _folder(llm.model_config.model, llm.model_config.revision)
+    files = [file for kind in ("*.safetensors", "*.bin") for file in folder.glob(kind)]
+    stored = sum(file.stat().st_size for file in files)
+    if not in_process(llm):
+        return stored
+    return max(stored, weights_bytes(llm.model_executor.driver_worker.model_runner.model))
+
+
+def held_bytes(llm: Any) -> int:
+    """Returns the bytes that an engine holds on its devices: weights and key-value cache.
+
+    On a GPU vLLM reserves a share of each device for both, unless it is told how large the cache
+    is to be.
+    """
+    cache_bytes = llm.vllm_config.cache_config.kv_cache_memory_bytes
+    if cache_bytes is not None:
+        return weights_bytes_of(llm) + cache_bytes * _devices(llm)
+    from vllm.platforms import current_platform
+
+    share = llm.vllm_config.cache_config.gpu_memory_utilization
+    return int(share * current_platform.get_device_total_memory()) * _devices(llm)
+
+
+def device_of(llm: Any) -> str:
+    """Returns where an engine runs: `cpu`, `cuda:0`, `cuda:0-3`."""
+    kind = llm.vllm_config.device_config.device_type
+    if kind == "cpu":
+        return "cpu"
+    count = _devices(llm)
+    return f"{kind}:0" if count == 1 else f"{kind}:0-{count - 1}"
+
+
+def _folder(model: str, revision: str | None) -> Path:
+    """Returns where a model's files lie; of one from the hub, its folder in the hub's cache."""
+    if Path(model).is_dir():
+        return Path(model)
+    from huggingface_hub import try_to_load_from_cache
+
+    config = try_to_load_from_cache(model, "config.json", revision=revision)
+    return Path(config).parent if isinstance(config, str) else Path(model)
+
+
+def _devices(llm: Any) -> int:
+    return llm.vllm_config.parallel_config.world_size
+
+
+def can_sleep(arguments: Mapping[str, Any]) -> bool:
+    """Returns whether an engine that was started with these arguments can sleep."""
+    return bool(arguments.get("enable_sleep_mode"))

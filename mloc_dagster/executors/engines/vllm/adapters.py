@@ -13,14 +13,12 @@ from typing import Any
 
 from mloc_dagster.errors import TerminalError, TransientError, nearest_hint
 from mloc_dagster.executors.adapters import adapter_folder, merge_adapters
+from mloc_dagster.executors.engines.vllm.process import is_dead
+from mloc_dagster.executors.engines.vllm.requests import refuse_merging
+from mloc_dagster.executors.engines.vllm.start import EnginePlan
 from mloc_dagster.executors.model_files import content_digest
-from mloc_dagster.executors.reuse_identity import is_commit
-from mloc_dagster.executors.reuse_key import digest_of
-from mloc_dagster.executors.transformers_model import clear_load_errors
-from mloc_dagster.executors.vllm_breakdown import is_dead
-from mloc_dagster.executors.vllm_start import EnginePlan
-from mloc_dagster.executors.vllm_vision import refuse_merging
-from mloc_dagster.schema.canonical import canonical_json
+from mloc_dagster.executors.model_source import clear_load_errors, is_commit
+from mloc_dagster.schema.canonical import canonical_json, digest_of
 from mloc_dagster.schema.engines import adapter_name
 from mloc_dagster.schema.model import Adapter
 from mloc_dagster.settings import settings

@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from mloc_dagster.errors import InputError
-from mloc_dagster.executors.engine import Completion, EngineRequest, Rendered
-from mloc_dagster.executors.pooling import PoolingPlan, fitted_tokens, pooling_plan, scaled
+from mloc_dagster.executors.engines.pooling import PoolingPlan, fitted_tokens, pooling_plan, scaled
+from mloc_dagster.executors.engines.protocol import Completion, EngineRequest, Rendered
+from mloc_dagster.executors.engines.vllm.adapters import prepare_adapters
+from mloc_dagster.executors.engines.vllm.engine import VllmEngine
+from mloc_dagster.executors.engines.vllm.process import prepare_environment
+from mloc_dagster.executors.engines.vllm.start import plan_engine
+from mloc_dagster.executors.model_source import clear_load_errors
 from mloc_dagster.executors.prompts import render_plain
-from mloc_dagster.executors.transformers_model import clear_load_errors
-from mloc_dagster.executors.vllm_adapters import prepare_adapters
-from mloc_dagster.executors.vllm_engine import VllmEngine
-from mloc_dagster.executors.vllm_environment import prepare_environment
-from mloc_dagster.executors.vllm_start import plan_engine
 from mloc_dagster.results.rows import InputRow
 from mloc_dagster.schema.task import EmbeddingSpec
 

@@ -16,20 +16,20 @@ from mloc_dagster.errors import (
     TransientError,
     nearest_hint,
 )
-from mloc_dagster.executors.engine_choice import vllm_build, vllm_version
-from mloc_dagster.executors.operator_leave import trusts_remote_code
-from mloc_dagster.executors.transformers_model import (
-    clear_load_errors,
-    hub_commit,
-    model_place,
+from mloc_dagster.executors.engines.vllm.engine_type import VLLM, VllmOptions
+from mloc_dagster.executors.engines.vllm.loader import vllm_build, vllm_version
+from mloc_dagster.executors.engines.vllm.process import (
+    TURN,
+    announce,
+    kept_process_state,
+    one_line,
+    only_readable_modules,
+    prepare_environment,
 )
-from mloc_dagster.executors.vllm_breakdown import one_line
-from mloc_dagster.executors.vllm_environment import kept_process_state, prepare_environment
-from mloc_dagster.executors.vllm_kernels import only_readable_modules
-from mloc_dagster.executors.vllm_shutdown import TURN, announce
-from mloc_dagster.executors.vllm_sleep import drop_sleep_mode
-from mloc_dagster.schema.engines import vllm_arguments
-from mloc_dagster.schema.model import ModelSource
+from mloc_dagster.executors.model_source import clear_load_errors, hub_commit, model_place
+from mloc_dagster.executors.operator_leave import trusts_remote_code
+from mloc_dagster.schema.engines import shared_options
+from mloc_dagster.schema.model import Model, ModelSource
 from mloc_dagster.schema.task import ModelSpec
 
 CPU_CACHE_BYTES = 1 << 30
@@ -84,7 +84,7 @@ def plan_engine(spec: ModelSpec, **extra: Any) -> EnginePlan:
     build = vllm_build()
     if build is None:
         raise MissingExtraError("inference with vLLM", "vllm")
-    source, given = spec.model.source, vllm_arguments(spec.model)
+    source, given = spec.model.source, _given_arguments(spec.model)
     place = model_place(source)
     asked = bool(given.pop("trust_remote_code", False))
     arguments: dict[str, Any] = {
@@ -96,10 +96,10 @@ def plan_engine(spec: ModelSpec, **extra: Any) -> EnginePlan:
         arguments["revision"] = commit
     notes: tuple[str, ...] = ()
     if build == "cpu":
-        notes = _drop_parallel(given) + drop_sleep_mode(given)
+        notes = _drop_parallel(given) + _drop_sleep_mode(given)
         arguments |= _cpu_defaults(place)
         if "max_num_batched_tokens" not in given:
-            # Steps that any prompt fits into; `vllm_prefill` has prompts read in pieces even so.
+            # Steps that any prompt fits into; `PromptSteps` has them read in pieces even so.
             arguments["enable_chunked_prefill"] = False
     else:
         if spec.enforce_cpu:
@@ -111,8 +111,14 @@ def plan_engine(spec: ModelSpec, **extra: Any) -> EnginePlan:
     return EnginePlan(source, place, arguments, notes, given)
 
 
+def _given_arguments(model: Model) -> dict[str, Any]:
+    """Returns the arguments of the template; those of other engines' blocks that hold here, too."""
+    shared = {name: each for name, each in shared_options(model, VLLM).items() if each != "auto"}
+    return {**shared, **model.options(VLLM.name, VllmOptions).arguments}
+
+
 def start_engine(plan: EnginePlan) -> Any:
-    """Starts an engine; see `vllm_shutdown.shut_down` for its end.
+    """Starts an engine; see `process.shut_down` for its end.
 
     Returns:
         vLLM's `LLMEngine`.
@@ -164,6 +170,12 @@ def _drop_parallel(given: dict[str, Any]) -> tuple[str, ...]:
         f"model.vllm.{name}: {value} is for GPUs; on this CPU one process does the work"
         for name, value in dropped.items()
     )
+
+
+def _drop_sleep_mode(given: dict[str, Any]) -> tuple[str, ...]:
+    if not given.pop("enable_sleep_mode", False):
+        return ()
+    return ("model.vllm.enable_sleep_mode is for GPUs; on this CPU an evicted model is unloaded",)
 
 
 def _tensor_parallel_size(spec: ModelSpec, given: Mapping[str, Any]) -> int:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mloc_dagster.errors import MissingExtraError
+from mloc_dagster.executors.engines.transformers.engine_type import TRANSFORMERS
 from mloc_dagster.schema.engines import refused_in_inference
 from mloc_dagster.schema.inference import Inference, StructuredOutputs
 
@@ -63,8 +64,9 @@ class GrammarShelf:
         return known.grammar
 
     def _shelved(self, sampling: Inference) -> _Shelved:
-        for path, reason in refused_in_inference(sampling, "transformers"):
-            return _Shelved(sampling, f"inference.{'.'.join(map(str, path))}: {reason}")
+        for each in refused_in_inference(sampling, TRANSFORMERS):
+            place = ".".join(map(str, each.path))
+            return _Shelved(sampling, f"inference.{place}: {each.reason}")
         form = sampling.structured_outputs
         if form is None:
             return _Shelved(sampling)

@@ -15,24 +15,23 @@ from mloc_dagster.errors import (
     TaskCancelled,
     TransientError,
 )
-from mloc_dagster.executors.batch_run import DEVICE_LOST, OUT_OF_MEMORY
-from mloc_dagster.executors.engine import Completion, EngineRequest, Rendered, Replies
+from mloc_dagster.executors.engines.pooling import PoolingPlan, fitted_tokens, pooling_plan, scaled
+from mloc_dagster.executors.engines.protocol import Completion, EngineRequest, Rendered, Replies
+from mloc_dagster.executors.engines.transformers.engine import DEVICE_LOST, OUT_OF_MEMORY
+from mloc_dagster.executors.engines.transformers.model import (
+    max_model_len,
+    options_of,
+    quantised_loading,
+)
 from mloc_dagster.executors.memory import release_memory, weights_bytes
 from mloc_dagster.executors.model_files import folder_revision
+from mloc_dagster.executors.model_source import clear_load_errors, hub_commit, model_place
 from mloc_dagster.executors.operator_leave import trusts_remote_code
-from mloc_dagster.executors.pooling import PoolingPlan, fitted_tokens, pooling_plan, scaled
 from mloc_dagster.executors.prompts import render_plain
-from mloc_dagster.executors.quantization import quantised_loading
-from mloc_dagster.executors.transformers_model import (
-    clear_load_errors,
-    hub_commit,
-    model_place,
-)
 from mloc_dagster.results.rows import InputRow, ServerFault
-from mloc_dagster.schema.engines import max_model_len, transformers_options
 from mloc_dagster.schema.inference import Pooling
-from mloc_dagster.schema.model import TransformersOptions
 from mloc_dagster.schema.task import EmbeddingSpec
+from mloc_dagster.schema.transformers_options import TransformersOptions
 
 WINDOW_ROWS = 2048  # as for text: long enough to sort by length, short enough for bounded memory
 
@@ -63,7 +62,7 @@ def load_engine(spec: EmbeddingSpec) -> PoolingEngine:
         raise MissingExtraError("embedding with transformers", "hf") from error
     from transformers import AutoModel, AutoTokenizer
 
-    source, options = block.source, transformers_options(block)
+    source, options = block.source, options_of(block)
     place = model_place(source)
     commit = hub_commit(source)
     common: dict[str, Any] = {

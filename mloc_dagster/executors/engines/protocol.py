@@ -1,17 +1,26 @@
-"""What an engine is: a loaded model that answers requests, whichever library runs it.
+"""What an engine must do: load a model, and answer requests, whichever library runs it.
 
+An `EngineType` (`schema/engine_type.py`) names its `EngineLoader`, and this loads an `Engine`.
 `inference_run` turns rows into requests and answers into rows; an engine sees neither shards nor
 files, and every engine passes the suite in `tests/contract/test_inference_engines.py`.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from pydantic import JsonValue
+
+from mloc_dagster.executors.model_files import paths_in
 from mloc_dagster.results.rows import InputRow, TokenLogprob
+from mloc_dagster.schema.engine_type import EngineType, changed_options
 from mloc_dagster.schema.inference import Inference, Pooling
+from mloc_dagster.schema.model import Model
+from mloc_dagster.schema.task import ModelSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,3 +198,66 @@ class SleepingEngine(Protocol):
     def wake(self) -> None:
         """Moves its weights back, with an empty cache."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class OptionsIdentity:
+    """What of an engine's options decides what it answers.
+
+    Attributes:
+        answers: The options that answers depend on, by name.
+        places: Files and folders of this machine that they name, whose content counts.
+        unknown: An option that names something without a revision: what answers is not known
+            exactly, so nothing is reused. None where all is known.
+    """
+
+    answers: dict[str, JsonValue]
+    places: tuple[Path, ...] = ()
+    unknown: str | None = None
+
+
+class EngineLoader(ABC):
+    """Loads models into an engine. Heavy imports belong into its methods.
+
+    Args:
+        engine: The engine's descriptor.
+    """
+
+    def __init__(self, engine: EngineType) -> None:
+        self.engine = engine
+
+    @abstractmethod
+    def load(self, spec: ModelSpec) -> Engine:
+        """Loads the model of a task.
+
+        Raises:
+            MissingExtraError: If the engine is not installed.
+            TerminalError: If there is no such model, or the engine cannot run it.
+            TransientError: If the hub cannot be reached.
+        """
+
+    def installed(self) -> bool:
+        """Tells whether its library is on this machine, whatever hardware there is."""
+        return True
+
+    def obstacle(self, spec: ModelSpec) -> str | None:
+        """Returns why it cannot run a task on this machine; None when it can."""
+        return None
+
+    def reason(self, spec: ModelSpec) -> str:
+        """Returns why it is the best choice on this machine, as the end of a line."""
+        return "it can run here"
+
+    def identity(self, model: Model) -> OptionsIdentity:
+        """Returns what of its options decides what it answers; imports no heavy library.
+
+        By default all but those of `batching` and `placing`, with the content of every file and
+        folder that one of them names.
+        """
+        options = model.options(self.engine.name, self.engine.options)
+        answers = changed_options(options, self.engine.batching | self.engine.placing)
+        return OptionsIdentity(answers, tuple(paths_in(answers)))
+
+    def prefix_block_tokens(self, spec: ModelSpec) -> int:
+        """Returns the tokens of a block of its prefix cache; 0 without one."""
+        return 0
