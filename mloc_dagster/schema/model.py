@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, JsonValue, ValidationInfo, field_validator, model_validator
 
 from mloc_dagster.errors import nearest_hint
 from mloc_dagster.models import BUILTIN_MODELS
 from mloc_dagster.schema.base import Block
+from mloc_dagster.schema.markers import FileRef
+from mloc_dagster.schema.safe_options import VLLM_OPTIONS
 
 _DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential", "cpu", "cuda", "mps", "xpu")
 _DEVICE = re.compile(r"(?:cuda|mps|xpu|npu|hpu):\d+")
@@ -26,7 +28,7 @@ class ModelSource(Block):
     type: Literal["huggingface", "local", "builtin"] = "huggingface"
     """`huggingface` (a hub id), `local` (a folder) or `builtin` (ships with mloc)."""
 
-    identifier: str = Field(min_length=1)
+    identifier: Annotated[str, FileRef(anchored=False)] = Field(min_length=1)
     """Hub id, path, or the name of a builtin model such as `tiny-chat`."""
 
     revision: str | None = Field(default=None, min_length=1)
@@ -137,10 +139,10 @@ class Adapter(Block):
     name: str | None = None
     """What rows call it (`model` of an OpenAI batch); by default the last part of its place."""
 
-    path: str | None = None
+    path: Annotated[str | None, FileRef()] = None
     """A folder with the adapter."""
 
-    url: str | None = None
+    url: Annotated[str | None, FileRef()] = None
     """An archive with the adapter, or a reference to an earlier stage's result."""
 
     apply: Literal["merge", "request"] = "merge"
@@ -154,7 +156,7 @@ class Model(Block):
     engine: Literal["vllm", "transformers"] | None = None
     """Which engine; by default vLLM where it can run, else transformers."""
 
-    vllm: Mapping[str, JsonValue] = Field(default_factory=dict)
+    vllm: Annotated[Mapping[str, JsonValue], VLLM_OPTIONS] = Field(default_factory=dict)
     """vLLM's engine arguments, verbatim. `dtype` and `max_model_len` hold on transformers, too."""
 
     transformers: TransformersOptions = TransformersOptions()

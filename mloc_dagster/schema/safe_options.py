@@ -1,4 +1,4 @@
-"""Options that a submitted template may set: those that can name no code, file or host.
+"""Options of libraries that can name no code, file or host, as marks for their blocks.
 
 Libraries import modules, read files and open connections by what some of their options name. So
 a template that comes over the API may set options of these lists; of trainers also any number and
@@ -13,6 +13,8 @@ from types import MappingProxyType
 
 from pydantic import JsonValue
 
+from mloc_dagster.schema.markers import LibraryOptions, Path
+
 _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?[kKmMgG]?")
 _ANY = None
 """Any text: nothing is looked up by it."""
@@ -21,7 +23,7 @@ _NO_WORDS: frozenset[str] = frozenset()
 
 _DTYPES = frozenset({"auto", "half", "float16", "bfloat16", "float", "float32"})
 
-VLLM: Mapping[str, frozenset[str] | None] = MappingProxyType(
+_VLLM: Mapping[str, frozenset[str] | None] = MappingProxyType(
     {
         "async_scheduling": _NO_WORDS,
         "block_size": _NO_WORDS,
@@ -89,7 +91,7 @@ VLLM: Mapping[str, frozenset[str] | None] = MappingProxyType(
 )
 """vLLM's engine arguments, each with the words that it may have besides numbers and switches."""
 
-TRAINING: Mapping[str, frozenset[str] | None] = MappingProxyType(
+_TRAINING: Mapping[str, frozenset[str] | None] = MappingProxyType(
     {
         "cache_implementation": frozenset({"static", "dynamic", "offloaded", "hybrid"}),
         "eos_token": _ANY,
@@ -124,7 +126,7 @@ TRAINING: Mapping[str, frozenset[str] | None] = MappingProxyType(
 )
 """Trainers' options that may be a word or a list of words; any may be a number or a switch."""
 
-LORA: Mapping[str, frozenset[str] | None] = MappingProxyType(
+_LORA: Mapping[str, frozenset[str] | None] = MappingProxyType(
     {
         "bias": _ANY,
         "exclude_modules": _ANY,
@@ -159,25 +161,23 @@ _NESTED = frozenset({"fsdp_config", "gradient_checkpointing_kwargs", "lr_schedul
 _PATTERNS = frozenset({"alpha_pattern", "rank_pattern"})
 
 
-def allowed_option(block: str, path: tuple[str | int, ...], value: JsonValue) -> bool:
-    """Tells whether a value of an option can name no code, file or host.
-
-    Args:
-        block: `model.vllm`, `training` or `lora`.
-        path: The option's name, and what follows it.
-        value: A scalar.
-    """
+def _allows_vllm(path: Path, value: JsonValue) -> bool:
     name = str(path[0])
-    if block == "model.vllm":
-        return name in VLLM and _plain(value, VLLM[name])
-    if block == "lora":
-        return (len(path) == 1 or name in _PATTERNS or name in LORA) and _plain(
-            value, LORA.get(name, _NO_WORDS)
-        )
+    return name in _VLLM and _plain(value, _VLLM[name])
+
+
+def _allows_lora(path: Path, value: JsonValue) -> bool:
+    name = str(path[0])
+    known = len(path) == 1 or name in _PATTERNS or name in _LORA
+    return known and _plain(value, _LORA.get(name, _NO_WORDS))
+
+
+def _allows_training(path: Path, value: JsonValue) -> bool:
+    name = str(path[0])
     if name == "deepspeed":
         return len(path) > 1 and path[1] in _DEEPSPEED and _plain(value, _DEEPSPEED_WORDS)
     named = [each for each in path[1:] if isinstance(each, str)]
-    return (not named or name in _NESTED) and _plain(value, TRAINING.get(name, _NO_WORDS))
+    return (not named or name in _NESTED) and _plain(value, _TRAINING.get(name, _NO_WORDS))
 
 
 def _plain(value: JsonValue, words: frozenset[str] | None) -> bool:
@@ -186,3 +186,8 @@ def _plain(value: JsonValue, words: frozenset[str] | None) -> bool:
         return True
     known = words is None or value in words
     return known or value.lower() in ("true", "false") or _NUMBER.fullmatch(value) is not None
+
+
+VLLM_OPTIONS = LibraryOptions(_allows_vllm)
+TRAINING_OPTIONS = LibraryOptions(_allows_training)
+LORA_OPTIONS = LibraryOptions(_allows_lora)
