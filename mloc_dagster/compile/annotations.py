@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, get_args, get_origin
+from typing import get_args, get_origin
 
 from pydantic import BaseModel
 
 from mloc_dagster.compile.tree import Path
-from mloc_dagster.schema.base import Annotation, Block, alternatives
+from mloc_dagster.schema.base import Annotation, Block, alternatives, tags_of
 
 
 def fields_of(block: type[BaseModel]) -> dict[str, Annotation]:
@@ -45,13 +45,6 @@ def blocks_at(block: type[Block], loc: Path) -> list[type[Block]]:
         # A step that is neither key nor tag is pydantic's label of a union member.
         current = found or current
     return _blocks(current)
-
-
-def tags_of(block: type[Block]) -> tuple[str, ...]:
-    """Returns the values of a block's `type`, when these are fixed."""
-    field = block.model_fields.get("type")
-    annotation = None if field is None else field.annotation
-    return get_args(annotation) if get_origin(annotation) is Literal else ()
 
 
 def _blocks(annotations: list[Annotation]) -> list[type[Block]]:

@@ -6,7 +6,7 @@ import re
 import types
 from collections.abc import Iterator
 from functools import cache
-from typing import Annotated, Any, Union, cast, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, Union, cast, get_args, get_origin
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic.fields import FieldInfo
@@ -30,6 +30,9 @@ class Block(BaseModel):
         protected_namespaces=(),
         allow_inf_nan=False,
     )
+
+    block_marker: ClassVar[object] = None
+    """A mark of `schema.markers` that holds for everything in the block."""
 
     @classmethod
     def registered_fields(cls) -> dict[str, FieldInfo]:
@@ -69,6 +72,13 @@ def alternatives(annotation: Annotation) -> Iterator[Annotation]:
             yield from alternatives(member)
     elif annotation is not types.NoneType:
         yield annotation
+
+
+def tags_of(block: type[BaseModel]) -> tuple[str, ...]:
+    """Returns the values of a block's `type`, when these are fixed."""
+    field = block.model_fields.get("type")
+    annotation = None if field is None else field.annotation
+    return get_args(annotation) if get_origin(annotation) is Literal else ()
 
 
 def parse_memory(value: object) -> object:

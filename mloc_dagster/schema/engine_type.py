@@ -21,9 +21,6 @@ Ability = Literal["generate", "embed", "images", "adapters", "guided", "logprobs
 """`generate` text, `embed` rows as vectors, read rows with `images`, answer with LoRA `adapters`,
 hold answers to a form (`guided`), say how likely their tokens were (`logprobs`)."""
 
-Words = frozenset[str] | None
-"""The texts that an option may be besides numbers and switches; None for any text."""
-
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
@@ -78,7 +75,8 @@ class EngineType:
             of its entry point.
         label: What messages call it: `vLLM`.
         options: Its block in `spec.model`. Every option has a default; the first paragraph of the
-            docstring describes the block.
+            docstring describes the block. Options that name files, hosts or code are marked (see
+            `schema.markers`).
         loader: What loads models, an `EngineLoader`, as `package.module:Class`. It is imported
             where a model is loaded or a choice is made, never where a template is compiled.
         abilities: What it can do; templates that want more are refused where it is certain, and
@@ -98,8 +96,6 @@ class EngineType:
         refuses: Takes its options and what else the task asks for; yields what it cannot do.
         batching: Options that neither what is loaded nor what is answered depends on.
         placing: Options that say how weights get to their device: no answer depends on them.
-        api_options: Options that a template may set which comes in over the API, because they can
-            name no code, file or host; each with the texts that it may be.
     """
 
     name: str
@@ -118,7 +114,6 @@ class EngineType:
     refuses: Callable[[Any, Demand], Iterable[Refusal]] = _no_refusals
     batching: frozenset[str] = frozenset()
     placing: frozenset[str] = frozenset()
-    api_options: Mapping[str, Words] = field(default=_NOTHING)
 
     @property
     def about(self) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any, Literal, Self, cast
+from typing import Annotated, Any, Literal, Self, cast
 
 from pydantic import (
     ConfigDict,
@@ -22,6 +22,7 @@ from mloc_dagster.errors import MlocError, UnknownNameError, nearest_hint
 from mloc_dagster.models import BUILTIN_MODELS
 from mloc_dagster.schema.base import Annotation, Block
 from mloc_dagster.schema.engine_type import EngineType, engine_types, find_engine
+from mloc_dagster.schema.markers import FileRef
 from mloc_dagster.schema.transformers_options import TransformersOptions
 
 _HUB_ID = re.compile(r"(?!.*(?:--|\.\.))(?:[\w-][\w.-]*/)?[\w][\w.-]{0,95}(?<![.-])", re.ASCII)
@@ -33,7 +34,7 @@ class ModelSource(Block):
     type: Literal["huggingface", "local", "builtin"] = "huggingface"
     """`huggingface` (a hub id), `local` (a folder) or `builtin` (ships with mloc)."""
 
-    identifier: str = Field(min_length=1)
+    identifier: Annotated[str, FileRef(anchored=False)] = Field(min_length=1)
     """Hub id, path, or the name of a builtin model such as `tiny-chat`."""
 
     revision: str | None = Field(default=None, min_length=1)
@@ -77,10 +78,10 @@ class Adapter(Block):
     name: str | None = None
     """What rows call it (`model` of an OpenAI batch); by default the last part of its place."""
 
-    path: str | None = None
+    path: Annotated[str | None, FileRef()] = None
     """A folder with the adapter."""
 
-    url: str | None = None
+    url: Annotated[str | None, FileRef()] = None
     """An archive with the adapter, or a reference to an earlier stage's result."""
 
     apply: Literal["merge", "request"] = "merge"

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator
 
+from mloc_dagster.compile.anchor import anchor_files
 from mloc_dagster.compile.compiler import compile_document
 from mloc_dagster.compile.loader import parse_documents
 from mloc_dagster.errors import TemplateError, TerminalError
@@ -32,9 +33,10 @@ from mloc_dagster.settings import settings
 from scripts.build_template_docs import render_docs
 
 DESCRIPTOR = '''
-from typing import Literal
+from typing import Annotated, Literal
 from mloc_dagster.schema.base import Block
 from mloc_dagster.schema.engine_type import EngineType, Refusal
+from mloc_dagster.schema.markers import FileRef
 
 class MirrorOptions(Block):
     """How the mirror is held."""
@@ -42,7 +44,7 @@ class MirrorOptions(Block):
     """Which side it hangs on."""
     depth: int = 1
     """How deep one looks."""
-    glass: str | None = None
+    glass: Annotated[str | None, FileRef()] = None
     """A file with the glass."""
     trust_remote_code: bool = False
     beam: int = 1
@@ -274,6 +276,16 @@ def test_what_it_answers_and_loads_depends_on_its_own_options(tmp_path: Path) ->
     assert identity(f"mirror: {{glass: '{glass}'}}") != before
     with pytest.raises(NoReuseError, match="code that comes with the weights"):
         identity("mirror: {trust_remote_code: true}")
+
+
+def test_a_file_that_an_option_names_may_be_relative_to_the_template(plug_in: Path) -> None:
+    (plug_in / "glass").write_text("clear")
+    document = parse_documents(TEMPLATE + "    mirror: {glass: glass}\n", "t.yaml")[0]
+    anchored = anchor_files(document.root, plug_in).mapping()["spec"]
+    assert isinstance(anchored, dict)
+    assert anchored["model"] == {
+        **document.mapping["spec"]["model"], "mirror": {"glass": str(plug_in / "glass")}
+    }  # fmt: skip
 
 
 @pytest.mark.usefixtures("plug_in")

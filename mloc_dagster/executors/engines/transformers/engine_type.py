@@ -28,5 +28,4 @@ TRANSFORMERS = EngineType(
     takes=frozenset({"dtype", "max_model_len"}),
     batching=frozenset({"max_batch_size", "max_batch_tokens"}),
     placing=frozenset({"low_cpu_mem_usage", "device_map"}),
-    api_options=dict.fromkeys(TransformersOptions.model_fields),  # each has fixed words
 )

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from functools import cache
 from types import MappingProxyType
+from typing import ClassVar
 
 from pydantic import ConfigDict, Field, JsonValue
 
 from mloc_dagster.errors import nearest_hint
 from mloc_dagster.schema.base import Block
-from mloc_dagster.schema.engine_type import Demand, EngineType, Refusal, Words
+from mloc_dagster.schema.engine_type import Demand, EngineType, Refusal
 from mloc_dagster.schema.library_fields import class_fields, library_source
+from mloc_dagster.schema.markers import LibraryOptions, Marker, Path
+from mloc_dagster.schema.safe_options import is_plain
 
 MAX_LOGPROBS = 20
 """What vLLM allows unless its argument `max_logprobs` says otherwise."""
@@ -35,7 +38,7 @@ _OURS = {
 
 _NO_WORDS: frozenset[str] = frozenset()
 
-_API_OPTIONS: Mapping[str, Words] = MappingProxyType(
+_SAFE: Mapping[str, frozenset[str] | None] = MappingProxyType(
     {
         "async_scheduling": _NO_WORDS,
         "block_size": _NO_WORDS,
@@ -104,11 +107,18 @@ _API_OPTIONS: Mapping[str, Words] = MappingProxyType(
 """Arguments that can name no code, file or host, each with the words that it may have."""
 
 
+def _allows(path: Path, value: JsonValue) -> bool:
+    name = str(path[0])
+    return name in _SAFE and is_plain(value, _SAFE[name])
+
+
 class VllmOptions(Block):
     """vLLM's engine arguments, verbatim; `dtype` and `max_model_len` hold on others, too."""
 
     model_config = ConfigDict(extra="allow")
     __pydantic_extra__: dict[str, JsonValue] = Field(init=False)  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    block_marker: ClassVar[Marker] = LibraryOptions(_allows)
 
     @property
     def arguments(self) -> dict[str, JsonValue]:
@@ -196,5 +206,4 @@ VLLM = EngineType(
     shares=_shares,
     takes=frozenset({"dtype"}),
     refuses=_refuses,
-    api_options=_API_OPTIONS,
 )
