@@ -101,7 +101,7 @@ type _Entries = tuple[tuple[str, str], ...]
 
 
 class Registry[DescriptorT: Named]:
-    """The descriptors of an entry-point group, each loaded once, ours first.
+    """The descriptors of an entry-point group, each loaded once.
 
     One that cannot be loaded is an error only for those who name it.
 
@@ -109,8 +109,9 @@ class Registry[DescriptorT: Named]:
         group: The entry-point group.
         kind: What it holds, in the user's words: "task type".
         descriptor: The class of its descriptors.
-        refuse: Says what is wrong with a descriptor beside those that are known already, as the
-            end of a sentence; None if nothing is.
+        refuse: Says what is wrong with a descriptor beside those that are known already, ours
+            first, as the end of a sentence; None if nothing is.
+        order: Gives what descriptors are sorted by.
     """
 
     def __init__(
@@ -119,15 +120,17 @@ class Registry[DescriptorT: Named]:
         kind: str,
         descriptor: type[DescriptorT],
         refuse: Callable[[DescriptorT, Collection[DescriptorT]], str | None],
+        order: Callable[[DescriptorT], tuple[bool | int | str, ...]],
     ) -> None:
         self._group = group
         self._kind = kind
         self._descriptor = descriptor
         self._refuse = refuse
+        self._order = order
         self._loaded: tuple[_Entries, Mapping[str, DescriptorT], Mapping[str, str]] = ((), {}, {})
 
     def known(self) -> Mapping[str, DescriptorT]:
-        """Returns every descriptor that can be used, by name."""
+        """Returns every descriptor that can be used, by name, in order."""
         return self._read()[0]
 
     def find(self, name: str) -> DescriptorT:
@@ -159,7 +162,8 @@ class Registry[DescriptorT: Named]:
                 found[name] = self._load_one(name, found.values())
             except TerminalError as error:
                 broken[name] = str(error)
-        return found, broken
+        known = sorted(found.values(), key=self._order)
+        return {each.name: each for each in known}, broken
 
     def _load_one(self, name: str, others: Collection[DescriptorT]) -> DescriptorT:
         loaded = load_registered(self._group, self._kind, name)

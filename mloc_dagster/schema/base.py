@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import Annotated, Any, ClassVar, Literal, Union, cast, get_args, get_origin
 
@@ -35,7 +35,7 @@ class Block(BaseModel):
     """A mark of `schema.markers` that holds for everything in the block."""
 
     @classmethod
-    def registered_fields(cls) -> dict[str, FieldInfo]:
+    def registered_fields(cls) -> Mapping[str, FieldInfo]:
         """Returns the fields that distributions add to those of the class, by name."""
         return {}
 

@@ -134,8 +134,7 @@ def changed_options(options: Block, without: Collection[str] = ()) -> dict[str, 
 
 def engine_types() -> Mapping[str, EngineType]:
     """Returns every engine that can be used, by name, in the order in which they are chosen."""
-    found = _REGISTRY.known().values()
-    return {each.name: each for each in sorted(found, key=_place)}
+    return _REGISTRY.known()
 
 
 def find_engine(name: str) -> EngineType:
@@ -148,7 +147,7 @@ def find_engine(name: str) -> EngineType:
     return _REGISTRY.find(name)
 
 
-def _place(engine: EngineType) -> tuple[bool, int, str]:
+def _order(engine: EngineType) -> tuple[bool, int, str]:
     return engine.order is None, engine.order or 0, engine.name
 
 
@@ -161,4 +160,4 @@ def _refuse(given: EngineType, others: Collection[EngineType]) -> str | None:
     return None
 
 
-_REGISTRY = Registry(ENGINES_GROUP, "engine", EngineType, _refuse)
+_REGISTRY = Registry(ENGINES_GROUP, "engine", EngineType, _refuse, _order)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Annotated, Any, Literal, Self, cast
 
 from pydantic import (
@@ -102,17 +103,9 @@ class Model(Block):
     """Applied in this order."""
 
     @classmethod
-    def registered_fields(cls) -> dict[str, FieldInfo]:
+    def registered_fields(cls) -> Mapping[str, FieldInfo]:
         """Returns the blocks of engines that have no field of their own, and all their names."""
-        engines, literal = engine_types(), cast("Annotation", Literal)
-        about = cls.model_fields["engine"].description
-        names = FieldInfo(annotation=literal[tuple(engines)], default=None, description=about)
-        blocks = {
-            name: FieldInfo(annotation=each.options, default=None, description=each.about)
-            for name, each in engines.items()
-            if name not in cls.model_fields
-        }
-        return {"engine": names, **blocks}
+        return _registered_fields(cls, tuple(engine_types().values()))
 
     def options[OptionsT: Block](self, name: str, kind: type[OptionsT]) -> OptionsT:
         """Returns an engine's block; where the template has none, with every default.
@@ -121,7 +114,7 @@ class Model(Block):
             name: The engine's name.
             kind: The class of its options.
         """
-        given = getattr(self, name, None)
+        given = self.__dict__.get(name, self.__pydantic_extra__.get(name))
         return given if isinstance(given, kind) else kind()
 
     def engine_blocks(self) -> dict[EngineType, Block]:
@@ -163,10 +156,26 @@ class TrainedModel(Model):
     transformers: TransformersOptions = TransformersOptions()
 
 
+@lru_cache(maxsize=16)
+def _registered_fields(
+    model: type[Model], engines: tuple[EngineType, ...]
+) -> Mapping[str, FieldInfo]:
+    about, literal = model.model_fields["engine"].description, cast("Annotation", Literal)
+    names: Annotation = literal[tuple(each.name for each in engines)]
+    blocks = {
+        each.name: FieldInfo(annotation=each.options, default=None, description=each.about)
+        for each in engines
+        if each.name not in model.model_fields
+    }
+    return {"engine": FieldInfo(annotation=names, default=None, description=about), **blocks}
+
+
 def _undeclared(value: object, model: type[Model]) -> dict[str, object]:
     if isinstance(value, Model):
         return dict[str, object](value.__pydantic_extra__)
-    given = cast("dict[str, object]", value if isinstance(value, dict) else {})
+    if not isinstance(value, dict):
+        return {}
+    given = cast("dict[str, object]", value)
     return {name: each for name, each in given.items() if name not in model.model_fields}
 
 

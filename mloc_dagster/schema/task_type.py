@@ -99,8 +99,7 @@ class TaskType:
 
 def task_types() -> Mapping[str, TaskType]:
     """Returns every task type that can be used, by name; trainings last."""
-    found = _REGISTRY.known().values()
-    return {each.name: each for each in sorted(found, key=lambda each: (each.trains, each.name))}
+    return _REGISTRY.known()
 
 
 def find_task_type(name: str) -> TaskType:
@@ -141,4 +140,8 @@ def _refuse(given: TaskType, others: Collection[TaskType]) -> str | None:
     return None
 
 
-_REGISTRY = Registry(TASK_TYPES_GROUP, "task type", TaskType, _refuse)
+def _order(each: TaskType) -> tuple[bool, str]:
+    return each.trains, each.name
+
+
+_REGISTRY = Registry(TASK_TYPES_GROUP, "task type", TaskType, _refuse, _order)

@@ -73,7 +73,7 @@ OF_ROWS = (
     *("executors/inference", "executors/echo", "executors/engines/vllm", "executors/batch"),
     *("executors/engines/choice", "executors/engines/protocol", "executors/engines/pooling"),
     *(f"executors/engines/transformers/{name}" for name in ("engine", "generation", "guided")),
-    *(f"executors/engines/transformers/{name}" for name in ("loader", "pooling", "sampling")),
+    *(f"executors/engines/transformers/{name}" for name in ("pooling", "sampling")),
     *("executors/row_options", "executors/reuse", "executors/input_planning", "executors/images"),
     *("executors/estimate", "executors/known_answers", "executors/row_", "executors/prompts"),
     *("executors/image_", "data/openai", "data/graph_template", "data/upstream", "data/rows"),

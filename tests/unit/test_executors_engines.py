@@ -114,14 +114,18 @@ def plug_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The folder of a distribution with an engine, which is on the path."""
     monkeypatch.syspath_prepend(tmp_path)
     load_registered.cache_clear()
-    (tmp_path / "mirror_plugin").mkdir()
-    (tmp_path / "mirror_plugin" / "__init__.py").write_text(DESCRIPTOR)
-    (tmp_path / "mirror_plugin" / "engine.py").write_text(ENGINE)
-    register(tmp_path, mirror="mirror_plugin:MIRROR")
+    lay_down(tmp_path)
     yield tmp_path
     load_registered.cache_clear()
     for name in [name for name in sys.modules if name.startswith("mirror_plugin")]:
         sys.modules.pop(name)
+
+
+def lay_down(folder: Path) -> None:
+    (folder / "mirror_plugin").mkdir()
+    (folder / "mirror_plugin" / "__init__.py").write_text(DESCRIPTOR)
+    (folder / "mirror_plugin" / "engine.py").write_text(ENGINE)
+    register(folder, mirror="mirror_plugin:MIRROR")
 
 
 def register(folder: Path, name: str = "mloc-mirror", **entries: str) -> None:

@@ -1,6 +1,8 @@
 """From the states of a text's tokens to one vector: what the model's own files say about it.
 
-Both engines read the same files and take the same defaults, so that they agree.
+All engines read the same files and take the same defaults, so that they agree. Of
+sentence-transformers, which reads them too, no more than this would be used: it loads and batches
+by itself, and not on vLLM.
 """
 
 from __future__ import annotations

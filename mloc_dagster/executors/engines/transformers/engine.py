@@ -15,6 +15,8 @@ from mloc_dagster.errors import MlocError, TaskCancelled, TransientError
 from mloc_dagster.executors.engines.protocol import (
     Answer,
     Completion,
+    Engine,
+    EngineLoader,
     EngineRequest,
     Rendered,
     Replies,
@@ -32,7 +34,7 @@ from mloc_dagster.executors.memory import release_memory
 from mloc_dagster.executors.prompts import render_chat, render_plain
 from mloc_dagster.results.rows import InputRow, ServerFault
 from mloc_dagster.schema.inference import Inference
-from mloc_dagster.schema.task import ModelSpec
+from mloc_dagster.schema.task import EmbeddingSpec, ModelSpec
 from mloc_dagster.schema.transformers_options import TransformersOptions
 
 WINDOW_ROWS = 1024  # long enough to sort by length, short enough for bounded memory
@@ -41,6 +43,18 @@ DEVICE_LOST = ("CUDA error", "device-side assert")
 
 BY_ROW = {"system_prompt", "seed", "n", "structured_outputs", "error_budget"}
 """Fields of `inference` in which the rows of a batch may differ."""
+
+
+class TransformersLoader(EngineLoader):
+    """Loads models for text or for vectors."""
+
+    def load(self, spec: ModelSpec) -> Engine:
+        """Loads the model of a task; see `model.load_model` for what may go wrong."""
+        if not isinstance(spec, EmbeddingSpec):
+            return load_engine(spec)
+        from mloc_dagster.executors.engines.transformers import pooling
+
+        return pooling.load_engine(spec)
 
 
 def load_engine(spec: ModelSpec) -> TransformersEngine:

@@ -1,9 +1,8 @@
 """Generating the answers of one batch, and looking between two tokens whether to go on.
 
-transformers' own stopping criteria and processors are no replacement for those here. Its
-`StopStringCriteria` builds a table over the whole vocabulary for each set of strings, has no
-`min_tokens`, and tells not where an answer ended; its processors draw from torch's global
-generator, and count presence and frequency not at all.
+transformers' `StopStringCriteria` is no replacement for `StopStrings`: it has no `min_tokens`, and
+does not tell where an answer ended. For a vocabulary of 128,256 it takes 5 s to build its table of
+each set of strings, and a look at 16 answers takes it 0.23 ms against 0.15 ms here (one CPU core).
 """
 
 from __future__ import annotations
