@@ -122,8 +122,10 @@ def refusals(spec: ModelSpec) -> Iterator[Refusal]:
             if ability not in engine.abilities:
                 yield Refusal(path, f"{engine.label} {_CANNOT[ability]}")
         yield from _refused_claims(spec.model, engine)
-    asked = {} if engine is None else {engine: spec.model.options(engine.name, engine.options)}
-    for each, options in (spec.model.engine_blocks() | asked).items():
+    blocks = spec.model.engine_blocks()
+    if engine is not None:
+        blocks[engine] = spec.model.options(engine.name, engine.options)
+    for each, options in blocks.items():
         for refusal in each.refuses(options, _demand(spec, each, engine)):
             yield Refusal(("model", each.name, *refusal.path), refusal.reason, refusal.at_key)
 

@@ -219,7 +219,7 @@ class _Shape:
 
 def _fields(block: type[BaseModel]) -> Mapping[str | int, _Shape]:
     """Returns what may stand under the keys of a block, of those with a mark or a block below."""
-    registered = block.registered_fields() if issubclass(block, Block) else {}
+    registered = block.registered_fields() if issubclass(block, Block) else None
     return {**_declared(block), **_shapes(registered)} if registered else _declared(block)
 
 

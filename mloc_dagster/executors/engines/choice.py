@@ -55,20 +55,12 @@ def choose_engine(spec: ModelSpec) -> EngineChoice:
         TerminalError: If the template names one that cannot run here, or none can.
     """
     certain = certain_engine(spec)
-    if certain is not None:
-        return EngineChoice(certain, _why_certain(spec, certain))
-    preferred = _preferred()
-    obstacles: list[str] = []
-    for each in candidates(spec, preferred):
-        loader = loader_of(each)
-        obstacle = loader.obstacle(spec)
-        if obstacle is not None:
-            obstacles.append(obstacle)
-        elif each.name == preferred:
-            return EngineChoice(each, "MLOC_ENGINE asks for it")
-        else:
-            return EngineChoice(each, "; ".join(obstacles) or loader.reason(spec))
-    raise TerminalError(f"no engine can run this task here: {'; '.join(obstacles) or 'none can'}")
+    if certain is None:
+        return _best_here(spec)
+    obstacle = loader_of(certain).obstacle(spec)
+    if obstacle is not None:
+        raise TerminalError(f"the template asks for {certain.label}, but {obstacle}")
+    return EngineChoice(certain, _why_certain(spec, certain))
 
 
 def likely_engine(spec: ModelSpec) -> EngineType | None:
@@ -88,11 +80,24 @@ def _preferred() -> str | None:
     return None if name == "auto" else find_engine(name).name
 
 
+def _best_here(spec: ModelSpec) -> EngineChoice:
+    preferred = _preferred()
+    obstacles: list[str] = []
+    for each in candidates(spec, preferred):
+        loader = loader_of(each)
+        obstacle = loader.obstacle(spec)
+        if obstacle is not None:
+            obstacles.append(obstacle)
+        elif each.name == preferred:
+            return EngineChoice(each, "MLOC_ENGINE asks for it")
+        else:
+            return EngineChoice(each, "; ".join(obstacles) or loader.reason(spec))
+    why = "; ".join(obstacles) or "none can do what it asks for"
+    raise TerminalError(f"no engine can run this task here: {why}")
+
+
 def _why_certain(spec: ModelSpec, engine: EngineType) -> str:
     if spec.model.engine is not None:
-        obstacle = loader_of(engine).obstacle(spec)
-        if obstacle is not None:
-            raise TerminalError(f"the template asks for {engine.label}, but {obstacle}")
         return "the template asks for it"
     if (claim := claim_on(spec.model)) is not None:
         return f"model.{engine.name}.{claim[1]} is its option"
