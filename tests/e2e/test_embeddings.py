@@ -43,7 +43,7 @@ def vllm() -> Iterator[VllmPoolingEngine]:
     from mloc_dagster.executors.engines.vllm import pooling as vllm_pooling
 
     options = {"kv_cache_memory_bytes": 256 << 20, "max_num_seqs": 16}
-    given = spec(TINY).model_dump(mode="json", by_alias=True)
+    given = spec(TINY).model_dump(mode="json", by_alias=True, exclude_unset=True)
     given["model"]["vllm"] = {**given["model"].get("vllm", {}), **options}
     engine = vllm_pooling.load_engine(type(spec(TINY)).model_validate(given))
     yield engine
