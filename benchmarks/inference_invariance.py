@@ -10,7 +10,7 @@ from inference_options import Options
 from inference_warm import ENGINE
 from inference_workloads import Workloads, questions_in
 
-from mloc_dagster.executors.engine import Engine, EngineRequest, Replies
+from mloc_dagster.executors.engines.protocol import Engine, EngineRequest, Replies
 from mloc_dagster.executors.inference import InferenceExecutor
 from mloc_dagster.results.rows import InputRow
 from mloc_dagster.schema.inference import Inference

@@ -1,18 +1,19 @@
-"""What installed distributions registered by entry point: task types, metrics, rewards."""
+"""What installed distributions registered by entry point: task types, engines, metrics, rewards."""
 
 from __future__ import annotations
 
 import importlib.metadata
 import inspect
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import cache, lru_cache
 from importlib.metadata import EntryPoint, EntryPoints
-from typing import Any
+from typing import Any, Protocol
 
 from mloc_dagster.errors import TerminalError, UnknownNameError
 
 TASK_TYPES_GROUP = "mloc_dagster.task_types"
+ENGINES_GROUP = "mloc_dagster.engines"
 REWARDS_GROUP = "mloc_dagster.reward_functions"
 METRICS_GROUP = "mloc_dagster.metrics"
 
@@ -21,7 +22,7 @@ def entry_points(*, group: str) -> EntryPoints:
     """Returns the entry points of a group.
 
     Python's own function reads a file of every distribution at each call: 20 ms with 290 of them,
-    which templates of many tasks paid several times a task.
+    which templates of many tasks paid several times a task. Here they are read once for all groups.
 
     Args:
         group: Such as `mloc_dagster.task_types`.
@@ -31,8 +32,13 @@ def entry_points(*, group: str) -> EntryPoints:
 
 @lru_cache(maxsize=32)
 def _read(group: str, path: tuple[str, ...]) -> EntryPoints:
+    return _read_all(path).select(group=group)
+
+
+@lru_cache(maxsize=8)
+def _read_all(path: tuple[str, ...]) -> EntryPoints:
     del path  # what another path leads to is not known yet
-    return importlib.metadata.entry_points(group=group)
+    return importlib.metadata.entry_points()
 
 
 @cache
@@ -105,3 +111,95 @@ def origin_of(entry: EntryPoint) -> str:
     """Returns which distribution an entry point is from, in words."""
     where = f"{entry.dist.name} {entry.dist.version}" if entry.dist else "no distribution"
     return f"the distribution {where} ({entry.value})"
+
+
+class Named(Protocol):
+    """What a registry holds."""
+
+    @property
+    def name(self) -> str:
+        """The name of its entry point."""
+        ...
+
+
+type _Entries = tuple[tuple[str, str], ...]
+
+
+class Registry[DescriptorT: Named]:
+    """The descriptors of an entry-point group, each loaded once.
+
+    One that cannot be loaded is an error only for those who name it.
+
+    Args:
+        group: The entry-point group.
+        kind: What it holds, in the user's words: "task type".
+        descriptor: The class of its descriptors.
+        refuse: Says what is wrong with a descriptor beside those that are known already, ours
+            first, as the end of a sentence; None if nothing is.
+        order: Gives what descriptors are sorted by.
+    """
+
+    def __init__(
+        self,
+        group: str,
+        kind: str,
+        descriptor: type[DescriptorT],
+        refuse: Callable[[DescriptorT, Collection[DescriptorT]], str | None],
+        order: Callable[[DescriptorT], tuple[bool | int | str, ...]],
+    ) -> None:
+        self._group = group
+        self._kind = kind
+        self._descriptor = descriptor
+        self._refuse = refuse
+        self._order = order
+        self._loaded: tuple[_Entries, Mapping[str, DescriptorT], Mapping[str, str]] = ((), {}, {})
+
+    def known(self) -> Mapping[str, DescriptorT]:
+        """Returns every descriptor that can be used, by name, in order."""
+        return self._read()[0]
+
+    def find(self, name: str) -> DescriptorT:
+        """Returns the descriptor of a name.
+
+        Raises:
+            UnknownNameError: If nobody registered that name.
+            TerminalError: If two distributions did, or the one that did cannot be loaded.
+        """
+        known, broken = self._read()
+        if name in known:
+            return known[name]
+        if name in broken:
+            raise TerminalError(broken[name])
+        raise UnknownNameError(self._kind, name, known)
+
+    def _read(self) -> tuple[Mapping[str, DescriptorT], Mapping[str, str]]:
+        entries = tuple((each.name, each.value) for each in entry_points(group=self._group))
+        if entries != self._loaded[0]:
+            self._loaded = (entries, *self._load(entries))
+        return self._loaded[1:]
+
+    def _load(self, entries: _Entries) -> tuple[Mapping[str, DescriptorT], Mapping[str, str]]:
+        found: dict[str, DescriptorT] = {}
+        broken: dict[str, str] = {}
+        ours_first = sorted(entries, key=lambda each: not each[1].startswith("mloc_dagster."))
+        for name in dict.fromkeys(name for name, _ in ours_first):
+            try:
+                found[name] = self._load_one(name, found.values())
+            except TerminalError as error:
+                broken[name] = str(error)
+        known = sorted(found.values(), key=self._order)
+        return {each.name: each for each in known}, broken
+
+    def _load_one(self, name: str, others: Collection[DescriptorT]) -> DescriptorT:
+        loaded = load_registered(self._group, self._kind, name)
+        if not isinstance(loaded, self._descriptor):
+            expected = f"{self._descriptor.__module__}.{self._descriptor.__name__}"
+            wrong = f"is {loaded!r}, expected a {expected}"
+        elif loaded.name != name:
+            wrong = f"calls itself {loaded.name!r}"
+        else:
+            wrong = self._refuse(loaded, others)
+            if wrong is None:
+                return loaded
+        (entry, *_) = entry_points(group=self._group).select(name=name)
+        raise TerminalError(f"the {self._kind} {name!r} from {origin_of(entry)} {wrong}")

@@ -5,12 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
-from pydantic import AliasChoices, BeforeValidator, Field, SecretStr, ValidationError
+from pydantic import (
+    AliasChoices,
+    BeforeValidator,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+)
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from mloc_dagster.errors import InputError
+from mloc_dagster.errors import InputError, nearest_hint
+from mloc_dagster.plugins import ENGINES_GROUP, entry_points
 
 _PREFIX = "MLOC_"
 
@@ -85,8 +93,17 @@ class Settings(BaseSettings):
     run_note_interval_s: float = Field(default=10.0, ge=0)
     """Seconds between the notes that a shard leaves in its run's log on how far it is."""
 
-    engine: Literal["auto", "vllm", "transformers"] = "auto"
+    engine: str = "auto"
     """Engine of templates that name none; `auto` is vLLM where it can run, else transformers."""
+
+    @field_validator("engine")
+    @classmethod
+    def _registered(cls, name: str) -> str:
+        if name != "auto":
+            known = entry_points(group=ENGINES_GROUP).names
+            if name not in known:
+                raise ValueError(f"unknown engine{nearest_hint(name, {*known, 'auto'})}")
+        return name
 
     max_cached_models: int = Field(default=1, ge=1)
     """Models one process keeps loaded between shards; with `cache_bytes` alone, all that fit."""
@@ -259,5 +276,5 @@ def settings() -> Settings:
 def _findings(error: ValidationError) -> Iterator[str]:
     for detail in error.errors(include_url=False):
         variable = _PREFIX + str(detail["loc"][0]).upper().removeprefix(_PREFIX)
-        message = detail["msg"]
+        message = detail["msg"].removeprefix("Value error, ")
         yield f"{variable} is {detail['input']!r}: {message[:1].lower()}{message[1:]}"

@@ -40,7 +40,8 @@ def render_docs() -> str:
         title = f"`{task_type}`" if task_type else block.__name__
         prefix = "### Task type " if task_type else "### "
         about = " ".join((block.__doc__ or "").split("\n\n")[0].split())
-        parts.append(f"{prefix}{title}\n\n{about}\n\n{_table(block, bool(task_type))}")
+        table = f"\n\n{_table(block, bool(task_type))}" if _fields(block) else ""
+        parts.append(f"{prefix}{title}\n\n{about}{table}")
     parts += [_without_effect(), _old_spellings()]
     return "\n\n".join(parts) + "\n"
 
@@ -65,11 +66,13 @@ def _reachable() -> dict[type[Block], str | None]:
     while waiting:
         block = waiting.pop(0)
         found.setdefault(block, None)
-        below = [
-            each for field in block.model_fields.values() for each in _blocks(field.annotation)
-        ]
+        below = [each for field in _fields(block).values() for each in _blocks(field.annotation)]
         waiting += [each for each in below if each not in found and each not in waiting]
     return found
+
+
+def _fields(block: type[Block]) -> dict[str, FieldInfo]:
+    return {**block.model_fields, **block.registered_fields()}
 
 
 def _blocks(annotation: Annotation) -> Iterator[type[Block]]:
@@ -85,7 +88,7 @@ def _blocks(annotation: Annotation) -> Iterator[type[Block]]:
 def _table(block: type[Block], is_spec: bool) -> str:
     rows = ["| key | type | default | meaning |", "|---|---|---|---|"]
     inherited = TaskSpec.model_fields if is_spec else {}
-    for name, field in block.model_fields.items():
+    for name, field in _fields(block).items():
         if name not in inherited:
             cells = (
                 f"`{field.alias or name}`",

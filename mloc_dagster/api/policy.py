@@ -5,21 +5,20 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from urllib.parse import urlsplit
 
 from mloc_dagster.compile.compiled import CompiledTemplate
 from mloc_dagster.compile.diagnostics import Diagnostic, at_value
+from mloc_dagster.compile.spelling import find
 from mloc_dagster.compile.tree import Tree, format_path
-from mloc_dagster.net.addresses import RefusedAddressError, addresses_of, check_address
-from mloc_dagster.net.reach import Reach
-from mloc_dagster.net.rules import FALSE, FETCHED, READ, field_of, scalars, why_refused
+from mloc_dagster.net.reach import FALSE, OutOfReachError, Reach
+from mloc_dagster.schema.markers import FileRef, Marked, Url, marked
+from mloc_dagster.schema.template import marked_values
 
 _HTTP_URL = re.compile(r"https?://\S+", re.IGNORECASE)
-
 _UNSTORABLE = re.compile("[\\x00\\ud800-\\udfff]")
 
-
+_CODE = ("trust_remote_code",)
 _NO_SCHEDULE = (
     "a submission runs once, and its schedule would never start: put the template into the library "
     "(MLOC_TEMPLATES_DIR), or submit it with --set spec.schedule=null"
@@ -38,58 +37,76 @@ class Policy:
         self._remote_code = remote_code
         self._reach = Reach("api")
         self._uploads = uploads
+        self._hosts: dict[str, str | None] = {}
         self.findings: list[Diagnostic] = []
         self.rows = 0
 
     def apply(self, root: Tree) -> Tree:
         """Returns a document with uploaded files by their address; `findings` has the rest."""
-        return self._visit(root)
+        self._visit(root)
+        uploaded: dict[tuple[str | int, ...], str] = {}
+        for spec, each in marked_values(root.mapping()):
+            place = (*spec, *each.path)
+            address = self._upload(each)
+            if address is not None:
+                uploaded[place] = address
+            elif (why := self._why_refused(each) or self._why_unreachable(each)) is not None:
+                self.findings.append(at_value(find(root, place) or root, why))
+        return root.replaced(uploaded)
 
     def check_compiled(self, templates: Iterable[CompiledTemplate], name: str) -> None:
         """Adds what shows only once a document is compiled, such as what an old spelling means."""
         known = {each.message for each in self.findings}
-        for template in templates:
-            for node in template.tasks:
-                for path, value in scalars(dict(node.mapping)):
-                    why = why_refused(self._reach, path, value)
-                    if why is not None and why not in known:
-                        place = format_path(("spec", *path))
-                        self.findings.append(Diagnostic(name, 0, 0, place, why))
+        for node in (node for template in templates for node in template.tasks):
+            for each in marked(type(node.task.spec), dict(node.mapping)):
+                why = self._why_refused(each)
+                if why is not None and why not in known:
+                    place = format_path(("spec", *each.path))
+                    self.findings.append(Diagnostic(name, 0, 0, place, why))
 
-    def _visit(self, tree: Tree) -> Tree:
+    def _upload(self, found: Marked) -> str | None:
+        """Returns the address of the file that came along by this name, if one did."""
+        if isinstance(found.marker, FileRef) and isinstance(found.value, str):
+            return self._uploads.get(found.value.removeprefix("./"))
+        return None
+
+    def _why_refused(self, found: Marked) -> str | None:
+        try:
+            self._reach.check_marked(found)
+        except OutOfReachError as error:
+            return str(error)
+        return None
+
+    def _why_unreachable(self, found: Marked) -> str | None:
+        """Returns what is wrong with the addresses of a URL; the worker looks at them again."""
+        if not isinstance(found.marker, FileRef | Url) or not isinstance(found.value, str):
+            return None
+        for url in _HTTP_URL.findall(found.value):
+            try:
+                host = urlsplit(url).hostname or ""
+                if "${" not in host and host not in self._hosts:  # rows may name one very often
+                    self._hosts[host] = self._reach.why_host_refused(host)
+            except ValueError as error:
+                return f"no URL: {error}"
+            if self._hosts.get(host) is not None:
+                return self._hosts[host]
+        return None
+
+    def _visit(self, tree: Tree) -> None:
         if tree.path == ("spec", "schedule") and tree.content is not None:
             self.findings.append(at_value(tree, _NO_SCHEDULE))
-        if isinstance(tree.content, dict):
-            for key, child in tree.content.items():
-                self._check_text(child, key)
-            fields = {key: self._visit(child) for key, child in tree.content.items()}
-            return tree.with_fields(fields)
-        if isinstance(tree.content, list):
-            if tree.path[-2:] == ("data", "items"):
-                self.rows += len(tree.content)
-            return replace(tree, content=[self._visit(child) for child in tree.content])
+        if isinstance(tree.content, list) and tree.path[-2:] == ("data", "items"):
+            self.rows += len(tree.content)
+        for key, child in tree.fields.items():
+            self._check_text(child, key)
+            self._visit(child)
+        for child in tree.items:
+            self._visit(child)
         if isinstance(tree.content, str):
             self._check_text(tree, tree.content)
         elif isinstance(tree.content, float) and not math.isfinite(tree.content):
             self.findings.append(at_value(tree, f"{tree.raw} is no number that JSON can carry"))
-        return self._checked(tree) if tree.path[:1] == ("spec",) else tree
-
-    def _checked(self, tree: Tree) -> Tree:
         self._check_code(tree)
-        field, text = field_of(tree.path), tree.text
-        if text and field in READ:
-            found = self._uploads.get(text.removeprefix("./"))
-            if found is not None:
-                return replace(tree, content=found)
-        value = tree.content
-        if not isinstance(value, dict | list):
-            why = why_refused(self._reach, tree.path, value)
-            if why is not None:
-                self.findings.append(at_value(tree, why))
-            elif text and field in FETCHED:
-                for url in _HTTP_URL.findall(text):
-                    self._check_addresses(tree, url)
-        return tree
 
     def _check_text(self, tree: Tree, text: str) -> None:
         if _UNSTORABLE.search(text):
@@ -97,7 +114,7 @@ class Policy:
             self.findings.append(at_value(tree, message))
 
     def _check_code(self, tree: Tree) -> None:
-        if self._remote_code or tree.path[-1] != "trust_remote_code":
+        if self._remote_code or (tree.path[:1], tree.path[-1:]) != (("spec",), _CODE):
             return
         if str(tree.content).lower() not in FALSE:
             message = (
@@ -105,19 +122,3 @@ class Policy:
                 "(MLOC_TRUST_REMOTE_CODE)"
             )
             self.findings.append(at_value(tree, message))
-
-    def _check_addresses(self, tree: Tree, url: str) -> None:
-        try:
-            host = urlsplit(url).hostname or ""
-            if "${" in host:  # a variable that may be filled in: the worker checks the address
-                return
-            for address in addresses_of(host):
-                check_address(
-                    address,
-                    private=self._reach.private_addresses,
-                    setting=self._reach.private_setting,
-                )
-        except RefusedAddressError as error:
-            self.findings.append(at_value(tree, str(error)))
-        except ValueError as error:
-            self.findings.append(at_value(tree, f"no URL: {error}"))

@@ -126,7 +126,9 @@ def _batch(
         Path | None,
         typer.Option(metavar="FILE", help="Failed requests; OUTPUT.errors.jsonl by default."),
     ] = None,
-    engine: Annotated[str | None, typer.Option(help="vllm or transformers.")] = None,
+    engine: Annotated[
+        str | None, typer.Option(help="Name of an engine; by default the best that can run.")
+    ] = None,
     shards: Annotated[int, typer.Option(help="Shards; one is fastest on one machine.")] = 1,
     error_budget: Annotated[
         float, typer.Option(help="Share of rows that may fail; by default all but one.")

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 import yaml
 from pydantic import JsonValue
 
-from mloc_dagster.compile.anchor import anchor_files
+from mloc_dagster.compile.anchor import anchored_files
 from mloc_dagster.compile.compiler import compile_document
 from mloc_dagster.compile.diagnostics import Diagnostic, Findings, at_value
 from mloc_dagster.compile.loader import Document, load_documents, parse_documents
@@ -113,18 +113,19 @@ class _Named:
 
     def places(self, root: Tree) -> Iterator[_Place]:
         """Yields where a name has to change."""
-        by_template = anchor_files(root, self._folder)
-        by_shell = anchor_files(root, self._working_folder)
-        for (path, tree), (_, first), (_, second) in zip(
-            root.strings(), by_template.strings(), by_shell.strings(), strict=True
-        ):
+        by_template = anchored_files(root, self._folder)
+        by_shell = anchored_files(root, self._working_folder)
+        for path, tree in root.strings():
             # What the command line names is meant from where that is typed.
-            from_shell = tree.at.file.startswith(_SET) or first.text == tree.text
-            found = (second if from_shell else first).text or ""
-            if found == tree.text:
+            from_shell = tree.at.file.startswith(_SET) or path not in by_template
+            found = (by_shell if from_shell else by_template).get(path)
+            if found is None:
                 continue
             if not Path(found).is_file():
-                message = "names several files: put the rows into one, which is then sent along"
+                message = (
+                    "names several files, and one is sent along for each name: put rows into one "
+                    "file, an adapter or weights into an archive"
+                )
                 self.findings.add(at_value(tree, message))
                 continue
             name = self._name(tree.text or "", Path(found))

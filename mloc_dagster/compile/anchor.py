@@ -2,41 +2,43 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
+from mloc_dagster.compile.tree import Path as Place
 from mloc_dagster.compile.tree import Tree
-
-_FILE_KEYS = frozenset(
-    {
-        ("data", "url"),
-        ("data", "dataset_name"),
-        ("image_url", "url"),
-        ("harness", "include_path"),
-    }
-)
+from mloc_dagster.schema.markers import FileRef
+from mloc_dagster.schema.template import marked_values
 
 
-def anchor_files(tree: Tree, folder: Path) -> Tree:
+def anchor_files(root: Tree, folder: Path) -> Tree:
     """Makes relative paths absolute where what they name lies relative to the template.
 
-    A path that leads nowhere from there stays as written: relative to the working folder, or a
-    hub id.
-
     Args:
-        tree: A document.
+        root: A document.
         folder: The template's folder.
     """
-    if isinstance(tree.content, dict):
-        return tree.with_fields(
-            {key: anchor_files(child, folder) for key, child in tree.content.items()}
-        )
-    if isinstance(tree.content, list):
-        return replace(tree, content=[anchor_files(child, folder) for child in tree.content])
-    if tree.path[-2:] not in _FILE_KEYS or not tree.text:
-        return tree
-    found = _find(folder, tree.text)
-    return tree if found is None else replace(tree, content=found)
+    return root.replaced(anchored_files(root, folder))
+
+
+def anchored_files(root: Tree, folder: Path) -> dict[Place, str]:
+    """Returns the absolute path of everything that a document names relative to a folder.
+
+    What leads nowhere from there stays as written: relative to the working folder, or a hub id.
+
+    Args:
+        root: A document.
+        folder: The folder.
+
+    Returns:
+        The paths, by the places in the document that name them.
+    """
+    found: dict[Place, str] = {}
+    for spec, each in marked_values(root.mapping()):
+        if isinstance(each.marker, FileRef) and each.marker.anchored and each.value:
+            path = _find(folder, str(each.value))
+            if path is not None:
+                found[*spec, *each.path] = path
+    return found
 
 
 def _find(folder: Path, text: str) -> str | None:

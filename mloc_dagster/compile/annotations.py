@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, get_args, get_origin
+from typing import get_args, get_origin
 
 from pydantic import BaseModel
 
 from mloc_dagster.compile.tree import Path
-from mloc_dagster.schema.base import Annotation, Block, alternatives
+from mloc_dagster.schema.base import Annotation, Block, alternatives, tags_of
 
 
 def fields_of(block: type[BaseModel]) -> dict[str, Annotation]:
     """Returns the type of each key that a block takes, by the key's name in YAML."""
-    return {field.alias or name: field.annotation for name, field in block.model_fields.items()}
+    fields = dict(block.model_fields)
+    if issubclass(block, Block):
+        fields |= block.registered_fields()
+    return {field.alias or name: field.annotation for name, field in fields.items()}
 
 
 def step_into(annotation: Annotation, step: str | int) -> list[Annotation]:
@@ -42,13 +45,6 @@ def blocks_at(block: type[Block], loc: Path) -> list[type[Block]]:
         # A step that is neither key nor tag is pydantic's label of a union member.
         current = found or current
     return _blocks(current)
-
-
-def tags_of(block: type[Block]) -> tuple[str, ...]:
-    """Returns the values of a block's `type`, when these are fixed."""
-    field = block.model_fields.get("type")
-    annotation = None if field is None else field.annotation
-    return get_args(annotation) if get_origin(annotation) is Literal else ()
 
 
 def _blocks(annotations: list[Annotation]) -> list[type[Block]]:

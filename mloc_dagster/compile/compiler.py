@@ -291,7 +291,7 @@ class _Compiler:
         self._effects.add(descriptor, spec, typed)
         # The name is metadata's or a node's, and was checked there.
         task = Task.model_construct(name=node.name, depends_on=depends_on, spec=typed)
-        mapping = {key: child.plain() for key, child in spec.fields.items()}
+        mapping = spec.mapping()
         references = tuple(dict.fromkeys(check.found))
         unbuilt = self._unbuilt(spec.fields["taskType"], descriptor)
         return [CompiledTask(task, mapping, references, data_places(spec), unbuilt)]

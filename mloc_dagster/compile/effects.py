@@ -7,15 +7,18 @@ tests walk every field of every task type and fail for one that does neither.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import permutations
 from pathlib import PurePosixPath
 from typing import Any
 
 from mloc_dagster.compile.diagnostics import Diagnostic, Findings, at_key
 from mloc_dagster.compile.tree import Path, Position, Tree
 from mloc_dagster.schema.data import OpenaiBatchData
-from mloc_dagster.schema.engines import EngineName, certain_engine, idle_options
+from mloc_dagster.schema.engine_type import EngineType, engine_types
+from mloc_dagster.schema.engines import certain_engine, idle_options
 from mloc_dagster.schema.legacy import KeyPath
 from mloc_dagster.schema.metrics import ANSWERLESS_METRICS
+from mloc_dagster.schema.model import TrainedModel
 from mloc_dagster.schema.task import (
     DpoSpec,
     InferenceSpec,
@@ -47,14 +50,22 @@ _UNSHUFFLED = "the rows are not shuffled (shuffle: true)"
 _INLINE = "the rows stand in the template; this chooses among rows of a dataset"
 
 
-def _certain(spec: Any) -> EngineName | None:
-    return certain_engine(spec.model, enforce_cpu=spec.enforce_cpu)
+def _of_engines() -> Iterator[Idle]:
+    """Yields the rules for the blocks of engines."""
+    engines = engine_types().values()
+    for each in engines:
+        if each.name not in TrainedModel.model_fields:
+            why = f"a training runs on its trainer, not on {each.label}"
+            yield Idle(f"model.{each.name}", why, _TRAININGS)
+    for each, running in permutations(engines, 2):
+        why = f"this task runs on {running.label}"
+        yield Idle(f"model.{each.name}.*", why, _MODELS, _unread(each, running))
 
 
-def _unread_by_engine(block: str, engine: EngineName) -> Condition:
+def _unread(block: EngineType, running: EngineType) -> Condition:
     def when(spec: Any, name: str) -> bool:
-        known = _certain(spec)
-        return known == engine and (block, name) in idle_options(spec.model, known)
+        known = certain_engine(spec)
+        return known is running and (block.name, name) in idle_options(spec.model, known)
 
     return when
 
@@ -98,11 +109,10 @@ def _rows(
 
 
 _SHARED: tuple[Idle, ...] = (
-    # Engines and models.
+    # Models.
     Idle(
         "model.engine", "a training runs on its trainer, not on an engine for inference", _TRAININGS
     ),
-    Idle("model.vllm", "a training runs on its trainer, not on vLLM", _TRAININGS),
     *(
         Idle(
             f"model.transformers.{name}",
@@ -110,18 +120,6 @@ _SHARED: tuple[Idle, ...] = (
             _TRAININGS,
         )
         for name in ("max_batch_size", "max_batch_tokens")
-    ),
-    Idle(
-        "model.vllm.*",
-        "this task runs on transformers",
-        _MODELS,
-        _unread_by_engine("vllm", "transformers"),
-    ),
-    Idle(
-        "model.transformers.*",
-        "this task runs on vLLM",
-        _MODELS,
-        _unread_by_engine("transformers", "vllm"),
     ),
     Idle(
         "model.source.trust_remote_code",
@@ -287,7 +285,8 @@ _SHARED: tuple[Idle, ...] = (
 
 def idle_fields() -> tuple[Idle, ...]:
     """Returns every rule: those of the shared blocks, and what task types say of their own."""
-    return (*_SHARED, *(rule for each in task_types().values() for rule in each.idle))
+    own = (rule for each in task_types().values() for rule in each.idle)
+    return (*_SHARED, *_of_engines(), *own)
 
 
 class Effects:
@@ -309,7 +308,7 @@ class Effects:
             spec: Its spec as it was written, merged with its base.
             typed: The same, typed.
         """
-        rules = (*_SHARED, *task_type.idle)
+        rules = (*_SHARED, *_of_engines(), *task_type.idle)
         found = [(rule, path, tree) for rule in rules for path, tree in _found(spec, rule.path)]
         idle: dict[KeyPath, Idle] = {}
         for rule, path, _ in found:

@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
-from itertools import chain
-
-from mloc_dagster.compile.diagnostics import Findings, at_value
+from mloc_dagster.compile.diagnostics import Findings, at_key, at_value
 from mloc_dagster.compile.spelling import find
 from mloc_dagster.compile.tree import Path, Tree
-from mloc_dagster.compile.vllm_check import check_vllm_arguments, refused_parallelism
-from mloc_dagster.schema.engines import (
-    certain_engine,
-    refused_in_inference,
-    refused_in_model,
-)
+from mloc_dagster.schema.engines import refusals
 from mloc_dagster.schema.task import InferenceSpec, ModelSpec, TaskSpec
 
 FORM_MAY_BREAK = (
@@ -33,24 +26,15 @@ def check_engine(spec: Tree, typed: TaskSpec, findings: Findings) -> None:
     """
     if not isinstance(typed, ModelSpec):
         return
-    check_vllm_arguments(spec, findings)
-    engine = certain_engine(typed.model, enforce_cpu=typed.enforce_cpu)
-    logprobs: int | None = None
+    for each in refusals(typed):
+        place = nearest(spec, each.path)
+        findings.add((at_key if each.at_key else at_value)(place, each.reason))
     if isinstance(typed, InferenceSpec):
-        block = typed.inference
-        logprobs = block.logprobs
-        for path, reason in refused_in_inference(block, engine):
-            findings.add(at_value(nearest(spec, ("inference", *path)), reason))
-        if block.structured_outputs is not None and block.stop:
+        if typed.inference.structured_outputs is not None and typed.inference.stop:
             place = nearest(spec, ("inference", "stop"))
             findings.add(at_value(place, FORM_MAY_BREAK, "warning"))
-    elif typed.model.adapters:
+    elif typed.leaves_vectors and typed.model.adapters:
         findings.add(at_value(nearest(spec, ("model", "adapters")), NO_ADAPTERS))
-    refused = refused_in_model(typed.model, engine, logprobs=logprobs)
-    if engine != "transformers":
-        refused = chain(refused, refused_parallelism(typed))
-    for path, reason in refused:
-        findings.add(at_value(nearest(spec, ("model", *path)), reason))
 
 
 def nearest(tree: Tree, path: Path) -> Tree:

@@ -35,7 +35,7 @@ class Document:
     @cached_property
     def mapping(self) -> dict[str, JsonValue]:
         """The document without positions."""
-        return {key: child.plain() for key, child in self.root.fields.items()}
+        return self.root.mapping()
 
 
 def load_documents(path: Path) -> list[Document]:

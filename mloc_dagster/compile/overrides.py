@@ -65,7 +65,7 @@ def merge_overrides(
     spec = find(root, path) or tree_of({}, Position("template"), path)
     over = tree_of(dict(overrides), Position("overrides"), path)
     changed = _replace(root, path, merge(normalise(spec, Findings()), over))
-    return {key: child.plain() for key, child in changed.fields.items()}
+    return changed.mapping()
 
 
 def _spec_of(root: Tree, node: str | None) -> Path:

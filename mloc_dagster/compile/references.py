@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from pydantic import JsonValue
 
@@ -25,6 +26,7 @@ from mloc_dagster.compile.typed import task_from_mapping
 from mloc_dagster.errors import DataError, InputError
 from mloc_dagster.schema.placeholders import literal
 from mloc_dagster.schema.task import Task
+from mloc_dagster.schema.template import marked_in_spec
 
 __all__ = [
     "Reference",
@@ -35,32 +37,19 @@ __all__ = [
 ]
 
 _PLACEHOLDER_TEXTS = frozenset({("data", "text"), ("data", "template", "text")})
-_EXPANDED_BLOCKS = frozenset({"output", "qdrant", "model", "checkpoint", "reward_model"})
 
 
-def resolve_references(
-    value: JsonValue, lookup: Callable[[Reference], JsonValue], at: Path = ()
-) -> JsonValue:
+def resolve_references(value: JsonValue, lookup: Callable[[Reference], JsonValue]) -> JsonValue:
     """Replaces every reference in a value, and `$${` by `${`.
 
     Args:
-        value: A spec, or a part of one.
+        value: A spec, or another value.
         lookup: Gives the value of a reference; a string that is one reference keeps its type.
-        at: Where the value stands in the spec.
 
     Raises:
         DataError: If a reference has no value, or one that cannot stand within text.
     """
-    if isinstance(value, dict):
-        return {key: resolve_references(child, lookup, (*at, key)) for key, child in value.items()}
-    if isinstance(value, list):
-        return [resolve_references(child, lookup, (*at, i)) for i, child in enumerate(value)]
-    if not isinstance(value, str) or "${" not in value:
-        return value
-    whole = whole_reference(value)
-    if whole is not None:
-        return _safe(whole, _look_up(whole, lookup), at)
-    return "".join(_render(part, lookup, at) for part in split_string(value))
+    return _Resolver(lookup, frozenset(each.path for each in marked_in_spec(value))).resolve(value)
 
 
 def resolve_task(
@@ -110,24 +99,48 @@ def _look_up(reference: Reference, lookup: Callable[[Reference], JsonValue]) -> 
     return value
 
 
-def _render(part: Part, lookup: Callable[[Reference], JsonValue], at: Path) -> str:
-    if part.kind == "text":
-        return part.text
-    if part.kind == "environment":
-        return f"${{{part.text}}}"
-    reference = parse_expression(part.text)
-    value = _safe(reference, _look_up(reference, lookup), at)
-    if isinstance(value, dict | list):
-        raise DataError(f"${{{reference}}} is not a single value and cannot stand within text")
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    return str(value)
+@dataclass(frozen=True, slots=True)
+class _Resolver:
+    """Replaces references.
 
+    Attributes:
+        lookup: Gives the value of a reference.
+        marked: Places of the spec whose values mean files, addresses, secrets or options.
+    """
 
-def _safe(reference: Reference, value: JsonValue, at: Path) -> JsonValue:
-    if isinstance(value, str) and at in _PLACEHOLDER_TEXTS:
-        return literal(value)  # braces in an answer are no placeholders of the template's text
-    # A model's output must not be able to name a secret where variables are expanded later.
-    if isinstance(value, str) and at and at[0] in _EXPANDED_BLOCKS and "${" in value:
-        raise DataError(f"${{{reference}}} holds '${{', which must not come from a result here")
-    return value
+    lookup: Callable[[Reference], JsonValue]
+    marked: frozenset[Path]
+
+    def resolve(self, value: JsonValue, at: Path = ()) -> JsonValue:
+        if isinstance(value, dict):
+            return {key: self.resolve(child, (*at, key)) for key, child in value.items()}
+        if isinstance(value, list):
+            return [self.resolve(child, (*at, i)) for i, child in enumerate(value)]
+        if not isinstance(value, str) or "${" not in value:
+            return value
+        whole = whole_reference(value)
+        if whole is not None:
+            return self._found(whole, at)
+        return "".join(self._render(part, at) for part in split_string(value))
+
+    def _render(self, part: Part, at: Path) -> str:
+        if part.kind == "text":
+            return part.text
+        if part.kind == "environment":
+            return f"${{{part.text}}}"
+        reference = parse_expression(part.text)
+        value = self._found(reference, at)
+        if isinstance(value, dict | list):
+            raise DataError(f"${{{reference}}} is not a single value and cannot stand within text")
+        if isinstance(value, bool):
+            return "true" if value else "false"
+        return str(value)
+
+    def _found(self, reference: Reference, at: Path) -> JsonValue:
+        value = _look_up(reference, self.lookup)
+        if isinstance(value, str) and at in _PLACEHOLDER_TEXTS:
+            return literal(value)  # braces in an answer are no placeholders of the template's text
+        # A model's output must not be able to name a secret where variables are expanded later.
+        if isinstance(value, str) and at in self.marked and "${" in value:
+            raise DataError(f"${{{reference}}} holds '${{', which must not come from a result here")
+        return value

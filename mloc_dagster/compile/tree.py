@@ -68,6 +68,27 @@ class Tree:
             return [child.plain() for child in self.content]
         return self.content
 
+    def mapping(self) -> dict[str, JsonValue]:
+        """Returns the content of a mapping without positions; empty for anything else."""
+        return {key: child.plain() for key, child in self.fields.items()}
+
+    def replaced(self, contents: Mapping[Path, Scalar]) -> Tree:
+        """Returns the tree with other scalars at some places below it."""
+        if not contents:
+            return self
+        if () in contents:
+            return replace(self, content=contents[()])
+        below: dict[str | int, dict[Path, Scalar]] = {}
+        for (step, *rest), content in contents.items():
+            below.setdefault(step, {})[tuple(rest)] = content
+        if isinstance(self.content, dict):
+            fields = self.content.items()
+            return self.with_fields(
+                {key: each.replaced(below.get(key, {})) for key, each in fields}
+            )
+        items = enumerate(self.items)
+        return replace(self, content=[each.replaced(below.get(n, {})) for n, each in items])
+
     def strings(self, below: Path = ()) -> Iterator[tuple[Path, Tree]]:
         """Yields every string below, with its path relative to this tree."""
         if isinstance(self.content, dict):

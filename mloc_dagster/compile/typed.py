@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pydantic import JsonValue, ValidationError
 from pydantic_core import ErrorDetails
 
-from mloc_dagster.compile.annotations import blocks_at, fields_of, tags_of
+from mloc_dagster.compile.annotations import blocks_at, fields_of
 from mloc_dagster.compile.diagnostics import (
     MOST_FINDINGS,
     Diagnostic,
@@ -20,7 +20,8 @@ from mloc_dagster.compile.diagnostics import (
 from mloc_dagster.compile.tree import Path, Position, Tree, tree_of
 from mloc_dagster.compile.wording import expectation, mismatch, shown
 from mloc_dagster.errors import TemplateError, nearest_hint
-from mloc_dagster.schema.base import Block
+from mloc_dagster.schema.base import Block, tags_of
+from mloc_dagster.schema.markers import hides
 from mloc_dagster.schema.task import Task
 from mloc_dagster.schema.task_type import find_task_type
 
@@ -106,7 +107,8 @@ def _diagnose_union(group: list[_Located], block: type[Block]) -> Iterable[Diagn
         return [_diagnose(item, block) for item in group]
     expected = " or ".join(dict.fromkeys(expectation(item.detail) for item in group))
     tree = group[0].tree
-    return [at_value(tree, mismatch(expected, tree))]
+    secret = any(hides(block, item.detail["loc"]) for item in group)
+    return [at_value(tree, mismatch(expected, tree, secret=secret))]
 
 
 def _diagnose(located: _Located, block: type[Block]) -> Diagnostic:
@@ -129,7 +131,8 @@ def _diagnose(located: _Located, block: type[Block]) -> Diagnostic:
         known = [str(name) for name in expected_literals(detail)]
         hint = nearest_hint(str(value), known)
         return at_value(tree, f"unknown value {shown(tree)}{hint}")
-    return at_value(tree, mismatch(expectation(detail), tree))
+    secret = hides(block, detail["loc"])
+    return at_value(tree, mismatch(expectation(detail), tree, secret=secret))
 
 
 def expected_literals(detail: ErrorDetails) -> list[str]:

@@ -20,7 +20,7 @@ class ModelKey:
     """Identifies a loaded model: equal keys may share one copy in memory.
 
     Attributes:
-        engine: `transformers`, `vllm`, …
+        engine: The engine's name; `auto` where each machine chooses.
         identity: Everything that changes what is loaded, in a canonical form.
         name: What people call it; no part of the identity.
     """

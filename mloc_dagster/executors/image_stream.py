@@ -9,7 +9,7 @@ from contextlib import closing
 from dataclasses import replace
 
 from mloc_dagster.errors import TaskCancelled
-from mloc_dagster.executors.engine import EngineRequest
+from mloc_dagster.executors.engines.protocol import EngineRequest
 from mloc_dagster.executors.images import (
     ImageLoader,
     LoadedImage,

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from mloc_dagster.errors import TransientError
 from mloc_dagster.executors.base import ModelKey, ShardContext, ShardInput
-from mloc_dagster.executors.engine import Engine, SleepingEngine
-from mloc_dagster.executors.engine_choice import choose_engine
+from mloc_dagster.executors.engines.choice import choose_engine, loader_of
+from mloc_dagster.executors.engines.protocol import Engine, SleepingEngine
 from mloc_dagster.executors.inference_run import answer_rows
 from mloc_dagster.executors.reuse_identity import (
     LoadedFiles,
@@ -18,26 +18,14 @@ from mloc_dagster.executors.reuse_identity import (
     remember_files,
 )
 from mloc_dagster.schema.canonical import canonical_json
+from mloc_dagster.schema.engine_type import changed_options
 from mloc_dagster.schema.engines import certain_engine, idle_options
 from mloc_dagster.schema.model import ModelSource
 from mloc_dagster.schema.task import EmbeddingSpec, ModelSpec
 
-_LOADING_OPTIONS = {
-    "device_map",
-    "dtype",
-    "attn_implementation",
-    "low_cpu_mem_usage",
-    "trust_remote_code",
-    "load_in_8bit",
-    "load_in_4bit",
-    "bnb_4bit_quant_type",
-    "bnb_4bit_compute_dtype",
-    "bnb_4bit_use_double_quant",
-}
-
 
 class InferenceExecutor:
-    """Generates text, or a vector, for each row: on vLLM where it can run, else on transformers."""
+    """Generates text, or a vector, for each row, on the engine that the task gets."""
 
     def model_key(self, spec: ModelSpec) -> ModelKey | None:
         """Returns what identifies the model: source, loading options, adapters and devices.
@@ -46,17 +34,20 @@ class InferenceExecutor:
         key has to be the same on the machine that only hands out the work.
         """
         model = spec.model
+        options = {
+            each.name: changed_options(block, each.batching)
+            for each, block in model.engine_blocks().items()
+        }
         parts = {
             "source": model.source.model_dump(mode="json"),
-            "transformers": model.transformers.model_dump(mode="json", include=_LOADING_OPTIONS),
-            "vllm": dict(sorted(model.vllm.items())),
+            "options": {name: each for name, each in options.items() if each},
             "adapters": [adapter.model_dump(mode="json") for adapter in model.adapters],
             "enforce_cpu": spec.enforce_cpu,
             "gpus": spec.resources.hardware.gpu.count,
             "task_type": spec.task_type,
         }
         if isinstance(spec, EmbeddingSpec):
-            parts["pooling_type"] = spec.pooling.pooling_type  # vLLM starts with it
+            parts["pooling_type"] = spec.pooling.pooling_type  # some engines start with it
         identity = canonical_json(parts)
         return ModelKey(model.engine or "auto", identity, name=_short_name(model.source))
 
@@ -69,7 +60,7 @@ class InferenceExecutor:
             TransientError: If the hub cannot be reached, or files change meanwhile.
         """
         stamps = file_stamps(spec)
-        engine = _load(spec)
+        engine = loader_of(choose_engine(spec).engine).load(spec)
         revision = answering_revision(spec, engine)
         if file_stamps(spec) != stamps:
             engine.close()
@@ -92,7 +83,7 @@ class InferenceExecutor:
         return loaded_revision(model)
 
     def asleep_bytes(self, model: Engine) -> int | None:
-        """Returns what an engine takes asleep; None without `model.vllm.enable_sleep_mode`."""
+        """Returns what an engine takes asleep; None if it cannot sleep."""
         return model.asleep_bytes if isinstance(model, SleepingEngine) else None
 
     def sleep(self, model: Engine) -> None:
@@ -118,33 +109,11 @@ class InferenceExecutor:
         choice = choose_engine(spec)
         context.log(f"engine: {model.label} on {model.device}: {choice.reason}")
         # Where the template names the engine, its compiler has said so.
-        if certain_engine(spec.model, enforce_cpu=spec.enforce_cpu) is None and shard.index == 0:
+        if certain_engine(spec) is None and shard.index == 0:
             for block, option in sorted(idle_options(spec.model, choice.engine)):
                 context.log(f"model.{block}.{option} has no effect: {choice.reason}")
         context.log(f"model: {model.name}, revision {loaded_revision(model)}")
         answer_rows(shard, spec, model, context)
-
-
-def _load(spec: ModelSpec) -> Engine:
-    if isinstance(spec, EmbeddingSpec):
-        return _load_pooling(spec)
-    if choose_engine(spec).engine == "vllm":
-        from mloc_dagster.executors import vllm_engine
-
-        return vllm_engine.load_engine(spec)
-    from mloc_dagster.executors import transformers_engine
-
-    return transformers_engine.load_engine(spec)
-
-
-def _load_pooling(spec: EmbeddingSpec) -> Engine:
-    if choose_engine(spec).engine == "vllm":
-        from mloc_dagster.executors import vllm_pooling
-
-        return vllm_pooling.load_engine(spec)
-    from mloc_dagster.executors import transformers_pooling
-
-    return transformers_pooling.load_engine(spec)
 
 
 def _short_name(source: ModelSource) -> str:

@@ -9,7 +9,13 @@ from hashlib import blake2b
 from itertools import chain, islice
 
 from mloc_dagster.executors.base import ShardContext, ShardInput
-from mloc_dagster.executors.engine import Completion, Engine, EngineRequest, Rendered, Replies
+from mloc_dagster.executors.engines.protocol import (
+    Completion,
+    Engine,
+    EngineRequest,
+    Rendered,
+    Replies,
+)
 from mloc_dagster.executors.image_stream import with_pictures
 from mloc_dagster.executors.known_answers import earlier_answers
 from mloc_dagster.executors.prompts import is_blank

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from mloc_dagster.data.planned_spool import InputPlanning, RowForecast
-from mloc_dagster.executors.engine_choice import vllm_build
+from mloc_dagster.executors.engines.choice import likely_engine, loader_of
 from mloc_dagster.executors.row_options import RowOptions
 from mloc_dagster.executors.token_count import BYTES_PER_TOKEN, TokenCounter
 from mloc_dagster.planning.cost import CostWeights
@@ -14,13 +14,6 @@ from mloc_dagster.results.rows import SourceRow
 from mloc_dagster.results.store import ResultStore
 from mloc_dagster.schema.inference import Inference, Pooling
 from mloc_dagster.schema.task import InferenceSpec, ModelSpec, RowSpec
-from mloc_dagster.settings import settings
-
-DEFAULT_BLOCK_TOKENS = 16
-"""vLLM's block of the prefix cache on GPUs, where the template names no `block_size`."""
-
-CPU_BLOCK_TOKENS = 128
-"""The same of vLLM's CPU build."""
 
 HISTORY_LOOKED_AT = 20
 HISTORY_ENOUGH = 5
@@ -126,15 +119,5 @@ def _nothing(row: SourceRow) -> RowForecast:
 
 def _block_tokens(spec: ModelSpec) -> int:
     """Returns the block size of the engine's prefix cache, as far as it is known without a GPU."""
-    options = spec.model.vllm
-    if spec.leaves_vectors or options.get("enable_prefix_caching") is False:
-        return 0
-    named = spec.model.engine
-    chosen = named or settings().engine
-    build = vllm_build()
-    if chosen == "transformers" or (named is None and (spec.enforce_cpu or build is None)):
-        return 0
-    given = options.get("block_size")
-    if isinstance(given, int):
-        return given
-    return CPU_BLOCK_TOKENS if build == "cpu" else DEFAULT_BLOCK_TOKENS
+    engine = None if spec.leaves_vectors else likely_engine(spec)
+    return 0 if engine is None else loader_of(engine).prefix_block_tokens(spec)

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from mloc_dagster.errors import MlocError
-from mloc_dagster.executors.engine import Engine
+from mloc_dagster.executors.engines.protocol import Engine
 from mloc_dagster.executors.reuse_identity import (
     NoReuseError,
     files_unchanged,

@@ -11,12 +11,15 @@ import hashlib
 import os
 import secrets
 import time
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import astuple, dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from mloc_dagster.executors.reuse_key import digest_of
+from pydantic import JsonValue
+
+from mloc_dagster.schema.canonical import digest_of
 from mloc_dagster.settings import settings
 
 SHARED_FROM_BYTES = 16 << 20
@@ -53,6 +56,20 @@ def folder_revision(place: str) -> str:
     """Returns `sha256:…` over all of a model's files; empty where there is no folder."""
     folder = Path(place)
     return f"sha256:{content_digest(folder).hex()}" if folder.is_dir() else ""
+
+
+def paths_in(value: JsonValue | Mapping[str, JsonValue]) -> Iterator[Path]:
+    """Yields the files and folders of this machine that a value names, wherever in it."""
+    if isinstance(value, str):
+        path = Path(value).expanduser()
+        if len(value) < os.pathconf("/", "PC_PATH_MAX") and "\0" not in value and path.exists():
+            yield path
+    elif isinstance(value, Mapping):
+        for name in sorted(value):
+            yield from paths_in(value[name])
+    elif isinstance(value, list):
+        for each in value:
+            yield from paths_in(each)
 
 
 def _stamp(path: Path, root: Path) -> FileStamp:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 
 from mloc_dagster.compile.compiler import compile_mapping
 from mloc_dagster.compile.references import resolve_task
 from mloc_dagster.data.upstream import lookup_reference
 from mloc_dagster.net.reach import Reach
-from mloc_dagster.net.rules import check_spec
 from mloc_dagster.planning.plan import PLAN_NAME, Plan
 from mloc_dagster.results.plan_file import read_plan
 from mloc_dagster.results.record import TaskRecord, read_record, submitted_template
@@ -104,6 +103,6 @@ def _open_task(results_url: str, task_id: str) -> OpenTask:
     task = resolve_task(
         node,
         lambda reference: lookup_reference(reference, upstream),
-        check=partial(check_spec, Reach(record.origin)),
+        check=Reach(record.origin).check_spec,
     )
     return OpenTask(folder, record, task, upstream)

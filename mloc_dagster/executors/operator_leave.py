@@ -6,8 +6,8 @@ from collections.abc import Iterable
 
 from mloc_dagster.errors import TerminalError
 from mloc_dagster.schema.engines import certain_engine
-from mloc_dagster.schema.model import Model, ModelSource
-from mloc_dagster.schema.task import Task, TrainingSpec
+from mloc_dagster.schema.model import ModelSource
+from mloc_dagster.schema.task import ModelSpec, Task, TrainingSpec
 from mloc_dagster.settings import settings
 
 
@@ -18,26 +18,22 @@ def check_leave(tasks: Iterable[Task]) -> None:
         TerminalError: If one asks to run code that comes with weights, and that is not allowed.
     """
     for task in tasks:
-        model: Model | None = getattr(task.spec, "model", None)
-        if model is None:
-            continue
-        trusts_remote_code(model.source, asked=_asks(model, task), task=task.name)
+        if isinstance(task.spec, ModelSpec | TrainingSpec):
+            trusts_remote_code(task.spec.model.source, asked=_asks(task.spec), task=task.name)
 
 
-def _asks(model: Model, task: Task) -> bool:
+def _asks(spec: ModelSpec | TrainingSpec) -> bool:
     """Tells whether the engine that will run a task is told to run such code.
 
-    Options of the other engine have no effect; where the worker chooses, it looks itself.
+    Options of the other engines have no effect; where the worker chooses, it looks itself.
     """
-    if isinstance(task.spec, TrainingSpec):
-        return model.transformers.trust_remote_code
-    match certain_engine(model, enforce_cpu=task.spec.enforce_cpu):
-        case "vllm":
-            return model.vllm.get("trust_remote_code") is True
-        case "transformers":
-            return model.transformers.trust_remote_code
-        case None:
-            return False
+    if isinstance(spec, TrainingSpec):
+        return spec.model.transformers.trust_remote_code
+    engine = certain_engine(spec)
+    if engine is None:
+        return False
+    options = spec.model.options(engine.name, engine.options)
+    return getattr(options, "trust_remote_code", False) is True
 
 
 def trusts_remote_code(source: ModelSource, *, asked: bool, task: str = "") -> bool:

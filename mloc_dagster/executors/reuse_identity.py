@@ -2,63 +2,28 @@
 
 from __future__ import annotations
 
-import os
-import re
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from weakref import WeakKeyDictionary
 
-from pydantic import JsonValue
-
 from mloc_dagster import __version__
-from mloc_dagster.executors.engine import Engine
+from mloc_dagster.executors.engines.choice import loader_of
+from mloc_dagster.executors.engines.protocol import Engine, OptionsIdentity
 from mloc_dagster.executors.model_files import (
     FileStamp,
     content_digest,
     folder_revision,
+    paths_in,
     stamps_of,
 )
-from mloc_dagster.executors.reuse_key import digest_of
-from mloc_dagster.executors.transformers_model import model_place
-from mloc_dagster.schema.canonical import canonical_json
+from mloc_dagster.executors.model_source import is_commit, model_place
+from mloc_dagster.schema.canonical import canonical_json, digest_of
 from mloc_dagster.schema.engines import adapter_name
-from mloc_dagster.schema.model import Adapter
+from mloc_dagster.schema.model import Adapter, Model
 from mloc_dagster.schema.task import ModelSpec
 
-FORMAT = 2
+FORMAT = 3
 """Raised whenever equal keys may come to mean other answers."""
-
-_COMMIT = re.compile(r"[0-9a-f]{40}")
-_BATCHING = {"max_batch_size", "max_batch_tokens", "low_cpu_mem_usage", "device_map"}
-_NAMES_OTHER_CONTENT = frozenset(
-    (
-        # Weights, tokenizers and configurations of another place.
-        *("model_weights", "tokenizer", "tokenizer_revision", "hf_config_path"),
-        *("generation_config", "model_loader_extra_config", "default_mm_loras"),
-        *("speculative_config", "spec_model", "weight_transfer_config"),
-        # Code by its name, which says nothing of its version.
-        *("code_revision", "logits_processors", "model_class_overrides", "scheduler_cls"),
-        *("worker_cls", "worker_extension_cls", "distributed_executor_backend"),
-        *("io_processor_plugin", "reasoning_parser_plugin"),
-        # States that other engines computed.
-        *("kv_transfer_config", "ec_transfer_config", "kv_offloading_backend"),
-        # The same, as fields of an argument.
-        *("compilation_config.backend", "compilation_config.inductor_passes"),
-        "ec_manager_config.encoder_cache_manager_cls",
-        "structured_outputs_config.reasoning_parser_plugin",
-    )
-)
-"""Engine arguments of vLLM 0.32 that may name what changes under the same name."""
-
-_PARTS_OF_VLLM: dict[str, tuple[str, ...]] = {
-    "compilation_config.backend": ("eager", "inductor"),
-    "distributed_executor_backend": ("mp", "uni", "ray", "external_launcher"),
-    "generation_config": ("auto", "vllm"),  # auto is the model's own
-    "kv_offloading_backend": ("native",),
-    "worker_cls": ("auto",),
-}
-_NOT_READ = {"allowed_local_media_path", "download_dir"}  # folders that are not the model's
 
 
 class NoReuseError(Exception):
@@ -154,7 +119,7 @@ def model_identity(spec: ModelSpec, engine: Engine) -> bytes:
     if not unchanged or not files_unchanged(spec, engine):
         raise NoReuseError("the model's files are not those that it was loaded from")
     model = spec.model
-    loading = model.transformers.model_dump(mode="json", exclude=_BATCHING)
+    options = {name: each.answers for name, each in _options(model).items() if each.answers}
     return digest_of(
         "mloc row",
         FORMAT,
@@ -165,8 +130,7 @@ def model_identity(spec: ModelSpec, engine: Engine) -> bytes:
         engine.label,
         engine.device.partition(":")[0],
         spec.resources.hardware.gpu.count,
-        canonical_json(loading),
-        canonical_json(dict(sorted(model.vllm.items()))),
+        canonical_json(options),
         [canonical_json(adapter.model_dump(mode="json")) for adapter in model.adapters],
         contents,
     )
@@ -176,57 +140,31 @@ def _refuse_the_unknown(spec: ModelSpec, engine: Engine) -> None:
     model = spec.model
     if not engine.revision:
         raise NoReuseError("the engine does not know the model's revision")
-    blocks = model.source, model.transformers
-    if any(each.trust_remote_code for each in blocks) or model.vllm.get("trust_remote_code"):
+    blocks = model.source, *model.engine_blocks().values()
+    if any(getattr(each, "trust_remote_code", False) for each in blocks):
         raise NoReuseError("code that comes with the weights has no revision of its own")
     if not Path(model_place(model.source)).is_dir() and not is_commit(engine.revision):
         raise NoReuseError(f"{engine.revision!r} is no commit of the hub")
     for adapter in model.adapters:
         if _local(adapter) is None:
             raise NoReuseError(f"what {adapter.path or adapter.url} holds may change")
-    for name in sorted(_NAMES_OTHER_CONTENT):
-        if not _is_known(name, _argument(model.vllm, name)):
-            raise NoReuseError(f"model.vllm.{name} names something without a revision")
+    for name, each in _options(model).items():
+        if each.unknown is not None:
+            raise NoReuseError(f"model.{name}.{each.unknown} names something without a revision")
 
 
-def _argument(arguments: Mapping[str, JsonValue], name: str) -> JsonValue:
-    """Returns an argument, or a field of one: `compilation_config.backend`."""
-    argument, _, field = name.partition(".")
-    value = arguments.get(argument)
-    if not field:
-        return value
-    return value.get(field) if isinstance(value, dict) else None
-
-
-def _is_known(name: str, value: JsonValue) -> bool:
-    """Tells whether all that an engine argument names is on this disk, a commit, or vLLM's own."""
-    if value is None or value == "" or value in _PARTS_OF_VLLM.get(name, ()):
-        return True
-    if isinstance(value, str):
-        return (
-            is_commit(value) if name.endswith("_revision") else any(True for _ in _paths_in(value))
-        )
-    if isinstance(value, list):
-        return all(_is_known(name, each) for each in value)
-    if isinstance(value, dict):
-        # A draft's other fields say how it is used; without one, the method may be anybody's code.
-        named = [value.get("model") or "?"] if name == "speculative_config" else value.values()
-        return all(_is_known(name, each) for each in named)
-    return True  # a number names nothing
-
-
-def is_commit(revision: str) -> bool:
-    """Tells whether a hub's revision is a commit: a branch or a tag may move."""
-    return _COMMIT.fullmatch(revision) is not None
+def _options(model: Model) -> dict[str, OptionsIdentity]:
+    """Returns what each engine's block, by its name, has to do with the answers."""
+    return {each.name: loader_of(each).identity(model) for each in model.engine_blocks()}
 
 
 def _local_places(spec: ModelSpec) -> list[Path]:
     model = spec.model
     adapters = (_local(adapter) for adapter in model.adapters)
     return [
-        *_paths_in(model_place(model.source)),
+        *paths_in(model_place(model.source)),
         *(place for place in adapters if place is not None),
-        *_paths_in({name: model.vllm[name] for name in model.vllm.keys() - _NOT_READ}),
+        *(place for each in _options(model).values() for place in each.places),
     ]
 
 
@@ -234,16 +172,3 @@ def _local(adapter: Adapter) -> Path | None:
     place = (adapter.path or adapter.url or "").removeprefix("file://")
     path = Path(place).expanduser()
     return path if place and path.exists() else None
-
-
-def _paths_in(value: JsonValue | Mapping[str, JsonValue]) -> Iterator[Path]:
-    if isinstance(value, str):
-        path = Path(value).expanduser()
-        if len(value) < os.pathconf("/", "PC_PATH_MAX") and "\0" not in value and path.exists():
-            yield path
-    elif isinstance(value, Mapping):
-        for name in sorted(value):
-            yield from _paths_in(value[name])
-    elif isinstance(value, list):
-        for each in value:
-            yield from _paths_in(each)

@@ -1,33 +1,16 @@
-"""What makes two requests the same: a digest over everything that can change an answer.
-
-Every ingredient goes in with its length before it, in a fixed order, so that no two lists of
-ingredients run together to the same bytes.
-"""
+"""What makes two requests the same: a digest over everything that can change an answer."""
 
 from __future__ import annotations
 
-import hashlib
 from array import array
-from collections.abc import Sequence
 
-from mloc_dagster.executors.engine import EngineRequest
-from mloc_dagster.schema.canonical import canonical_json
+from mloc_dagster.executors.engines.protocol import EngineRequest
+from mloc_dagster.schema.canonical import canonical_json, digest_of
 from mloc_dagster.schema.inference import Inference, Pooling
 
 KEY_BYTES = 32
 _NO_PART_OF_THE_ANSWER = {"error_budget", "seed"}  # the request has the seed that counts
 _MOST_BLOCKS = 1024
-
-Ingredient = str | bytes | int | None | Sequence["Ingredient"]
-"""What a digest is made of."""
-
-
-def digest_of(*ingredients: Ingredient) -> bytes:
-    """Returns the sha256 of a list of ingredients; other lists have other digests."""
-    digest = hashlib.sha256()
-    for each in ingredients:
-        digest.update(_framed(each))
-    return digest.digest()
 
 
 class RequestKeys:
@@ -69,17 +52,3 @@ class RequestKeys:
                 self._blocks.clear()
             self._blocks[id(block)] = known
         return known[1]
-
-
-def _framed(value: Ingredient) -> bytes:
-    if value is None:
-        return b"0"
-    if isinstance(value, str):
-        kind, data = b"s", value.encode("utf-8", "surrogatepass")
-    elif isinstance(value, bytes):
-        kind, data = b"b", value
-    elif isinstance(value, int):
-        kind, data = b"i", b"%d" % value
-    else:
-        kind, data = b"l", b"".join(map(_framed, value))
-    return b"%b%d:%b" % (kind, len(data), data)

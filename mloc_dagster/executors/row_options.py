@@ -78,8 +78,8 @@ def _strict_type(block: type[RowBlock], name: str) -> TypeAdapter[Any]:
 
 def _refuse_contradictions(block: RowBlock) -> None:
     # The compiler sees the task's own block only.
-    for path, reason in refused_in_inference(block, None) if isinstance(block, Inference) else ():
-        raise ValueError(f"the row's option {'.'.join(map(str, path))!r}: {reason}")
+    for each in refused_in_inference(block, None) if isinstance(block, Inference) else ():
+        raise ValueError(f"the row's option {'.'.join(map(str, each.path))!r}: {each.reason}")
 
 
 def _in_words(error: ValidationError) -> str:

@@ -10,7 +10,7 @@ from typing import Protocol
 
 import msgspec
 
-from mloc_dagster.executors.engine import Completion, EngineRequest
+from mloc_dagster.executors.engines.protocol import Completion, EngineRequest
 from mloc_dagster.executors.reuse_key import RequestKeys
 from mloc_dagster.results.rows import InputRow, OutputRow
 

@@ -11,13 +11,20 @@ from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Literal
 from urllib.parse import unquote, urlsplit
 
+from pydantic import JsonValue
+
 from mloc_dagster.errors import InputError
 from mloc_dagster.library import library_dir
-from mloc_dagster.schema.data_address import is_glob
+from mloc_dagster.models import BUILTIN_MODELS
+from mloc_dagster.net.addresses import RefusedAddressError, addresses_of, check_address
+from mloc_dagster.schema.data_address import is_glob, names_files
+from mloc_dagster.schema.legacy import SPELLINGS
+from mloc_dagster.schema.markers import FileRef, LibraryOptions, Marked, ResultPath, Secret, Url
+from mloc_dagster.schema.template import marked_in_spec
 from mloc_dagster.settings import credential_variables, settings
 
 Origin = Literal["local", "api"]
@@ -32,6 +39,13 @@ PROTOCOLS = frozenset({"http", "https", "s3", "s3a", "gs", "gcs", "az", "abfs", 
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)(://|::)")
 _IPV6_HOST = re.compile(r"//\[[0-9A-Fa-f:.]+\]")
 _VARIABLE = re.compile(r"\$\{([A-Z_][A-Z0-9_]*)\}")
+_TASK_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+
+# Old keys, which the compiler drops.
+_DROPPED = frozenset(each.old for each in SPELLINGS if each.new is None)
+
+FALSE = frozenset({"false", "no", "off", "0", "n", "f", "none", ""})
+"""What YAML or pydantic may take for false."""
 
 
 class OutOfReachError(InputError):
@@ -141,6 +155,65 @@ class Reach:
                 "MLOC_API_DATA_ROOTS names"
             )
 
+    def why_host_refused(self, host: str) -> str | None:
+        """Returns why HTTP may not lead to a host, by the addresses that it has here and now."""
+        try:
+            for address in addresses_of(host):
+                check_address(address, private=self.private_addresses, setting=self.private_setting)
+        except RefusedAddressError as error:
+            return str(error)
+        return None
+
+    def check_marked(self, found: Marked) -> None:
+        """Checks a value of a template by its field's mark.
+
+        Raises:
+            OutOfReachError: If templates of this origin may not have it.
+        """
+        text = found.value if isinstance(found.value, str) else ""
+        if not self.limited or found.path in _DROPPED:
+            return
+        match found.marker:
+            case FileRef(runs_code=True):
+                self._check_option(found.name, allowed=str(found.value).lower() in FALSE)
+            case FileRef():
+                self._check_reference(text)
+            case Url() | Secret():
+                self.check_variables(text)
+            case ResultPath():
+                check_result_path(text)
+            case LibraryOptions(allows=allows):
+                option = found.path[found.start :]
+                allowed = not option or allows(option, found.value)
+                self._check_option(found.option, allowed=allowed)
+
+    def check_spec(self, spec: JsonValue) -> None:
+        """Checks a task's spec whose references are filled in.
+
+        Raises:
+            OutOfReachError: For the first value that it may not have.
+        """
+        for found in marked_in_spec(spec) if self.limited else ():
+            try:
+                self.check_marked(found)
+            except OutOfReachError as error:
+                place = ".".join(map(str, found.path))
+                raise OutOfReachError(f"spec.{place}: {error}") from error
+
+    def _check_reference(self, text: str) -> None:
+        if "${" in text or not text:
+            return  # it is looked at again when it is filled in
+        if text not in BUILTIN_MODELS and _is_place(text):
+            self.check_place(text)
+
+    def _check_option(self, name: str, *, allowed: bool) -> None:
+        if not allowed and not self.allows(name):
+            raise OutOfReachError(
+                f"{name} with this value could run code or read files of the worker: a template "
+                f"that comes over the API may set it where the operator allows it "
+                f"(MLOC_API_OPTIONS={name})"
+            )
+
     def _on_store(self, url: str) -> bool:
         """Whether a URL means what lies openly on a remote store of results."""
         root = settings().results_url.rstrip("/") + "/"
@@ -166,6 +239,29 @@ _current: ContextVar[Reach] = ContextVar("mloc_reach", default=LOCAL)
 def current_reach() -> Reach:
     """Returns the reach of the task that is worked on; of a local one where there is none."""
     return _current.get()
+
+
+def check_result_path(path: str) -> None:
+    """Checks a path below the results' root that something is written to.
+
+    Raises:
+        OutOfReachError: If it is mloc's own folder, or may become a task's.
+    """
+    first = next(iter(PurePosixPath(path).parts), "")
+    if first.startswith("."):
+        raise OutOfReachError(f"{path!r} is a folder that only mloc itself writes to")
+    if _TASK_ID.match(first):
+        raise OutOfReachError(f"{path!r} is named like a task's own folder, which only it writes")
+
+
+def _is_place(text: str) -> bool:
+    """Whether a text means a file or a folder, not an id of the hub."""
+    if names_files(text) or "::" in text or ":/" in text or "\\" in text:
+        return True
+    try:
+        return Path(text).exists()
+    except (OSError, ValueError):  # too long to be a path
+        return False
 
 
 def _roots() -> Iterator[tuple[Path, bool]]:

@@ -7,8 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import PurePosixPath
 
 from mloc_dagster.errors import DeliveryError, InputError
-from mloc_dagster.net.reach import LOCAL, Reach
-from mloc_dagster.net.rules import check_destination_path
+from mloc_dagster.net.reach import LOCAL, Reach, check_result_path
 from mloc_dagster.results.delivery_report import DeliveredItem, DeliveryReport
 from mloc_dagster.results.files import BUFFER_BYTES
 from mloc_dagster.results.record import RECORD_NAME
@@ -77,7 +76,7 @@ def _copy(
     below = str(PurePosixPath(path))
     if below == ".":  # the results root, where the task's own folder lies already
         return DeliveryReport()
-    check_destination_path(below)
+    check_result_path(below)
     target = folder.store.folder(below)
     first = folder.store.folder(below.split("/")[0])
     if first.exists(RECORD_NAME):

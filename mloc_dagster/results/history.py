@@ -32,7 +32,7 @@ class Kind:
         model: What answers, as summaries name it.
         revision: Which revision of it, when one is named.
         task_type: What is done.
-        engine: `vllm` or `transformers`, where only one will do.
+        engine: The engine's name, where only one will do.
     """
 
     model: str

@@ -1,31 +1,33 @@
 """Secrets that a template holds as text: kept apart from the copies of it that others may see.
 
-`task.json` and `.submitted` hold `***` in their place. The values lie in a folder of the results'
-root that no API serves, no task reads and no destination reaches.
+`task.json` and `.submitted` hold `***` in their place: in fields that are marked as secret, and in
+URLs of marked fields and of the metadata. The values lie in a folder of the results' root that no
+API serves, no task reads and no destination reaches.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from typing import cast
 
 from pydantic import JsonValue, TypeAdapter
 
 from mloc_dagster.errors import TerminalError
 from mloc_dagster.redaction import MASK, redact_urls
 from mloc_dagster.results.store import ResultStore
+from mloc_dagster.schema.markers import Marker, Path, Secret, replaced, scalars
+from mloc_dagster.schema.template import marked_in_spec, marked_values
 
 FOLDER = ".secrets"
 """Where values lie in the results: one file for a task or a submitted template that has any."""
 
-_HEADERS = ("destination", "headers")
-_ADDRESSES = frozenset({"url", "path", "base_url", "identifier", "dataset_name"})
 _REFERENCE = re.compile(r"\$\{[^}]*\}|\b(?:bearer|basic|token)\b|\s+", re.IGNORECASE)
 _VALUES = TypeAdapter(dict[str, str])
 
-Place = tuple[str | int, ...]
-Change = Callable[[Place, str], str]
+_Texts = Iterable[tuple[Path, str, Marker | None]]
+"""Places of a document, what stands there, and its mark."""
 
 
 def put_aside(
@@ -38,23 +40,23 @@ def put_aside(
         name: Of what holds the document: a task's id, or the hash of a submitted template.
         document: A template, as it was submitted.
     """
-    secrets: dict[str, str] = {}
-
-    def mask(place: Place, text: str) -> str:
-        shown = _shown(place, text)
-        if shown != text or MASK in text:
-            secrets[_pointer(place)] = text
-        return shown
-
-    public = _changed(document, mask)
+    texts = list(_texts(document))
+    public = _without_secrets(document, texts)
+    secrets = {
+        _pointer(place): text
+        for place, text, marker in texts
+        if MASK in text or _shown(text, marker) != text
+    }
     if secrets:
         store.folder(FOLDER).write_bytes(f"{name}.json", json.dumps(secrets).encode())
     return public
 
 
-def masked(document: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
-    """Returns a document without its literal secrets, to be shown only."""
-    return _changed(document, _shown)
+def masked_spec(spec: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
+    """Returns a task's spec without its literal secrets, to be shown only."""
+    found = ((each.path, each.value, each.marker) for each in marked_in_spec(dict(spec)))
+    texts = [(place, text, marker) for place, text, marker in found if isinstance(text, str)]
+    return _without_secrets(spec, texts)
 
 
 def put_back(
@@ -70,20 +72,12 @@ def put_back(
     Raises:
         TerminalError: If the secrets are gone.
     """
-    known: dict[str, str] | None = None
-
-    def fill(place: Place, text: str) -> str:
-        nonlocal known
-        if MASK not in text:
-            return text
-        if known is None:
-            known = _read(store, name)
-        try:
-            return known[_pointer(place)]
-        except KeyError:
-            raise _gone(store, name, place) from None
-
-    return _changed(document, fill)
+    places = [place for place, text, _ in _texts(document) if MASK in text]
+    known = _read(store, name) if places else {}
+    gone = [each for each in places if _pointer(each) not in known]
+    if gone:
+        raise _gone(store, name, gone[0])
+    return _replaced(document, {each: known[_pointer(each)] for each in places})
 
 
 def forget(store: ResultStore, name: str) -> None:
@@ -102,39 +96,43 @@ def _read(store: ResultStore, name: str) -> dict[str, str]:
         ) from None
 
 
-def _gone(store: ResultStore, name: str, place: Place) -> TerminalError:
+def _gone(store: ResultStore, name: str, place: Path) -> TerminalError:
     return TerminalError(
         f"{'.'.join(map(str, place))} was a literal secret, and {store.url}/{FOLDER}/{name}.json, "
         "which had it, is gone: submit the template again, better with ${NAME} in its place"
     )
 
 
-def _shown(place: Place, text: str) -> str:
-    if place[-1] not in _ADDRESSES:
+def _texts(document: Mapping[str, JsonValue]) -> Iterator[tuple[Path, str, Marker | None]]:
+    """Yields every text of a template that may hold a secret; once for each of its marks."""
+    for spec, each in marked_values(document):
+        if isinstance(each.value, str):
+            yield (*spec, *each.path), each.value, each.marker
+    for place, text in scalars(document.get("metadata"), ("metadata",)):
+        if isinstance(text, str):
+            yield place, text, None
+
+
+def _without_secrets(document: Mapping[str, JsonValue], texts: _Texts) -> dict[str, JsonValue]:
+    changes: dict[Path, JsonValue] = {}
+    for place, text, marker in texts:
+        shown = _shown(str(changes.get(place, text)), marker)
+        if shown != text:
+            changes[place] = shown
+    return _replaced(document, changes)
+
+
+def _shown(text: str, marker: Marker | None) -> str:
+    if isinstance(marker, Secret):
         return MASK if _REFERENCE.sub("", text) else text
     return redact_urls(text)
 
 
-def _is_secret(place: Place) -> bool:
-    return place[-1] in _ADDRESSES or place[-1] == "api_key" or place[-3:-1] == _HEADERS
+def _replaced(
+    document: Mapping[str, JsonValue], changes: Mapping[Path, JsonValue]
+) -> dict[str, JsonValue]:
+    return cast("dict[str, JsonValue]", replaced(dict(document), changes))
 
 
-def _changed(document: Mapping[str, JsonValue], change: Change) -> dict[str, JsonValue]:
-    return {key: _child(value, change, (key,)) for key, value in document.items()}
-
-
-def _child(value: JsonValue, change: Change, place: Place) -> JsonValue:
-    if isinstance(value, str):
-        return change(place, value) if _is_secret(place) else value
-    # Rows, of which there may be very many.
-    if place[-2:] == ("data", "items"):
-        return value
-    if isinstance(value, dict):
-        return {key: _child(each, change, (*place, key)) for key, each in value.items()}
-    if isinstance(value, list):
-        return [_child(each, change, (*place, number)) for number, each in enumerate(value)]
-    return value
-
-
-def _pointer(place: Place) -> str:
+def _pointer(place: Path) -> str:
     return "".join(f"/{str(each).replace('~', '~0').replace('/', '~1')}" for each in place)

@@ -8,7 +8,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue, Val
 
 from mloc_dagster.errors import InputError, UnknownNameError
 from mloc_dagster.net.reach import Origin
-from mloc_dagster.results.literal_secrets import masked, put_aside, put_back
+from mloc_dagster.results.literal_secrets import masked_spec, put_aside, put_back
 from mloc_dagster.results.store import Folder
 
 RECORD_NAME = "task.json"
@@ -55,7 +55,7 @@ class TaskRecord(BaseModel):
 def write_record(folder: Folder, record: TaskRecord) -> None:
     """Writes `task.json`; it is durable when this returns."""
     public = put_aside(folder.store, folder.name, record.template)
-    shown = record.model_copy(update={"template": public, "spec": masked(record.spec)})
+    shown = record.model_copy(update={"template": public, "spec": masked_spec(record.spec)})
     folder.write_bytes(RECORD_NAME, shown.model_dump_json(indent=2).encode() + b"\n")
 
 

@@ -16,6 +16,7 @@ from pydantic import JsonValue
 
 from mloc_dagster.errors import nearest_hint
 from mloc_dagster.schema.ebnf import grammar_problem
+from mloc_dagster.schema.engine_type import EngineType
 from mloc_dagster.schema.inference import StructuredOutputs
 
 Path = tuple[str | int, ...]
@@ -47,7 +48,7 @@ _NOWHERE_GUIDED = {
     **dict.fromkeys((r"\b", r"\B"), "a word boundary"),
     **{rf"\{digit}": "a reference to a group" for digit in range(1, 10)},
 }
-"""What neither xgrammar nor llguidance, to which vLLM turns where xgrammar refuses, can follow."""
+"""What neither xgrammar nor llguidance can follow, to which engines turn where it refuses."""
 
 _UNKNOWN_ESCAPES = {
     **dict.fromkeys("AZz", "an anchor (the whole answer is matched anyway)"),
@@ -71,13 +72,12 @@ class FormProblem:
         return f"structured_outputs.{'.'.join(map(str, self.path))}: {self.reason}"
 
 
-def form_problems(form: StructuredOutputs, engine: str | None) -> Iterator[FormProblem]:
+def form_problems(form: StructuredOutputs, engine: EngineType | None) -> Iterator[FormProblem]:
     """Yields what is wrong with a form.
 
     Args:
         form: The form.
-        engine: `transformers` or `vllm`; None when either may run it, and only what neither can
-            do is wrong.
+        engine: The engine that answers; None when any may, and only what none can do is wrong.
     """
     if form.json_schema is not None:
         yield from _Schema(form.json_schema, engine).problems()
@@ -90,17 +90,17 @@ def form_problems(form: StructuredOutputs, engine: str | None) -> Iterator[FormP
         yield FormProblem(("choice",), f"{twice!r} stands there twice")
 
 
-def _grammar(grammar: str, engine: str | None) -> Iterator[FormProblem]:
+def _grammar(grammar: str, engine: EngineType | None) -> Iterator[FormProblem]:
     if not grammar.strip():
         yield FormProblem(("grammar",), "the grammar is empty")
-    # vLLM reads Lark as well, and takes for it what defines no rule by `::=`.
-    elif engine == "transformers" or "::=" in grammar:
+    # Engines with a choice read Lark as well, and take for it what defines no rule by `::=`.
+    elif _by_xgrammar(engine) or "::=" in grammar:
         problem = grammar_problem(grammar)
         if problem is not None:
             yield FormProblem(("grammar",), problem)
 
 
-def _regex(pattern: str, path: Path, engine: str | None) -> Iterator[FormProblem]:
+def _regex(pattern: str, path: Path, engine: EngineType | None) -> Iterator[FormProblem]:
     if not pattern or "\0" in pattern:
         yield FormProblem(path, "the regular expression is empty or holds a NUL character")
         return
@@ -115,7 +115,7 @@ def _regex(pattern: str, path: Path, engine: str | None) -> Iterator[FormProblem
         if part is None:
             continue
         what = next((what for start, what in _NOWHERE_GUIDED.items() if part.startswith(start)), "")
-        if not what and engine == "transformers":
+        if not what and _by_xgrammar(engine):
             what = _UNKNOWN_ESCAPES.get(part[1]) if part[0] == "\\" else "a special group"
         if what:
             reason = f"{part!r} in {pattern!r} is {what}, which guided answers cannot have"
@@ -125,7 +125,7 @@ def _regex(pattern: str, path: Path, engine: str | None) -> Iterator[FormProblem
 class _Schema:
     """Walks a JSON Schema."""
 
-    def __init__(self, schema: Mapping[str, JsonValue], engine: str | None) -> None:
+    def __init__(self, schema: Mapping[str, JsonValue], engine: EngineType | None) -> None:
         self._root = schema
         self._engine = engine
 
@@ -173,17 +173,18 @@ class _Schema:
         for key in _NOWHERE:
             if key in schema:
                 yield FormProblem((*path, key), f"no engine can enforce {key!r}")
-        if self._engine != "transformers":
+        if self._engine is None or not self._engine.xgrammar_only:
             return
+        engine = self._engine
         for key in _NOT_IN_XGRAMMAR:
             if key in schema:
-                yield self._not_here(path, key, repr(key))
+                yield _not_here(engine, (*path, key), repr(key))
         if len(_list(schema.get("allOf"))) > 1:
-            yield self._not_here(path, "allOf", "'allOf' with several schemas")
+            yield _not_here(engine, (*path, "allOf"), "'allOf' with several schemas")
         text = next((key for key in ("pattern", "format") if key in schema), None)
         length = next((key for key in ("minLength", "maxLength") if key in schema), None)
         if text and length:
-            yield self._not_here(path, length, f"{length!r} beside {text!r}")
+            yield _not_here(engine, (*path, length), f"{length!r} beside {text!r}")
         if schema.get("format", "uuid") not in FORMATS:
             hint = nearest_hint(str(schema["format"]), FORMATS)
             yield FormProblem((*path, "format"), f"unknown format {schema['format']!r}{hint}")
@@ -191,11 +192,7 @@ class _Schema:
             key for key in ("properties", "patternProperties", "propertyNames") if key in schema
         ]
         if len(names) > 1 or len(_mapping(schema.get("patternProperties"))) > 1:
-            yield self._not_here(path, names[-1], f"{names[-1]!r} beside other names")
-
-    @staticmethod
-    def _not_here(path: Path, key: str, what: str) -> FormProblem:
-        return FormProblem((*path, key), f"the transformers engine cannot enforce {what}")
+            yield _not_here(engine, (*path, names[-1]), f"{names[-1]!r} beside other names")
 
     def _below(self, schema: Mapping[str, JsonValue], path: Path) -> Iterator[FormProblem]:
         for key in _SINGLE:
@@ -225,6 +222,14 @@ class _Schema:
                 return False
             found = below[name]
         return True
+
+
+def _by_xgrammar(engine: EngineType | None) -> bool:
+    return engine is not None and engine.xgrammar_only
+
+
+def _not_here(engine: EngineType, path: Path, what: str) -> FormProblem:
+    return FormProblem(path, f"the {engine.name} engine cannot enforce {what}")
 
 
 def _list(value: JsonValue) -> Sequence[JsonValue]:

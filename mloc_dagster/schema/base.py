@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cache
-from typing import Annotated, Any, Union, cast, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, Union, cast, get_args, get_origin
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic.fields import FieldInfo
 
 Annotation = Any
 """A type as it is written in a class body: a class, a union, `Literal[…]`, …"""
@@ -29,6 +30,14 @@ class Block(BaseModel):
         protected_namespaces=(),
         allow_inf_nan=False,
     )
+
+    block_marker: ClassVar[object] = None
+    """A mark of `schema.markers` that holds for everything in the block."""
+
+    @classmethod
+    def registered_fields(cls) -> Mapping[str, FieldInfo]:
+        """Returns the fields that distributions add to those of the class, by name."""
+        return {}
 
     @model_validator(mode="before")
     @classmethod
@@ -63,6 +72,13 @@ def alternatives(annotation: Annotation) -> Iterator[Annotation]:
             yield from alternatives(member)
     elif annotation is not types.NoneType:
         yield annotation
+
+
+def tags_of(block: type[BaseModel]) -> tuple[str, ...]:
+    """Returns the values of a block's `type`, when these are fixed."""
+    field = block.model_fields.get("type")
+    annotation = None if field is None else field.annotation
+    return get_args(annotation) if get_origin(annotation) is Literal else ()
 
 
 def parse_memory(value: object) -> object:

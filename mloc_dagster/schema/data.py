@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, JsonValue, model_validator
 
 from mloc_dagster.schema.base import Block
+from mloc_dagster.schema.markers import FileRef
 from mloc_dagster.schema.split import SplitText
 
 OnUpstreamError = Literal["skip", "empty", "fail"]
@@ -23,7 +24,7 @@ class TextPart(Block):
 class ImageUrl(Block):
     """Where an image is."""
 
-    url: str = Field(min_length=1)
+    url: Annotated[str, FileRef()] = Field(min_length=1)
     """A path (relative to the template), an http(s) or fsspec URL, or a `data:image/…` URI."""
 
 
@@ -65,7 +66,7 @@ class DatasetData(Block):
     """Rows of a dataset: on the Hugging Face hub, or files on any fsspec URL."""
 
     type: Literal["dataset"]
-    url: str = Field(min_length=1)
+    url: Annotated[str, FileRef()] = Field(min_length=1)
     """A hub id (`openai/gsm8k`), or a path or URL of jsonl, json, csv, parquet or txt files."""
 
     name: str | None = None
@@ -98,7 +99,7 @@ class OpenaiBatchData(Block):
     """Requests in the OpenAI batch format: a JSON object a line, each with its own `custom_id`."""
 
     type: Literal["openai_batch"]
-    url: str = Field(min_length=1)
+    url: Annotated[str, FileRef()] = Field(min_length=1)
     """A path or fsspec URL of the JSONL file."""
 
 
@@ -207,7 +208,7 @@ class Preference(Block):
 class TrainingData(Block):
     """Rows to train on: a dataset, inline preferences or inline prompts."""
 
-    dataset_name: str | None = None
+    dataset_name: Annotated[str | None, FileRef()] = None
     """A hub id, or a path or URL of jsonl, json, csv or parquet files."""
 
     config_name: str | None = None

@@ -1,36 +1,105 @@
-"""What each engine can do with a task's blocks, as far as that is known before it runs.
+"""What engines can do with a task, as far as that is known before it runs.
 
-The template's compiler refuses by this table; engines rely on it.
+All of it follows from the engines' descriptors: the template's compiler refuses by it, and the
+choice of an engine relies on it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import PurePosixPath
-from typing import Literal
 from urllib.parse import urlsplit
 
 from pydantic import JsonValue
 
-from mloc_dagster.errors import nearest_hint
-from mloc_dagster.schema.answer_forms import Path, form_problems
+from mloc_dagster.schema.answer_forms import form_problems
+from mloc_dagster.schema.base import Block
+from mloc_dagster.schema.data import ChatMessage, DatasetData, ImagePart, ListData
+from mloc_dagster.schema.engine_type import (
+    Ability,
+    Demand,
+    EngineType,
+    Refusal,
+    engine_types,
+    find_engine,
+)
 from mloc_dagster.schema.inference import Inference
-from mloc_dagster.schema.model import Adapter, Dtype, Model, TransformersOptions
+from mloc_dagster.schema.model import Adapter, Model
+from mloc_dagster.schema.task import ModelSpec
 
-EngineName = Literal["vllm", "transformers"]
+_CANNOT: Mapping[Ability, str] = {
+    "generate": "generates no text",
+    "embed": "makes no vectors",
+    "images": "reads no images",
+    "adapters": "takes no adapters",
+    "guided": "cannot hold answers to a form",
+    "logprobs": "does not say how likely tokens were",
+}
 
-VLLM_MAX_LOGPROBS = 20
-"""What vLLM allows unless its argument `max_logprobs` says otherwise."""
 
-Refusal = tuple[Path, str]
-"""Where below the block something stands that cannot be done, and why not."""
+def candidates(spec: ModelSpec, preferred: str | None = None) -> list[EngineType]:
+    """Returns the engines that a task may get which names none, the best first.
+
+    Args:
+        spec: The task.
+        preferred: The engine to put first, whether or not it has a place of its own.
+    """
+    needed = _needs(spec).keys()
+    fitting = [
+        each
+        for each in engine_types().values()
+        if (each.order is not None or each.name == preferred)
+        and (each.chosen_for_cpu or not spec.enforce_cpu)
+        and needed <= each.abilities
+    ]
+    return sorted(fitting, key=lambda each: each.name != preferred)
 
 
-def certain_engine(model: Model, *, enforce_cpu: bool) -> EngineName | None:
+def claim_on(model: Model) -> tuple[EngineType, str] | None:
+    """Returns the engine that alone can follow one of the options, with that option."""
+    for engine, options in model.engine_blocks().items():
+        for name in engine.claims:
+            if getattr(options, name, None):
+                return engine, name
+    return None
+
+
+def certain_engine(spec: ModelSpec) -> EngineType | None:
     """Returns the engine that will run a task wherever it runs; None when that depends."""
-    if model.engine is None and (enforce_cpu or model.transformers.quantised):
-        return "transformers"
-    return model.engine
+    if spec.model.engine is not None:
+        return find_engine(spec.model.engine)
+    if (claim := claim_on(spec.model)) is not None:
+        return claim[0]
+    first = next(iter(candidates(spec)), None)
+    return first if first is not None and first.runs_anywhere else None
+
+
+def shared_options(model: Model, engine: EngineType) -> dict[str, JsonValue]:
+    """Returns the options of other engines' blocks that hold on an engine; see `takes`."""
+    own = _given(model.options(engine.name, engine.options))
+    found: dict[str, JsonValue] = {}
+    for other, options in model.engine_blocks().items():
+        if other is not engine:
+            shared = other.shares(options)
+            taken = (engine.takes & shared.keys()) - own - found.keys()
+            found |= {name: shared[name] for name in taken}
+    return found
+
+
+def idle_options(model: Model, engine: EngineType) -> frozenset[tuple[str, str]]:
+    """Returns the options of other engines that mean nothing to the one that runs a task.
+
+    Returns:
+        Each as the block's name and the option's.
+    """
+    held = shared_options(model, engine).keys()
+    return frozenset(
+        (other.name, name)
+        for other, options in model.engine_blocks().items()
+        if other is not engine
+        for name in _given(options) - (held & other.shares(options).keys())
+        if not (name in other.claims and getattr(options, name))
+    )
 
 
 def adapter_name(adapter: Adapter) -> str:
@@ -40,118 +109,105 @@ def adapter_name(adapter: Adapter) -> str:
     return PurePosixPath(urlsplit(adapter.path or adapter.url or "").path).name
 
 
-def refused_in_inference(block: Inference, engine: EngineName | None) -> Iterator[Refusal]:
+def refusals(spec: ModelSpec) -> Iterator[Refusal]:
+    """Yields what no engine can do with a task, or not the one that is certain."""
+    engine = certain_engine(spec)
+    block = spec.row_block
+    if isinstance(block, Inference):
+        for each in refused_in_inference(block, engine):
+            yield Refusal((spec.block_name, *each.path), each.reason)
+    yield from _refused_adapters(spec.model.adapters)
+    if engine is not None:
+        for ability, path in _needs(spec).items():
+            if ability not in engine.abilities:
+                yield Refusal(path, f"{engine.label} {_CANNOT[ability]}")
+        yield from _refused_claims(spec.model, engine)
+    blocks = spec.model.engine_blocks()
+    if engine is not None:
+        blocks[engine] = spec.model.options(engine.name, engine.options)
+    for each, options in blocks.items():
+        for refusal in each.refuses(options, _demand(spec, each, engine)):
+            yield Refusal(("model", each.name, *refusal.path), refusal.reason, refusal.at_key)
+
+
+def refused_in_inference(block: Inference, engine: EngineType | None) -> Iterator[Refusal]:
     """Yields what no engine can do with an `inference` block, or not the one that is certain."""
     if block.min_tokens > block.max_tokens:
         reason = f"min_tokens {block.min_tokens} is more than max_tokens {block.max_tokens}"
-        yield ("min_tokens",), reason
+        yield Refusal(("min_tokens",), reason)
     for place, text in enumerate(block.stop):
         if not text:
-            yield ("stop", place), "an empty stop string would end every answer at once"
+            yield Refusal(("stop", place), "an empty stop string would end every answer at once")
     if block.structured_outputs is not None:
-        yield from _refused_beside_a_form(block)
+        for name in ("min_tokens", "ignore_eos"):
+            if getattr(block, name):
+                reason = f"{name} cannot be kept with structured_outputs: their form ends an answer"
+                yield Refusal((name,), reason)
         for problem in form_problems(block.structured_outputs, engine):
-            yield ("structured_outputs", *problem.path), problem.reason
-
-
-def _refused_beside_a_form(block: Inference) -> Iterator[Refusal]:
-    if block.min_tokens:
-        reason = "min_tokens cannot be kept with structured_outputs: their form ends an answer"
-        yield ("min_tokens",), reason
-    if block.ignore_eos:
-        reason = "ignore_eos cannot be kept with structured_outputs: their form ends an answer"
-        yield ("ignore_eos",), reason
-
-
-def refused_in_model(
-    model: Model, engine: EngineName | None, *, logprobs: int | None = None
-) -> Iterator[Refusal]:
-    """Yields what no engine can do with a `model` block, or not the one that is certain.
-
-    Args:
-        model: The block.
-        engine: The engine, where it is certain.
-        logprobs: What `inference.logprobs` asks for.
-    """
-    yield from _refused_adapters(model.adapters)
-    if engine == "vllm" and (option := model.transformers.quantised):
-        reason = f"{option} is for transformers: vLLM has model.vllm.quantization: bitsandbytes"
-        yield ("transformers", option), reason
-    dtype = model.vllm.get("dtype")
-    if dtype is not None and (not isinstance(dtype, str) or dtype not in DTYPES):
-        reason = f"unknown precision {dtype!r}{nearest_hint(str(dtype), DTYPES)}"
-        yield ("vllm", "dtype"), reason
-    most = model.vllm.get("max_logprobs", VLLM_MAX_LOGPROBS)
-    if engine == "vllm" and isinstance(most, int) and 0 <= most < (logprobs or 0):
-        reason = f"inference.logprobs asks for {logprobs}, and max_logprobs allows {most}"
-        yield ("vllm", "max_logprobs"), reason
+            yield Refusal(("structured_outputs", *problem.path), problem.reason)
 
 
 def _refused_adapters(adapters: tuple[Adapter, ...]) -> Iterator[Refusal]:
     named: dict[str, int] = {}
     for place, adapter in enumerate(adapters):
+        path = ("model", "adapters", place)
         if (adapter.path is None) == (adapter.url is None):
-            yield ("adapters", place), "give either path or url"
+            yield Refusal(path, "give either path or url")
             continue
         name = adapter_name(adapter)
         if adapter.apply == "request" and name in named:
             reason = (
                 f"adapters {named[name]} and {place} are both called {name!r}: give each a name"
             )
-            yield ("adapters", place), reason
+            yield Refusal(path, reason)
         named.setdefault(name, place)
 
 
-DTYPES: Mapping[str, Dtype] = {
-    "auto": "auto",
-    "half": "float16",
-    "float16": "float16",
-    "bfloat16": "bfloat16",
-    "float": "float32",
-    "float32": "float32",
-}
-"""What vLLM calls a precision of weights → what transformers calls it."""
+def _refused_claims(model: Model, engine: EngineType) -> Iterator[Refusal]:
+    for other, options in model.engine_blocks().items():
+        for name in other.claims if other is not engine else ():
+            if getattr(options, name, None):
+                instead = engine.instead.get(name)
+                what = f"{engine.label} has {instead}" if instead else f"{engine.label} has none"
+                yield Refusal(("model", other.name, name), f"{name} is for {other.label}: {what}")
 
 
-def transformers_options(model: Model) -> TransformersOptions:
-    """Returns how transformers loads a model: its own options, and vLLM's `dtype` without one."""
-    dtype = DTYPES.get(str(model.vllm.get("dtype")))
-    if dtype is None or "dtype" in model.transformers.model_fields_set:
-        return model.transformers
-    return model.transformers.model_copy(update={"dtype": dtype})
+def _needs(spec: ModelSpec) -> dict[Ability, tuple[str, ...]]:
+    """Returns the abilities that a task needs, each with where the template asks for it."""
+    found: dict[Ability, tuple[str, ...]] = {
+        "embed" if spec.leaves_vectors else "generate": ("model", "engine")
+    }
+    if spec.model.adapters:
+        found["adapters"] = ("model", "adapters")
+    if isinstance(spec.data, DatasetData) and spec.data.image_columns:
+        found["images"] = ("data", "image_columns")
+    if isinstance(spec.data, ListData) and any(map(_shows_images, spec.data.items)):
+        found["images"] = ("data", "items")
+    block = spec.row_block
+    if isinstance(block, Inference):
+        if block.structured_outputs is not None:
+            found["guided"] = (spec.block_name, "structured_outputs")
+        if block.logprobs is not None:
+            found["logprobs"] = (spec.block_name, "logprobs")
+    return found
 
 
-def vllm_arguments(model: Model) -> dict[str, JsonValue]:
-    """Returns vLLM's arguments: the template's own, and transformers' `dtype` without one."""
-    if model.transformers.dtype == "auto":  # each engine's own default
-        return dict(model.vllm)
-    return {"dtype": model.transformers.dtype, **model.vllm}
+def _shows_images(item: str | tuple[ChatMessage, ...]) -> bool:
+    return not isinstance(item, str) and any(
+        isinstance(part, ImagePart) for message in item for part in message.content
+    )
 
 
-def max_model_len(model: Model) -> int | None:
-    """Returns how many tokens of prompt and answer the template allows; None without a limit."""
-    most = model.vllm.get("max_model_len")
-    return most if isinstance(most, int) and most > 0 else None
+def _demand(spec: ModelSpec, engine: EngineType, certain: EngineType | None) -> Demand:
+    block = spec.row_block
+    return Demand(
+        certain=certain is engine,
+        possible=certain in (None, engine),
+        logprobs=block.logprobs if isinstance(block, Inference) else None,
+        gpus=spec.resources.hardware.gpu.count,
+        enforce_cpu=spec.enforce_cpu,
+    )
 
 
-def idle_options(model: Model, engine: EngineName | None) -> frozenset[tuple[str, str]]:
-    """Returns the options of the other engine that mean nothing to the one that runs a task.
-
-    Args:
-        model: The block.
-        engine: The engine; None when either may run it, and each has its own options.
-
-    Returns:
-        Each as the block's name and the option's.
-    """
-    if engine == "transformers":
-        shared = {"dtype"} if "dtype" not in model.transformers.model_fields_set else set[str]()
-        if max_model_len(model) is not None:
-            shared.add("max_model_len")
-        return frozenset(("vllm", name) for name in model.vllm.keys() - shared)
-    if engine == "vllm":
-        shared = {"dtype"} if "dtype" not in model.vllm else set[str]()
-        quantised = {"load_in_4bit", "load_in_8bit"} if model.transformers.quantised else set[str]()
-        given = model.transformers.model_fields_set - shared - quantised
-        return frozenset(("transformers", name) for name in given)
-    return frozenset()
+def _given(options: Block) -> set[str]:
+    return options.model_fields_set | (options.model_extra or {}).keys()

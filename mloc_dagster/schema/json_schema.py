@@ -12,7 +12,9 @@ from typing import Any
 
 from pydantic.json_schema import models_json_schema
 
+from mloc_dagster.schema.engine_type import engine_types
 from mloc_dagster.schema.legacy import SPELLINGS, Spelling
+from mloc_dagster.schema.model import Model, TrainedModel
 from mloc_dagster.schema.resources import Schedule
 from mloc_dagster.schema.task import Metadata
 from mloc_dagster.schema.task_type import all_kinds, task_types, types_of_kind
@@ -37,6 +39,8 @@ def template_json_schema() -> Schema:
     for name, definition in specs.items():
         defs[definition]["properties"]["taskType"]["const"] = name
     defs[named[Template]]["properties"]["kind"]["enum"] = list(all_kinds())
+    for model in (Model, TrainedModel):
+        _add_engines(defs[named[model]], model, named)
     for definition in defs.values():
         _allow_references(definition)
     for spelling in SPELLINGS:
@@ -49,10 +53,24 @@ def template_json_schema() -> Schema:
 
 def _definitions() -> tuple[Schema, Mapping[type, str]]:
     """Returns a schema of each block, and its name: two classes may be called the same."""
-    blocks = [*(each.spec for each in task_types().values()), Metadata, Schedule, Node, Template]
+    blocks = [
+        *(each.spec for each in task_types().values()),
+        *(each.options for each in engine_types().values()),
+        *(Metadata, Schedule, Node, Template, Model, TrainedModel),
+    ]
     places, generated = models_json_schema([(block, "validation") for block in blocks])
     named = {block: places[block, "validation"]["$ref"].removeprefix(_REF) for block in blocks}
     return generated["$defs"], named
+
+
+def _add_engines(definition: Schema, model: type[Model], named: Mapping[type, str]) -> None:
+    """Adds the block of each engine to a `model`."""
+    definition["additionalProperties"] = False
+    definition["properties"]["engine"]["anyOf"][0]["enum"] = list(engine_types())
+    for name, each in engine_types().items():
+        if name not in model.model_fields:
+            block = {"$ref": _REF + named[each.options], "description": each.about}
+            definition["properties"][name] = block
 
 
 def _root(defs: Schema, named: Mapping[type, str], specs: Mapping[str, str]) -> Schema:

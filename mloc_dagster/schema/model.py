@@ -4,18 +4,27 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Literal
+from functools import lru_cache
+from typing import Annotated, Any, Literal, Self, cast
 
-from pydantic import Field, JsonValue, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+from pydantic.fields import FieldInfo
+from pydantic_core import InitErrorDetails
 
-from mloc_dagster.errors import nearest_hint
+from mloc_dagster.errors import MlocError, UnknownNameError, nearest_hint
 from mloc_dagster.models import BUILTIN_MODELS
-from mloc_dagster.schema.base import Block
-
-_DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential", "cpu", "cuda", "mps", "xpu")
-_DEVICE = re.compile(r"(?:cuda|mps|xpu|npu|hpu):\d+")
-
-Dtype = Literal["auto", "float32", "float16", "bfloat16"]
+from mloc_dagster.schema.base import Annotation, Block
+from mloc_dagster.schema.engine_type import EngineType, engine_types, find_engine
+from mloc_dagster.schema.markers import FileRef
+from mloc_dagster.schema.transformers_options import TransformersOptions
 
 _HUB_ID = re.compile(r"(?!.*(?:--|\.\.))(?:[\w-][\w.-]*/)?[\w][\w.-]{0,95}(?<![.-])", re.ASCII)
 
@@ -26,7 +35,7 @@ class ModelSource(Block):
     type: Literal["huggingface", "local", "builtin"] = "huggingface"
     """`huggingface` (a hub id), `local` (a folder) or `builtin` (ships with mloc)."""
 
-    identifier: str = Field(min_length=1)
+    identifier: Annotated[str, FileRef(anchored=False)] = Field(min_length=1)
     """Hub id, path, or the name of a builtin model such as `tiny-chat`."""
 
     revision: str | None = Field(default=None, min_length=1)
@@ -63,73 +72,6 @@ class ModelSource(Block):
         return identifier
 
 
-class TransformersOptions(Block):
-    """How transformers loads and batches.
-
-    Names are those of `from_pretrained` and of `BitsAndBytesConfig`.
-    """
-
-    device_map: str | None = None
-    """`auto`, `cpu`, `cuda:0`, …; by default a GPU when there is one."""
-
-    @field_validator("device_map")
-    @classmethod
-    def _device(cls, value: str | None) -> str | None:
-        if value is None or value in _DEVICE_MAPS or "${" in value or _DEVICE.fullmatch(value):
-            return value
-        hint = nearest_hint(value, (*_DEVICE_MAPS, "cuda:0"))
-        raise ValueError(f"{value!r} is no place for weights{hint}")
-
-    dtype: Dtype = "auto"
-    """Precision of the weights; `auto` takes the model's own. By default `model.vllm.dtype`."""
-
-    attn_implementation: Literal["eager", "sdpa", "flash_attention_2"] | None = None
-    """By default the best that the machine has."""
-
-    low_cpu_mem_usage: bool | None = None
-    """Load weights piece by piece."""
-
-    trust_remote_code: bool = False
-    """As in `model.source`."""
-
-    load_in_8bit: bool = False
-    """Weights of 8 bits, on a GPU; needs the extra `quantization`."""
-
-    load_in_4bit: bool = False
-    """Weights of 4 bits, on a GPU; needs the extra `quantization`."""
-
-    bnb_4bit_quant_type: Literal["nf4", "fp4"] = "nf4"
-    """What 4 bits stand for."""
-
-    bnb_4bit_compute_dtype: Literal["float32", "float16", "bfloat16"] | None = None
-    """What 4-bit weights are computed in; by default the precision that the model is loaded in."""
-
-    bnb_4bit_use_double_quant: bool = False
-    """Quantise the scales of 4-bit weights, too: 0.4 bits less for each."""
-
-    max_batch_size: int = Field(default=64, ge=1)
-    """Rows that are generated together at most."""
-
-    max_batch_tokens: int = Field(default=16384, ge=1)
-    """Prompt and new tokens of one batch at most, padding included."""
-
-    @property
-    def quantised(self) -> str | None:
-        """The option that asks for weights of fewer bits; None where none does."""
-        if self.load_in_4bit:
-            return "load_in_4bit"
-        return "load_in_8bit" if self.load_in_8bit else None
-
-    @model_validator(mode="after")
-    def _one_width(self) -> TransformersOptions:
-        if self.load_in_4bit and self.load_in_8bit:
-            raise ValueError("load_in_4bit and load_in_8bit cannot both be true: remove one")
-        given = sorted(name for name in self.model_fields_set if name.startswith("bnb_4bit_"))
-        if given and not self.load_in_4bit:
-            raise ValueError(f"{given[0]} has no effect without load_in_4bit: true")
-        return self
-
-
 class Adapter(Block):
     """A LoRA adapter on top of the model."""
 
@@ -137,26 +79,129 @@ class Adapter(Block):
     name: str | None = None
     """What rows call it (`model` of an OpenAI batch); by default the last part of its place."""
 
-    path: str | None = None
+    path: Annotated[str | None, FileRef()] = None
     """A folder with the adapter."""
 
-    url: str | None = None
+    url: Annotated[str | None, FileRef()] = None
     """An archive with the adapter, or a reference to an earlier stage's result."""
 
     apply: Literal["merge", "request"] = "merge"
-    """`merge` into the weights, or send with each `request` (vLLM)."""
+    """`merge` into the weights, or answer the rows that name it (`request`)."""
 
 
 class Model(Block):
-    """The model of a task and the options of its engine."""
+    """The model of a task, and the options of its engine: a block under the engine's own name."""
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, Any] = Field(init=False)  # pyright: ignore[reportIncompatibleVariableOverride]
 
     source: ModelSource
-    engine: Literal["vllm", "transformers"] | None = None
-    """Which engine; by default vLLM where it can run, else transformers."""
+    engine: str | None = None
+    """Which engine; by default the first of them that can run."""
 
-    vllm: Mapping[str, JsonValue] = Field(default_factory=dict)
-    """vLLM's engine arguments, verbatim. `dtype` and `max_model_len` hold on transformers, too."""
-
-    transformers: TransformersOptions = TransformersOptions()
     adapters: tuple[Adapter, ...] = ()
     """Applied in this order."""
+
+    @classmethod
+    def registered_fields(cls) -> Mapping[str, FieldInfo]:
+        """Returns the blocks of engines that have no field of their own, and all their names."""
+        return _registered_fields(cls, tuple(engine_types().values()))
+
+    def options[OptionsT: Block](self, name: str, kind: type[OptionsT]) -> OptionsT:
+        """Returns an engine's block; where the template has none, with every default.
+
+        Args:
+            name: The engine's name.
+            kind: The class of its options.
+        """
+        given = self.__dict__.get(name, self.__pydantic_extra__.get(name))
+        return given if isinstance(given, kind) else kind()
+
+    def engine_blocks(self) -> dict[EngineType, Block]:
+        """Returns the blocks that the template has, in the order in which engines are chosen."""
+        given = self.model_fields_set | self.__pydantic_extra__.keys()
+        return {
+            each: self.options(name, each.options)
+            for name, each in engine_types().items()
+            if name in given
+        }
+
+    @field_validator("engine")
+    @classmethod
+    def _registered(cls, name: str | None) -> str | None:
+        try:
+            return name if name is None else find_engine(name).name
+        except MlocError as error:
+            raise ValueError(str(error)) from error
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _engine_options(cls, value: object, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        problems: list[InitErrorDetails] = []
+        blocks = _blocks(_undeclared(value, cls), problems)
+        try:
+            model = handler(value)
+        except ValidationError as error:
+            problems += _details(error)
+            raise ValidationError.from_exception_data(cls.__name__, problems) from error
+        if problems:
+            raise ValidationError.from_exception_data(cls.__name__, problems)
+        model.__pydantic_extra__.update(blocks)
+        return model
+
+
+class TrainedModel(Model):
+    """The model of a training, and how it is loaded."""
+
+    transformers: TransformersOptions = TransformersOptions()
+
+
+@lru_cache(maxsize=16)
+def _registered_fields(
+    model: type[Model], engines: tuple[EngineType, ...]
+) -> Mapping[str, FieldInfo]:
+    about, literal = model.model_fields["engine"].description, cast("Annotation", Literal)
+    names: Annotation = literal[tuple(each.name for each in engines)]
+    blocks = {
+        each.name: FieldInfo(annotation=each.options, default=None, description=each.about)
+        for each in engines
+        if each.name not in model.model_fields
+    }
+    return {"engine": FieldInfo(annotation=names, default=None, description=about), **blocks}
+
+
+def _undeclared(value: object, model: type[Model]) -> dict[str, object]:
+    if isinstance(value, Model):
+        return dict[str, object](value.__pydantic_extra__)
+    if not isinstance(value, dict):
+        return {}
+    given = cast("dict[str, object]", value)
+    return {name: each for name, each in given.items() if name not in model.model_fields}
+
+
+def _blocks(given: Mapping[str, object], problems: list[InitErrorDetails]) -> dict[str, Block]:
+    """Returns blocks as the options of their engines; adds what is wrong to `problems`."""
+    found: dict[str, Block] = {}
+    for name, value in given.items():
+        try:
+            found[name] = find_engine(name).options.model_validate(value)
+        except ValidationError as error:
+            problems += _details(error, name)
+        except UnknownNameError:
+            problems.append({"type": "extra_forbidden", "loc": (name,), "input": value})
+        except MlocError as error:
+            reason = {"error": ValueError(str(error))}
+            problems.append({"type": "value_error", "loc": (name,), "input": value, "ctx": reason})
+    return found
+
+
+def _details(error: ValidationError, *place: str) -> list[InitErrorDetails]:
+    return [
+        {
+            "type": each["type"],
+            "loc": (*place, *each["loc"]),
+            "input": each["input"],
+            "ctx": each.get("ctx", {}),
+        }
+        for each in error.errors(include_url=False)
+    ]

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, SecretStr, field_validator
 
 from mloc_dagster.schema.base import Block
+from mloc_dagster.schema.markers import ResultPath, Url
 
 OutputFormat = Literal["json", "parquet", "jsonl", "csv", "openai_batch"]
 
@@ -50,7 +51,7 @@ class LocalDestination(Block):
     """Keeps the results on the store."""
 
     type: Literal["local"] = "local"
-    path: str | None = None
+    path: Annotated[str | None, ResultPath()] = None
     """A second copy of the artifacts, relative to the results root; the latest run wins."""
 
     @field_validator("path")
@@ -69,7 +70,7 @@ class HttpDestination(Block):
     """Posts the result, then uploads the artifacts."""
 
     type: Literal["http"]
-    url: str = Field(pattern=r"^(https?://[^\s/]+|\$\{)")
+    url: Annotated[str, Url()] = Field(pattern=r"^(https?://[^\s/]+|\$\{)")
     """The result goes to this URL (`${MY_URL}` takes it from the environment), each artifact to
     `<url>/<task_id>/files`."""
 

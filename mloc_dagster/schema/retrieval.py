@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Annotated, Self
 
 from pydantic import Field, SecretStr, model_validator
 
 from mloc_dagster.schema.base import Block
 from mloc_dagster.schema.data import InferenceData
+from mloc_dagster.schema.markers import FileRef, Url
 from mloc_dagster.schema.task import RowSpec
 from mloc_dagster.schema.task_type import TaskType
 
@@ -15,7 +16,7 @@ from mloc_dagster.schema.task_type import TaskType
 class Qdrant(Block):
     """A Qdrant collection."""
 
-    url: str
+    url: Annotated[str, Url()]
     """Where Qdrant listens."""
 
     api_key: SecretStr | None = None
@@ -28,7 +29,7 @@ class Qdrant(Block):
 class Embedding(Block):
     """The model that embeds queries."""
 
-    model: str
+    model: Annotated[str, FileRef(anchored=False)]
     """A hub id."""
 
 

@@ -9,7 +9,7 @@ from pydantic import Field, SerializeAsAny, model_validator
 from mloc_dagster.schema.base import Block, Name
 from mloc_dagster.schema.data import InferenceData, TrainingData
 from mloc_dagster.schema.inference import Inference, Pooling
-from mloc_dagster.schema.model import Model
+from mloc_dagster.schema.model import Model, TrainedModel
 from mloc_dagster.schema.output import Checks, Output
 from mloc_dagster.schema.resources import Parallel, Resources, Retries, Slo
 from mloc_dagster.schema.training import (
@@ -166,7 +166,7 @@ class TrainingSpec(TaskSpec):
     method: ClassVar[TrainingMethod]
     """How it trains."""
 
-    model: Model
+    model: TrainedModel
     data: TrainingData
     training: Training = Training()
     lora: Lora | None = None

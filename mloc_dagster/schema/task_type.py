@@ -7,15 +7,13 @@ the API and the CLI know task types from here only.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 from pydantic import BaseModel
 
-from mloc_dagster.errors import TerminalError, UnknownNameError
-from mloc_dagster.plugins import TASK_TYPES_GROUP, entry_points, load_registered, origin_of
+from mloc_dagster.plugins import TASK_TYPES_GROUP, Registry
 from mloc_dagster.schema.legacy import KeyPath
 from mloc_dagster.schema.result import LoraTrainingResult, RowsResult
 from mloc_dagster.schema.task import RowSpec, TaskSpec, TrainingSpec
@@ -99,15 +97,9 @@ class TaskType:
         return self.result or (LoraTrainingResult if self.trains else RowsResult)
 
 
-@dataclass(frozen=True, slots=True)
-class _Registry:
-    types: Mapping[str, TaskType]
-    broken: Mapping[str, str]
-
-
 def task_types() -> Mapping[str, TaskType]:
     """Returns every task type that can be used, by name; trainings last."""
-    return _registry().types
+    return _REGISTRY.known()
 
 
 def find_task_type(name: str) -> TaskType:
@@ -117,12 +109,7 @@ def find_task_type(name: str) -> TaskType:
         UnknownNameError: If nobody registered that name.
         TerminalError: If two distributions did, or the one that did cannot be loaded.
     """
-    registry = _registry()
-    if name in registry.types:
-        return registry.types[name]
-    if name in registry.broken:
-        raise TerminalError(registry.broken[name])
-    raise UnknownNameError("task type", name, registry.types)
+    return _REGISTRY.find(name)
 
 
 def spec_of(mapping: Mapping[str, Any]) -> Any:
@@ -146,41 +133,15 @@ def all_kinds() -> tuple[str, ...]:
     return tuple(dict.fromkeys(kind for each in task_types().values() for kind in each.kinds))
 
 
-def _registry() -> _Registry:
-    registered = entry_points(group=TASK_TYPES_GROUP)
-    return _load(tuple((entry.name, entry.value) for entry in registered))
-
-
-@lru_cache(maxsize=8)
-def _load(registered: tuple[tuple[str, str], ...]) -> _Registry:
-    """Loads every descriptor; one that cannot be is an error only for those who name it."""
-    found: list[TaskType] = []
-    broken: dict[str, str] = {}
-    ours_first = sorted(registered, key=lambda each: not each[1].startswith("mloc_dagster."))
-    for name in dict.fromkeys(name for name, _ in ours_first):
-        try:
-            found.append(_descriptor(name, found))
-        except TerminalError as error:
-            broken[name] = str(error)
-    found.sort(key=lambda each: (each.trains, each.name))
-    return _Registry({each.name: each for each in found}, broken)
-
-
-def _descriptor(name: str, others: Iterable[TaskType]) -> TaskType:
-    loaded = load_registered(TASK_TYPES_GROUP, "task type", name)
-    wrong = _what_is_wrong(loaded, name, others)
-    if wrong is None:
-        return loaded
-    (entry, *_) = entry_points(group=TASK_TYPES_GROUP).select(name=name)
-    raise TerminalError(f"the task type {name!r} from {origin_of(entry)} {wrong}")
-
-
-def _what_is_wrong(loaded: object, name: str, others: Iterable[TaskType]) -> str | None:
-    if not isinstance(loaded, TaskType):
-        return f"is {loaded!r}, expected a mloc_dagster.schema.task_type.TaskType"
-    if loaded.name != name:
-        return f"calls itself {loaded.name!r}"
+def _refuse(given: TaskType, others: Collection[TaskType]) -> str | None:
     for other in others:
-        if other.spec is loaded.spec:  # the JSON Schema says of each class which taskType it is
-            return f"has the spec of {other.name!r}: derive a class from {loaded.spec.__name__}"
+        if other.spec is given.spec:  # the JSON Schema says of each class which taskType it is
+            return f"has the spec of {other.name!r}: derive a class from {given.spec.__name__}"
     return None
+
+
+def _order(each: TaskType) -> tuple[bool, str]:
+    return each.trains, each.name
+
+
+_REGISTRY = Registry(TASK_TYPES_GROUP, "task type", TaskType, _refuse, _order)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import ConfigDict, Field, JsonValue, field_validator, model_validator
 
 from mloc_dagster.schema.base import Block
 from mloc_dagster.schema.data import TrainingData
+from mloc_dagster.schema.markers import FileRef, Marker
+from mloc_dagster.schema.safe_options import LORA_OPTIONS, TRAINING_OPTIONS
 
 
 class Training(Block):
@@ -20,6 +22,8 @@ class Training(Block):
 
     model_config = ConfigDict(extra="allow")
     __pydantic_extra__: dict[str, JsonValue] = Field(init=False)  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    block_marker: ClassVar[Marker] = TRAINING_OPTIONS
 
     num_train_epochs: float = Field(default=1.0, gt=0)
     """Passes over the data."""
@@ -119,6 +123,8 @@ class Lora(Block):
     model_config = ConfigDict(extra="allow")
     __pydantic_extra__: dict[str, JsonValue] = Field(init=False)  # pyright: ignore[reportIncompatibleVariableOverride]
 
+    block_marker: ClassVar[Marker] = LORA_OPTIONS
+
     r: int = Field(default=16, ge=1)
     """Rank of the adapter."""
 
@@ -144,7 +150,7 @@ class Lora(Block):
 class RewardModel(Block):
     """The model that scores rollouts: a sequence classifier."""
 
-    identifier: str
+    identifier: Annotated[str, FileRef(anchored=False)]
     """A hub id, a folder, or an earlier stage: `${reward.result.final_model_path}`."""
 
     type: Literal["classification", "sentiment"] = "classification"
@@ -179,7 +185,7 @@ class Harness(Block):
     tasks: tuple[str, ...] = Field(min_length=1)
     """Tasks, groups, tags or patterns, such as `arc_easy` or `mmlu_*`."""
 
-    include_path: str | None = None
+    include_path: Annotated[str | None, FileRef(runs_code=True)] = None
     """A folder with task files of your own; Python that they name is run."""
 
     num_fewshot: int | None = Field(default=None, ge=0)
@@ -258,10 +264,10 @@ class CheckpointLoad(Block):
     type: Literal["local", "http", "task"] | None = None
     """Where the weights are; may be left out, as `path`, `url` or `task_id` says so."""
 
-    path: str | None = None
+    path: Annotated[str | None, FileRef()] = None
     """A folder or an archive."""
 
-    url: str | None = None
+    url: Annotated[str | None, FileRef()] = None
     """An archive; usually `${stage.result.final_model_archive_url}`."""
 
     task_id: str | None = None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import math
 import re
@@ -14,9 +13,11 @@ from typing import Any
 import pytest
 
 from mloc_dagster.errors import TaskCancelled
-from mloc_dagster.executors.engine import Completion, Engine, EngineRequest, Replies
+from mloc_dagster.executors.engines.choice import loader_of
+from mloc_dagster.executors.engines.protocol import Completion, Engine, EngineRequest, Replies
 from mloc_dagster.models import builtin_model_path
 from mloc_dagster.results.rows import InputRow, Message, Prompt
+from mloc_dagster.schema.engine_type import find_engine
 from mloc_dagster.schema.inference import Inference
 from mloc_dagster.schema.task import InferenceSpec
 
@@ -68,7 +69,7 @@ def start(engine: str, adapters: list[dict[str, str]]) -> Engine:
             "data": {"type": "list", "items": ["unused"]},
         }
     )
-    return importlib.import_module(f"mloc_dagster.executors.{engine}_engine").load_engine(spec)
+    return loader_of(find_engine(engine)).load(spec)
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import shutil
 from collections.abc import Iterator
@@ -12,10 +11,12 @@ from typing import Any
 import pytest
 
 from mloc_dagster.executors.base import ShardContext, ShardInput
-from mloc_dagster.executors.engine import Engine, EngineRequest, Replies
+from mloc_dagster.executors.engines.choice import loader_of
+from mloc_dagster.executors.engines.protocol import Engine, EngineRequest, Replies
 from mloc_dagster.executors.inference_run import answer_rows
 from mloc_dagster.models import builtin_model_path
 from mloc_dagster.results.rows import InputRow, Message, OutputRow
+from mloc_dagster.schema.engine_type import find_engine
 from mloc_dagster.schema.task import InferenceSpec
 
 pytest.importorskip("torch")
@@ -78,8 +79,7 @@ class Listening:
 def engine(request: pytest.FixtureRequest, folder: Path) -> Iterator[Engine]:
     if request.param == "vllm":
         pytest.importorskip("vllm", exc_type=ImportError)
-    module = importlib.import_module(f"mloc_dagster.executors.{request.param}_engine")
-    engine = module.load_engine(spec_of(folder, request.param))
+    engine = loader_of(find_engine(request.param)).load(spec_of(folder, request.param))
     yield engine
     engine.close()
 

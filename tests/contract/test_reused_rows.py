@@ -53,6 +53,6 @@ def test_failed_rows_and_their_duplicates_are_computed_again_when_asked(
 def _mended(request: Any) -> Any:
     from dataclasses import replace
 
-    from mloc_dagster.executors.engine import Rendered
+    from mloc_dagster.executors.engines.protocol import Rendered
 
     return replace(request, rendered=Rendered("mended"))

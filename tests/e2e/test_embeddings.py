@@ -15,11 +15,11 @@ import pytest
 
 pytest.importorskip("torch")
 
-from mloc_dagster.executors import transformers_pooling
-from mloc_dagster.executors.engine import Completion
-from mloc_dagster.executors.engine_choice import vllm_build
-from mloc_dagster.executors.transformers_pooling import PoolingEngine
-from mloc_dagster.executors.vllm_pooling import VllmPoolingEngine
+from mloc_dagster.executors.engines.protocol import Completion
+from mloc_dagster.executors.engines.transformers import pooling as transformers_pooling
+from mloc_dagster.executors.engines.transformers.pooling import PoolingEngine
+from mloc_dagster.executors.engines.vllm.loader import vllm_build
+from mloc_dagster.executors.engines.vllm.pooling import VllmPoolingEngine
 from mloc_dagster.schema.inference import Pooling
 from tests.e2e.conftest import ROOT
 from tests.e2e.test_cli_run import Place
@@ -40,12 +40,12 @@ SIMILAR = 0.999
 
 @pytest.fixture(scope="session")
 def vllm() -> Iterator[VllmPoolingEngine]:
-    from mloc_dagster.executors import vllm_pooling
+    from mloc_dagster.executors.engines.vllm import pooling as vllm_pooling
 
     options = {"kv_cache_memory_bytes": 256 << 20, "max_num_seqs": 16}
-    given = spec(TINY)
-    model = given.model.model_copy(update={"vllm": {**given.model.vllm, **options}})
-    engine = vllm_pooling.load_engine(given.model_copy(update={"model": model}))
+    given = spec(TINY).model_dump(mode="json", by_alias=True, exclude_unset=True)
+    given["model"]["vllm"] = {**given["model"].get("vllm", {}), **options}
+    engine = vllm_pooling.load_engine(type(spec(TINY)).model_validate(given))
     yield engine
     engine.close()
 

@@ -16,11 +16,11 @@ import psutil
 import pytest
 
 from mloc_dagster.errors import TaskCancelled, TerminalError
-from mloc_dagster.executors.engine import Completion, EngineRequest, Replies
-from mloc_dagster.executors.engine_choice import vllm_build
+from mloc_dagster.executors.engines.protocol import Completion, EngineRequest, Replies
+from mloc_dagster.executors.engines.vllm.engine import VllmEngine, load_engine
+from mloc_dagster.executors.engines.vllm.loader import vllm_build
 from mloc_dagster.executors.inference import InferenceExecutor
 from mloc_dagster.executors.model_cache import ModelCache
-from mloc_dagster.executors.vllm_engine import VllmEngine, load_engine
 from mloc_dagster.models import builtin_model_path
 from mloc_dagster.results.rows import InputRow
 from mloc_dagster.schema.inference import Inference
@@ -380,7 +380,7 @@ def test_a_single_adapter_answers_every_row(engine: VllmEngine, adapters: list[P
 def test_several_adapters_are_merged_once(
     adapters: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mloc_dagster.executors import vllm_adapters
+    from mloc_dagster.executors.engines.vllm import adapters as vllm_adapters
     from mloc_dagster.settings import Settings
 
     monkeypatch.setattr(vllm_adapters, "settings", lambda: Settings(home=tmp_path))

@@ -12,9 +12,9 @@ import pytest
 from mloc_dagster.data.image_cells import with_images
 from mloc_dagster.errors import InputError
 from mloc_dagster.executors.base import ShardContext, ShardInput
-from mloc_dagster.executors.engine_choice import vllm_build
+from mloc_dagster.executors.engines.vllm.engine import VllmEngine, load_engine
+from mloc_dagster.executors.engines.vllm.loader import vllm_build
 from mloc_dagster.executors.inference import InferenceExecutor
-from mloc_dagster.executors.vllm_engine import VllmEngine, load_engine
 from mloc_dagster.results.rows import InputRow, OutputRow
 from mloc_dagster.schema.task import InferenceSpec
 from tests.older_vision import older

@@ -13,11 +13,11 @@ import psutil
 import pytest
 
 from mloc_dagster.errors import TerminalError
-from mloc_dagster.executors.engine import Completion, EngineRequest, Replies
-from mloc_dagster.executors.engine_choice import vllm_build
+from mloc_dagster.executors.engines.protocol import Completion, EngineRequest, Replies
+from mloc_dagster.executors.engines.vllm.engine import VllmEngine, load_engine
+from mloc_dagster.executors.engines.vllm.loader import vllm_build
 from mloc_dagster.executors.inference import InferenceExecutor
 from mloc_dagster.executors.model_cache import ModelCache
-from mloc_dagster.executors.vllm_engine import VllmEngine, load_engine
 from mloc_dagster.models import builtin_model_path
 from mloc_dagster.results.rows import InputRow
 from mloc_dagster.schema.inference import Inference

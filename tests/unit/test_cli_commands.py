@@ -55,7 +55,7 @@ def test_a_variable_with_a_wrong_value_is_named_with_what_it_may_be(
     code, out, err = mloc("list")
     assert (code, out) == (2, "")
     assert err.splitlines() == [
-        "MLOC_ENGINE is 'vlm': input should be 'auto', 'vllm' or 'transformers'",
+        "MLOC_ENGINE is 'vlm': unknown engine; did you mean 'vllm'?",
         "MLOC_REDIS_PORT is '99999': input should be less than or equal to 65535",
     ]
 

@@ -42,7 +42,10 @@ def fields(block: type[Block], before: Field = ()) -> Iterator[tuple[type[Block]
         inner = list(blocks_in(annotation))
         for each in inner:
             yield from fields(each, (*before, key))
-        if not inner and not is_tag(block, key):
+        opened = any(
+            each.model_config.get("extra") == "allow" for each in inner if not each.model_fields
+        )
+        if (opened or not inner) and not is_tag(block, key):
             yield block, (*before, key)
 
 
@@ -67,19 +70,15 @@ LAYOUTS = ("schema/training_layouts", "schema/evaluation_layout")
 """Where the columns of training rows are chosen, by the field's name."""
 OF_TRAININGS = ("executors/training", "data/training", *LAYOUTS, "ops/training")
 OF_ROWS = (
-    *("executors/inference", "executors/echo", "executors/vllm", "executors/batch"),
-    *("executors/transformers_engine", "executors/transformers_pooling", "executors/generation"),
-    *("executors/guided", "executors/row_options", "executors/sampling", "executors/pooling"),
-    *(
-        "schema/engines",
-        "executors/engine_choice",
-        "executors/reuse",
-        "executors/input_planning",
-        "executors/images",
-    ),
+    *("executors/inference", "executors/echo", "executors/engines/vllm", "executors/batch"),
+    *("executors/engines/choice", "executors/engines/protocol", "executors/engines/pooling"),
+    *(f"executors/engines/transformers/{name}" for name in ("engine", "generation", "guided")),
+    *(f"executors/engines/transformers/{name}" for name in ("pooling", "sampling")),
+    *("executors/row_options", "executors/reuse", "executors/input_planning", "executors/images"),
     *("executors/estimate", "executors/known_answers", "executors/row_", "executors/prompts"),
     *("executors/image_", "data/openai", "data/graph_template", "data/upstream", "data/rows"),
     *("dispatch/batch_key", "results/export", "results/openai_batch", "assets/row_checks"),
+    "schema/engines",
 )
 """Modules that serve one kind of task only; all others serve both."""
 
@@ -167,6 +166,8 @@ def validators(tree: ast.AST) -> set[ast.AST]:
 
 
 OTHERWISE = {
+    "model.vllm": "handed to vLLM whole, as arguments",
+    "model.transformers.trust_remote_code": "asked of every engine's block by its name",
     "data.preferences": "a comparison is handed on whole, as a row",
     "evaluation.data.preferences": "a comparison is handed on whole, as a row",
     "data.items.content": "a chat message is handed on whole, as a row",

@@ -10,6 +10,7 @@ from mloc_dagster.compile.compiler import CompiledTemplate, compile_document
 from mloc_dagster.compile.loader import parse_documents
 from mloc_dagster.errors import TemplateError
 from mloc_dagster.schema.answer_forms import form_problems
+from mloc_dagster.schema.engine_type import find_engine
 from mloc_dagster.schema.inference import StructuredOutputs
 
 HEAD = "apiVersion: mloc/v1\nkind: InferenceTask\nmetadata: {name: t}\nspec:\n"
@@ -33,7 +34,8 @@ def form(**fields: Any) -> StructuredOutputs:
 
 
 def problems(engine: str | None, **fields: Any) -> list[str]:
-    return [str(problem) for problem in form_problems(form(**fields), engine)]
+    known = None if engine is None else find_engine(engine)
+    return [str(problem) for problem in form_problems(form(**fields), known)]
 
 
 def test_errors_stand_where_the_template_is_wrong() -> None:

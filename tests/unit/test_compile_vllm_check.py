@@ -2,12 +2,12 @@ from __future__ import annotations
 
 import pytest
 
-from mloc_dagster.compile import vllm_check
 from mloc_dagster.compile.compiler import compile_document
 from mloc_dagster.compile.loader import parse_documents
 from mloc_dagster.errors import TemplateError
+from mloc_dagster.executors.engines.vllm import engine_type
+from mloc_dagster.executors.engines.vllm.engine_type import argument_names
 from mloc_dagster.schema.library_fields import class_fields
-from mloc_dagster.schema.vllm_arguments import vllm_argument_names
 
 TEMPLATE = """\
 apiVersion: mloc/v1
@@ -32,7 +32,7 @@ def refused(name: str) -> str:
 
 
 def knows(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
-    monkeypatch.setattr(vllm_check, "vllm_argument_names", lambda: frozenset(names))
+    monkeypatch.setattr(engine_type, "argument_names", lambda: frozenset(names))
 
 
 def test_an_unknown_argument_is_an_error_at_its_line_with_the_nearest_name(
@@ -74,7 +74,7 @@ class EngineArgs:
 
 
 def test_the_installed_vllm_is_read_without_importing_it() -> None:
-    names = vllm_argument_names()
+    names = argument_names()
     if not names:
         pytest.skip("vLLM is not installed")
 

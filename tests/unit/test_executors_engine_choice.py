@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from mloc_dagster.errors import TerminalError
-from mloc_dagster.executors import engine_choice
-from mloc_dagster.executors.engine_choice import choose_engine
+from mloc_dagster.executors.engines.choice import choose_engine
+from mloc_dagster.executors.engines.vllm import loader
 from mloc_dagster.schema.task import InferenceSpec
 from mloc_dagster.settings import settings
 
@@ -52,8 +52,8 @@ WORDS = ["auto", VLLM, HF]
 @pytest.fixture
 def here(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, ...]:
     build, gpu, enforce_cpu = request.param
-    monkeypatch.setattr(engine_choice, "vllm_build", lambda: build)
-    monkeypatch.setattr(engine_choice, "_has_gpu", lambda: gpu)
+    monkeypatch.setattr(loader, "vllm_build", lambda: build)
+    monkeypatch.setattr(loader, "_has_gpu", lambda: gpu)
     return build, gpu, enforce_cpu
 
 
@@ -82,7 +82,7 @@ def test_a_template_that_asks_for_transformers_gets_it(
 
     choice = choose_engine(spec_of(HF, enforce_cpu=here[2]))
 
-    assert (choice.engine, choice.reason) == (HF, "the template asks for it")
+    assert (choice.engine.name, choice.reason) == (HF, "the template asks for it")
 
 
 @pytest.mark.parametrize("here", HERE, indirect=True)
@@ -95,7 +95,7 @@ def test_a_template_that_asks_for_vllm_gets_it_or_hears_why_not(
 
     if obstacle is None:
         choice = choose_engine(spec)
-        assert (choice.engine, choice.reason) == (VLLM, "the template asks for it")
+        assert (choice.engine.name, choice.reason) == (VLLM, "the template asks for it")
     else:
         with pytest.raises(TerminalError, match=f"asks for vLLM, but .*{obstacle}"):
             choose_engine(spec)
@@ -112,7 +112,7 @@ def test_without_a_word_of_the_template_the_operator_decides_and_then_what_can_r
 
     choice = choose_engine(spec_of(None, enforce_cpu=here[2]))
 
-    assert choice.engine == engine
+    assert choice.engine.name == engine
     assert reason in choice.reason
     if reason == "vLLM":  # what keeps it from running
         assert obstacle is not None

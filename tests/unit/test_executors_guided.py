@@ -12,8 +12,8 @@ torch = pytest.importorskip("torch")
 xgrammar = pytest.importorskip("xgrammar")
 
 from mloc_dagster.errors import MissingExtraError  # noqa: E402 - after torch was found
-from mloc_dagster.executors import guided  # noqa: E402
-from mloc_dagster.executors.guided import GrammarMask, GrammarShelf  # noqa: E402
+from mloc_dagster.executors.engines.transformers import guided  # noqa: E402
+from mloc_dagster.executors.engines.transformers.guided import GrammarMask, GrammarShelf  # noqa: E402
 from mloc_dagster.models import builtin_model_path  # noqa: E402
 from mloc_dagster.schema.inference import Inference  # noqa: E402
 

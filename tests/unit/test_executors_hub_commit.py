@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from mloc_dagster.executors import vllm_start
+from mloc_dagster.executors.engines.vllm import start as vllm_start
 from mloc_dagster.models import builtin_model_path
 from mloc_dagster.schema.task import EmbeddingSpec, InferenceSpec
 
@@ -43,13 +43,15 @@ def spec_of(task_type: str, revision: str | None = None) -> Any:
 
 @pytest.mark.parametrize(
     ("task_type", "module"),
-    [("inference", "transformers_engine"), ("embedding", "transformers_pooling")],
+    [("inference", "engine"), ("embedding", "pooling")],
 )
 @pytest.mark.parametrize(("revision", "newest"), [(None, NEW), ("main", NEW), (OLD, OLD)])
 def test_an_engine_says_which_commit_it_loaded(
     branch: Path, task_type: str, module: str, revision: str | None, newest: str
 ) -> None:
-    load_engine = importlib.import_module(f"mloc_dagster.executors.{module}").load_engine
+    load_engine = importlib.import_module(
+        f"mloc_dagster.executors.engines.transformers.{module}"
+    ).load_engine
     branch.write_text(OLD)
     assert load_engine(spec_of(task_type, revision)).revision == OLD
 

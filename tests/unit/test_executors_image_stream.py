@@ -11,7 +11,7 @@ import pytest
 from mloc_dagster.data.image_cells import with_images
 from mloc_dagster.errors import TaskCancelled
 from mloc_dagster.executors.base import ShardContext, ShardInput
-from mloc_dagster.executors.engine import EngineRequest, Rendered, Replies
+from mloc_dagster.executors.engines.protocol import EngineRequest, Rendered, Replies
 from mloc_dagster.executors.image_stream import AHEAD_ROWS, with_pictures
 from mloc_dagster.executors.images import ImageLoader, LoadedImage
 from mloc_dagster.executors.inference_run import answer_rows

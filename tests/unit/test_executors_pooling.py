@@ -16,9 +16,9 @@ import torch
 from transformers import AutoTokenizer, BertConfig, BertModel
 
 from mloc_dagster.errors import TerminalError
-from mloc_dagster.executors.engine import Completion, Engine, EngineRequest, Replies
-from mloc_dagster.executors.pooling import pooling_plan
-from mloc_dagster.executors.transformers_pooling import PoolingEngine, load_engine
+from mloc_dagster.executors.engines.pooling import pooling_plan
+from mloc_dagster.executors.engines.protocol import Completion, Engine, EngineRequest, Replies
+from mloc_dagster.executors.engines.transformers.pooling import PoolingEngine, load_engine
 from mloc_dagster.models import builtin_model_path
 from mloc_dagster.results.rows import InputRow
 from mloc_dagster.schema.inference import Pooling

@@ -11,26 +11,27 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 from mloc_dagster.errors import MissingExtraError, TerminalError  # noqa: E402
-from mloc_dagster.executors import quantization, transformers_model  # noqa: E402
-from mloc_dagster.executors.engine_choice import choose_engine  # noqa: E402
-from mloc_dagster.executors.inference import InferenceExecutor  # noqa: E402
-from mloc_dagster.executors.quantization import (  # noqa: E402
+from mloc_dagster.executors.engines.choice import choose_engine  # noqa: E402
+from mloc_dagster.executors.engines.transformers import model  # noqa: E402
+from mloc_dagster.executors.engines.transformers.model import (  # noqa: E402
     bitsandbytes_config,
     quantised_loading,
 )
+from mloc_dagster.executors.engines.transformers.pooling import load_engine  # noqa: E402
+from mloc_dagster.executors.inference import InferenceExecutor  # noqa: E402
 from mloc_dagster.executors.training.devices import (  # noqa: E402
     pick_device,
     quantization_config,
 )
 from mloc_dagster.executors.training.loading import load_policy  # noqa: E402
-from mloc_dagster.executors.transformers_pooling import load_engine  # noqa: E402
-from mloc_dagster.schema.model import Model, TransformersOptions  # noqa: E402
+from mloc_dagster.schema.model import Model  # noqa: E402
 from mloc_dagster.schema.task import (  # noqa: E402
     EmbeddingSpec,
     InferenceSpec,
     LoraSftSpec,
     SftSpec,
 )
+from mloc_dagster.schema.transformers_options import TransformersOptions  # noqa: E402
 
 SOURCE = {"type": "builtin", "identifier": "tiny-chat"}
 FOUR = {"load_in_4bit": True}
@@ -57,9 +58,9 @@ def inference(transformers: dict[str, Any], **more: Any) -> InferenceSpec:
 
 @pytest.fixture
 def installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = quantization.importlib.util.find_spec
+    found = model.importlib.util.find_spec
     monkeypatch.setattr(
-        quantization.importlib.util,
+        model.importlib.util,
         "find_spec",
         lambda name, *more: object() if name == "bitsandbytes" else found(name, *more),
     )
@@ -128,7 +129,7 @@ def test_the_options_reach_the_library() -> None:
 
 
 def test_a_missing_package_is_told_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(quantization.importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr(model.importlib.util, "find_spec", lambda _: None)
     with pytest.raises(MissingExtraError, match=r"load_in_8bit needs the extra 'quantization'"):
         bitsandbytes_config(options(load_in_8bit=True))
 
@@ -149,9 +150,9 @@ def test_inference_on_a_cpu_never_answers_with_another_model(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     block = Model.model_validate({"source": SOURCE, "transformers": FOUR})
     with pytest.raises(TerminalError, match="load_in_4bit needs a GPU, and this worker has none"):
-        transformers_model.load_model(block, enforce_cpu=False)
+        model.load_model(block, enforce_cpu=False)
     with pytest.raises(TerminalError, match="the task keeps off GPUs"):
-        transformers_model.load_model(block, enforce_cpu=True)
+        model.load_model(block, enforce_cpu=True)
     rows = {"type": "list", "items": ["hi"]}
     vectors = EmbeddingSpec.model_validate(
         {"taskType": "embedding", "model": block.model_dump(), "data": rows}
@@ -162,7 +163,7 @@ def test_inference_on_a_cpu_never_answers_with_another_model(
 
 def test_the_engine_is_the_one_whose_option_it_is() -> None:
     choice = choose_engine(inference(FOUR))
-    assert (choice.engine, choice.reason) == (
+    assert (choice.engine.name, choice.reason) == (
         "transformers",
         "model.transformers.load_in_4bit is its option",
     )

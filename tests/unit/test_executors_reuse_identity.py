@@ -10,6 +10,9 @@ from typing import Any
 import pytest
 
 from mloc_dagster.executors import reuse_identity
+from mloc_dagster.executors.engines.transformers.engine_type import TRANSFORMERS
+from mloc_dagster.executors.engines.vllm import loader
+from mloc_dagster.executors.engines.vllm.engine_type import argument_names
 from mloc_dagster.executors.reuse_identity import (
     LoadedFiles,
     NoReuseError,
@@ -17,9 +20,9 @@ from mloc_dagster.executors.reuse_identity import (
     model_identity,
     remember_files,
 )
-from mloc_dagster.schema.model import Adapter, ModelSource, TransformersOptions
+from mloc_dagster.schema.model import Adapter, ModelSource
 from mloc_dagster.schema.task_type import spec_of
-from mloc_dagster.schema.vllm_arguments import vllm_argument_names
+from mloc_dagster.schema.transformers_options import TransformersOptions
 from tests.unit.test_executors_row_reuse import CountingEngine
 
 
@@ -138,7 +141,7 @@ def test_what_a_model_is_made_of_is_decided_on_here() -> None:
         "type", "identifier", "revision", "trust_remote_code"
     }  # fmt: skip
     assert set(Adapter.model_fields) >= {"path", "url", "name", "apply"}
-    kept = set(TransformersOptions.model_fields) - reuse_identity._BATCHING
+    kept = set(TransformersOptions.model_fields) - TRANSFORMERS.batching - TRANSFORMERS.placing
     quantised = {each for each in kept if each.startswith(("load_in_", "bnb_"))}
     assert kept - quantised == {"dtype", "attn_implementation", "trust_remote_code"}
     assert quantised, "weights of fewer bits answer otherwise"
@@ -188,8 +191,8 @@ def test_what_may_change_under_the_same_name_is_not_reused(case: Case, name: str
 
 
 def test_the_list_of_those_arguments_is_complete_and_vllms_own() -> None:
-    assert set(UNKNOWN) == reuse_identity._NAMES_OTHER_CONTENT
-    known = vllm_argument_names()
+    assert set(UNKNOWN) == loader._NAMES_OTHER_CONTENT
+    known = argument_names()
     assert not known or {name.partition(".")[0] for name in UNKNOWN} <= known
 
 

@@ -13,7 +13,13 @@ from hypothesis import strategies as st
 from mloc_dagster.errors import TaskCancelled
 from mloc_dagster.executors import image_stream, row_reuse
 from mloc_dagster.executors.base import ShardContext, ShardInput
-from mloc_dagster.executors.engine import Answer, Completion, EngineRequest, Rendered, Replies
+from mloc_dagster.executors.engines.protocol import (
+    Answer,
+    Completion,
+    EngineRequest,
+    Rendered,
+    Replies,
+)
 from mloc_dagster.executors.inference_run import answer_rows
 from mloc_dagster.executors.reuse_key import RequestKeys
 from mloc_dagster.results.rows import InputRow, Message, OutputRow

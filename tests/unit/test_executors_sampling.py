@@ -9,7 +9,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from mloc_dagster.executors.sampling import (  # noqa: E402 - after torch was found
+from mloc_dagster.executors.engines.transformers.sampling import (  # noqa: E402 - after torch was found
     Penalties,
     Sampler,
     UniformStreams,

@@ -13,7 +13,7 @@ import pytest
 
 from mloc_dagster.data.spool import spool_input
 from mloc_dagster.executors import shard_run
-from mloc_dagster.executors.engine import EngineRequest, Replies
+from mloc_dagster.executors.engines.protocol import EngineRequest, Replies
 from mloc_dagster.executors.inference import InferenceExecutor
 from mloc_dagster.executors.model_cache import ModelCache
 from mloc_dagster.executors.shard_run import run_shard

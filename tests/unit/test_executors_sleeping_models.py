@@ -7,8 +7,9 @@ from collections.abc import Callable
 import pytest
 
 from mloc_dagster.executors.base import ModelKey, ShardContext, ShardInput
+from mloc_dagster.executors.engines.vllm.engine import can_sleep
+from mloc_dagster.executors.engines.vllm.start import _drop_sleep_mode
 from mloc_dagster.executors.model_cache import ModelCache
-from mloc_dagster.executors.vllm_sleep import can_sleep, drop_sleep_mode
 from mloc_dagster.fleet import process_models
 from mloc_dagster.fleet.process_models import process_model_cache
 from mloc_dagster.settings import settings
@@ -212,7 +213,7 @@ def test_sleep_mode_is_vllms_own_option_and_dropped_with_a_word_where_it_is_not(
     assert can_sleep({"enable_sleep_mode": True})
     assert not can_sleep({})
     given = {"enable_sleep_mode": True, "max_model_len": 8}
-    (note,) = drop_sleep_mode(given)
+    (note,) = _drop_sleep_mode(given)
     assert "enable_sleep_mode is for GPUs" in note
     assert given == {"max_model_len": 8}
-    assert drop_sleep_mode(given) == ()
+    assert _drop_sleep_mode(given) == ()

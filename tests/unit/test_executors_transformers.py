@@ -19,12 +19,12 @@ from mloc_dagster.errors import (  # noqa: E402 - after torch was found
     TerminalError,
     TransientError,
 )
-from mloc_dagster.executors import batch_run  # noqa: E402
 from mloc_dagster.executors.base import ShardContext, ShardInput  # noqa: E402
-from mloc_dagster.executors.batches import Slot  # noqa: E402
+from mloc_dagster.executors.engines.transformers import engine as batch_run  # noqa: E402
+from mloc_dagster.executors.engines.transformers.engine import TransformersEngine, load_engine  # noqa: E402
+from mloc_dagster.executors.engines.transformers.generation import Slot  # noqa: E402
+from mloc_dagster.executors.engines.transformers.model import LoadedModel, options_of  # noqa: E402
 from mloc_dagster.executors.inference import InferenceExecutor  # noqa: E402
-from mloc_dagster.executors.transformers_engine import TransformersEngine, load_engine  # noqa: E402
-from mloc_dagster.executors.transformers_model import LoadedModel  # noqa: E402
 from mloc_dagster.results.rows import InputRow, Message, OutputRow, Prompt  # noqa: E402
 from mloc_dagster.schema.task import InferenceSpec  # noqa: E402
 from mloc_dagster.settings import settings  # noqa: E402
@@ -102,7 +102,7 @@ def run(
     given: dict[int, OutputRow] = {}
     context = ShardContext(lambda row: given.__setitem__(row.index, row), cancelled, log)
     spec = make_spec("unused", **inference)
-    engine = TransformersEngine(loaded, spec.model.transformers)
+    engine = TransformersEngine(loaded, options_of(spec.model))
     InferenceExecutor().run(ShardInput("t", 0, 1, 5, rows, len(rows)), spec, engine, context)
     return [given[index] for index in range(len(prompts))]
 

@@ -12,9 +12,15 @@ from typing import Any
 import pytest
 
 from mloc_dagster.errors import TerminalError, TransientError
-from mloc_dagster.executors import vllm_adapters, vllm_engine, vllm_start
-from mloc_dagster.executors.vllm_adapters import ServedAdapters, load_adapters, prepare_adapters
-from mloc_dagster.executors.vllm_start import EnginePlan, plan_engine
+from mloc_dagster.executors.engines.vllm import adapters as vllm_adapters
+from mloc_dagster.executors.engines.vllm import engine as vllm_engine
+from mloc_dagster.executors.engines.vllm import start as vllm_start
+from mloc_dagster.executors.engines.vllm.adapters import (
+    ServedAdapters,
+    load_adapters,
+    prepare_adapters,
+)
+from mloc_dagster.executors.engines.vllm.start import EnginePlan, plan_engine
 from mloc_dagster.models import builtin_model_path
 from mloc_dagster.schema.model import Adapter
 from mloc_dagster.schema.task import InferenceSpec

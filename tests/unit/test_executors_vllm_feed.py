@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mloc_dagster.errors import TaskCancelled, TransientError
-from mloc_dagster.executors.engine import Completion, EngineRequest, Rendered, Replies
-from mloc_dagster.executors.vllm_feed import MAX_CULPRITS_AT_FIRST, MAX_RESTARTS, Feed
+from mloc_dagster.executors.engines.protocol import Completion, EngineRequest, Rendered, Replies
+from mloc_dagster.executors.engines.vllm.feed import MAX_CULPRITS_AT_FIRST, MAX_RESTARTS, Feed
 from mloc_dagster.results.rows import InputRow
 
 
@@ -283,7 +283,7 @@ def test_wherever_the_engine_dies_each_request_ends_once_and_innocent_ones_are_a
 
 
 def test_a_cancelled_run_empties_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mloc_dagster.executors.vllm_feed.LOOK_EVERY_S", 0)
+    monkeypatch.setattr("mloc_dagster.executors.engines.vllm.feed.LOOK_EVERY_S", 0)
     desk, engine = Desk(stop_after=5), FakeEngine()
 
     with pytest.raises(TaskCancelled):

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from mloc_dagster.executors.vllm_kernels import only_readable_modules
+from mloc_dagster.executors.engines.vllm.process import only_readable_modules
 
 DISPATCHER = "vllm.triton_utils.dispatcher"
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from mloc_dagster.executors.vllm_prefill import STEP_TOKENS, PromptSteps
+from mloc_dagster.executors.engines.vllm.engine import STEP_TOKENS, PromptSteps
 
 
 def engine(most: int = 8192, longest: int = 8192, runner: str = "generate") -> Any:

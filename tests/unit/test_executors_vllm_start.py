@@ -10,11 +10,17 @@ from typing import Any
 import pytest
 
 from mloc_dagster.errors import MissingExtraError, NoRoomError, TerminalError, TransientError
-from mloc_dagster.executors import vllm_environment, vllm_start
 from mloc_dagster.executors.base import ModelKey
+from mloc_dagster.executors.engines.vllm import process
+from mloc_dagster.executors.engines.vllm import start as vllm_start
+from mloc_dagster.executors.engines.vllm.process import SMALL_WEIGHTS_BYTES, engine_threads
+from mloc_dagster.executors.engines.vllm.start import (
+    CPU_CACHE_BYTES,
+    EnginePlan,
+    plan_engine,
+    start_engine,
+)
 from mloc_dagster.executors.model_cache import ModelCache
-from mloc_dagster.executors.vllm_environment import SMALL_WEIGHTS_BYTES, engine_threads
-from mloc_dagster.executors.vllm_start import CPU_CACHE_BYTES, EnginePlan, plan_engine, start_engine
 from mloc_dagster.schema.task import InferenceSpec
 from mloc_dagster.settings import Settings
 
@@ -115,7 +121,7 @@ def test_without_vllm_the_extra_is_named(folder: Path) -> None:
 
 def test_threads_are_the_users_else_this_workers_share(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(8)))
-    monkeypatch.setattr(vllm_environment, "settings", lambda: Settings(machine_share=2))
+    monkeypatch.setattr(process, "settings", lambda: Settings(machine_share=2))
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
 
     assert engine_threads(SMALL_WEIGHTS_BYTES) == 4

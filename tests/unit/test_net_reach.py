@@ -9,8 +9,8 @@ from pydantic import JsonValue
 
 from mloc_dagster.library import library_dir
 from mloc_dagster.net.reach import LOCAL, OutOfReachError, Reach
-from mloc_dagster.net.rules import check_spec, scalars, why_refused
 from mloc_dagster.results.store import open_store
+from mloc_dagster.schema.markers import scalars
 from mloc_dagster.settings import settings
 
 API = Reach("api")
@@ -143,13 +143,13 @@ def test_engine_arguments_that_name_code_or_files_are_the_operators(
     arguments: dict[str, object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec = {"model": {"vllm": arguments}}
-    check_spec(LOCAL, spec)  # type: ignore[arg-type]
+    LOCAL.check_spec(spec)  # type: ignore[arg-type]
     name = f"model.vllm.{next(iter(arguments))}"
     with pytest.raises(OutOfReachError, match=f"MLOC_API_OPTIONS={name}"):
-        check_spec(API, spec)  # type: ignore[arg-type]
+        API.check_spec(spec)  # type: ignore[arg-type]
     monkeypatch.setenv("MLOC_API_OPTIONS", f"training.report_to, {name}")
     settings.cache_clear()
-    check_spec(API, spec)  # type: ignore[arg-type]
+    API.check_spec(spec)  # type: ignore[arg-type]
 
 
 def test_engine_arguments_that_tune_are_anybodys() -> None:
@@ -162,7 +162,7 @@ def test_engine_arguments_that_tune_are_anybodys() -> None:
         "quantization": "awq",
         "tensor_parallel_size": 2,
     }
-    check_spec(API, {"model": {"vllm": tuned}})
+    API.check_spec({"model": {"vllm": tuned}})
 
 
 @pytest.mark.parametrize(
@@ -190,9 +190,9 @@ def test_engine_arguments_that_tune_are_anybodys() -> None:
 def test_options_of_trainers_that_name_code_or_places_are_the_operators(
     spec: dict[str, object],
 ) -> None:
-    check_spec(LOCAL, spec)  # type: ignore[arg-type]
+    LOCAL.check_spec(spec)  # type: ignore[arg-type]
     with pytest.raises(OutOfReachError, match="MLOC_API_OPTIONS="):
-        check_spec(API, spec)  # type: ignore[arg-type]
+        API.check_spec(spec)  # type: ignore[arg-type]
 
 
 def test_options_of_trainers_that_tune_are_anybodys() -> None:
@@ -211,7 +211,7 @@ def test_options_of_trainers_that_tune_are_anybodys() -> None:
         },
         "lora": {"target_modules": ["q_proj", "v_proj"], "rank_pattern": {"q": 4}, "r": 8},
     }
-    check_spec(API, spec)
+    API.check_spec(spec)
 
 
 @pytest.mark.parametrize(
@@ -230,20 +230,20 @@ def test_options_of_trainers_that_tune_are_anybodys() -> None:
     ],
 )
 def test_every_field_that_is_read_is_checked(spec: dict[str, object]) -> None:
-    check_spec(LOCAL, spec)  # type: ignore[arg-type]
+    LOCAL.check_spec(spec)  # type: ignore[arg-type]
     with pytest.raises(OutOfReachError, match="API"):
-        check_spec(API, spec)  # type: ignore[arg-type]
+        API.check_spec(spec)  # type: ignore[arg-type]
 
 
 def test_a_hub_id_that_is_a_folder_here_is_a_path(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec: JsonValue = {"model": {"source": {"type": "huggingface", "identifier": "owner/name"}}}
-    check_spec(API, spec)
+    API.check_spec(spec)
     (tmp_path / "owner" / "name").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(OutOfReachError, match="path of the server"):
-        check_spec(API, spec)
+        API.check_spec(spec)
 
 
 @pytest.mark.parametrize(
@@ -251,9 +251,9 @@ def test_a_hub_id_that_is_a_folder_here_is_a_path(
     [".uploads/0a", "./.submitted", ".dagster/x", "0b53a1f0-7a0c-4d4f-9ad0-2f1d7a1f8d11-stage"],
 )
 def test_copies_go_to_no_folder_that_mloc_writes(path: str) -> None:
-    place = ("output", "destination", "path")
-    assert why_refused(API, place, path) is not None
-    assert why_refused(API, place, "./runs/one") is None
+    with pytest.raises(OutOfReachError, match=r"output\.destination\.path"):
+        API.check_spec({"output": {"destination": {"path": path}}})
+    API.check_spec({"output": {"destination": {"path": "./runs/one"}}})
 
 
 def test_scalars_come_with_their_place() -> None:

@@ -28,11 +28,14 @@ def _template(**headers: str) -> dict[str, Any]:
 
 
 def _document() -> dict[str, Any]:
+    qdrant = {"url": "http://q", "api_key": PLANTED}
     stages = [
-        {"name": "a~b/c", "spec": {"qdrant": {"url": "http://q", "api_key": PLANTED}}},
+        {"name": "c", "spec": {"taskType": "rag", "qdrant": qdrant}},
         {"name": "d", "spec": {"data": {"url": f"https://me:{PLANTED}@there/rows.jsonl"}}},
     ]
-    return {**_template(**{"X-Key": PLANTED, "Authorization": f"Bearer {PLANTED}"}), "s": stages}
+    document = _template(**{"X-Key~a/b": PLANTED, "Authorization": f"Bearer {PLANTED}"})
+    document["spec"]["stages"] = stages
+    return {"metadata": {"annotations": {"from": f"https://{PLANTED}@there"}}, **document}
 
 
 def test_what_is_secret_is_masked_and_comes_back(store: ResultStore) -> None:
@@ -59,7 +62,8 @@ def test_a_secret_beside_a_reference_is_one(store: ResultStore) -> None:
 
 
 def test_stars_that_somebody_wrote_are_no_secret_that_is_gone(store: ResultStore) -> None:
-    document = {"spec": {"data": {"url": "docs/***/a.md"}, "x": {"headers": {"a": PLANTED}}}}
+    document = _template(a=PLANTED)
+    document["spec"]["data"] = {"url": "docs/***/a.md"}
     assert put_back(store, "t", put_aside(store, "t", document)) == document
 
 
@@ -82,7 +86,9 @@ def test_what_is_gone_or_damaged_is_named_and_not_quoted(store: ResultStore) -> 
 
 def test_a_record_has_none_and_its_template_can_be_had(store: ResultStore) -> None:
     folder = store.task("w-draft")
-    record = a_record("w-draft").model_copy(update={"template": _document(), "spec": _document()})
+    spec = _document()["spec"]
+    spec |= spec.pop("stages")[0]["spec"]
+    record = a_record("w-draft").model_copy(update={"template": _document(), "spec": spec})
     write_record(folder, record)
     assert PLANTED.encode() not in folder.read_bytes("task.json")
     assert submitted_template(folder, read_record(folder)) == _document()

@@ -22,9 +22,9 @@ from mloc_dagster.errors import (
     TransientError,
 )
 from mloc_dagster.executors.archives import archive_folder, unpack
+from mloc_dagster.executors.model_source import model_place
 from mloc_dagster.executors.training.checkpoints import seal
 from mloc_dagster.executors.training.weights import locate_weights
-from mloc_dagster.executors.transformers_model import model_place
 from mloc_dagster.results.manifest import write_manifest
 from mloc_dagster.results.store import Folder, ResultStore, open_store
 from mloc_dagster.schema.model import ModelSource

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 from mloc_dagster.errors import TerminalError
-from mloc_dagster.executors.quantization import bitsandbytes_config
+from mloc_dagster.executors.engines.transformers.model import bitsandbytes_config
 from mloc_dagster.schema.task import TrainingSpec
 
 Precision = Literal["no", "bf16", "fp16"]

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from mloc_dagster.errors import InputError, MissingExtraError, TerminalError
 from mloc_dagster.executors.adapters import adapter_folder
+from mloc_dagster.executors.model_source import clear_load_errors, hub_commit, model_place
 from mloc_dagster.executors.operator_leave import trusts_remote_code
 from mloc_dagster.executors.training.devices import (
     check_gpu,
@@ -21,11 +22,6 @@ from mloc_dagster.executors.training.lora import continue_adapter, merge_adapter
 from mloc_dagster.executors.training.pad_token import ensure_pad_token
 from mloc_dagster.executors.training.saving import remember_source
 from mloc_dagster.executors.training.weight_files import weights_kind
-from mloc_dagster.executors.transformers_model import (
-    clear_load_errors,
-    hub_commit,
-    model_place,
-)
 from mloc_dagster.schema.task import TrainingSpec
 from mloc_dagster.settings import settings
 

@@ -153,7 +153,7 @@ def _measure(
 def _revision(job: TrainingJob) -> str:
     """Returns which weights the training began with: the hub's commit, or a hash of the files."""
     from mloc_dagster.executors.model_files import folder_revision
-    from mloc_dagster.executors.transformers_model import hub_commit, model_place
+    from mloc_dagster.executors.model_source import hub_commit, model_place
 
     if job.start_from is not None:
         return folder_revision(str(job.start_from))

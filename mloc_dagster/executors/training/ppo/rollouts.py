@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from mloc_dagster.executors.stopping import StopWhenCancelled
+from mloc_dagster.executors.engines.transformers.generation import StopWhenCancelled
 from mloc_dagster.schema.training import Generation
 
 if TYPE_CHECKING:

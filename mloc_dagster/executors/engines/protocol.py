@@ -1,0 +1,263 @@
+"""What an engine must do: load a model, and answer requests, whichever library runs it.
+
+An `EngineType` (`schema/engine_type.py`) names its `EngineLoader`, and this loads an `Engine`.
+`inference_run` turns rows into requests and answers into rows; an engine sees neither shards nor
+files, and every engine passes the suite in `tests/contract/test_inference_engines.py`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from pydantic import JsonValue
+
+from mloc_dagster.executors.model_files import paths_in
+from mloc_dagster.results.rows import InputRow, TokenLogprob
+from mloc_dagster.schema.engine_type import EngineType, changed_options
+from mloc_dagster.schema.inference import Inference, Pooling
+from mloc_dagster.schema.model import Model
+from mloc_dagster.schema.task import ModelSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """A row as the model will read it.
+
+    Attributes:
+        text: The prompt after system prompt and chat template.
+        images: Pictures in the order of their places in the text (`PIL.Image.Image`).
+        image_ids: sha256 of each picture's bytes: what tells two of them apart.
+        special: Whether the tokenizer adds its own special tokens, such as the one that begins a
+            text: a chat template writes these itself.
+    """
+
+    text: str
+    images: tuple[Any, ...] = ()
+    image_ids: tuple[str, ...] = ()
+    special: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class EngineRequest:
+    """A row that an engine is to answer; requests are independent of each other.
+
+    Attributes:
+        row: The row.
+        rendered: What the model reads.
+        tokens: The text's token ids (of a text with images, before these are put in).
+        sampling: How to answer: the task's block with the row's own options; None for embeddings.
+        pooling: How to embed; None for text.
+        seed: Seeds what is random in this row's answers, whatever else runs beside it.
+        adapter: Name of the LoRA adapter to answer with; None for the model as it is.
+    """
+
+    row: InputRow
+    rendered: Rendered
+    tokens: list[int]
+    sampling: Inference | None = None
+    pooling: Pooling | None = None
+    seed: int = 0
+    adapter: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One generated text.
+
+    Attributes:
+        text: Without what ended it.
+        finish_reason: `stop` or `length`.
+        tokens: How many tokens were generated, the ending one included.
+        logprobs: One entry per token, when they were asked for.
+    """
+
+    text: str
+    finish_reason: str
+    tokens: int
+    logprobs: list[TokenLogprob] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """What a request became.
+
+    Attributes:
+        answers: The `n` texts, in order; empty for an embedding.
+        embedding: The vector; None for text.
+        prompt_tokens: Tokens the model read, those of images included.
+        cached_tokens: How many of these the engine had in its prefix cache.
+        padding_tokens: Tokens computed only to fill the request's batch.
+        engine_s: The request's share of the engine's busy seconds.
+        latency_s: Seconds from the request's arrival in the engine to its end.
+    """
+
+    answers: tuple[Answer, ...] = ()
+    embedding: list[float] | None = field(default=None)
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    padding_tokens: int = 0
+    engine_s: float = 0.0
+    latency_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Replies:
+    """Where an engine's answers go. Each request ends in exactly one of the first two.
+
+    Attributes:
+        done: The request has its answer.
+        failed: The request cannot be answered, for this reason; others can.
+        cancelled: Look at this between engine steps; when true, raise `TaskCancelled`.
+        log: One line for the task's own log file.
+        started: Optional, for an engine that draws far more than it computes at once: these
+            requests, and no others, are computed now.
+    """
+
+    done: Callable[[EngineRequest, Completion], None]
+    failed: Callable[[EngineRequest, str], None]
+    cancelled: Callable[[], bool]
+    log: Callable[[str], None]
+    started: Callable[[Sequence[EngineRequest]], None] = lambda _: None
+
+
+class Engine(Protocol):
+    """A loaded model.
+
+    Attributes:
+        label: The library with its version: `vllm 0.32.0`.
+        name: The model, as the template names it.
+        revision: The hub's commit, or `sha256:…` over the model's files.
+        device: Where it runs: `cpu`, `cuda:0`, …
+        size_bytes: Bytes it holds there: weights, buffers, key-value cache.
+    """
+
+    label: str
+    name: str
+    revision: str
+
+    @property
+    def device(self) -> str:
+        """Where it runs."""
+        ...
+
+    @property
+    def size_bytes(self) -> int:
+        """Memory it holds on its device."""
+        ...
+
+    def render(self, row: InputRow, system_prompt: str | None) -> Rendered:
+        """Renders a row through the chat template, up to where the answer begins.
+
+        Raises:
+            ValueError: If this row cannot be rendered; the reason becomes the row's error.
+        """
+        ...
+
+    def tokenize(self, texts: list[str], *, special: bool = True) -> list[list[int]]:
+        """Returns the token ids of rendered texts, as the model will read them.
+
+        Args:
+            texts: All of one kind.
+            special: As in `Rendered`.
+        """
+        ...
+
+    def run(self, requests: Iterator[EngineRequest], replies: Replies) -> None:
+        """Answers all requests, in any order, drawing them as there is room for more.
+
+        A request that is too long, or that the engine cannot digest, fails alone.
+
+        Raises:
+            TaskCancelled: As soon as `cancelled` says so.
+            TransientError: If the engine is lost and another attempt may help.
+        """
+        ...
+
+    def close(self) -> None:
+        """Frees everything: after this its memory is really available."""
+        ...
+
+
+@runtime_checkable
+class SleepingEngine(Protocol):
+    """An engine that can leave its GPUs for a while."""
+
+    @property
+    def asleep_bytes(self) -> int | None:
+        """Bytes of main memory that it takes asleep; None if it cannot sleep."""
+        ...
+
+    def sleep(self) -> None:
+        """Moves its weights to main memory and lets go of its cache; nobody may be using it."""
+        ...
+
+    def wake(self) -> None:
+        """Moves its weights back, with an empty cache."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class OptionsIdentity:
+    """What of an engine's options decides what it answers.
+
+    Attributes:
+        answers: The options that answers depend on, by name.
+        places: Files and folders of this machine that they name, whose content counts.
+        unknown: An option that names something without a revision: what answers is not known
+            exactly, so nothing is reused. None where all is known.
+    """
+
+    answers: dict[str, JsonValue]
+    places: tuple[Path, ...] = ()
+    unknown: str | None = None
+
+
+class EngineLoader(ABC):
+    """Loads models into an engine. Heavy imports belong into its methods.
+
+    Args:
+        engine: The engine's descriptor.
+    """
+
+    def __init__(self, engine: EngineType) -> None:
+        self.engine = engine
+
+    @abstractmethod
+    def load(self, spec: ModelSpec) -> Engine:
+        """Loads the model of a task.
+
+        Raises:
+            MissingExtraError: If the engine is not installed.
+            TerminalError: If there is no such model, or the engine cannot run it.
+            TransientError: If the hub cannot be reached.
+        """
+
+    def installed(self) -> bool:
+        """Tells whether its library is on this machine, whatever hardware there is."""
+        return True
+
+    def obstacle(self, spec: ModelSpec) -> str | None:
+        """Returns why it cannot run a task on this machine; None when it can."""
+        return None
+
+    def reason(self, spec: ModelSpec) -> str:
+        """Returns why it is the best choice on this machine, as the end of a line."""
+        return "it can run here"
+
+    def identity(self, model: Model) -> OptionsIdentity:
+        """Returns what of its options decides what it answers; imports no heavy library.
+
+        By default all but those of `batching` and `placing`, with the content of every file and
+        folder that one of them names.
+        """
+        options = model.options(self.engine.name, self.engine.options)
+        answers = changed_options(options, self.engine.batching | self.engine.placing)
+        return OptionsIdentity(answers, tuple(paths_in(answers)))
+
+    def prefix_block_tokens(self, spec: ModelSpec) -> int:
+        """Returns the tokens of a block of its prefix cache; 0 without one."""
+        return 0

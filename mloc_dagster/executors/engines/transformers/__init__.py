@@ -1,0 +1,1 @@
+"""transformers behind the seam of engines."""
