@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from mloc_dagster.errors import InputError, TransientError
 from mloc_dagster.events.log import (
     LOG_LENGTH,
     Channel,
@@ -33,6 +34,12 @@ _MARGIN_S = 1.0
 
 _FIELD = b"event"
 
+StreamClient = redis.Redis
+"""What `open_redis` opens."""
+
+STREAM_AWAY = (redis.RedisError,)
+"""What is raised while Redis is away, or refuses."""
+
 
 def open_redis(url: str) -> redis.Redis:
     """Opens a client that fails soon when Redis is away: whoever holds it decides what then."""
@@ -43,6 +50,35 @@ def open_redis(url: str) -> redis.Redis:
         health_check_interval=15,
         retry=Retry(NoBackoff(), 1),
     )
+
+
+def check_redis(url: str) -> None:
+    """Returns if Redis answers now, and not while it still reads its file.
+
+    Raises:
+        InputError: If it refuses the user or the password.
+        TransientError: If it does not answer.
+    """
+    with redis.Redis.from_url(  # pyright: ignore[reportUnknownMemberType]
+        url, socket_connect_timeout=2, socket_timeout=_SOCKET_TIMEOUT_S, retry=None
+    ) as client:
+        try:
+            client.ping()  # pyright: ignore[reportUnknownMemberType]
+        except redis.AuthenticationError as error:
+            who = client.get_connection_kwargs().get("username") or "default"
+            raise InputError(
+                f"the fleet's Redis at {_place(client)} refuses the user {who!r}, "
+                f"correct the user or password of its URL: {error}"
+            ) from error
+        except (redis.RedisError, OSError) as error:
+            raise TransientError(
+                f"the fleet's Redis at {_place(client)} does not answer: {error}"
+            ) from error
+
+
+def _place(client: redis.Redis) -> str:
+    known = client.get_connection_kwargs()
+    return str(known.get("path") or f"{known.get('host')}:{known.get('port')}")
 
 
 @cache

@@ -15,14 +15,12 @@ import pytest
 import redis
 
 from mloc_dagster.events.model import WorkerEvent, WorkerEventType
-from mloc_dagster.fleet.claim import Claim
-from mloc_dagster.fleet.engine import RUNS_QUEUE, StepTicket, TicketState, WorkerInfo, WorkerStatus
+from mloc_dagster.fleet import RUNS_QUEUE, Claim, StepTicket, TicketState, WorkerInfo, WorkerStatus
 from mloc_dagster.fleet.hardware import Hardware, Requirements, queues_for
-from mloc_dagster.fleet.records import wake_key, worker_wake_key
-from mloc_dagster.fleet.redis_client import connect
-from mloc_dagster.fleet.redis_engine import RedisFleetEngine
-from mloc_dagster.fleet.registry import WorkerRegistry
-from mloc_dagster.fleet.worker import Worker
+from mloc_dagster.fleet.placement import queue_wake, worker_wake
+from mloc_dagster.fleet.redis.engine import RedisFleetEngine
+from mloc_dagster.fleet.redis.records import connect
+from mloc_dagster.fleet.worker.process import Worker
 from tests.e2e.chaos.tcp_proxy import TcpProxy
 from tests.e2e.conftest import ROOT
 from tests.e2e.stack import until
@@ -35,9 +33,8 @@ NEVER_S = 3600.0
 
 STAYS_AT_IT = """
 from datetime import UTC, datetime
-from mloc_dagster.fleet.engine import WorkerInfo
-from mloc_dagster.fleet.redis_engine import open_engine
-from mloc_dagster.fleet.worker import Worker, work_until_stopped
+from mloc_dagster.fleet import WorkerInfo, open_engine
+from mloc_dagster.fleet.worker.process import Worker, work_until_stopped
 
 now = datetime.now(UTC)
 info = WorkerInfo(
@@ -56,7 +53,7 @@ class Fleet:
     """Workers in threads of this process, which note what they do."""
 
     def __init__(self, url: str) -> None:
-        self.engine = RedisFleetEngine(connect(url), url)
+        self.engine = RedisFleetEngine(connect(url))
         self.done: list[tuple[str, str]] = []
         self.events: list[WorkerEvent] = []
         self.may_end = threading.Event()
@@ -91,7 +88,7 @@ class Fleet:
             self.done.append((name, claim.ticket_id))
             claim.finish()
 
-        engine = self.engine if url is None else RedisFleetEngine(connect(url), url)
+        engine = self.engine if url is None else RedisFleetEngine(connect(url))
         worker = Worker(
             engine, info, work, slots=1, publish=self.events.append, look_every_s=NEVER_S
         )
@@ -151,8 +148,8 @@ def test_as_many_idle_workers_start_as_there_are_tickets(fleet: Fleet) -> None:
     for each in range(3):
         fleet.start(f"w{each}")
     fleet.may_end.clear()
-    fleet.engine.submit_all(
-        [StepTicket(ticket_id=f"run:{each}:1", run_id="run", queue="cpu") for each in range(2)]
+    fleet.engine.submit(
+        *(StepTicket(ticket_id=f"run:{each}:1", run_id="run", queue="cpu") for each in range(2))
     )
     until(lambda: running(fleet, 2) == 2, "two workers work")
     assert fleet.blocked() == 1, "the third one sleeps"
@@ -187,7 +184,7 @@ def test_another_one_starts_where_the_warm_worker_is_gone(fleet: Fleet) -> None:
     gone = fleet.start("warm", warm=("m1",))
     info = gone.heartbeat.info
     gone.close()
-    WorkerRegistry(fleet.engine.client).register(info)  # as a killed one leaves it
+    fleet.engine.register(info)  # as a killed one leaves it
     until(lambda: fleet.state_of("warm") is WorkerStatus.IDLE, "it looks alive")
     fleet.submit("run:0:1", model_key="m1")
     fleet.await_done("run:0:1")
@@ -225,7 +222,7 @@ def test_a_worker_looks_again_after_its_connection_was_lost(
         disturb(server)
         fleet.submit("run:0:1")
         # As if it had been on its way to the worker when the connection broke.
-        assert fleet.engine.client.delete(wake_key("cpu")) == 1
+        assert fleet.engine.client.delete(queue_wake("cpu")) == 1
         network.mend()
         fleet.await_done("run:0:1")
         fleet.submit("run:1:1")
@@ -287,7 +284,7 @@ def test_sigterm_hands_back_however_often_it_comes(
         process.send_signal(SIGTERM)
         assert process.wait(60) == 0
         assert fleet.engine.status(["run:0:1"])["run:0:1"].state is TicketState.QUEUED
-        assert fleet.engine.client.exists(wake_key("cpu")), "another worker is woken"
+        assert fleet.engine.client.exists(queue_wake("cpu")), "another worker is woken"
         assert fleet.state_of("stays") is None
 
 
@@ -307,5 +304,5 @@ def test_what_wakes_workers_expires(fleet: Fleet) -> None:
     for each in range(3):
         fleet.submit(f"run:{each}:1", model_key="m1")
     keys = [str(each) for each in fleet.engine.client.scan_iter("*:wake")]
-    assert set(keys) <= {wake_key("cpu"), worker_wake_key("warm")}
+    assert set(keys) <= {queue_wake("cpu"), worker_wake("warm")}
     assert all(0 < int(fleet.engine.client.ttl(each)) <= 60 for each in keys)  # type: ignore[arg-type]

@@ -9,8 +9,8 @@ import pytest
 from mloc_dagster.executors.base import ModelKey, ShardContext, ShardInput
 from mloc_dagster.executors.model_cache import ModelCache
 from mloc_dagster.executors.vllm_sleep import can_sleep, drop_sleep_mode
-from mloc_dagster.fleet import process_models
-from mloc_dagster.fleet.process_models import process_model_cache
+from mloc_dagster.fleet.worker import models as process_models
+from mloc_dagster.fleet.worker.models import process_model_cache
 from mloc_dagster.settings import settings
 
 SLEEPER_BYTES = 10

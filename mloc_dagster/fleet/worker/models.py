@@ -7,7 +7,7 @@ from functools import cache
 import psutil
 
 from mloc_dagster.executors.model_cache import ModelCache
-from mloc_dagster.fleet.cgroup import memory_limit
+from mloc_dagster.fleet.worker.detection import memory_limit
 from mloc_dagster.settings import Settings, settings
 
 _SLEEPING_PART = 4  # of the memory: the rest is for loading, rows, pictures and the page cache

@@ -6,8 +6,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from mloc_dagster.fleet.engine import FleetEngine, StepTicket, TicketState, TicketStatus
-from mloc_dagster.fleet.requeue_note import Requeue
+from mloc_dagster.fleet import FleetEngine, StepTicket, TicketState, TicketStatus
+from mloc_dagster.fleet.dagster.messages import Requeue
 from mloc_dagster.settings import settings
 
 _LOOK_EVERY_S = 1.0

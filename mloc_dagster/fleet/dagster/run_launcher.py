@@ -1,43 +1,48 @@
-"""The run launcher that hands runs to warm run workers."""
+"""The run launcher that hands runs to warm run workers, and ends those that no worker has."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from dagster._core.launcher import (
+from dagster import DagsterInstance, DagsterRun
+
+from mloc_dagster.fleet import FleetEngine, TicketState, open_engine
+from mloc_dagster.fleet.dagster.internals import (
+    GRPC_INFO_TAG,
     CheckRunHealthResult,
+    ConfigurableClass,
+    ConfigurableClassData,
     LaunchRunContext,
     ResumeRunContext,
     RunLauncher,
-    WorkerStatus,
+    RunWorkerStatus,
 )
-from dagster._core.storage.tags import GRPC_INFO_TAG
-from dagster._serdes import ConfigurableClass
-
-from mloc_dagster.fleet.engine import TicketState
-from mloc_dagster.fleet.redis_engine import RedisFleetEngine, open_engine
-from mloc_dagster.fleet.run_end import end_cancelled_run
-from mloc_dagster.fleet.tickets import run_ticket, run_ticket_id
+from mloc_dagster.fleet.dagster.tickets import run_ticket, run_ticket_id
 from mloc_dagster.services.instance import pool_connections
-
-if TYPE_CHECKING:
-    from dagster import DagsterInstance, DagsterRun
-    from dagster._serdes import ConfigurableClassData
 
 _HEALTHY = (TicketState.QUEUED, TicketState.RUNNING)
 
 
-class FleetRunLauncher(RunLauncher["DagsterInstance"], ConfigurableClass):
+class FleetRunLauncher(RunLauncher[DagsterInstance], ConfigurableClass):
     """A run is a ticket in the queue `runs`; whoever holds its lease is its run worker.
 
     A run worker that dies is noticed by the other ones, and by Dagster's run monitoring when no
     other is alive: either way the run's ticket is claimed again and the run goes on.
+
+    Args:
+        inst_data: What dagster.yaml says of this launcher.
+        engine: The fleet; by default the configured one, opened when it is first needed.
     """
 
-    def __init__(self, inst_data: ConfigurableClassData | None = None) -> None:
+    def __init__(
+        self,
+        inst_data: ConfigurableClassData | None = None,
+        engine: FleetEngine | None = None,
+    ) -> None:
         super().__init__()
         self._inst_data = inst_data
+        self._given = engine
 
     @property
     def inst_data(self) -> ConfigurableClassData | None:
@@ -62,8 +67,8 @@ class FleetRunLauncher(RunLauncher["DagsterInstance"], ConfigurableClass):
         pool_connections(instance)
 
     @property
-    def _engine(self) -> RedisFleetEngine:
-        return open_engine()
+    def _engine(self) -> FleetEngine:
+        return self._given or open_engine()
 
     def launch_run(self, context: LaunchRunContext) -> None:
         """Queues the run for the run workers."""
@@ -90,12 +95,12 @@ class FleetRunLauncher(RunLauncher["DagsterInstance"], ConfigurableClass):
         """Says whether the run waits for a run worker or has one."""
         if run.remote_job_origin is None or GRPC_INFO_TAG in run.tags:
             # `mloc run`, `dagster job execute` and `dagster dev` carry their runs themselves.
-            return CheckRunHealthResult(WorkerStatus.RUNNING)
+            return CheckRunHealthResult(RunWorkerStatus.RUNNING)
         status = self._engine.status([run_ticket_id(run.run_id)])[run_ticket_id(run.run_id)]
         if status.state in _HEALTHY:
-            return CheckRunHealthResult(WorkerStatus.RUNNING, run_worker_id=status.worker_id)
+            return CheckRunHealthResult(RunWorkerStatus.RUNNING, run_worker_id=status.worker_id)
         why = status.why or f"its ticket is {status.state}"
-        return CheckRunHealthResult(WorkerStatus.FAILED, why, run_worker_id=status.worker_id)
+        return CheckRunHealthResult(RunWorkerStatus.FAILED, why, run_worker_id=status.worker_id)
 
     def terminate(self, run_id: str) -> bool:
         """Asks the run's worker to cancel it, or ends it here when nobody is at it."""
@@ -117,3 +122,15 @@ class FleetRunLauncher(RunLauncher["DagsterInstance"], ConfigurableClass):
 
     def _state(self, run_id: str) -> TicketState:
         return self._engine.status([run_ticket_id(run_id)])[run_ticket_id(run_id)].state
+
+
+def end_cancelled_run(instance: DagsterInstance, engine: FleetEngine, run: DagsterRun) -> None:
+    """Stops the shards of a run that was cancelled while nobody ran it, and says so."""
+    engine.cancel_run(run.run_id)
+    leave_pools(instance, run.run_id)
+    instance.report_run_canceled(run, "Cancelled; no run worker was at it.")
+
+
+def leave_pools(instance: DagsterInstance, run_id: str) -> None:
+    """Frees what a cancelled run holds of pools: Dagster frees a slot when its step ends only."""
+    instance.event_log_storage.free_concurrency_slots_for_run(run_id)

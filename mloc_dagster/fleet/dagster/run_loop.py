@@ -2,34 +2,147 @@
 
 from __future__ import annotations
 
+import logging
+import queue
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from contextvars import ContextVar, copy_context
+from dataclasses import dataclass
 
-from dagster import DagsterEvent, EventLogEntry
-from dagster._core.errors import DagsterExecutionInterruptedError
-from dagster._core.events import EngineEventData
-from dagster._core.execution.context.system import PlanOrchestrationContext
-from dagster._core.execution.plan.active import ActiveExecution
-from dagster._core.execution.plan.objects import StepFailureData, StepRetryData
-from dagster._core.execution.plan.step import ExecutionStep
-from dagster_shared.error import SerializableErrorInfo
+from dagster import (
+    DagsterEvent,
+    DagsterExecutionInterruptedError,
+    DagsterInstance,
+    DagsterRun,
+    EventLogEntry,
+    Executor,
+)
 
-from mloc_dagster.fleet.claim import StopReason
-from mloc_dagster.fleet.local_steps import LocalSteps
-from mloc_dagster.fleet.messages import StepMessage, StepRequest, run_to_text, state_for_step
-from mloc_dagster.fleet.pools import ask_again
-from mloc_dagster.fleet.redis_engine import RedisFleetEngine
-from mloc_dagster.fleet.replay import fact_of, rebuild, replayable
-from mloc_dagster.fleet.requeue_note import Requeue, requeue_data
-from mloc_dagster.fleet.run_claim import current_run_claim
-from mloc_dagster.fleet.step_tags import requirements_of_step, retries_of_step, tags_of_step
-from mloc_dagster.fleet.ticket_watch import TicketWatch
-from mloc_dagster.fleet.tickets import ticket_for
-from mloc_dagster.services.event_log import EventLog
+from mloc_dagster.errors import FleetUnavailableError
+from mloc_dagster.executors.cancellation import cancellable
+from mloc_dagster.fleet import Claim, FleetEngine, StopReason, open_engine
+from mloc_dagster.fleet.dagster.internals import (
+    ActiveExecution,
+    EngineEventData,
+    ExecutionPlan,
+    ExecutionStep,
+    IJob,
+    InstanceConcurrencyContext,
+    PlanOrchestrationContext,
+    RetryMode,
+    SerializableErrorInfo,
+    StepFailureData,
+    StepRetryData,
+    ask_again,
+    fact_of,
+    in_flight,
+    rebuild,
+    replayable,
+    run_step,
+)
+from mloc_dagster.fleet.dagster.messages import (
+    Requeue,
+    StepMessage,
+    StepRequest,
+    requeue_data,
+    run_to_text,
+    state_for_step,
+)
+from mloc_dagster.fleet.dagster.ticket_watch import TicketWatch
+from mloc_dagster.fleet.dagster.tickets import (
+    requirements_of_step,
+    retries_of_step,
+    tags_of_step,
+    ticket_for,
+)
+from mloc_dagster.services.event_log import EventLog, capturing
+from mloc_dagster.services.storages import DATABASE_AWAY
 from mloc_dagster.settings import settings
+
+_log = logging.getLogger(__name__)
 
 _LOOK_EVERY_S = 1.0
 _CANCEL_GRACE_S = 5.0
+_LOCAL_STEPS_AT_ONCE = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Carrier:
+    """What a run worker carries a run with.
+
+    Attributes:
+        engine: Carries the run's steps.
+        claim: The claim on the run itself.
+    """
+
+    engine: FleetEngine
+    claim: Claim
+
+
+_carrier: ContextVar[Carrier | None] = ContextVar("run_carrier", default=None)
+
+
+def current_carrier() -> Carrier | None:
+    """Returns what carries this thread's run; None outside run workers."""
+    return _carrier.get()
+
+
+@contextmanager
+def carried_by(carrier: Carrier) -> Generator[None]:
+    """Makes `carrier` the one of this thread's run."""
+    token = _carrier.set(carrier)
+    try:
+        yield
+    finally:
+        _carrier.reset(token)
+
+
+def fleet_executor() -> FleetExecutor:
+    """Returns the executor of a run: over its run worker's engine, or the configured one."""
+    carrier = current_carrier()
+    return FleetExecutor(open_engine() if carrier is None else carrier.engine)
+
+
+class FleetExecutor(Executor):
+    """Runs a plan with its shards on workers; see `run_loop`.
+
+    Args:
+        engine: Carries the shards.
+    """
+
+    def __init__(self, engine: FleetEngine) -> None:
+        self._engine = engine
+
+    @property
+    def retries(self) -> RetryMode:
+        """Steps are retried as their ops say."""
+        return RetryMode.ENABLED
+
+    def execute(
+        self, plan_context: PlanOrchestrationContext, execution_plan: ExecutionPlan
+    ) -> Iterator[DagsterEvent]:
+        """Runs the plan; yields every event of the run.
+
+        Raises:
+            DagsterExecutionInterruptedError: If the run was cancelled, or its worker is to stop
+                and another one will go on with it; also when the database or the fleet stayed away
+                for too long, which is no fault of the run.
+        """
+        instance = plan_context.instance
+        try:
+            with (
+                InstanceConcurrencyContext(instance, plan_context.dagster_run) as slots,
+                ActiveExecution(
+                    execution_plan, retry_mode=self.retries, instance_concurrency_context=slots
+                ) as active,
+            ):
+                yield from RunLoop(self._engine, plan_context, active).run()
+        except (*DATABASE_AWAY, FleetUnavailableError) as error:
+            if current_carrier() is None:
+                raise
+            raise DagsterExecutionInterruptedError(f"the run waits for {error}") from error
 
 
 class RunLoop:
@@ -42,7 +155,7 @@ class RunLoop:
 
     def __init__(
         self,
-        engine: RedisFleetEngine,
+        engine: FleetEngine,
         context: PlanOrchestrationContext,
         active: ActiveExecution,
     ) -> None:
@@ -50,13 +163,14 @@ class RunLoop:
         self._context = context
         self._active = active
         self._run_id = context.run_id
-        self._claim = current_run_claim()
+        carrier = current_carrier()
+        self._claim = None if carrier is None else carrier.claim
         self._watch = TicketWatch(engine, self._run_id)
-        self._steps = LocalSteps(
+        self._steps = _LocalSteps(
             context.job,
             context.dagster_run,
             context.instance,
-            wake=lambda: engine.inbox.ring(self._run_id),
+            wake=lambda: engine.notify(self._run_id),
             stopping=lambda: self._stop_reason() is not None,
         )
 
@@ -105,7 +219,7 @@ class RunLoop:
         if again:
             tickets = self._watch.unlapsed(tickets)
         if tickets:
-            self._engine.submit_all(tickets)
+            self._engine.submit(*tickets)
 
     def _tags_of(self, step: ExecutionStep) -> Mapping[str, str]:
         return tags_of_step(step.tags, self._context.dagster_run.tags)
@@ -114,7 +228,7 @@ class RunLoop:
         self._note("a new run worker goes on with this run")
         entries = self._context.instance.all_logs(self._run_id)
         known = {fact_of(entry) for entry in entries}
-        messages = self._engine.inbox.read(self._run_id, 0)
+        messages = self._engine.messages(self._run_id)
         fresh = [
             entry
             for text in messages
@@ -122,7 +236,7 @@ class RunLoop:
             if fact_of(entry) not in known
         ]
         self._store(fresh)
-        self._engine.inbox.remove(self._run_id, messages)
+        self._engine.remove_messages(self._run_id, messages)
         events = replayable([*entries, *fresh])
         yield from events
         steps = rebuild(self._active, [each for each in events if each.step_key])
@@ -134,11 +248,11 @@ class RunLoop:
         for ended in self._steps.ended():
             self._store(ended.events)
             yield from self._take_in(ended.step_key, ended.events, final=True, error=ended.error)
-        texts = self._engine.inbox.read(self._run_id, 0)
+        texts = self._engine.messages(self._run_id)
         messages = [StepMessage.from_text(text) for text in texts]
         self._store([entry for message in messages for entry in message.events])
         if texts:
-            self._engine.inbox.remove(self._run_id, texts)
+            self._engine.remove_messages(self._run_id, texts)
         for message in messages:
             step_key = self._watch.step_of(message.ticket_id)
             if step_key is not None:
@@ -162,13 +276,10 @@ class RunLoop:
         if not final:
             return
         self._watch.forget(step_key)
-        if self._in_flight(step_key):
+        if in_flight(self._active, step_key):
             # The step ended without Dagster saying how: a resource failed, or its process did.
             why = error or f"{step_key} ended without a word"
             yield from self._fail(step_key, engine_error or SerializableErrorInfo(why, [], None))
-
-    def _in_flight(self, step_key: str) -> bool:
-        return step_key in self._active._in_flight  # noqa: SLF001
 
     def _store(self, entries: Sequence[EventLogEntry]) -> None:
         if entries and self._claim is not None and not self._claim.is_held(settings().lease_ttl_s):
@@ -232,3 +343,79 @@ class RunLoop:
             while self._watch.any_running() and time.monotonic() < deadline:
                 self._engine.wait(self._run_id, 0.2)
         raise DagsterExecutionInterruptedError(reason.value)
+
+
+@dataclass(frozen=True, slots=True)
+class _EndedStep:
+    """A step that has ended.
+
+    Attributes:
+        step_key: The step.
+        events: What Dagster logged.
+        error: Why it could not be run at all; empty for a step that Dagster ran.
+    """
+
+    step_key: str
+    events: list[EventLogEntry]
+    error: str
+
+
+class _LocalSteps:
+    """Threads beside a run's own loop, which must stay free to hear its workers.
+
+    The events of a step reach the loop together when it ends: a run worker that dies in the middle
+    leaves no half of a step in the log.
+
+    Args:
+        job: The run's job.
+        run: The run.
+        instance: Where the events would go.
+        wake: Called when a step has ended.
+        stopping: Whether steps should stop early.
+    """
+
+    def __init__(
+        self,
+        job: IJob,
+        run: DagsterRun,
+        instance: DagsterInstance,
+        *,
+        wake: Callable[[], None],
+        stopping: Callable[[], bool],
+    ) -> None:
+        self._job = job
+        self._run = run
+        self._instance = instance
+        self._wake = wake
+        self._stopping = stopping
+        self._threads = ThreadPoolExecutor(_LOCAL_STEPS_AT_ONCE, thread_name_prefix="mloc-step")
+        self._ended: queue.SimpleQueue[_EndedStep] = queue.SimpleQueue()
+
+    def start(self, request: StepRequest) -> None:
+        """Runs a step in a thread of its own."""
+        self._threads.submit(copy_context().run, self._perform, request)
+
+    def _perform(self, request: StepRequest) -> None:
+        events: list[EventLogEntry] = []
+        why = ""
+        try:
+            with capturing(events.append), cancellable(self._stopping):
+                run_step(
+                    self._job, self._run, self._instance, request.step_key, request.known_state
+                )
+        except Exception as error:  # noqa: BLE001 (the run decides what follows)
+            _log.exception("%s could not be run", request.step_key)
+            why = f"{type(error).__name__}: {error}"
+        self._ended.put(_EndedStep(request.step_key, events, why))
+        self._wake()
+
+    def ended(self) -> list[_EndedStep]:
+        """Returns the steps that ended since the last call."""
+        found: list[_EndedStep] = []
+        while not self._ended.empty():
+            found.append(self._ended.get())
+        return found
+
+    def close(self) -> None:
+        """Waits for running steps; none starts any more."""
+        self._threads.shutdown(wait=True, cancel_futures=True)

@@ -1,7 +1,7 @@
 """The process behind `mloc worker`: waits for tickets, works on them, and says that it lives.
 
 It is one process, without a parent that watches it: what a poison row kills is started again by the
-supervisor of `mloc up`, or by the first process of a group of workers (`worker_group.py`).
+supervisor of `mloc up`, or by the first process of a group of workers (`group.py`).
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ from types import FrameType
 
 from mloc_dagster.events.redis import publishing_to_redis
 from mloc_dagster.executors.base import ModelKey, model_key_text
-from mloc_dagster.fleet.claim import Claim, StopReason
-from mloc_dagster.fleet.claims import Claims
-from mloc_dagster.fleet.engine import (
+from mloc_dagster.fleet import (
     RUNS_QUEUE,
+    Claim,
+    FleetEngine,
+    Leases,
     StepTicket,
-    TicketState,
+    StopReason,
     WorkerInfo,
     WorkerStatus,
+    fleet_url,
+    open_engine,
 )
-from mloc_dagster.fleet.hardware import detect_hardware, queues_for
-from mloc_dagster.fleet.heartbeat import Heartbeat
-from mloc_dagster.fleet.process_models import process_model_cache
-from mloc_dagster.fleet.records import running_key
-from mloc_dagster.fleet.redis_client import connect
-from mloc_dagster.fleet.redis_engine import RedisFleetEngine, open_engine
-from mloc_dagster.fleet.registry import Publish, WorkerRegistry
-from mloc_dagster.fleet.run_worker import RunWorker
-from mloc_dagster.fleet.step_worker import StepWorker
+from mloc_dagster.fleet.dagster.run_worker import RunWorker
+from mloc_dagster.fleet.hardware import queues_for
+from mloc_dagster.fleet.worker.detection import detect_hardware
+from mloc_dagster.fleet.worker.heartbeat import Heartbeat, Publish, WorkerRegistry
+from mloc_dagster.fleet.worker.models import process_model_cache
+from mloc_dagster.fleet.worker.step_worker import StepWorker
 from mloc_dagster.services.instance import open_fleet_instance
 from mloc_dagster.settings import settings
 
@@ -58,7 +58,7 @@ _INTERRUPTED_EXIT = 128 + signal.SIGINT
 class Worker:
     """Takes tickets from its queues, up to `slots` at a time.
 
-    One thread takes; it waits on Redis while a slot is free and no ticket fits, and not while all
+    One thread takes; it waits for a wake while a slot is free and no ticket fits, and not while all
     slots are in use: a busy worker must not be woken in the place of an idle one.
 
     Args:
@@ -72,7 +72,7 @@ class Worker:
 
     def __init__(
         self,
-        engine: RedisFleetEngine,
+        engine: FleetEngine,
         info: WorkerInfo,
         perform: Callable[[Claim], None],
         *,
@@ -85,14 +85,10 @@ class Worker:
         self._info = info
         self._perform = perform
         self._look_every_s = look_every_s
-        self._claims = Claims(
-            connect(engine.url),
-            lease_ttl_s=known.lease_ttl_s,
-            stall_timeout_s=known.stall_timeout_s,
-            on_stall=self._give_up,
-        )
-        self.heartbeat = Heartbeat(WorkerRegistry(connect(engine.url), publish), info)
-        self._registry = WorkerRegistry(engine.client, publish)
+        leases = Leases(known.lease_ttl_s, known.stall_timeout_s, on_stall=self._give_up)
+        self._claims = engine.claims(leases)
+        self._registry = WorkerRegistry(engine, publish)
+        self.heartbeat = Heartbeat(self._registry, info)
         self._slots = threading.Semaphore(slots)
         self._threads = ThreadPoolExecutor(slots, thread_name_prefix="mloc-work")
         self._stopping = threading.Event()
@@ -122,7 +118,7 @@ class Worker:
         """Ends the worker once its claims have ended, and takes it out of the registry."""
         self._stopping.set()
         self._stop_taking()
-        # Without a limit a Redis that is away would keep an idle worker from ending.
+        # Without a limit an engine that is away would keep an idle worker from ending.
         self._taker.join(_LAST_LOOK_S)
         self._threads.shutdown(wait=True)
         self._claims.close()
@@ -188,7 +184,7 @@ class Worker:
                 _requeue_lapsed_runs(self._engine)
                 self._registry.lost()
                 # Shards that wait have a run that does this for them; a waiting run has nobody.
-                if self._engine.waiting((RUNS_QUEUE,)):
+                if self._engine.waiting(RUNS_QUEUE):
                     self._engine.wake(RUNS_QUEUE)
             except Exception as error:  # noqa: BLE001 (this thread must outlive anything)
                 _log.warning("could not look after lost workers: %s", error)
@@ -203,23 +199,15 @@ class Worker:
         os._exit(_STALLED_EXIT)
 
 
-def _requeue_lapsed_runs(engine: RedisFleetEngine) -> None:
+def _requeue_lapsed_runs(engine: FleetEngine) -> None:
     """Queues those runs anew whose run worker fell silent.
 
     Only runs need this: a shard's ticket is looked after by its run.
     """
-    running = {str(each) for each in engine.client.smembers(running_key(RUNS_QUEUE))}  # type: ignore[union-attr]
-    if not running:
-        return
-    for ticket_id, status in engine.status(running).items():
-        if status.state is not TicketState.LOST:
-            continue
-        if status.worker_id is None:
-            engine.client.srem(running_key(RUNS_QUEUE), ticket_id)
-            continue
-        _log.warning("%s: %s; it goes to another worker", ticket_id, status.why)
-        run_id = ticket_id.partition(":")[0]
-        engine.submit(StepTicket(ticket_id=ticket_id, run_id=run_id, queue=RUNS_QUEUE))
+    for status in engine.lapsed(RUNS_QUEUE):
+        _log.warning("%s: %s; it goes to another worker", status.ticket_id, status.why)
+        run_id = status.ticket_id.partition(":")[0]
+        engine.submit(StepTicket(ticket_id=status.ticket_id, run_id=run_id, queue=RUNS_QUEUE))
 
 
 def worker_info(queues: tuple[str, ...], tags: Mapping[str, str]) -> WorkerInfo:
@@ -255,7 +243,7 @@ def run_worker_process(queues: tuple[str, ...], tags: Mapping[str, str]) -> None
     runs = RUNS_QUEUE in info.queues
     with (
         open_fleet_instance() as instance,
-        publishing_to_redis(engine.url, worker_id=info.worker_id) as publisher,
+        publishing_to_redis(fleet_url(), worker_id=info.worker_id) as publisher,
     ):
         perform = RunWorker(engine, instance) if runs else StepWorker(engine, instance)
         perform.warm_up()

@@ -7,11 +7,15 @@ from collections import OrderedDict
 from collections.abc import Mapping
 
 from dagster import DagsterRun, JobDefinition, RepositoryDefinition
-from dagster._core.code_pointer import CodePointer, CustomPointer, ModuleCodePointer
-from dagster._core.definitions.job_base import InMemoryJob
-from dagster._core.definitions.reconstruct import reconstruct_repository_def_from_pointer
 
 from mloc_dagster.errors import TerminalError
+from mloc_dagster.fleet.dagster.internals import (
+    CodePointer,
+    CustomPointer,
+    InMemoryJob,
+    ModuleCodePointer,
+    reconstruct_repository_def_from_pointer,
+)
 from mloc_dagster.library import library_fingerprint
 
 _KEPT_JOBS = 256

@@ -1,4 +1,7 @@
-"""What travels between the run and the workers of its steps; the engine sees only text."""
+"""What travels between a run and the workers of its steps, and what a run says of a lost worker.
+
+The engine sees only text.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,20 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from dagster import DagsterRun, EventLogEntry
-from dagster._core.execution.plan.state import KnownExecutionState
-from dagster._serdes import deserialize_value, serialize_value
+from dagster import (
+    DagsterEvent,
+    DagsterRun,
+    EventLogEntry,
+    IntMetadataValue,
+    TextMetadataValue,
+    deserialize_value,
+    serialize_value,
+)
+
+from mloc_dagster.fleet.dagster.internals import EngineEventData, KnownExecutionState
+
+_WORKER = "mloc/lost_worker"
+_LOSSES = "mloc/losses"
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,3 +131,37 @@ def state_for_step(
 
 def _only(attempts: Mapping[str, int], keys: set[str]) -> dict[str, int]:
     return {key: value for key, value in attempts.items() if key in keys}
+
+
+@dataclass(frozen=True, slots=True)
+class Requeue:
+    """A shard that goes to another worker.
+
+    Attributes:
+        lost_worker: Who had it.
+        losses: How many workers this attempt at the shard has lost, this one included.
+    """
+
+    lost_worker: str
+    losses: int
+
+
+def requeue_data(requeue: Requeue) -> EngineEventData:
+    """Returns what to log with the engine event that tells people."""
+    return EngineEventData(
+        metadata={
+            _WORKER: TextMetadataValue(requeue.lost_worker),
+            _LOSSES: IntMetadataValue(requeue.losses),
+        }
+    )
+
+
+def requeue_in(event: DagsterEvent) -> Requeue | None:
+    """Reads what `requeue_data` wrote; None for any other event."""
+    if not event.is_engine_event:
+        return None
+    known = event.engine_event_data.metadata
+    worker, losses = known.get(_WORKER), known.get(_LOSSES)
+    if not isinstance(worker, TextMetadataValue) or not isinstance(losses, IntMetadataValue):
+        return None
+    return Requeue(worker.text or "", losses.value or 0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dagster import (
     Executor,
@@ -18,9 +18,6 @@ from dagster import (
 )
 
 from mloc_dagster.settings import settings
-
-if TYPE_CHECKING:
-    from mloc_dagster.fleet.executor import FleetExecutor
 
 
 def execution_config() -> dict[str, object]:
@@ -64,12 +61,11 @@ def _requirements(config: Mapping[str, object]) -> Sequence[ExecutorRequirement]
     return multi_or_in_process_executor.get_requirements(config)
 
 
-def _create(init_context: InitExecutorContext) -> Executor | FleetExecutor:
+def _create(init_context: InitExecutorContext) -> Executor:
     if "fleet" in init_context.executor_config:
-        from mloc_dagster.fleet.executor import FleetExecutor
-        from mloc_dagster.fleet.redis_engine import open_engine
+        from mloc_dagster.fleet.dagster.run_loop import fleet_executor
 
-        return FleetExecutor(open_engine())
+        return fleet_executor()
     create = multi_or_in_process_executor.executor_creation_fn
     assert create is not None  # noqa: S101 (for the type checker: Dagster's own always has one)
     return create(init_context)

@@ -5,15 +5,13 @@ from __future__ import annotations
 import logging
 from importlib import import_module
 
-import dagster as dg
-from dagster import DagsterRun, DagsterRunStatus
-from dagster._core.execution.api import execute_run_iterator
+from dagster import DagsterInstance, DagsterRun, DagsterRunStatus
 
-from mloc_dagster.fleet.claim import Claim, StopReason
-from mloc_dagster.fleet.jobs import LIBRARY, Jobs
-from mloc_dagster.fleet.redis_engine import RedisFleetEngine
-from mloc_dagster.fleet.run_claim import under_claim
-from mloc_dagster.fleet.run_end import end_cancelled_run, leave_pools
+from mloc_dagster.fleet import Claim, FleetEngine, StopReason
+from mloc_dagster.fleet.dagster.internals import drive_run
+from mloc_dagster.fleet.dagster.jobs import LIBRARY, Jobs
+from mloc_dagster.fleet.dagster.run_launcher import end_cancelled_run, leave_pools
+from mloc_dagster.fleet.dagster.run_loop import Carrier, carried_by
 from mloc_dagster.services.storages import DATABASE_AWAY
 
 _log = logging.getLogger(__name__)
@@ -26,12 +24,20 @@ _MAX_LOSSES = 10
 
 
 class RunWorker:
-    """Runs what the run launcher handed over; a run that somebody else began is gone on with."""
+    """Runs what the run launcher handed over; a run that another worker began is resumed.
 
-    def __init__(self, engine: RedisFleetEngine, instance: dg.DagsterInstance) -> None:
+    Args:
+        engine: The fleet.
+        instance: Dagster's instance.
+        jobs: Jobs that are loaded already; by default its own.
+    """
+
+    def __init__(
+        self, engine: FleetEngine, instance: DagsterInstance, jobs: Jobs | None = None
+    ) -> None:
         self._engine = engine
         self._instance = instance
-        self._jobs = Jobs()
+        self._jobs = jobs or Jobs()
 
     def warm_up(self) -> None:
         """Loads what every first run would otherwise wait for."""
@@ -92,15 +98,9 @@ class RunWorker:
         except Exception as error:  # noqa: BLE001 (a template may fail to load in any way)
             self._instance.report_run_failed(run, f"the job cannot be loaded here: {error}")
             return
-        with under_claim(claim):
-            events = execute_run_iterator(
-                job,
-                run,
-                self._instance,
-                resume_from_failure=run.status is DagsterRunStatus.STARTED,
-            )
-            for _ in events:
-                pass
+        resume = run.status is DagsterRunStatus.STARTED
+        with carried_by(Carrier(self._engine, claim)):
+            drive_run(job, run, self._instance, resume=resume)
 
     def _finished(self, run_id: str) -> bool:
         run = self._instance.get_run_by_id(run_id)

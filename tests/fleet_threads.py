@@ -1,0 +1,217 @@
+"""Run workers and step workers as threads of this process, on any engine: whole runs, fast.
+
+The counterpart with processes that can be killed is `tests/e2e/fleet_processes.py`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from contextlib import ExitStack
+from datetime import UTC, datetime
+from pathlib import Path
+from time import monotonic, sleep
+from typing import TYPE_CHECKING, Any
+
+import dagster as dg
+from dagster import DagsterEventType, DagsterRun, DagsterRunStatus, EventLogEntry
+from dagster._core.definitions.reconstruct import ReconstructableRepository
+from dagster._core.instance.ref import InstanceRef
+from dagster._core.launcher import LaunchRunContext
+from dagster._core.storage.event_log import ConsolidatedSqliteEventLogStorage
+
+from mloc_dagster.fleet import (
+    RUNS_QUEUE,
+    Claim,
+    FleetEngine,
+    Leases,
+    TicketClaims,
+    WorkerInfo,
+)
+from mloc_dagster.fleet.dagster.jobs import LIBRARY, Jobs
+from mloc_dagster.fleet.dagster.run_launcher import FleetRunLauncher
+from mloc_dagster.fleet.dagster.run_worker import RunWorker
+from mloc_dagster.fleet.hardware import CPU_QUEUE, Hardware
+from mloc_dagster.fleet.worker.process import Worker
+from mloc_dagster.fleet.worker.step_worker import StepWorker
+from mloc_dagster.services.event_log import captured
+from mloc_dagster.services.stack.dagster_home import fleet_instance
+from mloc_dagster.settings import settings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from dagster._serdes import ConfigurableClassData
+
+SMALL = Hardware(cpus=2, memory_bytes=4 << 30)
+
+
+def until[T](answer: Callable[[], T], what: str, timeout_s: float = 300.0) -> T:
+    """Returns the first true answer; the bound is for what hangs."""
+    deadline = monotonic() + timeout_s
+    while not (found := answer()):
+        assert monotonic() < deadline, f"not within {timeout_s:g} s: {what}"
+        sleep(0.02)
+    return found
+
+
+class FileEventLog(ConsolidatedSqliteEventLogStorage):
+    """Dagster's event log in a file, as the fleet needs it: a worker's events go to its run."""
+
+    @classmethod
+    def from_config_value(
+        cls, inst_data: ConfigurableClassData | None, config_value: dict[str, Any]
+    ) -> FileEventLog:
+        return cls(inst_data=inst_data, **config_value)
+
+    def store_event(self, event: EventLogEntry) -> None:
+        if not captured(event):
+            super().store_event(event)
+
+
+def open_instance(folder: Path) -> dg.DagsterInstance:
+    """An instance on files, whose runs resume as on the fleet.
+
+    On a thread each, its runs are as on the fleet, too: a run's logging is never set up anew.
+    """
+    overrides: dict[str, Any] = fleet_instance()
+    del overrides["storage"]
+    overrides["event_log_storage"] = {
+        "module": __name__,
+        "class": FileEventLog.__name__,
+        "config": {"base_dir": str(folder / "events")},
+    }
+    instance = dg.DagsterInstance.from_ref(InstanceRef.from_dir(str(folder), overrides=overrides))
+    instance.get_yaml_python_handlers = list  # type: ignore[method-assign]
+    return instance
+
+
+class FleetThreads:
+    """Workers in threads, and runs of the template library.
+
+    Args:
+        engine: The fleet.
+        instance: Where runs are, as `open_instance` opens it.
+        jobs: The library's jobs, built once for all workers.
+    """
+
+    def __init__(self, engine: FleetEngine, instance: dg.DagsterInstance, jobs: Jobs) -> None:
+        self.engine = engine
+        self.instance = instance
+        self.launcher = FleetRunLauncher(engine=engine)
+        self.launcher.register_instance(instance)
+        self._jobs = jobs
+        self._library = ReconstructableRepository(LIBRARY)
+        self._open = ExitStack()
+
+    # Workers
+
+    def start_step_worker(self, name: str, hardware: Hardware = SMALL) -> Worker:
+        """Starts a worker for shards."""
+        work = StepWorker(self.engine, self.instance, self._jobs).perform
+        return self._start(info_of(name, CPU_QUEUE, hardware), work, slots=1)
+
+    def start_run_worker(self, name: str) -> Worker:
+        """Starts a worker for runs."""
+        work = RunWorker(self.engine, self.instance, self._jobs).perform
+        return self._start(info_of(name, RUNS_QUEUE), work, slots=8)
+
+    def _start(self, info: WorkerInfo, work: Callable[[Claim], None], slots: int) -> Worker:
+        worker = Worker(self.engine, info, work, slots=slots)
+        worker.start()
+        self._open.callback(worker.close)
+        return worker
+
+    def dead_claims(self, lease_s: float) -> TicketClaims:
+        """The claims of a worker that dies at once: nothing keeps its leases alive."""
+        claims = self.engine.claims(Leases(lease_s, stall_timeout_s=600, on_stall=print))
+        claims.close()
+        return claims
+
+    def take(self, queue: str, name: str, lease_s: float) -> Claim:
+        """Takes the next ticket for a worker that dies at once."""
+        claims = self.dead_claims(lease_s)
+        return until(lambda: claims.take((queue,), name, SMALL, ()), f"{name} finds a ticket")
+
+    def close(self) -> None:
+        """Ends every worker."""
+        self._open.close()
+
+    # Runs
+
+    def create(self, job: str) -> DagsterRun:
+        """Creates a run of a template of the library."""
+        recon = self._library.get_reconstructable_job(job)
+        return self.instance.create_run_for_job(
+            self._jobs.job(LIBRARY, job),
+            run_config={
+                "execution": {"config": {"fleet": {}}},
+                "loggers": {"console": {"config": {"log_level": "ERROR"}}},
+            },
+            job_code_origin=recon.get_python_origin(),
+        )
+
+    def launch(self, job: str) -> str:
+        """Creates a run and hands it over; returns its id."""
+        run = self.create(job)
+        self.launcher.launch_run(LaunchRunContext(run, workspace=None))
+        return run.run_id
+
+    def await_end(self, run_id: str) -> DagsterRunStatus:
+        """Returns how a run ended."""
+
+        def ended() -> DagsterRunStatus | None:
+            run = self.instance.get_run_by_id(run_id)
+            return run.status if run is not None and run.is_finished else None
+
+        found = until(ended, f"run {run_id} ends")
+        assert found is not None
+        return found
+
+    # What is left of a run
+
+    def steps(self, run_id: str, kind: DagsterEventType) -> list[str]:
+        """The steps of a run that had an event of a kind, once for each."""
+        return [
+            str(entry.step_key)
+            for entry in self.instance.all_logs(run_id)
+            if entry.dagster_event is not None and entry.dagster_event.event_type is kind
+        ]
+
+    def shards(self, run_id: str, kind: DagsterEventType) -> list[str]:
+        """The mapping keys of the shards that had an event of a kind, once for each."""
+        found = self.steps(run_id, kind)
+        return sorted(step.partition("[")[2].rstrip("]") for step in found if "run_shard[" in step)
+
+    def text(self, run_id: str) -> str:
+        """Everything that the event log says, in words."""
+        lines: list[str] = []
+        for entry in self.instance.all_logs(run_id):
+            event = entry.dagster_event
+            lines.append(f"{entry.step_key}: {entry.user_message} {entry.message}")
+            if event is not None and event.is_step_failure:
+                lines.append(str(event.step_failure_data.error_display_string))
+        return "\n".join(lines)
+
+    def outputs(self, run_id: str) -> list[str]:
+        """What the responses of a run's only task say, row by row."""
+        results = Path(settings().results_url)
+        (reference,) = (results / ".dagster" / run_id / "assets").rglob("responses.json")
+        task_id = json.loads(reference.read_text())["value"]["task_id"]
+        items = json.loads((results / task_id / "responses.json").read_text())["result"]["items"]
+        return [item["output"] for item in items]
+
+
+def info_of(name: str, queue: str, hardware: Hardware = SMALL) -> WorkerInfo:
+    """Who a worker is that takes one queue."""
+    now = datetime.now(UTC)
+    return WorkerInfo(
+        worker_id=name,
+        host=socket.gethostname(),
+        pid=os.getpid(),
+        queues=(queue,),
+        hardware=hardware,
+        started_at=now,
+        last_seen=now,
+    )
