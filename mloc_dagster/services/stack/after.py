@@ -13,10 +13,11 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 
+from mloc_dagster.errors import InputError, TransientError
 from mloc_dagster.services.stack.answers import (
+    check_postgres,
     code_answers,
     postgres_answers,
-    redis_answers,
     tables_answer,
 )
 from mloc_dagster.services.stack.layout import stack_layout
@@ -54,31 +55,45 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def _wait(name: str) -> None:
-    started = said = time.monotonic()
-    answers = _check(name)
-    while not answers():
+    missing = _check(name)
+    started, said, last = time.monotonic(), time.monotonic(), ""
+    while (why := missing()) is not None:
         now = time.monotonic()
         if name == "code" and now - started > _CODE_PATIENCE_S:
             _say("going on without the code server")
             return
-        if now - said > _SAY_EVERY_S:
-            said = now
-            _say(f"waiting for {name}")
+        if now - said > _SAY_EVERY_S or (why and why != last):
+            said, last = now, why
+            _say(f"waiting for {name}: {why}" if why else f"waiting for {name}")
         time.sleep(_LOOK_EVERY_S)
 
 
-def _check(name: str) -> Callable[[], bool]:
+def _check(name: str) -> Callable[[], str | None]:
+    """Returns what tells why something does not answer: '' without a reason, None if it does."""
     known = settings()
     if name == "redis" and known.redis_url is not None:
-        url = known.redis_url
-        return lambda: redis_answers(url)
+        from mloc_dagster.events.stream import check_redis
+
+        redis_url = known.redis_url
+        return lambda: _refusal(check_redis, redis_url)
     if name in _DATABASE and known.postgres_url is not None:
         database, answers = known.postgres_url, _DATABASE[name]
-        return lambda: answers(database)
+        return lambda: None if answers(database) else _refusal(check_postgres, database) or ""
     if name == "code":
         socket = stack_layout().socket("code.sock")
-        return lambda: code_answers(socket)
+        return lambda: None if code_answers(socket) else ""
     raise ValueError(f"nothing known to wait for: {name}")
+
+
+def _refusal(check: Callable[[str], None], url: str) -> str | None:
+    """Returns why a server refuses its user; '' if it does not answer, None if it lets it in."""
+    try:
+        check(url)
+    except InputError as error:
+        return str(error)
+    except TransientError:
+        return ""
+    return None
 
 
 def _say(message: str) -> None:
