@@ -1,4 +1,4 @@
-"""Run workers and step workers as threads of this process, on any engine: whole runs, fast.
+"""Run workers, step workers and others as threads of this process, on any engine.
 
 The counterpart with processes that can be killed is `tests/e2e/fleet_processes.py`.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import threading
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,20 +20,30 @@ from dagster import DagsterEventType, DagsterRun, DagsterRunStatus, EventLogEntr
 from dagster._core.definitions.reconstruct import ReconstructableRepository
 from dagster._core.instance.ref import InstanceRef
 from dagster._core.launcher import LaunchRunContext
+from dagster._core.remote_origin import (
+    RegisteredCodeLocationOrigin,
+    RemoteJobOrigin,
+    RemoteRepositoryOrigin,
+)
 from dagster._core.storage.event_log import ConsolidatedSqliteEventLogStorage
 
+from mloc_dagster.events.model import WorkerEvent
 from mloc_dagster.fleet import (
     RUNS_QUEUE,
     Claim,
     FleetEngine,
     Leases,
+    StepTicket,
     TicketClaims,
     WorkerInfo,
+    WorkerStatus,
 )
 from mloc_dagster.fleet.dagster.jobs import LIBRARY, Jobs
 from mloc_dagster.fleet.dagster.run_launcher import FleetRunLauncher
 from mloc_dagster.fleet.dagster.run_worker import RunWorker
-from mloc_dagster.fleet.hardware import CPU_QUEUE, Hardware
+from mloc_dagster.fleet.hardware import CPU_QUEUE, Hardware, queues_for
+from mloc_dagster.fleet.memory.engine import MemoryFleetEngine
+from mloc_dagster.fleet.redis.engine import RedisFleetEngine
 from mloc_dagster.fleet.worker.process import Worker
 from mloc_dagster.fleet.worker.step_worker import StepWorker
 from mloc_dagster.services.event_log import captured
@@ -43,6 +54,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from dagster._serdes import ConfigurableClassData
+
+_REPOSITORY = RemoteRepositoryOrigin(RegisteredCodeLocationOrigin("tests"), "__repository__")
 
 SMALL = Hardware(cpus=2, memory_bytes=4 << 30)
 
@@ -71,9 +84,10 @@ class FileEventLog(ConsolidatedSqliteEventLogStorage):
 
 
 def open_instance(folder: Path) -> dg.DagsterInstance:
-    """An instance on files, whose runs resume as on the fleet.
+    """An instance on files whose runs resume, and may run in several threads at a time.
 
-    On a thread each, its runs are as on the fleet, too: a run's logging is never set up anew.
+    As `services.instance.open_fleet_instance` does, it keeps Dagster from configuring Python's
+    logging anew for each run.
     """
     overrides: dict[str, Any] = fleet_instance()
     del overrides["storage"]
@@ -110,7 +124,7 @@ class FleetThreads:
     def start_step_worker(self, name: str, hardware: Hardware = SMALL) -> Worker:
         """Starts a worker for shards."""
         work = StepWorker(self.engine, self.instance, self._jobs).perform
-        return self._start(info_of(name, CPU_QUEUE, hardware), work, slots=1)
+        return self._start(info_of(name, CPU_QUEUE, hardware=hardware), work, slots=1)
 
     def start_run_worker(self, name: str) -> Worker:
         """Starts a worker for runs."""
@@ -150,12 +164,17 @@ class FleetThreads:
                 "loggers": {"console": {"config": {"log_level": "ERROR"}}},
             },
             job_code_origin=recon.get_python_origin(),
+            remote_job_origin=RemoteJobOrigin(_REPOSITORY, job),
         )
+
+    def hand_over(self, run: DagsterRun) -> None:
+        """Does what Dagster's daemon does with a run whose turn it is."""
+        self.launcher.launch_run(LaunchRunContext(run, workspace=None))
 
     def launch(self, job: str) -> str:
         """Creates a run and hands it over; returns its id."""
         run = self.create(job)
-        self.launcher.launch_run(LaunchRunContext(run, workspace=None))
+        self.hand_over(run)
         return run.run_id
 
     def await_end(self, run_id: str) -> DagsterRunStatus:
@@ -203,14 +222,99 @@ class FleetThreads:
         return [item["output"] for item in items]
 
 
-def info_of(name: str, queue: str, hardware: Hardware = SMALL) -> WorkerInfo:
-    """Who a worker is that takes one queue."""
+NEVER_S = 3600.0
+"""Seconds between looks of a worker's own: within a test it makes one, when it starts."""
+
+
+class IdleWorkers:
+    """Workers in threads that only note which tickets they took: what wakes them, and when.
+
+    Args:
+        engine: The fleet.
+        waiting: Returns how many workers wait to be woken.
+    """
+
+    def __init__(self, engine: FleetEngine, waiting: Callable[[], int]) -> None:
+        self.engine = engine
+        self.waiting = waiting
+        self.done: list[tuple[str, str]] = []
+        self.events: list[WorkerEvent] = []
+        self.may_end = threading.Event()
+        self.may_end.set()
+        self._open = ExitStack()
+
+    def start(
+        self,
+        name: str,
+        hardware: Hardware = SMALL,
+        *,
+        queues: tuple[str, ...] = (),
+        warm: tuple[str, ...] = (),
+        engine: FleetEngine | None = None,
+    ) -> Worker:
+        """Starts a worker, perhaps with a way of its own to the fleet; returns once it waits."""
+        info = info_of(name, *(queues or queues_for(hardware)), hardware=hardware)
+
+        def work(claim: Claim) -> None:
+            self.may_end.wait(60)
+            self.done.append((name, claim.ticket_id))
+            claim.finish()
+
+        worker = Worker(
+            engine or self.engine,
+            info.model_copy(update={"warm_models": warm}),
+            work,
+            slots=1,
+            publish=self.events.append,
+            look_every_s=NEVER_S,
+        )
+        before = self.waiting()
+        worker.start()
+        self._open.callback(worker.close)
+        until(lambda: self.state_of(name) is WorkerStatus.IDLE, f"{name} is idle")
+        until(lambda: self.waiting() > before, f"{name} waits")
+        return worker
+
+    def state_of(self, name: str) -> WorkerStatus | None:
+        """What a worker says that it does; None for one that is not registered."""
+        return next((each.status for each in self.engine.workers() if each.worker_id == name), None)
+
+    def submit(self, name: str, **fields: object) -> StepTicket:
+        """Submits a ticket; its run is the first part of its name."""
+        ticket = StepTicket(ticket_id=name, run_id=name.partition(":")[0], queue=CPU_QUEUE)
+        ticket = ticket.model_copy(update=fields)
+        self.engine.submit(ticket)
+        return ticket
+
+    def await_done(self, *tickets: str) -> None:
+        """Returns once tickets are done."""
+        until(lambda: {each for _, each in self.done} >= set(tickets), f"{tickets} are done", 60)
+
+    def close(self) -> None:
+        """Ends every worker, and the engine."""
+        self.may_end.set()
+        self._open.close()
+        self.engine.close()
+
+
+def blocked_clients(engine: RedisFleetEngine) -> int:
+    """How many workers wait on Redis."""
+    return int(engine.client.info("clients")["blocked_clients"])  # type: ignore[index]
+
+
+def blocked_threads(engine: MemoryFleetEngine) -> int:
+    """How many workers wait in this process."""
+    return len(engine._changed._waiters)  # type: ignore[attr-defined]
+
+
+def info_of(name: str, *queues: str, hardware: Hardware = SMALL) -> WorkerInfo:
+    """Who a worker is that takes some queues."""
     now = datetime.now(UTC)
     return WorkerInfo(
         worker_id=name,
         host=socket.gethostname(),
         pid=os.getpid(),
-        queues=(queue,),
+        queues=queues,
         hardware=hardware,
         started_at=now,
         last_seen=now,

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib import resources
 from typing import cast
+from urllib.parse import urlsplit
 
 import redis
 from pydantic import ValidationError
@@ -65,20 +66,20 @@ def check_redis(url: str) -> None:
         try:
             client.ping()  # pyright: ignore[reportUnknownMemberType]
         except redis.AuthenticationError as error:
-            who = client.get_connection_kwargs().get("username") or "default"
+            who = urlsplit(url).username or "default"
             raise InputError(
-                f"the fleet's Redis at {_place(client)} refuses the user {who!r}, "
+                f"the fleet's Redis at {_place(url)} refuses the user {who!r}, "
                 f"correct the user or password of its URL: {error}"
             ) from error
         except (redis.RedisError, OSError) as error:
             raise TransientError(
-                f"the fleet's Redis at {_place(client)} does not answer: {error}"
+                f"the fleet's Redis at {_place(url)} does not answer: {error}"
             ) from error
 
 
-def _place(client: redis.Redis) -> str:
-    known = client.get_connection_kwargs()
-    return str(known.get("path") or f"{known.get('host')}:{known.get('port')}")
+def _place(url: str) -> str:
+    parts = urlsplit(url)
+    return parts.path if parts.scheme == "unix" else f"{parts.hostname}:{parts.port or 6379}"
 
 
 @cache

@@ -11,6 +11,7 @@ import dagster as dg
 import pytest
 from dagster import DagsterEventType as Event
 from dagster import DagsterRunStatus as Status
+from dagster._core.launcher import ResumeRunContext
 from dagster._core.launcher import WorkerStatus as Health
 
 from mloc_dagster.fleet import RUNS_QUEUE, FleetEngine, StopReason, TicketState
@@ -162,8 +163,6 @@ def test_cancelling_a_run_stops_its_shards(fleet: FleetThreads) -> None:
     fleet.start_step_worker("w1")
     run_id = fleet.launch("endless")
     until(lambda: fleet.shards(run_id, Event.STEP_START), "a shard runs")
-    run = fleet.instance.get_run_by_id(run_id)
-    assert run is not None
     assert fleet.launcher.terminate(run_id)
     assert fleet.await_end(run_id) is Status.CANCELED
     assert_nothing_left(fleet, run_id)
@@ -259,14 +258,24 @@ def test_a_run_is_failed_after_ten_lost_run_workers(fleet: FleetThreads) -> None
 
 
 def test_dagster_sees_how_the_worker_of_a_run_is(fleet: FleetThreads) -> None:
-    run = fleet.create("quick")
-    run = run.with_tags({**run.tags}) if run.remote_job_origin else run
-    assert fleet.launcher.check_run_worker_health(run).status is Health.RUNNING, "it runs elsewhere"
-    run_id = fleet.launch("endless")
+    health = fleet.launcher.check_run_worker_health
+    run = fleet.create("endless")
+    assert health(run).status is Health.FAILED, "it was never handed over"
+    fleet.hand_over(run)
+    assert health(run).status is Health.RUNNING
     fleet.start_run_worker("r1")
-    until(lambda: fleet.engine.queue_depths().get(CPU_QUEUE), "its shards wait")
-    said = fleet.launcher.get_run_worker_debug_info(run)
-    assert said is not None
-    assert "lost" in said
-    assert fleet.launcher.terminate(run_id)
-    assert fleet.await_end(run_id) is Status.CANCELED
+    until(lambda: health(run).run_worker_id == "r1", "a run worker has it")
+    assert fleet.launcher.terminate(run.run_id)
+    assert fleet.await_end(run.run_id) is Status.CANCELED
+
+
+def test_a_run_that_the_fleet_has_forgotten_is_queued_again(fleet: FleetThreads) -> None:
+    run = fleet.create("quick")
+    fleet.hand_over(run)
+    fleet.engine.forget_run(run.run_id)
+    assert fleet.launcher.check_run_worker_health(run).status is Health.FAILED
+    fleet.launcher.resume_run(ResumeRunContext(run, workspace=None, resume_attempt_number=None))
+    fleet.start_run_worker("r1")
+    fleet.start_step_worker("w1")
+    assert fleet.await_end(run.run_id) is Status.SUCCESS, fleet.text(run.run_id)
+    assert_complete(fleet, run.run_id)

@@ -16,8 +16,10 @@ from collections.abc import Callable, Sequence
 from mloc_dagster.errors import InputError, TransientError
 from mloc_dagster.services.stack.answers import (
     check_postgres,
+    check_redis,
     code_answers,
     postgres_answers,
+    redis_answers,
     tables_answer,
 )
 from mloc_dagster.services.stack.layout import stack_layout
@@ -55,45 +57,46 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def _wait(name: str) -> None:
-    missing = _check(name)
-    started, said, last = time.monotonic(), time.monotonic(), ""
-    while (why := missing()) is not None:
+    started = said = time.monotonic()
+    answers = _check(name)
+    while not answers():
         now = time.monotonic()
         if name == "code" and now - started > _CODE_PATIENCE_S:
             _say("going on without the code server")
             return
-        if now - said > _SAY_EVERY_S or (why and why != last):
-            said, last = now, why
-            _say(f"waiting for {name}: {why}" if why else f"waiting for {name}")
+        if now - said > _SAY_EVERY_S:
+            said = now
+            _say(f"waiting for {name}{_refusal(name)}")
         time.sleep(_LOOK_EVERY_S)
 
 
-def _check(name: str) -> Callable[[], str | None]:
-    """Returns what tells why something does not answer: '' without a reason, None if it does."""
+def _check(name: str) -> Callable[[], bool]:
     known = settings()
     if name == "redis" and known.redis_url is not None:
-        from mloc_dagster.events.stream import check_redis
-
-        redis_url = known.redis_url
-        return lambda: _refusal(check_redis, redis_url)
+        url = known.redis_url
+        return lambda: redis_answers(url)
     if name in _DATABASE and known.postgres_url is not None:
         database, answers = known.postgres_url, _DATABASE[name]
-        return lambda: None if answers(database) else _refusal(check_postgres, database) or ""
+        return lambda: answers(database)
     if name == "code":
         socket = stack_layout().socket("code.sock")
-        return lambda: None if code_answers(socket) else ""
+        return lambda: code_answers(socket)
     raise ValueError(f"nothing known to wait for: {name}")
 
 
-def _refusal(check: Callable[[str], None], url: str) -> str | None:
-    """Returns why a server refuses its user; '' if it does not answer, None if it lets it in."""
+def _refusal(name: str) -> str:
+    """Returns what a database says that answers and refuses its user; '' of any other one."""
+    known = settings()
     try:
-        check(url)
+        if name == "redis" and known.redis_url is not None:
+            check_redis(known.redis_url)
+        if name in _DATABASE and known.postgres_url is not None:
+            check_postgres(known.postgres_url)
     except InputError as error:
-        return str(error)
+        return f": {error}"
     except TransientError:
         return ""
-    return None
+    return ""
 
 
 def _say(message: str) -> None:

@@ -11,16 +11,27 @@ from mloc_dagster.services.advisory_locks import AdvisoryLock
 
 _PATIENCE_S = 2
 
-_REFUSALS = ("password", "role", "database", "pg_hba.conf")
-"""Words with which PostgreSQL refuses a user; the same call would fail again. Of other fatal errors
-some pass: it starts up, or has too many clients."""
-_PASSING = ("starting up", "shutting down", "recovery")
+_REFUSALS = (
+    "password authentication failed",
+    "no password supplied",
+    "does not exist",
+    "not permitted to log in",
+    "no pg_hba.conf entry",
+    "permission denied",
+)
+"""What PostgreSQL says of a user or a database that it refuses. Other errors pass: it starts up, or
+has too many clients."""
+
+
+def check_redis(url: str) -> None:
+    """Returns if Redis lets this user in; see `events.stream.check_redis`."""
+    from mloc_dagster.events import stream
+
+    stream.check_redis(url)
 
 
 def redis_answers(url: str) -> bool:
     """Returns whether Redis answers a PING; not while it still reads its file."""
-    from mloc_dagster.events.stream import check_redis
-
     try:
         check_redis(url)
     except (InputError, TransientError):
@@ -48,14 +59,13 @@ def check_postgres(url: str) -> None:
     try:
         psycopg2.connect(url.replace("+psycopg2", "", 1), connect_timeout=_PATIENCE_S).close()
     except psycopg2.Error as error:
-        said = str(error).strip().splitlines()[-1].strip()
-        reason = said.partition("FATAL:")[2]
-        refused = any(each in reason for each in _REFUSALS)
-        if refused and not any(each in reason for each in _PASSING):
+        lines = [line.strip() for line in str(error).splitlines()]
+        refusal = next((line for line in lines if any(each in line for each in _REFUSALS)), None)
+        if refusal is not None:
             raise InputError(
-                f"PostgreSQL refuses its URL, correct the user, password or database: {said}"
+                f"PostgreSQL refuses its URL, correct the user, password or database: {refusal}"
             ) from error
-        raise TransientError(f"PostgreSQL does not answer: {said}") from error
+        raise TransientError(f"PostgreSQL does not answer: {error}") from error
 
 
 def tables_answer(url: str) -> bool:
