@@ -25,7 +25,7 @@ from dagster._core.remote_origin import (
     RemoteJobOrigin,
     RemoteRepositoryOrigin,
 )
-from dagster._core.storage.event_log import ConsolidatedSqliteEventLogStorage
+from dagster._core.storage.event_log import InMemoryEventLogStorage
 
 from mloc_dagster.events.model import WorkerEvent
 from mloc_dagster.fleet import (
@@ -53,8 +53,6 @@ from mloc_dagster.settings import settings
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from dagster._serdes import ConfigurableClassData
-
 _REPOSITORY = RemoteRepositoryOrigin(RegisteredCodeLocationOrigin("tests"), "__repository__")
 
 SMALL = Hardware(cpus=2, memory_bytes=4 << 30)
@@ -65,18 +63,12 @@ def until[T](answer: Callable[[], T], what: str, timeout_s: float = 300.0) -> T:
     deadline = monotonic() + timeout_s
     while not (found := answer()):
         assert monotonic() < deadline, f"not within {timeout_s:g} s: {what}"
-        sleep(0.02)
+        sleep(0.1)
     return found
 
 
-class FileEventLog(ConsolidatedSqliteEventLogStorage):
-    """Dagster's event log in a file, as the fleet needs it: a worker's events go to its run."""
-
-    @classmethod
-    def from_config_value(
-        cls, inst_data: ConfigurableClassData | None, config_value: dict[str, Any]
-    ) -> FileEventLog:
-        return cls(inst_data=inst_data, **config_value)
+class MemoryEventLog(InMemoryEventLogStorage):
+    """Dagster's event log in memory, as the fleet needs it: a worker's events go to its run."""
 
     def store_event(self, event: EventLogEntry) -> None:
         if not captured(event):
@@ -84,7 +76,7 @@ class FileEventLog(ConsolidatedSqliteEventLogStorage):
 
 
 def open_instance(folder: Path) -> dg.DagsterInstance:
-    """An instance on files whose runs resume, and may run in several threads at a time.
+    """An instance without a database server whose runs resume, and may share a process.
 
     As `services.instance.open_fleet_instance` does, it keeps Dagster from configuring Python's
     logging anew for each run.
@@ -93,8 +85,7 @@ def open_instance(folder: Path) -> dg.DagsterInstance:
     del overrides["storage"]
     overrides["event_log_storage"] = {
         "module": __name__,
-        "class": FileEventLog.__name__,
-        "config": {"base_dir": str(folder / "events")},
+        "class": MemoryEventLog.__name__,
     }
     instance = dg.DagsterInstance.from_ref(InstanceRef.from_dir(str(folder), overrides=overrides))
     instance.get_yaml_python_handlers = list  # type: ignore[method-assign]
