@@ -15,7 +15,7 @@ from control_plane_stack import ControlPlane, echo, percentiles
 from fleet_cpu import CpuWindow
 from fleet_stack import until
 
-from mloc_dagster.fleet.engine import WorkerStatus
+from mloc_dagster.fleet import WorkerStatus
 
 BODY_TASKS = 100
 """Templates of one body when many tasks are wanted and how fast they are accepted is no matter."""

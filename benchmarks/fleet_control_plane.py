@@ -11,7 +11,7 @@ from fleet_phases import shard_times
 from fleet_stack import CONTROL_PLANE, FleetStack, until
 from fleet_templates import write_echo, write_greeting
 
-from mloc_dagster.fleet.engine import WorkerStatus
+from mloc_dagster.fleet import WorkerStatus
 
 
 def measure(options: Options, folder: Path, library: Path) -> dict[str, object]:

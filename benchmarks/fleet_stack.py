@@ -15,8 +15,7 @@ from typing import Self
 import psutil
 from fleet_client import Client
 
-from mloc_dagster.fleet.engine import RUNS_QUEUE, WorkerInfo, WorkerStatus
-from mloc_dagster.fleet.redis_engine import open_engine
+from mloc_dagster.fleet import RUNS_QUEUE, WorkerInfo, WorkerStatus, open_engine
 from mloc_dagster.services.stack.dagster_home import DAEMON_WORKSPACE
 from mloc_dagster.services.stack.layout import StackLayout
 from mloc_dagster.services.stack.leftovers import stack_processes

@@ -11,7 +11,7 @@ from mloc_dagster.assets.batch_job import batch_definitions
 from mloc_dagster.assets.names import job_name
 from mloc_dagster.assets.template_job import template_definitions
 from mloc_dagster.compile.compiler import CompiledTemplate, compile_files
-from mloc_dagster.fleet.job_executor import job_executor
+from mloc_dagster.fleet.dagster.executor import job_executor
 from mloc_dagster.library import library_files
 from mloc_dagster.ops.io import reference_io_manager
 from mloc_dagster.sensors.events import publish_events_sensor

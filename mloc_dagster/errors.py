@@ -6,6 +6,7 @@
     │   ├── DataError              an input file, split, column or row is missing or unreadable
     │   └── UnknownNameError       a name nobody registered; carries the nearest known one
     ├── TransientError             trying again can help (network, a device that was busy)
+    │   ├── FleetUnavailableError  the fleet's engine cannot be reached, or refuses
     │   └── NoRoomError            perhaps the memory was taken: models that idle are to make room
     ├── TerminalError              trying again cannot help
     │   ├── MissingExtraError      an optional dependency is not installed
@@ -99,6 +100,19 @@ class TransientError(MlocError):
     """A failure that a retry may cure."""
 
     retryable = True
+
+
+class FleetUnavailableError(TransientError):
+    """The fleet's engine cannot be reached, or refuses what it is asked for.
+
+    Args:
+        message: What is wrong.
+        reply: What the engine answered; empty if it did not answer.
+    """
+
+    def __init__(self, message: str, reply: str = "") -> None:
+        self.reply = reply
+        super().__init__(message)
 
 
 class NoRoomError(TransientError, MemoryError):

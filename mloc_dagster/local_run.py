@@ -16,7 +16,8 @@ from mloc_dagster.compile.diagnostics import Diagnostic
 from mloc_dagster.definitions import build_definitions
 from mloc_dagster.executors.registry import task_executor
 from mloc_dagster.executors.task_start import task_id_for
-from mloc_dagster.fleet.hardware import detect_hardware, misfit, requirements_of
+from mloc_dagster.fleet.hardware import misfit, requirements_of
+from mloc_dagster.fleet.worker.detection import detect_hardware
 from mloc_dagster.ops.failures import step_error
 from mloc_dagster.ops.plan import WORKFLOW_TAG
 from mloc_dagster.ops.shard import CHANGED_MODEL_TAG, RETRY_ERRORS_TAG

@@ -6,7 +6,6 @@ import logging
 import os
 from collections.abc import Callable, Mapping
 
-import redis
 from fastapi import APIRouter
 from fastapi.responses import Response
 
@@ -14,6 +13,7 @@ from mloc_dagster import __version__
 from mloc_dagster.api.metrics import CONTENT_TYPE
 from mloc_dagster.api.openapi import problems
 from mloc_dagster.api.state import ApiState, State, reply
+from mloc_dagster.errors import FleetUnavailableError
 from mloc_dagster.wire import Check, Health, Readiness
 
 _log = logging.getLogger(__name__)
@@ -68,8 +68,8 @@ def _check(what: str, look: Callable[[], object]) -> Check:
 def _why(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return f"cannot be written: {error.strerror}"
-    if isinstance(error, redis.ResponseError):
-        return f"takes nothing: {error}"
+    if isinstance(error, FleetUnavailableError) and error.reply:
+        return f"takes nothing: {error.reply}"
     return f"does not answer ({type(error).__name__})"
 
 

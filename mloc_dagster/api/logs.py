@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mloc_dagster.api.problems import Refusal
 from mloc_dagster.api.state import ApiState
-from mloc_dagster.fleet.requeue_note import requeue_in
+from mloc_dagster.fleet.dagster.messages import requeue_in
 from mloc_dagster.ledger.model import TaskEntry
 from mloc_dagster.ops.failures import step_error
 from mloc_dagster.ops.run_tags import RunTask

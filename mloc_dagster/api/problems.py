@@ -7,7 +7,6 @@ import logging
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 
-import redis
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
@@ -113,7 +112,7 @@ def refusal_of(error: Exception) -> Refusal:
         return Refusal(error.status_code, kind, str(error.detail), headers=error.headers)
     if isinstance(error, RequestValidationError):
         return _invalid_request(error)
-    if isinstance(error, TransientError | DBAPIError | TimeoutError | redis.RedisError):
+    if isinstance(error, TransientError | DBAPIError | TimeoutError):
         return _away(error)
     if isinstance(error, OSError) and error.errno in _NOT_WRITABLE:
         return _not_writable(error)
@@ -138,7 +137,7 @@ def _foreseen(error: MlocError) -> Refusal:
 
 def _away(error: Exception) -> Refusal:
     _log.warning("something that the API needs is away: %s", error)
-    detail = "the database or Redis does not answer now; the same request may be sent again"
+    detail = "the database does not answer now; the same request may be sent again"
     if isinstance(error, TransientError):
         detail = str(error)
     return Refusal(503, "unavailable", detail, headers={"Retry-After": _RETRY_AFTER_S})
@@ -172,7 +171,7 @@ def install(app: FastAPI) -> None:
 
     for kind in (Refusal, HTTPException, RequestValidationError, MlocError, Exception):
         app.add_exception_handler(kind, answer)
-    for kind in (DBAPIError, OSError, redis.RedisError):
+    for kind in (DBAPIError, OSError):
         app.add_exception_handler(kind, answer)
 
 

@@ -2,9 +2,9 @@
 
 import dagster as dg
 
+from mloc_dagster.fleet.dagster.executor import execution_config
+from mloc_dagster.fleet.dagster.tickets import fleet_tags
 from mloc_dagster.fleet.hardware import Requirements
-from mloc_dagster.fleet.job_executor import execution_config
-from mloc_dagster.fleet.step_tags import fleet_tags
 from mloc_dagster.ops.batch import BatchConfig, batch_shard, hand_out, plan_batch
 from mloc_dagster.schema.resources import Retries
 

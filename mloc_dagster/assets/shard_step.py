@@ -7,8 +7,8 @@ import dagster as dg
 from mloc_dagster.assets.names import op_name
 from mloc_dagster.executors.base import TaskExecutor, model_key_text
 from mloc_dagster.executors.registry import task_executor
+from mloc_dagster.fleet.dagster.tickets import fleet_tags
 from mloc_dagster.fleet.hardware import requirements_of
-from mloc_dagster.fleet.step_tags import fleet_tags
 from mloc_dagster.ops.shard import shard_op
 from mloc_dagster.schema.task import ModelSpec, TaskSpec
 from mloc_dagster.schema.task_type import find_task_type

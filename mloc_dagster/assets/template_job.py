@@ -10,7 +10,7 @@ import dagster as dg
 from mloc_dagster.assets.names import job_name
 from mloc_dagster.assets.task_assets import task_assets
 from mloc_dagster.compile.compiler import CompiledTemplate
-from mloc_dagster.fleet.job_executor import execution_config
+from mloc_dagster.fleet.dagster.executor import execution_config
 from mloc_dagster.ops.run_tags import NODES_TAG, SLO_TAG
 from mloc_dagster.services.stack.plan import STACK
 

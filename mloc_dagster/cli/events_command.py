@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from time import sleep
 
-import redis
 import typer
 from rich.console import Console
 from rich.text import Text
@@ -20,8 +19,8 @@ from mloc_dagster.errors import InputError
 from mloc_dagster.events.log import Channel, LoggedEvent
 from mloc_dagster.events.model import Event, TaskEvent, WorkerEvent
 from mloc_dagster.events.payloads import Payload, WorkerPayload
-from mloc_dagster.events.stream import open_redis, read_events
-from mloc_dagster.fleet.redis_client import redis_url, require_redis
+from mloc_dagster.events.stream import STREAM_AWAY, StreamClient, open_redis, read_events
+from mloc_dagster.fleet import fleet_url, require_fleet
 from mloc_dagster.planning.shards import shard_key
 
 _UNITS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
@@ -63,8 +62,8 @@ def show_events(options: EventsOptions) -> int:
     now = datetime.now(UTC)
     start = now if options.follow and options.since is None else None
     start = start or since_time(options.since or _DEFAULT_SINCE, now)
-    url = redis_url()
-    require_redis(url)
+    url = fleet_url()
+    require_fleet(url)
     # Nothing is wrapped: a line is an event, for people with wide windows and for grep.
     console = Console(soft_wrap=True, highlight=False)
     with open_redis(url) as client:
@@ -100,7 +99,7 @@ def since_time(text: str, now: datetime) -> datetime:
     return given.astimezone(UTC)
 
 
-def _events(client: redis.Redis, start: datetime, options: EventsOptions) -> Iterator[LoggedEvent]:
+def _events(client: StreamClient, start: datetime, options: EventsOptions) -> Iterator[LoggedEvent]:
     position = f"{max(0, int(start.timestamp() * 1000) - 1)}-0"
     channels = [Channel.TASKS, *([Channel.WORKERS] if options.workers else [])]
     after = dict.fromkeys(channels, position)
@@ -108,7 +107,7 @@ def _events(client: redis.Redis, start: datetime, options: EventsOptions) -> Ite
     while True:
         try:
             found = read_events(client, after, wait_s=_WAIT_S if options.follow else 0)
-        except redis.RedisError as error:
+        except STREAM_AWAY as error:
             if not options.follow:
                 raise
             if not away:

@@ -14,7 +14,7 @@ from mloc_dagster.settings import settings
 if TYPE_CHECKING:
     import dagster as dg
 
-    from mloc_dagster.fleet.engine import FleetEngine
+    from mloc_dagster.fleet import FleetEngine
 
 _TAKEN_OVER = ("DAGSTER_HOME", "MLOC_RESULTS_URL", "MLOC_TEMPLATES_DIR")
 
@@ -42,11 +42,10 @@ def open_fleet() -> Generator[Fleet]:
     """
     if settings().redis_url is None:
         use_stack()
-    from mloc_dagster.fleet.redis_client import require_redis
-    from mloc_dagster.fleet.redis_engine import open_engine
+    from mloc_dagster.fleet import open_engine, require_fleet
     from mloc_dagster.services.instance import open_instance
 
-    require_redis()
+    require_fleet()
     with open_instance() as instance:
         yield Fleet(instance, open_engine())
 

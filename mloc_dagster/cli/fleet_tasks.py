@@ -42,10 +42,10 @@ def details(task_or_run_id: str) -> Sequence[TaskDetail]:
 def _details(fleet: Fleet, found: Found) -> Sequence[TaskDetail]:
     from mloc_dagster.events.recall import last_training_news
     from mloc_dagster.events.stream import open_redis
-    from mloc_dagster.fleet.redis_client import redis_url
+    from mloc_dagster.fleet import fleet_url
     from mloc_dagster.tasks.task_status import detail_of
 
-    with open_redis(redis_url()) as client:
+    with open_redis(fleet_url()) as client:
         last_word = partial(last_training_news, client)
         return [
             detail_of(fleet.instance, fleet.engine, found.workflow, each, last_word)

@@ -126,7 +126,7 @@ def _registered(plan: StackPlan) -> set[int]:
     # The fleet's own connection would wait minutes for a Redis that is away.
     if not redis_answers(plan.redis_url):
         return set()
-    from mloc_dagster.fleet.redis_engine import open_engine
+    from mloc_dagster.fleet import open_engine
 
     return {each.pid for each in open_engine(plan.redis_url).workers()}
 

@@ -24,7 +24,7 @@ from mloc_dagster.services.stack.supervisor import (
 )
 
 if TYPE_CHECKING:
-    from mloc_dagster.fleet.engine import WorkerInfo
+    from mloc_dagster.fleet import WorkerInfo
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +74,7 @@ def _fleet(plan: StackPlan | None) -> _Fleet:
     # The fleet's own connection would wait minutes for a Redis that is away.
     if plan is None or not redis_answers(plan.redis_url):
         return _Fleet()
-    from mloc_dagster.fleet.redis_engine import open_engine
+    from mloc_dagster.fleet import open_engine
 
     engine = open_engine(plan.redis_url)
     return _Fleet(engine.queue_depths(), engine.workers())

@@ -127,7 +127,7 @@ def _prepare(layout: StackLayout, options: UpOptions, console: Console) -> Stack
 def _worker_gpus(workers: int | None) -> Sequence[str | None]:
     if workers == 0:
         return ()
-    from mloc_dagster.fleet.hardware import detect_hardware
+    from mloc_dagster.fleet.worker.detection import detect_hardware
 
     return share_gpus([gpu.index for gpu in detect_hardware().gpus], workers)
 

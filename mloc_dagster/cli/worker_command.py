@@ -5,14 +5,13 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
-from mloc_dagster.errors import InputError
-from mloc_dagster.fleet.engine import RUNS_QUEUE
-from mloc_dagster.fleet.gpu_groups import gpu_groups, group_environment
-from mloc_dagster.fleet.hardware import detect_hardware
-from mloc_dagster.fleet.redis_client import redis_url
-from mloc_dagster.fleet.worker_group import run_worker_group
+from mloc_dagster.errors import InputError, TransientError
+from mloc_dagster.fleet import RUNS_QUEUE, require_fleet
+from mloc_dagster.fleet.worker.detection import detect_hardware
+from mloc_dagster.fleet.worker.group import gpu_groups, group_environment, run_worker_group
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,9 +35,11 @@ def work(options: WorkerOptions) -> int:
     """Works until it is told to stop; returns the exit code.
 
     Raises:
-        InputError: If there is no Redis, no such GPU, or shards and runs are mixed.
+        InputError: If there is no Redis or it refuses the user, no such GPU, or shards and runs
+            are mixed.
     """
-    redis_url()
+    with suppress(TransientError):  # a worker waits for a Redis that is away
+        require_fleet()
     queues = tuple(options.queues)
     if RUNS_QUEUE in queues and len(queues) > 1:
         raise InputError(
@@ -53,7 +54,7 @@ def work(options: WorkerOptions) -> int:
         if len(groups) > 1:
             return run_worker_group(groups, queues, tags)
         os.environ.update(group_environment(groups[0]))  # before anything starts CUDA
-    from mloc_dagster.fleet.worker import run_worker_process
+    from mloc_dagster.fleet.worker.process import run_worker_process
 
     run_worker_process(queues, tags)
     return 0

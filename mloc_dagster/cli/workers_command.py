@@ -13,10 +13,8 @@ import typer
 from mloc_dagster.cli.api_choice import ask
 from mloc_dagster.cli.tables import print_table
 from mloc_dagster.cli.wording import count
-from mloc_dagster.fleet.engine import WorkerInfo
+from mloc_dagster.fleet import WorkerInfo, open_engine, require_fleet
 from mloc_dagster.fleet.hardware import GPU_QUEUE, Hardware
-from mloc_dagster.fleet.redis_client import require_redis
-from mloc_dagster.fleet.redis_engine import open_engine
 
 if TYPE_CHECKING:
     from mloc_dagster.client import Client
@@ -40,7 +38,7 @@ def list_workers(*, as_json: bool) -> None:
 
 
 def _registered() -> Sequence[WorkerInfo]:
-    require_redis()
+    require_fleet()
     return open_engine().workers()
 
 

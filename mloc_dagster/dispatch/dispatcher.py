@@ -11,7 +11,6 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 import dagster as dg
-import redis
 from dagster import DagsterRunStatus, RunRecord
 
 from mloc_dagster.dispatch.adoption import Adoption
@@ -30,7 +29,7 @@ from mloc_dagster.dispatch.preparing import Preparing
 from mloc_dagster.dispatch.stopping import Stopping
 from mloc_dagster.dispatch.telling import tell_cancelled, tell_ended, tell_submitted
 from mloc_dagster.errors import MlocError, TransientError
-from mloc_dagster.fleet.engine import RUNS_QUEUE, FleetEngine
+from mloc_dagster.fleet import RUNS_QUEUE, FleetEngine
 from mloc_dagster.ledger.ledger import Ledger
 from mloc_dagster.ledger.model import PlannedRun, TaskChange
 from mloc_dagster.results.batch_members import read_outcome
@@ -41,8 +40,8 @@ from mloc_dagster.wire import TaskState
 
 _log = logging.getLogger(__name__)
 
-AWAY = (TransientError, OSError, redis.RedisError, *DATABASE_AWAY)
-"""What is raised while the database, Redis or the store is away: it is back some time."""
+AWAY = (TransientError, OSError, *DATABASE_AWAY)
+"""What is raised while the database, the fleet or the store is away: it is back some time."""
 
 _LOOKED_AT = 4096
 """Waiting tasks that are considered at a time, the most urgent ones."""

@@ -22,7 +22,7 @@ from mloc_dagster.compile.compiler import CompiledTemplate, compile_mapping
 from mloc_dagster.dispatch.submitted import keep_document, pointer_of
 from mloc_dagster.errors import TerminalError
 from mloc_dagster.executors.task_start import task_id_for, task_record
-from mloc_dagster.fleet.jobs import CONTENT_TAG, LIBRARY, Jobs
+from mloc_dagster.fleet.dagster.jobs import CONTENT_TAG, LIBRARY, Jobs
 from mloc_dagster.ledger.ledger import Ledger
 from mloc_dagster.ledger.model import PlannedRun, TaskEntry
 from mloc_dagster.ops.plan import WORKFLOW_TAG

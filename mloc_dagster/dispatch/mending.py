@@ -9,8 +9,8 @@ import dagster as dg
 from dagster import DagsterRun
 from dagster._core.launcher import ResumeRunContext
 
-from mloc_dagster.fleet.engine import FleetEngine, TicketState
-from mloc_dagster.fleet.tickets import run_ticket_id
+from mloc_dagster.fleet import FleetEngine, TicketState
+from mloc_dagster.fleet.dagster.tickets import run_ticket_id
 from mloc_dagster.tasks.cancel import launcher_of
 
 _log = logging.getLogger(__name__)

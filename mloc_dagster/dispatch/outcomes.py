@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 import dagster as dg
 from dagster import DagsterEventType, DagsterRun, DagsterRunStatus, RunRecord
 
-from mloc_dagster.fleet.engine import FleetEngine
+from mloc_dagster.fleet import FleetEngine
 from mloc_dagster.ledger.model import PlannedRun, TaskChange
 from mloc_dagster.ops.failures import step_error
 from mloc_dagster.results.batch_members import MemberOutcome, read_outcome

@@ -12,7 +12,7 @@ import dagster as dg
 from mloc_dagster.dispatch.dispatcher import AWAY, Dispatcher
 from mloc_dagster.dispatch.reloading import LocationReloads
 from mloc_dagster.events.redis import publishing_to_redis
-from mloc_dagster.fleet.redis_engine import open_engine
+from mloc_dagster.fleet import open_engine
 from mloc_dagster.ledger.ledger import Ledger
 from mloc_dagster.services.advisory_locks import AdvisoryLock
 from mloc_dagster.services.instance import open_fleet_instance

@@ -16,7 +16,7 @@ from pydantic import JsonValue
 from mloc_dagster.compile.compiler import CompiledTemplate, compile_mapping
 from mloc_dagster.definitions import build_definitions
 from mloc_dagster.errors import TerminalError
-from mloc_dagster.fleet.jobs import submitted_pointer
+from mloc_dagster.fleet.dagster.jobs import submitted_pointer
 from mloc_dagster.results.literal_secrets import put_aside, put_back
 from mloc_dagster.results.store import open_store
 

@@ -18,7 +18,7 @@ from mloc_dagster.assets.names import job_name
 from mloc_dagster.compile.compiler import CompiledTemplate
 from mloc_dagster.definitions import build_definitions
 from mloc_dagster.dispatch.submitted import kept_template
-from mloc_dagster.fleet.jobs import CONTENT_TAG
+from mloc_dagster.fleet.dagster.jobs import CONTENT_TAG
 from mloc_dagster.services.instance import open_instance
 
 _log = logging.getLogger("dagster.mloc")

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import cast
 
-import redis
 from pydantic import ValidationError
 
 from mloc_dagster.events.log import Channel, decode
 from mloc_dagster.events.model import TaskEvent, TaskEventType
+from mloc_dagster.events.stream import StreamClient
 
 LOOKED_AT = 20_000
 """Events that are looked at most; those of a few minutes on a busy fleet."""
@@ -36,7 +36,7 @@ class LastNews:
 
 
 def last_training_news(
-    client: redis.Redis, task_id: str, since: datetime, *, looked_at: int = LOOKED_AT
+    client: StreamClient, task_id: str, since: datetime, *, looked_at: int = LOOKED_AT
 ) -> LastNews | None:
     """Returns how far a training said it was; None where the log has no word of it.
 
@@ -69,7 +69,7 @@ def last_training_news(
     return None
 
 
-def _page_before(client: redis.Redis, position: str, oldest: str) -> list[tuple[str, bytes]]:
+def _page_before(client: StreamClient, position: str, oldest: str) -> list[tuple[str, bytes]]:
     # redis-py's types do not know the shape of the reply.
     reply = cast(
         "list[tuple[bytes, Mapping[bytes, bytes]]]",

@@ -8,13 +8,17 @@ from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from time import monotonic
 
-import redis
-
 from mloc_dagster.events.backlog import Backlog
 from mloc_dagster.events.bus import listening
 from mloc_dagster.events.log import LOG_LENGTH, Channel, LoggedEvent
 from mloc_dagster.events.model import Event, TaskEvent
-from mloc_dagster.events.stream import open_redis, read_events, send
+from mloc_dagster.events.stream import (
+    STREAM_AWAY,
+    StreamClient,
+    open_redis,
+    read_events,
+    send,
+)
 from mloc_dagster.settings import settings
 
 _log = logging.getLogger(__name__)
@@ -42,7 +46,7 @@ class RedisPublisher:
 
     def __init__(
         self,
-        client_or_url: redis.Redis | str,
+        client_or_url: StreamClient | str,
         *,
         worker_id: str | None = None,
         log_length: int = LOG_LENGTH,
@@ -95,7 +99,7 @@ class RedisPublisher:
                 continue
             try:
                 send(self._client, batch, log_length=self._log_length)
-            except (redis.RedisError, OSError) as error:
+            except (*STREAM_AWAY, OSError) as error:
                 if not pause_s:
                     away_since = monotonic()
                     _log.warning("events wait in memory, Redis cannot be reached: %s", error)

@@ -7,12 +7,14 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib import resources
 from typing import cast
+from urllib.parse import urlsplit
 
 import redis
 from pydantic import ValidationError
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from mloc_dagster.errors import InputError, TransientError
 from mloc_dagster.events.log import (
     LOG_LENGTH,
     Channel,
@@ -33,6 +35,12 @@ _MARGIN_S = 1.0
 
 _FIELD = b"event"
 
+StreamClient = redis.Redis
+"""What `open_redis` opens."""
+
+STREAM_AWAY = (redis.RedisError,)
+"""What is raised while Redis is away, or refuses."""
+
 
 def open_redis(url: str) -> redis.Redis:
     """Opens a client that fails soon when Redis is away: whoever holds it decides what then."""
@@ -43,6 +51,35 @@ def open_redis(url: str) -> redis.Redis:
         health_check_interval=15,
         retry=Retry(NoBackoff(), 1),
     )
+
+
+def check_redis(url: str) -> None:
+    """Returns if Redis answers now, and not while it still reads its file.
+
+    Raises:
+        InputError: If it refuses the user or the password.
+        TransientError: If it does not answer.
+    """
+    with redis.Redis.from_url(  # pyright: ignore[reportUnknownMemberType]
+        url, socket_connect_timeout=2, socket_timeout=_SOCKET_TIMEOUT_S, retry=None
+    ) as client:
+        try:
+            client.ping()  # pyright: ignore[reportUnknownMemberType]
+        except redis.AuthenticationError as error:
+            who = urlsplit(url).username or "default"
+            raise InputError(
+                f"the fleet's Redis at {_place(url)} refuses the user {who!r}, "
+                f"correct the user or password of its URL: {error}"
+            ) from error
+        except (redis.RedisError, OSError) as error:
+            raise TransientError(
+                f"the fleet's Redis at {_place(url)} does not answer: {error}"
+            ) from error
+
+
+def _place(url: str) -> str:
+    parts = urlsplit(url)
+    return parts.path if parts.scheme == "unix" else f"{parts.hostname}:{parts.port or 6379}"
 
 
 @cache

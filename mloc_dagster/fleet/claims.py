@@ -1,272 +1,230 @@
-"""A worker's side of tickets: taking them, keeping the lease alive, saying what came of it."""
+"""Tickets that a worker has taken, whichever engine they came from, and the leases on them."""
 
 from __future__ import annotations
 
 import logging
-import secrets
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
-from itertools import count
-from math import inf
-from typing import cast
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
 
-import redis
-
-from mloc_dagster.fleet.claim import Claim, StopReason
-from mloc_dagster.fleet.engine import TicketState
-from mloc_dagster.fleet.hardware import Hardware, Requirements
-from mloc_dagster.fleet.placement import Leftover, Waiting, choose
-from mloc_dagster.fleet.records import (
-    clock_key,
-    inbox_key,
-    lease_key,
-    push_wake,
-    queue_key,
-    running_key,
-    score_priority,
-    script,
-    ticket_key,
-    wake_key,
-    worker_wake_key,
-)
-from mloc_dagster.fleet.redis_client import without_retries
-from mloc_dagster.fleet.registry import WorkerRegistry
+from mloc_dagster.errors import FleetUnavailableError
+from mloc_dagster.fleet.hardware import Hardware
 
 _log = logging.getLogger(__name__)
 
-_PAGE = 32
-# A connection that dies silently, as with a host that loses power, is noticed after both together.
-_LONGEST_POP_S, _ANSWER_S = 10.0, 5.0
-_SHORTEST_POP_S = 0.01  # 0 would be for ever
-_PAUSE_S = 1.0
-_WAITING_FIELDS = ("requirements", "model_key", "prefer", "priority", "submitted_at")
+_LONGEST_INTERVAL_S = 1.0
 
 
-class Claims:
-    """All claims of a process; one thread keeps their leases alive.
+class TicketState(StrEnum):
+    """Where a ticket stands."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    DONE = "done"
+    CANCELLED = "cancelled"
+    LOST = "lost"
+
+
+class StopReason(StrEnum):
+    """Why a claim should end before its work is done."""
+
+    CANCELLED = "cancelled"
+    LOST = "lost"
+    DRAINING = "draining"
+
+
+class Claim:
+    """A ticket that this process has taken.
 
     Args:
-        client: The fleet's Redis.
-        lease_ttl_s: How long the fleet waits for a sign of life.
-        stall_timeout_s: How long the work itself may show none.
-        on_stall: Called with a claim whose work hangs, once its lease is left to lapse.
+        ticket_id: The ticket.
+        run_id: Its run.
+        queue: Where it was taken from.
+        payload: What its sender wrote.
+        fence: The token that makes the claim's words count.
+        publish: Takes a message ('' for none) and the ticket's next state, at one moment; false
+            when the claim is lost and nothing was said.
+
+    Attributes:
+        stop: Set once the work should end early.
+        reason: Why, once `stop` is set.
+        last_sign: When the work last gave a sign of life, by `time.monotonic`.
+        held_at: When the fleet last said that the claim is held, by `time.monotonic`.
     """
 
     def __init__(
         self,
-        client: redis.Redis,
-        *,
-        lease_ttl_s: float,
-        stall_timeout_s: float,
-        on_stall: Callable[[Claim], None],
+        ticket_id: str,
+        run_id: str,
+        queue: str,
+        payload: str,
+        fence: int,
+        publish: Callable[[Claim, str, TicketState], bool],
     ) -> None:
-        self._client = client
-        self._ttl_ms = int(lease_ttl_s * 1000)
-        self._stall_timeout_s = stall_timeout_s
-        self._on_stall = on_stall
-        self._claim = script(client, "claim")
-        self._renew = script(client, "renew")
-        self._publish = script(client, "publish")
+        self.ticket_id = ticket_id
+        self.run_id = run_id
+        self.queue = queue
+        self.payload = payload
+        self.fence = fence
+        self.stop = threading.Event()
+        self.reason: StopReason | None = None
+        self.last_sign = time.monotonic()
+        self.held_at = time.monotonic()
+        self._publish = publish
+
+    def ask_to_stop(self, reason: StopReason) -> None:
+        """Asks the work to end; the first reason stays, but for the loss of the claim."""
+        if self.reason is None or reason is StopReason.LOST:
+            self.reason = reason
+        self.stop.set()
+
+    def should_stop(self) -> bool:
+        """Returns whether to stop; asking is a sign of life, as is whatever it says."""
+        self.last_sign = time.monotonic()
+        return self.stop.is_set()
+
+    def is_held(self, lease_ttl_s: float) -> bool:
+        """Returns whether the claim is held; asks when nothing was heard for a lease.
+
+        A process that was paused goes on as if no time had passed, and would act on a claim that
+        another worker has taken since.
+        """
+        if self.reason is StopReason.LOST:
+            return False
+        return time.monotonic() - self.held_at < lease_ttl_s or self.say("")
+
+    def say(self, message: str) -> bool:
+        """Puts a message into the run's mailbox and keeps the claim; false when it is lost."""
+        return self._say(message, TicketState.RUNNING)
+
+    def finish(self, message: str = "", state: TicketState = TicketState.DONE) -> bool:
+        """Ends the claim, with a last message; false when it was lost and nothing was said."""
+        return self._say(message, state)
+
+    def give_back(self) -> bool:
+        """Puts the ticket back at its place in the queue."""
+        return self._say("", TicketState.QUEUED)
+
+    def _say(self, message: str, state: TicketState) -> bool:
+        self.last_sign = time.monotonic()
+        asked_at = time.monotonic()
+        heard = self._publish(self, message, state)
+        if heard:
+            self.held_at = asked_at
+        else:
+            self.ask_to_stop(StopReason.LOST)
+        return heard
+
+
+@dataclass(frozen=True, slots=True)
+class Leases:
+    """How the claims of a process are kept.
+
+    Attributes:
+        ttl_s: How long the fleet waits for a sign of life.
+        stall_timeout_s: How long the work itself may show none.
+        on_stall: Called with a claim whose work hangs, once its lease is left to lapse.
+    """
+
+    ttl_s: float
+    stall_timeout_s: float
+    on_stall: Callable[[Claim], None]
+
+
+class TicketClaims(ABC):
+    """A worker process's side of a `FleetEngine`: all the tickets that it has taken.
+
+    What is here holds for every engine; one implements how tickets are taken and waited for, and
+    how their leases are renewed.
+
+    Args:
+        leases: How claims are kept.
+    """
+
+    def __init__(self, leases: Leases) -> None:
+        self._leases = leases
         self._held: dict[str, Claim] = {}
-        self._taken_from: dict[str, float] = {}
-        # One that sent a pop again after a lost connection would keep the loss from `wait`.
-        self._blocking = without_retries(client, _LONGEST_POP_S + _ANSWER_S)
-        self._look_at = inf
-        self._woken_by = ""
-        self._away = False
         self._lock = threading.Lock()
-        self._interval_s = min(lease_ttl_s / 4, 1.0)
         self._closed = threading.Event()
         self._keeper = threading.Thread(target=self._keep, name="mloc-leases", daemon=True)
         self._keeper.start()
 
-    def held(self) -> Sequence[Claim]:
-        """Returns what this process has taken and not ended."""
-        with self._lock:
-            return tuple(self._held.values())
-
+    @abstractmethod
     def take(
         self, queues: Sequence[str], worker_id: str, hardware: Hardware, warm: Collection[str]
     ) -> Claim | None:
-        """Takes the best ticket that waits, if any; see `placement.choose`."""
-        left = Leftover()
-        for queue in self._in_turn(queues):
-            for page in self._pages(queue):
-                now = time.time()
-                for each in choose(page, worker_id, hardware, warm, now):
-                    fence = self._claim(
-                        keys=[
-                            ticket_key(each.ticket_id),
-                            lease_key(each.ticket_id),
-                            queue_key(queue),
-                            clock_key(queue),
-                            running_key(queue),
-                        ],
-                        args=[each.ticket_id, worker_id, self._ttl_ms],
-                    )
-                    if fence is not None:
-                        self._taken_from[queue] = time.monotonic()
-                        return self._hold(each, int(fence))
-                left.add(page, worker_id, hardware, now)
-        self._look_at = time.monotonic() + left.kept_s
-        if left.unfit:
-            # Their wakes may have come here, or come yet.
-            for other in left.takers(WorkerRegistry(self._client).live()):
-                push_wake(self._client, worker_wake_key(other))
-        return None
+        """Takes the best ticket that waits, if any; see `placement.choose`.
 
+        Where it finds tickets that need other hardware it wakes the workers that have it.
+        """
+
+    @abstractmethod
     def wait(self, queues: Sequence[str], worker_id: str, timeout_s: float) -> bool:
         """Blocks until `take` may find something; false when nothing came within `timeout_s`.
 
-        One thread of a process may wait at a time. It is the lists on which it waits that hold
-        what wakes it, so that nothing is lost between `take` and `wait`. After a lost connection
-        it returns at once, because what woke it may have been lost with that.
+        A ticket that is queued after the last `take` ends it, whether before or after its begin:
+        that of one worker which waits for its queue, and that of a worker which it is kept for or,
+        where others found that they cannot take it, of each that can. One thread of a process may
+        wait at a time.
         """
-        keys = [worker_wake_key(worker_id), *(wake_key(each) for each in queues)]
-        end = time.monotonic() + timeout_s
-        while (left_s := min(end, self._look_at) - time.monotonic()) > 0:
-            try:
-                popped = self._pop(keys, left_s)
-            except redis.RedisError as error:
-                if not self._away:
-                    _log.info("the wait for tickets was cut off: %s", error)
-                elif self._closed.wait(_PAUSE_S):
-                    return False
-                self._away = True
-                return True
-            self._away = False
-            if popped is not None:
-                self._woken_by = popped
-                return True
-        return self._look_at < end
 
-    def _pop(self, keys: Sequence[str], timeout_s: float) -> str | None:
-        within_s = max(_SHORTEST_POP_S, min(timeout_s, _LONGEST_POP_S))
-        popped = cast("list[str] | None", self._blocking.blpop(keys, within_s))
-        return None if popped is None else popped[0]
-
+    @abstractmethod
     def end_wait(self, worker_id: str) -> None:
         """Ends a wait of this process from another thread."""
-        try:
-            push_wake(self._blocking, worker_wake_key(worker_id))
-        except redis.RedisError as error:
-            # Without Redis no pop blocks for long.
-            _log.info("the wait for tickets is not ended: %s", error)
 
+    @abstractmethod
     def pass_on(self) -> None:
         """Gives what woke this worker last to another one, if it was meant for any."""
-        if self._woken_by.startswith("queue:"):
-            try:
-                push_wake(self._blocking, self._woken_by)
-            except redis.RedisError as error:
-                _log.info("no other worker is woken: %s", error)
 
-    def _in_turn(self, queues: Sequence[str]) -> Sequence[str]:
-        """Returns where tickets wait: the highest priority first, else each queue in its turn."""
-        if len(queues) == 1:
-            return queues
-        calls = self._client.pipeline(transaction=False)
-        for queue in queues:
-            calls.zrange(queue_key(queue), 0, 0, withscores=True)
-        heads = {
-            queue: head[0][1] for queue, head in zip(queues, calls.execute(), strict=True) if head
-        }
+    @abstractmethod
+    def _renew(self, claims: Sequence[Claim]) -> Sequence[StopReason | None]:
+        """Keeps leases alive; returns why each claim should end, if it should."""
 
-        def turn(queue: str) -> tuple[int, float]:
-            return -score_priority(heads[queue]), self._taken_from.get(queue, 0.0)
-
-        return sorted(heads, key=turn)
-
-    def _hold(self, waiting: Waiting, fence: int) -> Claim:
-        fields = self._client.hmget(ticket_key(waiting.ticket_id), ["run_id", "payload"])
-        run_id, payload = cast("list[str]", fields)
-        claim = Claim(waiting, run_id, payload, fence, self._say)
+    def held(self) -> Sequence[Claim]:
+        """Returns what this process has taken and not dropped."""
         with self._lock:
-            self._held[claim.ticket_id] = claim
-        return claim
-
-    def _say(self, claim: Claim, message: str, state: TicketState) -> bool:
-        heard = self._publish(
-            keys=[
-                ticket_key(claim.ticket_id),
-                lease_key(claim.ticket_id),
-                inbox_key(claim.run_id),
-                running_key(claim.queue),
-            ],
-            args=[
-                *(claim.ticket_id, claim.fence, claim.run_id, message, state.value),
-                # Known again should the client have to send it twice.
-                secrets.token_hex(8),
-            ],
-        )
-        return bool(heard)
+            return tuple(self._held.values())
 
     def drop(self, claim: Claim) -> None:
         """Forgets a claim that has ended."""
         with self._lock:
             self._held.pop(claim.ticket_id, None)
 
-    def close(self) -> None:
-        """Ends the keeper; what is still held lapses."""
-        self._closed.set()
-        self._keeper.join()
-
-    def _pages(self, queue: str) -> Iterator[list[Waiting]]:
-        # To the end, because what nobody can take must not hide what somebody can.
-        for start in count(0, _PAGE):
-            places = self._client.zrange(queue_key(queue), start, start + _PAGE - 1)
-            ids = [place.split(":", 1)[1] for place in cast("list[str]", places)]
-            if ids:
-                yield self._read(queue, ids)
-            if len(ids) < _PAGE:
-                return
-
-    def _read(self, queue: str, ids: Sequence[str]) -> list[Waiting]:
-        calls = self._client.pipeline(transaction=False)
-        for each in ids:
-            calls.hmget(ticket_key(each), _WAITING_FIELDS)
-        found = zip(ids, calls.execute(), strict=True)
-        return [_waiting(each, queue, fields) for each, fields in found if fields[0] is not None]
-
-    def _keep(self) -> None:
-        while not self._closed.wait(self._interval_s):
-            try:
-                self.renew()
-            except redis.RedisError as error:
-                # A lease that lapses meanwhile comes back unless somebody else was given the work.
-                _log.warning("leases are not renewed: %s", error)
-
     def renew(self) -> None:
         """Keeps the leases alive; asks claims to stop that are lost or cancelled."""
         live: list[Claim] = []
         for claim in self.held():
-            if time.monotonic() - claim.last_sign < self._stall_timeout_s:
+            if time.monotonic() - claim.last_sign < self._leases.stall_timeout_s:
                 live.append(claim)
             else:
-                self._on_stall(claim)
+                self._leases.on_stall(claim)
         if not live:
             return
         asked_at = time.monotonic()
-        calls = self._client.pipeline(transaction=False)
-        for claim in live:
-            keys = [ticket_key(claim.ticket_id), lease_key(claim.ticket_id)]
-            self._renew(keys=keys, args=[claim.fence, self._ttl_ms], client=calls)
-        for claim, answer in zip(live, calls.execute(), strict=True):
-            if answer != "held":
-                claim.ask_to_stop(StopReason(answer))
-            if answer != StopReason.LOST:
+        for claim, reason in zip(live, self._renew(live), strict=True):
+            if reason is not None:
+                claim.ask_to_stop(reason)
+            if reason is not StopReason.LOST:
                 claim.held_at = asked_at
 
+    def close(self) -> None:
+        """Ends the thread that keeps leases alive; what is still held lapses."""
+        self._closed.set()
+        self._keeper.join()
 
-def _waiting(ticket_id: str, queue: str, fields: list[str]) -> Waiting:
-    requirements, model_key, prefer, priority, submitted_at = fields
-    return Waiting(
-        ticket_id=ticket_id,
-        queue=queue,
-        requirements=Requirements.model_validate_json(requirements),
-        model_key=model_key,
-        prefer=prefer,
-        priority=int(priority),
-        submitted_at=float(submitted_at),
-    )
+    def _hold(self, claim: Claim) -> Claim:
+        with self._lock:
+            self._held[claim.ticket_id] = claim
+        return claim
+
+    def _keep(self) -> None:
+        interval_s = min(self._leases.ttl_s / 4, _LONGEST_INTERVAL_S)
+        while not self._closed.wait(interval_s):
+            try:
+                self.renew()
+            except FleetUnavailableError as error:
+                # A lease that lapses meanwhile comes back unless the work was given to another one.
+                _log.warning("leases are not renewed: %s", error)

@@ -8,18 +8,12 @@ each run of consecutive words of the name. Whatever fits a worker is therefore i
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Sequence
 
-import psutil
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
-from mloc_dagster.errors import InputError
-from mloc_dagster.fleet.cgroup import cpu_limit, memory_limit
-from mloc_dagster.fleet.nvidia import choose_visible, nvidia_gpus, visible_devices
 from mloc_dagster.schema.resources import Hardware as HardwareSpec
-from mloc_dagster.settings import settings
 
 CPU_QUEUE = "cpu"
 GPU_QUEUE = "gpu"
@@ -76,64 +70,6 @@ class Requirements(BaseModel):
     gpus: int = 0
     gpu_type: str = ANY_GPU
     gpu_memory_bytes: int = 0
-
-
-def detect_hardware() -> Hardware:
-    """Returns what this process may use.
-
-    Cores by affinity and CPU quota, memory by its control groups, each divided among
-    `MLOC_MACHINE_SHARE` workers; GPUs by the driver. `CUDA_VISIBLE_DEVICES` holds for real and
-    for faked ones.
-
-    Raises:
-        InputError: If `MLOC_FAKE_HARDWARE` is no hardware.
-    """
-    known = settings()
-    if known.fake_hardware is not None:
-        machine = _visible(_parse_fake(known.fake_hardware))
-    else:
-        machine = _machine()
-    if known.machine_share == 1:
-        return machine
-    return machine.model_copy(
-        update={
-            "cpus": max(1, machine.cpus // known.machine_share),
-            "memory_bytes": machine.memory_bytes // known.machine_share,
-        }
-    )
-
-
-def _machine() -> Hardware:
-    memory = min(psutil.virtual_memory().total, memory_limit() or 1 << 62)
-    cores = min(len(os.sched_getaffinity(0)), cpu_limit() or 1 << 20)
-    gpus = nvidia_gpus()
-    shown = choose_visible([(gpu.index, gpu.uuid) for gpu in gpus], visible_devices())
-    by_index = {gpu.index: gpu for gpu in gpus}
-    return Hardware(
-        cpus=max(1, int(cores)),
-        memory_bytes=memory,
-        gpus=tuple(
-            GpuDevice(
-                index=index,
-                name=device_name(by_index[index].name),
-                memory_bytes=by_index[index].memory_bytes or memory,
-            )
-            for index in shown
-        ),
-    )
-
-
-def _parse_fake(text: str) -> Hardware:
-    try:
-        return Hardware.model_validate_json(text)
-    except ValidationError as error:
-        raise InputError(f"MLOC_FAKE_HARDWARE is no hardware: {error}") from error
-
-
-def _visible(hardware: Hardware) -> Hardware:
-    by_index = {gpu.index: gpu for gpu in hardware.gpus}
-    shown = choose_visible([(index, "") for index in by_index], visible_devices())
-    return hardware.model_copy(update={"gpus": tuple(by_index[index] for index in shown)})
 
 
 def device_name(text: str) -> str:

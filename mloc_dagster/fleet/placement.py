@@ -1,12 +1,23 @@
-"""Who should take a ticket, and why nobody does yet; pure."""
+"""Who should take a ticket, which idle workers are woken for it, and why it waits; pure.
+
+Both engines follow what is here. What Redis must decide at one moment is in `redis/lua/`, and says
+the same; `tests/contract/test_fleet_engine.py` holds both to it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from math import inf
 
-from mloc_dagster.fleet.engine import RUNS_QUEUE, StepTicket, WorkerInfo, WorkerStatus
+from mloc_dagster.fleet.claims import TicketState
+from mloc_dagster.fleet.engine import (
+    RUNS_QUEUE,
+    StepTicket,
+    TicketStatus,
+    WorkerInfo,
+    WorkerStatus,
+)
 from mloc_dagster.fleet.hardware import Hardware, Requirements, misfit
 
 WARM_PATIENCE_S = 1.0
@@ -129,8 +140,99 @@ class Leftover:
         ]
 
 
+# Wake lists
+#
+# Idle workers wait on lists; an entry wakes one of the workers that wait on its list, or the next
+# one that will. A list has one entry at most: it only says that there is something to look for.
+#
+# - A ticket that is queued, or queued again, gets an entry on each of `wakes_for`.
+# - A claim that leaves tickets behind in its queue wakes the next worker of the queue.
+# - A worker that finds tickets which it lacks the hardware for wakes those of `Leftover.takers`.
+# - A worker that was woken and ends passes an entry on that was not for it alone.
+
+
+def queue_wake(queue: str) -> str:
+    """Returns the wake list of a queue."""
+    return f"queue:{queue}:wake"
+
+
+def worker_wake(worker_id: str) -> str:
+    """Returns the wake list of one worker: for tickets that are meant for it."""
+    return f"worker:{worker_id}:wake"
+
+
+def wakes_for(queue: str, prefer: str) -> list[str]:
+    """Returns the lists that get an entry for a ticket: its queue's, and that of a warm worker.
+
+    Another one than the warm worker is woken, too: to wait until the ticket is anybody's.
+
+    Args:
+        queue: Where the ticket waits.
+        prefer: The worker that it is kept for; empty for none.
+    """
+    return [*([worker_wake(prefer)] if prefer else []), queue_wake(queue)]
+
+
+def waits_on(worker_id: str, queues: Sequence[str]) -> list[str]:
+    """Returns the lists on which an idle worker waits, the one to look at first before others."""
+    return [worker_wake(worker_id), *(queue_wake(each) for each in queues)]
+
+
+def may_pass_on(wake_list: str) -> bool:
+    """Returns whether what woke a worker may wake another one in its place."""
+    return wake_list.startswith("queue:")
+
+
 def _is_cold(model_key: str, warm: Collection[str]) -> bool:
     return model_key != "" and model_key not in warm
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What an engine has on record of a ticket.
+
+    Attributes:
+        state: As the last change left it.
+        leased: Whether its worker's lease is alive.
+        queue: Where it waits or waited.
+        requirements: What it needs; only looked at while it waits.
+        worker_id: Who runs it, or ran it last.
+        losses: How many workers were lost with it.
+    """
+
+    state: TicketState
+    leased: bool
+    queue: str
+    requirements: Requirements
+    worker_id: str | None = None
+    losses: int = 0
+
+
+def ticket_status(
+    ticket_id: str, known: Standing | None, workers: Callable[[], Sequence[WorkerInfo]]
+) -> TicketStatus:
+    """Returns where a ticket stands.
+
+    Args:
+        ticket_id: The ticket.
+        known: What is on record; None for a ticket without a record.
+        workers: Returns the live ones; only asked for a ticket that waits.
+    """
+    if known is None:
+        return TicketStatus(ticket_id=ticket_id, state=TicketState.LOST, why="its record is gone")
+    state, why, satisfiable = known.state, "", True
+    if state is TicketState.RUNNING and not known.leased:
+        state, why = TicketState.LOST, f"worker {known.worker_id} fell silent"
+    elif state is TicketState.QUEUED:
+        why, satisfiable = why_waiting(known.queue, known.requirements, workers())
+    return TicketStatus(
+        ticket_id=ticket_id,
+        state=state,
+        why=why,
+        worker_id=known.worker_id,
+        losses=known.losses,
+        satisfiable=satisfiable,
+    )
 
 
 def why_waiting(

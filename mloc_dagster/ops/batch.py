@@ -14,7 +14,7 @@ from mloc_dagster.executors.batch_task import HandOut, miss_of, node_of, start_b
 from mloc_dagster.executors.cancellation import cancel_requested
 from mloc_dagster.executors.open_task import open_task
 from mloc_dagster.executors.shard_run import ShardReport, run_shard
-from mloc_dagster.fleet.process_models import process_model_cache
+from mloc_dagster.fleet.worker.models import process_model_cache
 from mloc_dagster.ops.failures import as_dagster, retry_or_fail
 from mloc_dagster.ops.references import TaskRef
 from mloc_dagster.planning.shards import Shard

@@ -14,7 +14,7 @@ from mloc_dagster.events.model import TaskEvent, TaskEventType
 from mloc_dagster.events.payloads import Payload
 from mloc_dagster.executors.open_task import OpenTask
 from mloc_dagster.executors.task_start import start_task
-from mloc_dagster.fleet.jobs import CONTENT_TAG
+from mloc_dagster.fleet.dagster.jobs import CONTENT_TAG
 from mloc_dagster.net.reach import Origin
 from mloc_dagster.ops.failures import as_dagster
 from mloc_dagster.ops.references import TaskRef

@@ -15,7 +15,7 @@ from mloc_dagster.events.payloads import Payload
 from mloc_dagster.executors.cancellation import cancel_requested
 from mloc_dagster.executors.open_task import OpenTask, open_task
 from mloc_dagster.executors.shard_run import ShardReport, run_shard
-from mloc_dagster.fleet.process_models import process_model_cache
+from mloc_dagster.fleet.worker.models import process_model_cache
 from mloc_dagster.ops.failures import retry_or_fail
 from mloc_dagster.ops.progress import ProgressBatches
 from mloc_dagster.ops.progress_notes import ProgressNotes

@@ -17,7 +17,7 @@ from mloc_dagster.executors.training.messages import Progress
 from mloc_dagster.executors.training_end import conclude
 from mloc_dagster.executors.training_run import run_training
 from mloc_dagster.executors.training_start import make_room, process_count, weights_of
-from mloc_dagster.fleet.process_models import process_model_cache
+from mloc_dagster.fleet.worker.models import process_model_cache
 from mloc_dagster.planning.shards import Shard
 from mloc_dagster.results.training_summary import (
     TRAINING_NAME,

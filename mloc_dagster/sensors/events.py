@@ -5,13 +5,12 @@ from itertools import takewhile
 from time import time
 
 import dagster as dg
-import redis
 from dagster import DagsterEventType
 from dagster._core.storage.event_log import SqlEventLogStorage
 
 from mloc_dagster.errors import TerminalError
 from mloc_dagster.events.model import TaskEvent
-from mloc_dagster.events.stream import open_redis, send
+from mloc_dagster.events.stream import STREAM_AWAY, StreamClient, open_redis, send
 from mloc_dagster.ops.run_tags import DEAD_LETTER_TAG
 from mloc_dagster.sensors.instances import instance_of
 from mloc_dagster.sensors.log_cursor import LogCursor
@@ -67,7 +66,7 @@ def _is_undecided(row: EventRow, views: Mapping[str, RunView]) -> bool:
 
 
 def publish_since(
-    instance: dg.DagsterInstance, client: redis.Redis, cursor: LogCursor | None
+    instance: dg.DagsterInstance, client: StreamClient, cursor: LogCursor | None
 ) -> tuple[list[TaskEvent], LogCursor]:
     """Publishes one batch, and marks runs that failed for good.
 
@@ -108,7 +107,7 @@ def publish_events_sensor() -> dg.SensorDefinition:
                     if reached != cursor:
                         context.update_cursor(reached.model_dump_json())
                     cursor = reached
-        except redis.RedisError as error:
+        except STREAM_AWAY as error:
             return dg.SkipReason(f"Redis cannot be reached, events follow later: {error}")
         return dg.SkipReason(kinds(events) or _NOTHING_NEW)
 

@@ -4,13 +4,12 @@ from collections.abc import Mapping
 from time import monotonic, time
 
 import dagster as dg
-import redis
 from dagster._core.storage.runs import SqlRunStorage
 
 from mloc_dagster.errors import TerminalError
 from mloc_dagster.events.model import TaskEvent, TaskEventType
 from mloc_dagster.events.payloads import Payload, SloMiss
-from mloc_dagster.events.stream import open_redis, send
+from mloc_dagster.events.stream import STREAM_AWAY, open_redis, send
 from mloc_dagster.fleet.slo import (
     PromisedRun,
     QueuedRun,
@@ -135,7 +134,7 @@ def slo_sensor() -> dg.SensorDefinition:
             for _ in looks(instance):
                 raised += len(reorder_queue(instance, estimates))
                 missed += len(tell_missed(instance))
-        except redis.RedisError as error:
+        except STREAM_AWAY as error:
             return dg.SkipReason(f"Redis cannot be reached, missed SLOs follow later: {error}")
         if not raised and not missed:
             return dg.SkipReason("nothing to do")

@@ -12,7 +12,7 @@ from dagster_shared.error import SerializableErrorInfo
 
 from mloc_dagster.events.model import ShardPlace, TaskEvent, TaskEventType
 from mloc_dagster.events.payloads import Payload
-from mloc_dagster.fleet.requeue_note import requeue_in
+from mloc_dagster.fleet.dagster.messages import requeue_in
 from mloc_dagster.ops.run_tags import RunTask
 from mloc_dagster.services.event_rows import EventRow
 

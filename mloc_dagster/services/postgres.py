@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import time
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,10 +24,11 @@ from mloc_dagster.services.postgres_files import (
     postmaster,
     running_url,
 )
+from mloc_dagster.services.stack.answers import check_postgres
 from mloc_dagster.services.stack.layout import StackLayout, private_home, stack_layout
 from mloc_dagster.services.stack.leftovers import supervisor_process
 from mloc_dagster.services.stack.plan import saved_plan
-from mloc_dagster.services.storages import RunStorage, ScheduleStorage
+from mloc_dagster.services.storages import DATABASE_AWAY, RunStorage, ScheduleStorage
 from mloc_dagster.settings import settings
 
 if TYPE_CHECKING:
@@ -123,5 +125,15 @@ class PostgresStorage(DagsterPostgresStorage):
     def from_config_value(
         cls, inst_data: ConfigurableClassData | None, config_value: object
     ) -> PostgresStorage:
-        """Builds the storage when Dagster loads its instance."""
-        return cls(postgres_url(), inst_data=inst_data)
+        """Builds the storage when Dagster loads its instance.
+
+        Raises:
+            InputError: If PostgreSQL refuses the user, the password or the database.
+        """
+        url = postgres_url()
+        try:
+            return cls(url, inst_data=inst_data)
+        except DATABASE_AWAY:
+            with suppress(TransientError):
+                check_postgres(url)
+            raise

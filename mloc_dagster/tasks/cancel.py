@@ -6,7 +6,7 @@ import dagster as dg
 from dagster import DagsterRunStatus
 
 from mloc_dagster.errors import InputError
-from mloc_dagster.fleet.run_launcher import FleetRunLauncher
+from mloc_dagster.fleet.dagster.run_launcher import FleetRunLauncher
 from mloc_dagster.ops.run_tags import PROCESS_TAG
 from mloc_dagster.tasks.workflows import find
 

@@ -16,7 +16,7 @@ from mloc_dagster.assets.names import job_name
 from mloc_dagster.compile.compiler import CompiledTask, CompiledTemplate
 from mloc_dagster.errors import InputError
 from mloc_dagster.executors.task_start import task_id_for, task_record
-from mloc_dagster.fleet.jobs import LIBRARY
+from mloc_dagster.fleet.dagster.jobs import LIBRARY
 from mloc_dagster.results.record import write_record
 from mloc_dagster.results.store import open_store
 from mloc_dagster.tasks.submission import job_origin, submit

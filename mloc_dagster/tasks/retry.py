@@ -20,7 +20,7 @@ from dagster._core.storage.tags import (
 )
 
 from mloc_dagster.errors import InputError
-from mloc_dagster.fleet.jobs import Jobs
+from mloc_dagster.fleet.dagster.jobs import Jobs
 from mloc_dagster.ops.run_tags import DEAD_LETTER_TAG, SLO_MISSED_TAG, SUBMITTED_TAG, RunTask
 from mloc_dagster.ops.shard import CHANGED_MODEL_TAG, RETRY_ERRORS_TAG
 from mloc_dagster.sensors.slo import SLACK_TAG

@@ -11,7 +11,7 @@ from dagster import DagsterEventType, DagsterRun
 from dagster._core.execution.stats import StepEventStatus
 from dagster._core.storage.event_log import SqlEventLogStorage
 
-from mloc_dagster.fleet.requeue_note import requeue_in
+from mloc_dagster.fleet.dagster.messages import requeue_in
 from mloc_dagster.ops.failures import step_error
 from mloc_dagster.ops.run_tags import RunTask
 from mloc_dagster.services.event_rows import setback_rows

@@ -13,8 +13,8 @@ import dagster as dg
 from dagster import DagsterRun, DagsterRunStatus, RunRecord
 from dagster._core.execution.stats import StepEventStatus
 
-from mloc_dagster.fleet.engine import FleetEngine, TicketState, TicketStatus
-from mloc_dagster.fleet.tickets import run_ticket_id
+from mloc_dagster.fleet import FleetEngine, TicketState, TicketStatus
+from mloc_dagster.fleet.dagster.tickets import run_ticket_id
 from mloc_dagster.ops.run_tags import DEAD_LETTER_TAG, RunTask
 from mloc_dagster.planning.plan import Plan
 from mloc_dagster.results.record import RECORD_NAME, read_record

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import AwareDatetime, ConfigDict, Field, StrictBool
 
-from mloc_dagster.fleet.engine import WorkerInfo
+from mloc_dagster.fleet import WorkerInfo
 from mloc_dagster.wire.base import Reply, Wire
 
 

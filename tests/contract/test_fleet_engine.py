@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from datetime import UTC, datetime
 from typing import Protocol
@@ -10,23 +10,25 @@ from typing import Protocol
 import pytest
 import redis
 
-from mloc_dagster.fleet.claim import Claim, StopReason, TicketClaims
-from mloc_dagster.fleet.claims import Claims
-from mloc_dagster.fleet.engine import (
+from mloc_dagster.errors import FleetUnavailableError
+from mloc_dagster.fleet import (
     RUNS_QUEUE,
+    Claim,
     FleetEngine,
+    Leases,
     StepTicket,
+    StopReason,
     TicketState,
     WorkerInfo,
     WorkerStatus,
 )
 from mloc_dagster.fleet.hardware import GpuDevice, Hardware, Requirements, queue_of, queues_for
-from mloc_dagster.fleet.memory_engine import MemoryClaims, MemoryFleetEngine
+from mloc_dagster.fleet.memory.engine import MemoryFleetEngine
 from mloc_dagster.fleet.placement import WARM_PATIENCE_S
-from mloc_dagster.fleet.records import lease_key, ticket_key
-from mloc_dagster.fleet.redis_client import connect
-from mloc_dagster.fleet.redis_engine import RedisFleetEngine
-from mloc_dagster.fleet.registry import WorkerRegistry
+from mloc_dagster.fleet.redis.engine import RedisFleetEngine
+from mloc_dagster.fleet.redis.records import connect, heartbeat_key, lease_key, ticket_key
+from mloc_dagster.settings import settings
+from tests.ports import free_port
 
 GIB = 1 << 30
 SMALL = Hardware(cpus=2, memory_bytes=4 * GIB)
@@ -43,16 +45,16 @@ class Fleet(Protocol):
 
     engine: FleetEngine
 
-    def claims(self) -> TicketClaims:
-        """The claims of one more worker process, whose leases only `renew` keeps alive."""
+    def register(self, info: WorkerInfo) -> None:
+        """Registers a worker, for the next submission to know."""
         ...
-
-    def register(self, info: WorkerInfo) -> None: ...
-
-    def messages(self, run_id: str) -> Sequence[str]: ...
 
     def let_lapse(self, ticket_id: str) -> None:
         """Lets the time of a lease pass."""
+        ...
+
+    def let_fall_silent(self, worker_id: str) -> None:
+        """Lets the time of a heartbeat pass."""
         ...
 
     def let_patience_end(self, ticket_id: str) -> None:
@@ -63,17 +65,13 @@ class Fleet(Protocol):
 class MemoryFleet:
     def __init__(self) -> None:
         self.now = 1000.0
-        self.memory = MemoryFleetEngine(lease_ttl_s=LEASE_S, clock=lambda: self.now)
-        self.engine: FleetEngine = self.memory
-
-    def claims(self) -> TicketClaims:
-        return MemoryClaims(self.memory)
+        self.engine: FleetEngine = MemoryFleetEngine(clock=lambda: self.now)
 
     def register(self, info: WorkerInfo) -> None:
-        self.memory.register(info)
+        self.engine.register(info)
 
-    def messages(self, run_id: str) -> Sequence[str]:
-        return self.memory.messages(run_id)
+    def let_fall_silent(self, worker_id: str) -> None:
+        self.now += settings().heartbeat_ttl_s
 
     def let_lapse(self, ticket_id: str) -> None:
         self.now += LEASE_S
@@ -85,26 +83,14 @@ class MemoryFleet:
 class RedisFleet:
     def __init__(self, url: str) -> None:
         self.client = connect(url)
-        self.redis_engine = RedisFleetEngine(self.client, url)
-        self.engine: FleetEngine = self.redis_engine
-
-    def claims(self) -> TicketClaims:
-        opened = Claims(
-            self.client, lease_ttl_s=LEASE_S, stall_timeout_s=600, on_stall=self._no_stall
-        )
-        opened.close()
-        return opened
-
-    def _no_stall(self, claim: Claim) -> None:
-        raise AssertionError(claim.ticket_id)
+        self.engine: FleetEngine = RedisFleetEngine(self.client)
 
     def register(self, info: WorkerInfo) -> None:
-        WorkerRegistry(self.client).register(info)
-        self.redis_engine = RedisFleetEngine(self.client, self.redis_engine.url)
-        self.engine = self.redis_engine  # it remembers the workers for half a second
+        self.engine.register(info)
+        self.engine = RedisFleetEngine(self.client)  # it remembers the workers for half a second
 
-    def messages(self, run_id: str) -> Sequence[str]:
-        return self.redis_engine.inbox.read(run_id, 0)
+    def let_fall_silent(self, worker_id: str) -> None:
+        self.client.delete(heartbeat_key(worker_id))
 
     def let_lapse(self, ticket_id: str) -> None:
         self.client.delete(lease_key(ticket_id))
@@ -121,7 +107,16 @@ def fleet(request: pytest.FixtureRequest) -> Iterator[Fleet]:
         return
     opened = RedisFleet(request.getfixturevalue("redis_url"))
     yield opened
-    opened.redis_engine.close()
+    opened.engine.close()
+
+
+def leases(on_stall: Callable[[Claim], None] | None = None, stall_timeout_s: float = 600) -> Leases:
+    """How claims are kept; work that hangs is an error, unless the test looks for it."""
+
+    def no_stall(claim: Claim) -> None:
+        raise AssertionError(claim.ticket_id)
+
+    return Leases(LEASE_S, stall_timeout_s, on_stall or no_stall)
 
 
 class Worker:
@@ -133,7 +128,8 @@ class Worker:
         self.name = name
         self.hardware = hardware
         self.warm = warm
-        self.claims = fleet.claims()
+        self.claims = fleet.engine.claims(leases())
+        self.claims.close()  # only `renew` keeps leases alive
         now = datetime.now(UTC)
         self.info = WorkerInfo(
             worker_id=name,
@@ -210,7 +206,7 @@ def test_a_ticket_goes_its_way_to_one_worker(fleet: Fleet) -> None:
     assert claim.say("half")
     assert claim.finish("all")
     assert state(fleet) is TicketState.DONE
-    assert fleet.messages("run") == ("half", "all") or fleet.messages("run") == ["half", "all"]
+    assert list(fleet.engine.messages("run")) == ["half", "all"]
     assert second.take() is None
 
 
@@ -268,7 +264,7 @@ def test_what_is_forgotten_leaves_nothing_and_may_come_again(fleet: Fleet) -> No
     claim = worker.must_take()
     fleet.engine.forget("run:shard:1")
     assert not claim.finish("late")
-    assert fleet.messages("run") in ((), [])
+    assert fleet.engine.messages("run") in ((), [])
     fleet.engine.submit(ticket())
     assert worker.must_take().finish()
 
@@ -310,7 +306,7 @@ def test_who_lost_a_ticket_has_no_voice(fleet: Fleet) -> None:
     assert (old.should_stop(), old.reason) == (True, StopReason.LOST)
     assert state(fleet) is TicketState.RUNNING
     assert new.finish("done by the second")
-    assert list(fleet.messages("run")) == ["done by the second"]
+    assert list(fleet.engine.messages("run")) == ["done by the second"]
 
 
 @pytest.mark.parametrize("last_word", [Claim.say, Claim.finish])
@@ -322,7 +318,7 @@ def test_a_lapse_that_nobody_noticed_is_no_loss(
     claim = worker.must_take()
     fleet.let_lapse("run:shard:1")
     assert last_word(claim, "still here")
-    assert list(fleet.messages("run")) == ["still here"]
+    assert list(fleet.engine.messages("run")) == ["still here"]
 
 
 def test_a_lapsed_lease_can_be_renewed_until_the_ticket_went_on(fleet: Fleet) -> None:
@@ -576,7 +572,154 @@ def test_a_worker_waits_for_each_of_its_queues(fleet: Fleet) -> None:
     assert not worker.is_woken(), "it leaves the queue cpu to others"
 
 
+def test_many_tickets_leave_one_entry(fleet: Fleet) -> None:
+    worker = Worker(fleet, "w1")
+    fleet.engine.submit(*(ticket(f"run:{each}:1") for each in range(3)))
+    assert worker.is_woken()
+    assert not worker.is_woken()
+
+
+def test_a_wait_can_be_ended_and_wakes_no_other_worker(fleet: Fleet) -> None:
+    first, second = Worker(fleet, "w1"), Worker(fleet, "w2")
+    with ThreadPoolExecutor(1) as threads:
+        waits = threads.submit(first.waits)
+        first.claims.end_wait("w1")
+        assert waits.result(timeout=300)
+    assert not second.is_woken()
+
+
+def test_a_woken_worker_that_ends_wakes_another_one_in_its_place(fleet: Fleet) -> None:
+    first, second = Worker(fleet, "w1"), Worker(fleet, "w2")
+    fleet.engine.submit(ticket())
+    assert first.is_woken()
+    first.claims.pass_on()
+    assert second.is_woken()
+
+
+def test_what_was_meant_for_one_worker_alone_is_not_passed_on(fleet: Fleet) -> None:
+    cold, warm = Worker(fleet, "cold"), Worker(fleet, "warm", warm=("m1",))
+    fleet.engine.submit(ticket(model_key="m1"))
+    assert warm.is_woken(), "by its own list first"
+    warm.claims.pass_on()
+    assert cold.is_woken(), "by the list of the queue"
+    assert not cold.is_woken()
+
+
+def test_a_ticket_that_is_queued_again_wakes_its_warm_worker_only_after_a_loss(
+    fleet: Fleet,
+) -> None:
+    cold, warm = Worker(fleet, "cold"), Worker(fleet, "warm", warm=("m1",))
+    fleet.engine.submit(ticket(model_key="m1"))
+    assert warm.is_woken()
+    assert cold.is_woken()
+    warm.must_take().give_back()
+    assert cold.is_woken()
+    assert not warm.is_woken(), "it has just had it"
+    warm.must_take()
+    fleet.let_lapse("run:shard:1")
+    fleet.engine.submit(ticket(model_key="m1"))
+    assert warm.is_woken()
+    assert cold.is_woken()
+
+
+def test_of_tickets_that_come_together_one_is_kept_for_a_warm_worker(fleet: Fleet) -> None:
+    cold, warm = Worker(fleet, "cold"), Worker(fleet, "warm", warm=("m1",))
+    fleet.engine.submit(*(ticket(f"run:{each}:1", model_key="m1") for each in "ab"))
+    assert cold.must_take().ticket_id == "run:b:1"
+    assert warm.must_take().ticket_id == "run:a:1"
+
+
+# What a run keeps
+
+
+def test_a_run_reads_its_mailbox_until_it_has_taken_the_messages_out(fleet: Fleet) -> None:
+    worker = Worker(fleet, "w1")
+    fleet.engine.submit(ticket())
+    claim = worker.must_take()
+    for word in ("one", "two", "two"):
+        assert claim.say(word)
+    read = fleet.engine.messages("run")
+    assert list(read) == ["one", "two", "two"]
+    claim.finish("three")
+    fleet.engine.remove_messages("run", read)
+    fleet.engine.remove_messages("run", read)
+    assert list(fleet.engine.messages("run")) == ["three"]
+    assert list(fleet.engine.messages("other")) == []
+
+
+def test_workers_read_what_a_run_says_of_itself(fleet: Fleet) -> None:
+    assert fleet.engine.run_details("run") is None
+    fleet.engine.describe_run("run", "its details")
+    assert fleet.engine.run_details("run") == "its details"
+
+
+def test_a_run_is_woken_from_its_own_process(fleet: Fleet) -> None:
+    fleet.engine.messages("run")
+    with ThreadPoolExecutor(1) as threads:
+        waits = threads.submit(fleet.engine.wait, "run", 300)
+        fleet.engine.notify("run")
+        waits.result(timeout=300)
+
+
+def test_cancelling_a_run_cancels_all_its_tickets(fleet: Fleet) -> None:
+    worker = Worker(fleet, "w1")
+    fleet.engine.submit(ticket("run:a:1"), ticket("run:b:1"), ticket("other:a:1"))
+    claim = worker.must_take()
+    assert claim.ticket_id == "run:a:1"
+    fleet.engine.cancel_run("run")
+    assert state(fleet, "run:b:1") is TicketState.CANCELLED
+    assert state(fleet, "other:a:1") is TicketState.QUEUED
+    worker.claims.renew()
+    assert claim.reason is StopReason.CANCELLED
+
+
+def test_what_is_known_of_a_run_goes_with_it(fleet: Fleet) -> None:
+    worker = Worker(fleet, "w1")
+    fleet.engine.describe_run("run", "its details")
+    fleet.engine.submit(ticket("run:a:1"), ticket("run:b:1"), ticket("other:a:1"))
+    claim = worker.must_take()
+    claim.say("half")
+    fleet.engine.forget_run("run")
+    assert not claim.finish("late")
+    assert fleet.engine.run_details("run") is None
+    assert list(fleet.engine.messages("run")) == []
+    assert {state(fleet, each) for each in ("run:a:1", "run:b:1")} == {TicketState.LOST}
+    assert worker.must_take().ticket_id == "other:a:1"
+
+
 # What people look at
+
+
+def test_lapsed_tickets_are_those_whose_worker_fell_silent(fleet: Fleet) -> None:
+    worker = Worker(fleet, "w1")
+    fleet.engine.submit(ticket("run:a:1"), ticket("run:b:1"))
+    worker.must_take()
+    assert list(fleet.engine.lapsed("cpu")) == []
+    fleet.let_lapse("run:a:1")
+    assert [(each.ticket_id, each.worker_id) for each in fleet.engine.lapsed("cpu")] == [
+        ("run:a:1", "w1")
+    ]
+    assert list(fleet.engine.lapsed("gpu")) == []
+    fleet.engine.forget("run:a:1")
+    assert list(fleet.engine.lapsed("cpu")) == []
+
+
+def test_it_says_whether_anything_waits(fleet: Fleet) -> None:
+    worker = Worker(fleet, "w1")
+    assert not fleet.engine.waiting("cpu")
+    fleet.engine.submit(ticket())
+    assert fleet.engine.waiting("cpu")
+    assert not fleet.engine.waiting("gpu")
+    worker.must_take()
+    assert not fleet.engine.waiting("cpu")
+
+
+def test_a_silent_worker_is_known_and_gets_no_work(fleet: Fleet) -> None:
+    Worker(fleet, "w1")
+    fleet.let_fall_silent("w1")
+    assert list(fleet.engine.workers()) == []
+    assert list(fleet.engine.silent_workers()) == ["w1"]
+    fleet.engine.check_writable()
 
 
 def test_queue_depths_count_what_waits(fleet: Fleet) -> None:
@@ -612,12 +755,40 @@ def test_waiting_for_news_ends_at_once_or_in_time(fleet: Fleet) -> None:
 # On Redis only
 
 
+def test_a_redis_that_is_away_is_an_error_of_the_fleet() -> None:
+    url = f"redis://127.0.0.1:{free_port()}/0"
+    with redis.Redis.from_url(url, decode_responses=True, retry=None) as client:
+        engine = RedisFleetEngine(client)
+        claims = engine.claims(leases())
+        claims.close()
+        asked: list[Callable[[], object]] = [
+            lambda: engine.submit(ticket()),
+            lambda: engine.status(["run:shard:1"]),
+            lambda: engine.messages("run"),
+            engine.workers,
+            lambda: claims.take(("cpu",), "w1", SMALL, ()),
+        ]
+        for ask in asked:
+            with pytest.raises(FleetUnavailableError, match="does not answer") as caught:
+                ask()
+            assert caught.value.reply == ""
+
+
+def test_a_redis_that_takes_nothing_says_why(redis_url: str) -> None:
+    with redis.Redis.from_url(redis_url) as owner:
+        owner.acl_setuser("reader", enabled=True, nopass=True, keys=["*"], categories=["+@read"])
+    with connect(redis_url.replace("redis://", "redis://reader:any@")) as client:
+        with pytest.raises(FleetUnavailableError, match="refuses") as caught:
+            RedisFleetEngine(client).check_writable()
+        assert "permissions" in caught.value.reply
+
+
 def test_redis_keeps_nothing_of_a_run_that_has_ended(redis_url: str) -> None:
     fleet = RedisFleet(redis_url)
     worker = Worker(fleet, "w1")
-    engine = fleet.redis_engine
+    engine = fleet.engine
     engine.describe_run("run", "its details")
-    engine.inbox.read("run", 0)
+    engine.messages("run")
     for each in range(3):
         engine.submit(ticket(f"run:{each}:1"))
     worker.must_take().finish("done")
@@ -628,13 +799,12 @@ def test_redis_keeps_nothing_of_a_run_that_has_ended(redis_url: str) -> None:
     left = [key for key in known if "run" in key]
     assert left == ["queue:cpu:next:run"], "which expires"
     assert engine.queue_depths()["cpu"] == 0
-    fleet.redis_engine.close()
+    fleet.engine.close()
 
 
-def test_work_that_hangs_is_given_up_and_not_renewed(redis_url: str) -> None:
-    fleet = RedisFleet(redis_url)
+def test_work_that_hangs_is_given_up_and_not_renewed(fleet: Fleet) -> None:
     stalled: list[Claim] = []
-    claims = Claims(fleet.client, lease_ttl_s=LEASE_S, stall_timeout_s=60, on_stall=stalled.append)
+    claims = fleet.engine.claims(leases(stalled.append, stall_timeout_s=60))
     claims.close()
     for name in ("run:hangs:1", "run:talks:1"):
         fleet.engine.submit(ticket(name))
@@ -649,4 +819,3 @@ def test_work_that_hangs_is_given_up_and_not_renewed(redis_url: str) -> None:
     assert stalled == [hangs]
     assert state(fleet, "run:hangs:1") is TicketState.LOST
     assert state(fleet, "run:talks:1") is TicketState.RUNNING
-    fleet.redis_engine.close()

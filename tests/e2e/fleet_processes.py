@@ -21,11 +21,10 @@ from dagster._core.remote_origin import (
     RemoteRepositoryOrigin,
 )
 
-from mloc_dagster.fleet.engine import TicketState, TicketStatus
-from mloc_dagster.fleet.jobs import LIBRARY
-from mloc_dagster.fleet.records import members_key
-from mloc_dagster.fleet.redis_client import connect
-from mloc_dagster.fleet.redis_engine import RedisFleetEngine, open_engine
+from mloc_dagster.fleet import TicketState, TicketStatus, open_engine
+from mloc_dagster.fleet.dagster.jobs import LIBRARY
+from mloc_dagster.fleet.redis.engine import RedisFleetEngine
+from mloc_dagster.fleet.redis.records import connect, members_key
 from mloc_dagster.services.instance import pool_connections
 from mloc_dagster.services.stack.dagster_home import fleet_instance
 from tests.e2e.stack import ROOT, until
@@ -46,7 +45,7 @@ class FleetProcesses:
         self._environment = environment
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         url = environment["MLOC_REDIS_URL"]
-        self.engine = RedisFleetEngine(connect(url), url)
+        self.engine = RedisFleetEngine(connect(url))
         ref = InstanceRef.from_dir(str(folder), overrides=fleet_instance())
         self.instance = dg.DagsterInstance.from_ref(ref)
         pool_connections(self.instance)

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, cast
 
 import pytest
 
-from mloc_dagster.fleet.engine import TicketState
-from mloc_dagster.fleet.records import members_key
-from mloc_dagster.fleet.redis_engine import RedisFleetEngine, open_engine
+from mloc_dagster.fleet import TicketState
+from mloc_dagster.fleet.redis.engine import RedisFleetEngine
+from mloc_dagster.fleet.redis.records import connect, members_key
 from mloc_dagster.results.rows import OutputRow
 from mloc_dagster.results.shard_files import read_rows
 from mloc_dagster.results.store import open_store
@@ -67,7 +67,7 @@ def test_a_worker_killed_in_mid_shard_costs_a_launch_from_the_ui_nothing(stack: 
 
     with sync_playwright() as playwright:
         browser = launched(playwright, stack, "slow")
-        page, engine = browser.page, open_engine(stack.redis_url)
+        page, engine = browser.page, RedisFleetEngine(connect(stack.redis_url))
         pid, run_id = until(lambda: busy_worker(engine), "a worker is in mid-shard")
         os.kill(pid, SIGKILL)
         page.goto(f"{stack.webserver_url}/runs/{run_id}")
@@ -83,7 +83,7 @@ def test_a_task_terminated_in_the_ui_stops_and_keeps_its_finished_rows(stack: St
 
     with sync_playwright() as playwright:
         browser = launched(playwright, stack, "endless")
-        page, engine = browser.page, open_engine(stack.redis_url)
+        page, engine = browser.page, RedisFleetEngine(connect(stack.redis_url))
         _, run_id = until(lambda: busy_worker(engine), "a worker is in mid-shard")
         page.goto(f"{stack.webserver_url}/runs/{run_id}")
         browser.click(page.get_by_role("button", name="Terminate").first)

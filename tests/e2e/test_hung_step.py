@@ -9,11 +9,10 @@ from datetime import UTC, datetime
 
 import pytest
 
-from mloc_dagster.fleet.claims import Claim
-from mloc_dagster.fleet.engine import StepTicket, TicketState, WorkerInfo
-from mloc_dagster.fleet.redis_client import connect
-from mloc_dagster.fleet.redis_engine import RedisFleetEngine
-from mloc_dagster.fleet.worker import Worker
+from mloc_dagster.fleet import Claim, StepTicket, TicketState, WorkerInfo
+from mloc_dagster.fleet.redis.engine import RedisFleetEngine
+from mloc_dagster.fleet.redis.records import connect
+from mloc_dagster.fleet.worker.process import Worker
 from tests.e2e.conftest import ROOT
 from tests.e2e.stack import until
 
@@ -24,9 +23,8 @@ TICKET = StepTicket(ticket_id="run:hangs:1", run_id="run", queue="cpu")
 HANGS_FOREVER = """
 import logging, sys, threading
 from datetime import UTC, datetime
-from mloc_dagster.fleet.engine import WorkerInfo
-from mloc_dagster.fleet.redis_engine import open_engine
-from mloc_dagster.fleet.worker import Worker
+from mloc_dagster.fleet import WorkerInfo, open_engine
+from mloc_dagster.fleet.worker.process import Worker
 
 logging.basicConfig(level=logging.INFO)
 now = datetime.now(UTC)
@@ -48,7 +46,7 @@ def test_a_hung_step_costs_its_worker_and_goes_to_another_one(
         "MLOC_STALL_TIMEOUT_S": "1",
     }.items():
         monkeypatch.setenv(name, text)
-    engine = RedisFleetEngine(connect(redis_url), redis_url)
+    engine = RedisFleetEngine(connect(redis_url))
     engine.submit(TICKET)
     hung = subprocess.run(
         [sys.executable, "-c", HANGS_FOREVER],
@@ -80,7 +78,7 @@ def test_a_hung_step_costs_its_worker_and_goes_to_another_one(
     finally:
         worker.close()
     assert state(engine) is TicketState.DONE
-    assert engine.inbox.read("run", 0) == ["done"]
+    assert engine.messages("run") == ["done"]
 
 
 def state(engine: RedisFleetEngine) -> TicketState:

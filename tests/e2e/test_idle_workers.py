@@ -6,38 +6,29 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager
-from datetime import UTC, datetime
+from contextlib import closing, contextmanager
 from pathlib import Path
 from signal import SIGINT, SIGTERM
 
 import pytest
 import redis
 
-from mloc_dagster.events.model import WorkerEvent, WorkerEventType
-from mloc_dagster.fleet.claim import Claim
-from mloc_dagster.fleet.engine import RUNS_QUEUE, StepTicket, TicketState, WorkerInfo, WorkerStatus
-from mloc_dagster.fleet.hardware import Hardware, Requirements, queues_for
-from mloc_dagster.fleet.records import wake_key, worker_wake_key
-from mloc_dagster.fleet.redis_client import connect
-from mloc_dagster.fleet.redis_engine import RedisFleetEngine
-from mloc_dagster.fleet.registry import WorkerRegistry
-from mloc_dagster.fleet.worker import Worker
+from mloc_dagster.fleet import StepTicket, TicketState, WorkerStatus
+from mloc_dagster.fleet.placement import queue_wake, worker_wake
+from mloc_dagster.fleet.redis.engine import RedisFleetEngine
+from mloc_dagster.fleet.redis.records import connect
 from tests.e2e.chaos.tcp_proxy import TcpProxy
 from tests.e2e.conftest import ROOT
 from tests.e2e.stack import until
+from tests.fleet_threads import IdleWorkers, blocked_clients
 from tests.redis_server import RedisServer, running_redis
 
 pytestmark = pytest.mark.e2e
 
-NEVER_S = 3600.0
-"""Seconds between looks of a worker's own: within a test it makes one, when it starts."""
-
 STAYS_AT_IT = """
 from datetime import UTC, datetime
-from mloc_dagster.fleet.engine import WorkerInfo
-from mloc_dagster.fleet.redis_engine import open_engine
-from mloc_dagster.fleet.worker import Worker, work_until_stopped
+from mloc_dagster.fleet import WorkerInfo, open_engine
+from mloc_dagster.fleet.worker.process import Worker, work_until_stopped
 
 now = datetime.now(UTC)
 info = WorkerInfo(
@@ -52,77 +43,14 @@ work_until_stopped(Worker(open_engine(), info, perform, slots=1))
 """
 
 
-class Fleet:
-    """Workers in threads of this process, which note what they do."""
+class Fleet(IdleWorkers):
+    """Workers in threads of this process, on Redis."""
+
+    engine: RedisFleetEngine
 
     def __init__(self, url: str) -> None:
-        self.engine = RedisFleetEngine(connect(url), url)
-        self.done: list[tuple[str, str]] = []
-        self.events: list[WorkerEvent] = []
-        self.may_end = threading.Event()
-        self.may_end.set()
-        self._open = ExitStack()
-
-    def start(
-        self,
-        name: str,
-        hardware: Hardware | None = None,
-        *,
-        queues: tuple[str, ...] = (),
-        warm: tuple[str, ...] = (),
-        url: str | None = None,
-    ) -> Worker:
-        """Starts a worker; returns once it waits."""
-        owned = hardware or Hardware(cpus=2, memory_bytes=4 << 30)
-        now = datetime.now(UTC)
-        info = WorkerInfo(
-            worker_id=name,
-            host="here",
-            pid=1,
-            queues=queues or queues_for(owned),
-            hardware=owned,
-            warm_models=warm,
-            started_at=now,
-            last_seen=now,
-        )
-
-        def work(claim: Claim) -> None:
-            self.may_end.wait(60)
-            self.done.append((name, claim.ticket_id))
-            claim.finish()
-
-        engine = self.engine if url is None else RedisFleetEngine(connect(url), url)
-        worker = Worker(
-            engine, info, work, slots=1, publish=self.events.append, look_every_s=NEVER_S
-        )
-        before = self.blocked()
-        worker.start()
-        self._open.callback(worker.close)
-        until(lambda: self.state_of(name) is WorkerStatus.IDLE, f"{name} is idle")
-        until(lambda: self.blocked() > before, f"{name} waits")
-        return worker
-
-    def blocked(self) -> int:
-        """How many workers wait."""
-        return int(self.engine.client.info("clients")["blocked_clients"])  # type: ignore[index]
-
-    def state_of(self, name: str) -> WorkerStatus | None:
-        return next((each.status for each in self.engine.workers() if each.worker_id == name), None)
-
-    def submit(self, name: str, **fields: object) -> StepTicket:
-        run_id = name.partition(":")[0]
-        ticket = StepTicket(ticket_id=name, run_id=run_id, queue="cpu")
-        ticket = ticket.model_copy(update=fields)
-        self.engine.submit(ticket)
-        return ticket
-
-    def await_done(self, *tickets: str) -> None:
-        until(lambda: {each for _, each in self.done} >= set(tickets), f"{tickets} are done", 60)
-
-    def close(self) -> None:
-        self.may_end.set()
-        self._open.close()
-        self.engine.close()
+        engine = RedisFleetEngine(connect(url))
+        super().__init__(engine, lambda: blocked_clients(engine))
 
 
 @pytest.fixture
@@ -131,31 +59,15 @@ def fleet(redis_url: str) -> Iterator[Fleet]:
         yield opened
 
 
-def test_a_ticket_starts_at_once_on_an_idle_worker(fleet: Fleet) -> None:
-    fleet.start("w1")
-    for each in range(3):
-        fleet.submit(f"run:{each}:1")
-        fleet.await_done(f"run:{each}:1")
-    told = [each.type for each in fleet.events]
-    assert told[0] is WorkerEventType.REGISTER
-    assert [ticket for _, ticket in fleet.done] == ["run:0:1", "run:1:1", "run:2:1"]
-
-
-def test_a_run_starts_at_once_on_an_idle_run_worker(fleet: Fleet) -> None:
-    fleet.start("r1", queues=(RUNS_QUEUE,))
-    fleet.submit("run:run", queue=RUNS_QUEUE)
-    fleet.await_done("run:run")
-
-
 def test_as_many_idle_workers_start_as_there_are_tickets(fleet: Fleet) -> None:
     for each in range(3):
         fleet.start(f"w{each}")
     fleet.may_end.clear()
-    fleet.engine.submit_all(
-        [StepTicket(ticket_id=f"run:{each}:1", run_id="run", queue="cpu") for each in range(2)]
+    fleet.engine.submit(
+        *(StepTicket(ticket_id=f"run:{each}:1", run_id="run", queue="cpu") for each in range(2))
     )
     until(lambda: running(fleet, 2) == 2, "two workers work")
-    assert fleet.blocked() == 1, "the third one sleeps"
+    assert fleet.waiting() == 1, "the third one sleeps"
     fleet.may_end.set()
     fleet.await_done("run:0:1", "run:1:1")
 
@@ -164,34 +76,6 @@ def running(fleet: Fleet, tickets: int) -> int:
     """How many of the first tickets of the run are being worked on, by as many workers."""
     known = fleet.engine.status([f"run:{each}:1" for each in range(tickets)]).values()
     return len({each.worker_id for each in known if each.state is TicketState.RUNNING})
-
-
-def test_only_the_worker_that_fits_starts(fleet: Fleet) -> None:
-    fleet.start("small")
-    fleet.start("large", Hardware(cpus=8, memory_bytes=64 << 30))
-    fleet.submit("run:0:1", requirements=Requirements(cpus=8))
-    fleet.await_done("run:0:1")
-    assert fleet.done == [("large", "run:0:1")]
-
-
-def test_the_warm_worker_starts_though_others_waited_longer(fleet: Fleet) -> None:
-    fleet.start("cold")
-    fleet.start("warm", warm=("m1",))
-    fleet.submit("run:0:1", model_key="m1")
-    fleet.await_done("run:0:1")
-    assert fleet.done == [("warm", "run:0:1")]
-
-
-def test_another_one_starts_where_the_warm_worker_is_gone(fleet: Fleet) -> None:
-    fleet.start("cold")
-    gone = fleet.start("warm", warm=("m1",))
-    info = gone.heartbeat.info
-    gone.close()
-    WorkerRegistry(fleet.engine.client).register(info)  # as a killed one leaves it
-    until(lambda: fleet.state_of("warm") is WorkerStatus.IDLE, "it looks alive")
-    fleet.submit("run:0:1", model_key="m1")
-    fleet.await_done("run:0:1")
-    assert fleet.done == [("cold", "run:0:1")]
 
 
 @contextmanager
@@ -220,12 +104,12 @@ def test_a_worker_looks_again_after_its_connection_was_lost(
     disturb: Callable[[RedisServer], None], tmp_path: Path
 ) -> None:
     with own_fleet(tmp_path) as (server, fleet, network):
-        fleet.start("w1", url=f"redis://127.0.0.1:{network.port}/0")
+        fleet.start("w1", engine=RedisFleetEngine(connect(f"redis://127.0.0.1:{network.port}/0")))
         network.cut()
         disturb(server)
         fleet.submit("run:0:1")
         # As if it had been on its way to the worker when the connection broke.
-        assert fleet.engine.client.delete(wake_key("cpu")) == 1
+        assert fleet.engine.client.delete(queue_wake("cpu")) == 1
         network.mend()
         fleet.await_done("run:0:1")
         fleet.submit("run:1:1")
@@ -248,7 +132,7 @@ def test_an_idle_worker_stops_at_once_and_leaves_its_wakes_to_others(fleet: Flee
     first.drain(0)
     first.close()
     assert fleet.state_of("w1") is None
-    assert fleet.blocked() == 0
+    assert fleet.waiting() == 0
     fleet.submit("run:0:1")
     fleet.start("w2")
     fleet.await_done("run:0:1")
@@ -287,7 +171,7 @@ def test_sigterm_hands_back_however_often_it_comes(
         process.send_signal(SIGTERM)
         assert process.wait(60) == 0
         assert fleet.engine.status(["run:0:1"])["run:0:1"].state is TicketState.QUEUED
-        assert fleet.engine.client.exists(wake_key("cpu")), "another worker is woken"
+        assert fleet.engine.client.exists(queue_wake("cpu")), "another worker is woken"
         assert fleet.state_of("stays") is None
 
 
@@ -307,5 +191,5 @@ def test_what_wakes_workers_expires(fleet: Fleet) -> None:
     for each in range(3):
         fleet.submit(f"run:{each}:1", model_key="m1")
     keys = [str(each) for each in fleet.engine.client.scan_iter("*:wake")]
-    assert set(keys) <= {wake_key("cpu"), worker_wake_key("warm")}
+    assert set(keys) <= {queue_wake("cpu"), worker_wake("warm")}
     assert all(0 < int(fleet.engine.client.ttl(each)) <= 60 for each in keys)  # type: ignore[arg-type]

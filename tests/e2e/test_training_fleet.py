@@ -20,7 +20,7 @@ from mloc_dagster.events.log import BEGINNING, Channel
 from mloc_dagster.events.model import TaskEvent
 from mloc_dagster.events.stream import open_redis, read_events
 from mloc_dagster.executors.training.checkpoints import published_checkpoints
-from mloc_dagster.fleet.engine import WorkerInfo
+from mloc_dagster.fleet import WorkerInfo, fleet_url
 from mloc_dagster.results.store import open_store
 from mloc_dagster.results.training_summary import TrainingSummary, read_training
 from mloc_dagster.services.postgres import postgres_url
@@ -171,7 +171,7 @@ def in_mid_training(
 
 def steps_told(fleet: FleetProcesses, run_id: str) -> dict[str, int]:
     """The step that each training of a run was at when it last said so."""
-    with open_redis(fleet.engine.url) as client:
+    with open_redis(fleet_url()) as client:
         found = read_events(client, {Channel.TASKS: BEGINNING}, limit=100_000)
     return {
         each.event.task_id: each.event.payload.training.step

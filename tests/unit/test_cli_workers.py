@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
 import pytest
-import redis
 
 from mloc_dagster.cli import entry
 from mloc_dagster.cli.workers_command import hardware_text
-from mloc_dagster.fleet.engine import WorkerInfo, WorkerStatus
+from mloc_dagster.fleet import FleetEngine, WorkerInfo, WorkerStatus, open_engine
 from mloc_dagster.fleet.hardware import GpuDevice, Hardware, queues_for
-from mloc_dagster.fleet.registry import WorkerRegistry
 from mloc_dagster.settings import settings
 from tests.ports import free_port
 
@@ -35,15 +32,14 @@ WORKER = WorkerInfo(
 
 
 @pytest.fixture
-def fleet(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[WorkerRegistry]:
+def fleet(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> FleetEngine:
     monkeypatch.setenv("MLOC_REDIS_URL", redis_url)
     monkeypatch.setenv("COLUMNS", "200")
     settings.cache_clear()
-    with redis.Redis.from_url(redis_url, decode_responses=True) as client:
-        yield WorkerRegistry(client)
+    return open_engine()
 
 
-def test_live_workers_are_listed(fleet: WorkerRegistry, capsys: pytest.CaptureFixture[str]) -> None:
+def test_live_workers_are_listed(fleet: FleetEngine, capsys: pytest.CaptureFixture[str]) -> None:
     fleet.register(WORKER)
     assert entry.run(["workers"]) == 0
     assert hardware_text(BOX.model_copy(update={"cpus": 1, "gpus": ()})) == "1 core, 62 GiB"
@@ -61,7 +57,7 @@ def test_live_workers_are_listed(fleet: WorkerRegistry, capsys: pytest.CaptureFi
 
 
 def test_json_is_the_whole_registration(
-    fleet: WorkerRegistry, capsys: pytest.CaptureFixture[str]
+    fleet: FleetEngine, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fleet.register(WORKER)
     assert entry.run(["workers", "--json"]) == 0

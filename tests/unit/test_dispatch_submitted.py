@@ -29,7 +29,7 @@ from mloc_dagster.dispatch.submitted_location import (
     fitting,
     latest_templates,
 )
-from mloc_dagster.fleet.jobs import _KEPT_REPOSITORIES, CONTENT_TAG, Jobs
+from mloc_dagster.fleet.dagster.jobs import _KEPT_REPOSITORIES, CONTENT_TAG, Jobs
 from mloc_dagster.results.store import open_store
 from mloc_dagster.settings import Settings
 

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 
-from mloc_dagster.fleet.claim import Claim, StopReason
-from mloc_dagster.fleet.engine import TicketState
-from mloc_dagster.fleet.hardware import Requirements
-from mloc_dagster.fleet.placement import Waiting
+from mloc_dagster.fleet import Claim, StopReason, TicketState
 
 LEASE_S = 10.0
 
@@ -34,16 +29,7 @@ def fleet() -> Fleet:
 
 @pytest.fixture
 def claim(fleet: Fleet) -> Claim:
-    waiting = Waiting(
-        ticket_id="t",
-        queue="runs",
-        requirements=Requirements(),
-        model_key="",
-        prefer="",
-        priority=0,
-        submitted_at=time.time(),
-    )
-    return Claim(waiting, "run", "", 1, fleet.hear)
+    return Claim("t", "run", "runs", "", 1, fleet.hear)
 
 
 def test_a_claim_that_was_just_renewed_is_held_without_asking(fleet: Fleet, claim: Claim) -> None:

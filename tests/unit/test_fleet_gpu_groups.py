@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mloc_dagster.errors import InputError
-from mloc_dagster.fleet.gpu_groups import gpu_groups, group_environment
 from mloc_dagster.fleet.hardware import GpuDevice, Hardware
+from mloc_dagster.fleet.worker.group import gpu_groups, group_environment
 
 
 def machine(*indices: int) -> Hardware:

@@ -10,19 +10,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mloc_dagster.errors import InputError
-from mloc_dagster.fleet.cgroup import cpu_limit, memory_limit
 from mloc_dagster.fleet.hardware import (
     GpuDevice,
     Hardware,
     Requirements,
-    detect_hardware,
     device_name,
     misfit,
     queue_of,
     queues_for,
     requirements_of,
 )
-from mloc_dagster.fleet.nvidia import choose_visible
+from mloc_dagster.fleet.worker.detection import (
+    choose_visible,
+    cpu_limit,
+    detect_hardware,
+    memory_limit,
+)
 from mloc_dagster.schema.resources import Hardware as HardwareSpec
 from mloc_dagster.settings import settings
 

@@ -10,8 +10,8 @@ from dagster._core.code_pointer import ModuleCodePointer
 from dagster._core.definitions.reconstruct import ReconstructableRepository
 
 from mloc_dagster.errors import TerminalError
-from mloc_dagster.fleet.job_executor import execution_config, job_executor
-from mloc_dagster.fleet.jobs import LIBRARY, Jobs
+from mloc_dagster.fleet.dagster.executor import execution_config, job_executor
+from mloc_dagster.fleet.dagster.jobs import LIBRARY, Jobs
 from mloc_dagster.settings import settings
 
 TEMPLATE = """

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from mloc_dagster.fleet.inbox import Inbox
-from mloc_dagster.fleet.records import (
+from mloc_dagster.fleet.redis.engine import RedisFleetEngine
+from mloc_dagster.fleet.redis.records import (
+    connect,
     inbox_key,
     lease_key,
     queue_key,
@@ -11,7 +12,6 @@ from mloc_dagster.fleet.records import (
     script,
     ticket_key,
 )
-from mloc_dagster.fleet.redis_client import connect
 
 
 def test_a_message_that_is_said_twice_is_heard_once(redis_url: str) -> None:
@@ -22,15 +22,15 @@ def test_a_message_that_is_said_twice_is_heard_once(redis_url: str) -> None:
         first = ["t", 7, "run", "started", "running", "call-1"]
         last = ["t", 7, "run", "done", "done", "call-2"]
         assert [say(keys=keys, args=each) for each in (first, first, last, last)] == [1, 1, 1, 1]
-        assert Inbox(client).read("run", 0) == ["started", "done"]
+        assert RedisFleetEngine(client).messages("run") == ["started", "done"]
         assert say(keys=keys, args=["t", 7, "run", "more", "running", "call-3"]) == 0
         assert not client.exists(queue_key("cpu"))
 
 
 def test_messages_that_are_removed_twice_take_no_other_along(redis_url: str) -> None:
     with connect(redis_url) as client:
-        inbox = Inbox(client)
+        engine = RedisFleetEngine(client)
         client.rpush(inbox_key("run"), "one", "two", "three")
-        inbox.remove("run", ["one", "two"])
-        inbox.remove("run", ["one", "two"])
-        assert inbox.read("run", 0) == ["three"]
+        engine.remove_messages("run", ["one", "two"])
+        engine.remove_messages("run", ["one", "two"])
+        assert engine.messages("run") == ["three"]

@@ -9,17 +9,22 @@ from dagster._core.execution.plan.state import KnownExecutionState
 from dagster._core.execution.plan.step import ExecutionStep
 from dagster._core.storage.tags import PRIORITY_TAG
 
-from mloc_dagster.fleet.engine import RUNS_QUEUE
-from mloc_dagster.fleet.hardware import Requirements
-from mloc_dagster.fleet.messages import (
+from mloc_dagster.fleet import RUNS_QUEUE
+from mloc_dagster.fleet.dagster.messages import (
     StepMessage,
     StepRequest,
     run_from_text,
     run_to_text,
     state_for_step,
 )
-from mloc_dagster.fleet.step_tags import fleet_tags, requirements_of_step
-from mloc_dagster.fleet.tickets import run_ticket, run_ticket_id, ticket_for
+from mloc_dagster.fleet.dagster.tickets import (
+    fleet_tags,
+    requirements_of_step,
+    run_ticket,
+    run_ticket_id,
+    ticket_for,
+)
+from mloc_dagster.fleet.hardware import Requirements
 
 SHARDS = 256
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-from mloc_dagster.fleet.engine import RUNS_QUEUE, StepTicket, WorkerInfo, WorkerStatus
+from mloc_dagster.fleet import RUNS_QUEUE, StepTicket, WorkerInfo, WorkerStatus
 from mloc_dagster.fleet.hardware import Hardware, Requirements, queues_for
 from mloc_dagster.fleet.placement import (
     WARM_PATIENCE_S,

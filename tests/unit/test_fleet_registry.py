@@ -1,4 +1,4 @@
-"""The registry of workers and their heartbeat, on a real Redis."""
+"""The registry of workers and their heartbeat, on every engine."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ import pytest
 import redis
 
 from mloc_dagster.events.model import WorkerEvent
-from mloc_dagster.fleet.engine import WorkerInfo, WorkerStatus
+from mloc_dagster.fleet import FleetEngine, WorkerInfo, WorkerStatus
 from mloc_dagster.fleet.hardware import GpuDevice, Hardware
-from mloc_dagster.fleet.heartbeat import Heartbeat
-from mloc_dagster.fleet.redis_client import connect
-from mloc_dagster.fleet.registry import WORKER_IDS, WorkerRegistry, heartbeat_key, worker_key
+from mloc_dagster.fleet.memory.engine import MemoryFleetEngine
+from mloc_dagster.fleet.redis.engine import RedisFleetEngine
+from mloc_dagster.fleet.redis.records import connect, heartbeat_key, worker_key
+from mloc_dagster.fleet.worker.heartbeat import Heartbeat, WorkerRegistry
 from mloc_dagster.settings import settings
 from tests.redis_server import running_redis
 
@@ -42,14 +43,15 @@ def worker(name: str = "node-1", **changes: object) -> WorkerInfo:
     return known.model_copy(update=changes)
 
 
-def open_client(url: str) -> redis.Redis:
-    return redis.Redis.from_url(url, decode_responses=True)
-
-
-@pytest.fixture
-def client(redis_url: str) -> Iterator[redis.Redis]:
-    with open_client(redis_url) as opened:
-        yield opened
+@pytest.fixture(params=["memory", "redis"])
+def engine(request: pytest.FixtureRequest) -> Iterator[FleetEngine]:
+    """Each engine in turn."""
+    if request.param == "memory":
+        yield MemoryFleetEngine()
+        return
+    opened = RedisFleetEngine(connect(request.getfixturevalue("redis_url")))
+    yield opened
+    opened.close()
 
 
 @pytest.fixture
@@ -58,8 +60,8 @@ def told() -> Told:
 
 
 @pytest.fixture
-def registry(client: redis.Redis, told: Told) -> WorkerRegistry:
-    return WorkerRegistry(client, told.put)
+def registry(engine: FleetEngine, told: Told) -> WorkerRegistry:
+    return WorkerRegistry(engine, told.put)
 
 
 def kinds(told: Told) -> list[str]:
@@ -80,95 +82,115 @@ def await_event(told: Told, kind: str) -> WorkerEvent:
             return event
 
 
-def lapse(client: redis.Redis, name: str) -> None:
-    """What the TTL does in time."""
-    client.delete(heartbeat_key(name))
+class Time:
+    """Lets heartbeats lapse, as their TTL does."""
+
+    def __init__(self, engine: FleetEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._engine = engine
+        self._monkeypatch = monkeypatch
+
+    def lapse(self, name: str) -> None:
+        """Returns once the worker's heartbeat has lapsed; other heartbeats stay."""
+        known = self._engine.worker(name)
+        assert known is not None
+        with self._monkeypatch.context() as patch:
+            patch.setenv("MLOC_HEARTBEAT_TTL_S", "0.001")
+            settings.cache_clear()
+            self._engine.register(known)
+        settings.cache_clear()
+        until(lambda: name in self._engine.silent_workers())
 
 
-def test_a_worker_is_read_as_it_registered(registry: WorkerRegistry, told: Told) -> None:
+@pytest.fixture
+def time(engine: FleetEngine, monkeypatch: pytest.MonkeyPatch) -> Time:
+    return Time(engine, monkeypatch)
+
+
+def test_a_worker_is_read_as_it_registered(
+    registry: WorkerRegistry, engine: FleetEngine, told: Told
+) -> None:
     info = worker()
     registry.register(info)
-    assert registry.live() == [info]
+    assert engine.workers() == [info]
     assert kinds(told) == ["REGISTER"]
 
 
 def test_the_heartbeat_expires_after_the_configured_time(
-    registry: WorkerRegistry, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+    registry: WorkerRegistry, engine: FleetEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLOC_HEARTBEAT_TTL_S", "0.2")
     settings.cache_clear()
     registry.register(worker())
-    until(lambda: not registry.live())
-    assert client.sismember(WORKER_IDS, "node-1"), "it is lost once somebody says so"
+    until(lambda: not engine.workers())
+    assert engine.silent_workers() == ["node-1"], "it is lost once somebody says so"
     assert registry.lost() == ["node-1"]
 
 
 def test_heartbeats_and_changes_of_status_are_told_apart(
-    registry: WorkerRegistry, told: Told
+    registry: WorkerRegistry, engine: FleetEngine, told: Told
 ) -> None:
     registry.register(worker())
     registry.heartbeat(worker(warm_models=()))
     registry.heartbeat(worker(status=WorkerStatus.RUNNING))
     assert kinds(told) == ["REGISTER", "HEARTBEAT", "STATUS"]
-    assert registry.live()[0].status is WorkerStatus.RUNNING
+    assert engine.workers()[0].status is WorkerStatus.RUNNING
 
 
 def test_a_lost_worker_is_told_once_and_stays_readable(
-    registry: WorkerRegistry, client: redis.Redis, told: Told
+    registry: WorkerRegistry, engine: FleetEngine, told: Told, time: Time
 ) -> None:
     registry.register(worker("a"))
     registry.register(worker("b"))
-    lapse(client, "a")
-    assert [info.worker_id for info in registry.live()] == ["b"]
-    other = WorkerRegistry(client, told.put)
+    time.lapse("a")
+    assert [info.worker_id for info in engine.workers()] == ["b"]
+    other = WorkerRegistry(engine, told.put)
     assert [registry.lost(), other.lost(), registry.lost()] == [["a"], [], []]
     *_, event = (told.get_nowait() for _ in range(3))
     assert (event.type, event.worker_id, event.status) == ("LOST", "a", "LOST")
     assert event.payload.running == ("run:step:1",)
     assert told.empty()
-    known = registry.get("a")
+    known = engine.worker("a")
     assert known is not None
     assert known.running == ("run:step:1",)
-    assert 0 < int(client.ttl(worker_key("a"))) <= 86_400  # type: ignore[arg-type]
 
 
 def test_a_worker_that_was_given_up_comes_back_for_good(
-    registry: WorkerRegistry, client: redis.Redis, told: Told
+    registry: WorkerRegistry, engine: FleetEngine, told: Told, time: Time
 ) -> None:
     registry.register(worker())
-    lapse(client, "node-1")
+    time.lapse("node-1")
     registry.lost()
     registry.heartbeat(worker())
-    assert registry.live() != []
+    assert engine.workers() != []
     assert kinds(told) == ["REGISTER", "LOST", "REGISTER"]
-    assert client.ttl(worker_key("node-1")) == -1
+
+
+def test_a_worker_that_speaks_in_time_is_not_struck_off(
+    registry: WorkerRegistry, engine: FleetEngine, time: Time
+) -> None:
+    registry.register(worker())
+    time.lapse("node-1")
+    registry.heartbeat(worker())
+    assert not engine.strike_off("node-1")
+    assert not engine.strike_off("never-seen")
+    assert [info.worker_id for info in engine.workers()] == ["node-1"]
 
 
 def test_unregister_leaves_nothing_behind(
-    registry: WorkerRegistry, client: redis.Redis, told: Told
+    registry: WorkerRegistry, engine: FleetEngine, told: Told
 ) -> None:
     registry.register(worker())
     registry.unregister("node-1")
     registry.unregister("node-1")
     registry.unregister("never-seen")
-    assert registry.live() == []
+    assert engine.workers() == []
     assert registry.lost() == []
-    assert client.keys("worker*") == []
+    assert engine.worker("node-1") is None
     assert kinds(told) == ["REGISTER", "UNREGISTER"]
 
 
-def test_a_worker_of_another_version_does_not_hide_the_rest(
-    registry: WorkerRegistry, client: redis.Redis, caplog: pytest.LogCaptureFixture
-) -> None:
-    registry.register(worker("a"))
-    registry.register(worker("b"))
-    client.hset(worker_key("a"), "status", "DREAMING")
-    assert [info.worker_id for info in registry.live()] == ["b"]
-    assert "worker a is not understood" in caplog.text
-
-
 def test_a_heartbeat_registers_tells_changes_and_unregisters(
-    registry: WorkerRegistry, told: Told
+    registry: WorkerRegistry, engine: FleetEngine, told: Told
 ) -> None:
     heart = Heartbeat(registry, worker(status=WorkerStatus.STARTING), period_s=60)
     heart.start()
@@ -179,10 +201,10 @@ def test_a_heartbeat_registers_tells_changes_and_unregisters(
     changed = await_event(told, "HEARTBEAT")
     assert changed.payload.warm_models == ("transformers:2",)
     assert changed.payload.running == ()
-    assert registry.live()[0].warm_models == ("transformers:2",)
+    assert engine.workers()[0].warm_models == ("transformers:2",)
     heart.stop()
     assert kinds(told) == ["UNREGISTER"]
-    assert registry.live() == []
+    assert engine.workers() == []
 
 
 def test_a_heartbeat_repeats_and_says_when(registry: WorkerRegistry, told: Told) -> None:
@@ -215,11 +237,50 @@ def test_a_restarted_worker_registers_again_under_its_name(
     heart.stop()
 
 
+# On Redis only
+
+
+@pytest.fixture
+def client(redis_url: str) -> Iterator[redis.Redis]:
+    with connect(redis_url) as opened:
+        yield opened
+
+
+def test_redis_keeps_what_is_known_of_a_lost_worker_for_a_day(client: redis.Redis) -> None:
+    engine = RedisFleetEngine(client)
+    registry = WorkerRegistry(engine)
+    registry.register(worker())
+    client.delete(heartbeat_key("node-1"))
+    assert registry.lost() == ["node-1"]
+    assert 0 < int(client.ttl(worker_key("node-1"))) <= 86_400  # type: ignore[arg-type]
+    registry.heartbeat(worker())
+    assert client.ttl(worker_key("node-1")) == -1
+    registry.unregister("node-1")
+    assert client.keys("worker*") == []
+
+
+def test_a_worker_of_another_version_does_not_hide_the_rest(
+    client: redis.Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = RedisFleetEngine(client)
+    engine.register(worker("a"))
+    engine.register(worker("b"))
+    client.hset(worker_key("a"), "status", "DREAMING")
+    assert [info.worker_id for info in engine.workers()] == ["b"]
+    assert "worker a is not understood" in caplog.text
+
+
+def impatient(url: str) -> redis.Redis:
+    """A client that tells of an outage at once."""
+    return redis.Redis.from_url(url, decode_responses=True)
+
+
 def test_a_heartbeat_outlives_redis(
     tmp_path: Path, told: Told, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with running_redis(tmp_path) as server, open_client(server.url) as client:
-        registry = WorkerRegistry(client, told.put)
+    with running_redis(tmp_path) as server, impatient(server.url) as client:
+        engine = RedisFleetEngine(client)
+        registry = WorkerRegistry(engine, told.put)
         heart = Heartbeat(registry, worker(), period_s=0.01)
         heart.start()
         await_event(told, "HEARTBEAT")
@@ -229,7 +290,7 @@ def test_a_heartbeat_outlives_redis(
         client.flushall()
         await_event(told, "REGISTER")
         until(lambda: "heartbeats arrive again" in caplog.text)
-        assert [info.worker_id for info in registry.live()] == ["node-1"]
+        assert [info.worker_id for info in engine.workers()] == ["node-1"]
         assert caplog.text.count("heartbeats do not arrive") == 1
         heart.stop()
 
@@ -240,9 +301,9 @@ def test_a_worker_stops_without_redis(
 ) -> None:
     with (
         running_redis(tmp_path) as server,
-        (connect if patient else open_client)(server.url) as client,
+        (connect if patient else impatient)(server.url) as client,
     ):
-        heart = Heartbeat(WorkerRegistry(client, told.put), worker())
+        heart = Heartbeat(WorkerRegistry(RedisFleetEngine(client), told.put), worker())
         heart.start()
         await_event(told, "REGISTER")
         server.stop()

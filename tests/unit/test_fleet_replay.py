@@ -12,7 +12,7 @@ from dagster._core.execution.api import create_execution_plan
 from dagster._core.execution.plan.active import ActiveExecution
 from dagster._core.execution.retries import RetryMode
 
-from mloc_dagster.fleet.replay import fact_of, rebuild, replayable
+from mloc_dagster.fleet.dagster.internals import fact_of, rebuild, replayable
 
 
 @dg.op(out=dg.DynamicOut(int))

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from math import inf
 
 import pytest
 
-from mloc_dagster.fleet.claim import Claim
-from mloc_dagster.fleet.engine import StepTicket, TicketState, WorkerInfo, WorkerStatus
+from mloc_dagster.fleet import (
+    Claim,
+    Leases,
+    StepTicket,
+    TicketState,
+    WorkerInfo,
+    WorkerStatus,
+)
+from mloc_dagster.fleet.dagster.ticket_watch import Finding, TicketWatch
 from mloc_dagster.fleet.hardware import Hardware, Requirements
-from mloc_dagster.fleet.memory_engine import MemoryClaims, MemoryFleetEngine
-from mloc_dagster.fleet.ticket_watch import Finding, TicketWatch
+from mloc_dagster.fleet.memory.engine import MemoryFleetEngine
 from mloc_dagster.settings import settings
 
 SMALL = Hardware(cpus=2, memory_bytes=4 << 30)
@@ -22,9 +29,10 @@ class World:
 
     def __init__(self) -> None:
         self.now = 0.0
-        self.engine = MemoryFleetEngine(lease_ttl_s=LEASE_S, clock=lambda: self.now)
+        self.engine = MemoryFleetEngine(clock=lambda: self.now, heartbeat_ttl_s=inf)
         self.watch = self.new_watch()
-        self.claims = MemoryClaims(self.engine)
+        self.claims = self.engine.claims(Leases(LEASE_S, stall_timeout_s=600, on_stall=print))
+        self.claims.close()  # only `renew` keeps leases alive
 
     def new_watch(self) -> TicketWatch:
         """What another run worker starts with."""

@@ -37,7 +37,7 @@ while True:
 
 GROUP = """
 import sys
-from mloc_dagster.fleet.worker_group import run_worker_group
+from mloc_dagster.fleet.worker.group import run_worker_group
 command = [sys.executable, "-c", {worker!r}, {folder!r}]
 sys.exit(run_worker_group({groups}, ["gpu", "gpu.l4"], {{"rack": "7"}}, command=command))
 """

@@ -11,7 +11,7 @@ from dagster._core.events import StepFailureData
 from dagster_shared.error import SerializableErrorInfo
 from dagster_shared.serdes import serialize_value
 
-from mloc_dagster.fleet.requeue_note import Requeue, requeue_data
+from mloc_dagster.fleet.dagster.messages import Requeue, requeue_data
 from mloc_dagster.ops.run_tags import NODES_TAG, run_tasks
 from mloc_dagster.sensors.run_views import tasks_of
 from mloc_dagster.sensors.task_facts import RunView, dead_letters, task_facts

@@ -13,7 +13,10 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 
+from mloc_dagster.errors import InputError, TransientError
 from mloc_dagster.services.stack.answers import (
+    check_postgres,
+    check_redis,
     code_answers,
     postgres_answers,
     redis_answers,
@@ -63,7 +66,7 @@ def _wait(name: str) -> None:
             return
         if now - said > _SAY_EVERY_S:
             said = now
-            _say(f"waiting for {name}")
+            _say(f"waiting for {name}{_refusal(name)}")
         time.sleep(_LOOK_EVERY_S)
 
 
@@ -79,6 +82,21 @@ def _check(name: str) -> Callable[[], bool]:
         socket = stack_layout().socket("code.sock")
         return lambda: code_answers(socket)
     raise ValueError(f"nothing known to wait for: {name}")
+
+
+def _refusal(name: str) -> str:
+    """Returns what a database says that answers and refuses its user; '' of any other one."""
+    known = settings()
+    try:
+        if name == "redis" and known.redis_url is not None:
+            check_redis(known.redis_url)
+        if name in _DATABASE and known.postgres_url is not None:
+            check_postgres(known.postgres_url)
+    except InputError as error:
+        return f": {error}"
+    except TransientError:
+        return ""
+    return ""
 
 
 def _say(message: str) -> None:

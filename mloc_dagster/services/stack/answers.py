@@ -6,27 +6,66 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from mloc_dagster.errors import InputError, TransientError
 from mloc_dagster.services.advisory_locks import AdvisoryLock
 
 _PATIENCE_S = 2
 
+_REFUSALS = (
+    "password authentication failed",
+    "no password supplied",
+    "does not exist",
+    "not permitted to log in",
+    "no pg_hba.conf entry",
+    "permission denied",
+)
+"""What PostgreSQL says of a user or a database that it refuses. Other errors pass: it starts up, or
+has too many clients."""
+
+
+def check_redis(url: str) -> None:
+    """Returns if Redis lets this user in; see `events.stream.check_redis`."""
+    from mloc_dagster.events import stream
+
+    stream.check_redis(url)
+
 
 def redis_answers(url: str) -> bool:
     """Returns whether Redis answers a PING; not while it still reads its file."""
-    import redis
-
-    with redis.Redis.from_url(
-        url, socket_timeout=_PATIENCE_S, socket_connect_timeout=_PATIENCE_S, retry=None
-    ) as client:
-        try:
-            return bool(client.ping())
-        except redis.RedisError:
-            return False
+    try:
+        check_redis(url)
+    except (InputError, TransientError):
+        return False
+    return True
 
 
 def postgres_answers(url: str) -> bool:
     """Returns whether PostgreSQL answers a SELECT 1; not while it recovers."""
     return _first_row(url, "SELECT 1") == (1,)
+
+
+def check_postgres(url: str) -> None:
+    """Returns if PostgreSQL lets this user into this database.
+
+    Args:
+        url: With or without SQLAlchemy's name of the driver.
+
+    Raises:
+        InputError: If it refuses the user, the password or the database.
+        TransientError: If it does not answer.
+    """
+    import psycopg2
+
+    try:
+        psycopg2.connect(url.replace("+psycopg2", "", 1), connect_timeout=_PATIENCE_S).close()
+    except psycopg2.Error as error:
+        lines = [line.strip() for line in str(error).splitlines()]
+        refusal = next((line for line in lines if any(each in line for each in _REFUSALS)), None)
+        if refusal is not None:
+            raise InputError(
+                f"PostgreSQL refuses its URL, correct the user, password or database: {refusal}"
+            ) from error
+        raise TransientError(f"PostgreSQL does not answer: {error}") from error
 
 
 def tables_answer(url: str) -> bool:

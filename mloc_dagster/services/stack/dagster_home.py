@@ -55,7 +55,7 @@ def fleet_instance(max_concurrent_runs: int = -1) -> dict[str, object]:
             }
         },
         "run_launcher": {
-            "module": "mloc_dagster.fleet.run_launcher",
+            "module": "mloc_dagster.fleet.dagster.run_launcher",
             "class": "FleetRunLauncher",
         },
         "run_coordinator": {

@@ -1,0 +1,1 @@
+"""The fleet's engine on Redis."""

@@ -1,0 +1,1 @@
+"""The process behind `mloc worker`."""

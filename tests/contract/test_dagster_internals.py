@@ -1,0 +1,180 @@
+"""What the fleet relies on in Dagster's private API, and what to do when a new version fails it.
+
+Everything private comes through `mloc_dagster/fleet/dagster/internals.py`. When a test here fails
+after an upgrade of Dagster:
+
+1. Look the name up in Dagster's new source; each test says in its text what the fleet needs of it.
+2. Change `internals.py` alone, so that the rest of the fleet sees what it saw.
+3. Run `tests/contract/test_fleet_runs.py`, `tests/unit/test_fleet_replay.py` and
+   `tests/e2e/test_fleet_engine.py`: they run what these names are for.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+from contextlib import suppress
+from pathlib import Path
+
+import dagster as dg
+import pytest
+from dagster._core.execution.plan.active import ActiveExecution
+from dagster._core.execution.plan.instance_concurrency_context import InstanceConcurrencyContext
+from dagster._core.execution.retries import RetryMode
+from dagster._core.launcher import RunLauncher
+
+import mloc_dagster.fleet
+from mloc_dagster.fleet.dagster import internals
+
+FLEET = Path(mloc_dagster.fleet.__file__).parent
+
+
+@dg.op(out=dg.DynamicOut(int))
+def plan() -> object:
+    for each in range(2):
+        yield dg.DynamicOutput(each, f"k{each}")
+
+
+@dg.op
+def shard(number: int) -> int:
+    return number
+
+
+@dg.op
+def collect(numbers: list[int]) -> None:
+    assert sorted(numbers) == [0, 1]
+
+
+@dg.job
+def work() -> None:
+    collect(plan().map(shard).collect())
+
+
+def private_imports(path: Path) -> list[str]:
+    """The modules of Dagster that are nobody's to import and that a file imports."""
+    found: list[str] = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = [each.name for each in node.names] if isinstance(node, ast.Import) else []
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names = [node.module]
+        found += [
+            name
+            for name in names
+            if name.startswith(("dagster._", "dagster_shared", "dagster.core"))
+        ]
+    return found
+
+
+def test_one_module_of_the_fleet_imports_what_is_private() -> None:
+    importers = {
+        str(path.relative_to(FLEET)) for path in FLEET.rglob("*.py") if private_imports(path)
+    }
+    assert importers == {"dagster/internals.py"}, "import it there, and say here what for"
+
+
+@pytest.mark.parametrize(
+    ("function", "arguments", "purpose"),
+    [
+        (internals.execute_run_iterator, {"resume_from_failure"}, "a run worker drives a run"),
+        (
+            internals.execute_plan_iterator,
+            {"retry_mode", "run_config"},
+            "a step worker runs one step, and leaves retries to the run",
+        ),
+        (
+            internals.create_execution_plan,
+            {"step_keys_to_execute", "known_state"},
+            "a step worker plans one step, from what the run knows",
+        ),
+        (
+            internals.reconstruct_repository_def_from_pointer,
+            {"pointer"},
+            "workers keep the repository of a code pointer loaded",
+        ),
+        (
+            internals.StepRetryData,
+            {"error", "seconds_to_wait"},
+            "the run says that a lost attempt is followed by another",
+        ),
+        (
+            internals.StepFailureData,
+            {"error", "user_failure_data"},
+            "the run says that a step failed whose worker could not",
+        ),
+    ],
+)
+def test_functions_take_what_the_fleet_gives_them(
+    function: object, arguments: set[str], purpose: str
+) -> None:
+    assert callable(function)
+    assert arguments <= set(inspect.signature(function).parameters), purpose
+
+
+def test_a_plan_under_way_shows_its_steps() -> None:
+    """`rebuild`, `in_flight` and `_free_ended` read and move steps of an `ActiveExecution`."""
+    steps = internals.create_execution_plan(work)
+    with (
+        suppress(dg.DagsterExecutionInterruptedError),  # a plan that is left before its end
+        ActiveExecution(steps, retry_mode=RetryMode.ENABLED) as active,
+    ):
+        assert not internals.in_flight(active, "plan"), "it holds what was handed out"
+        active._executable.remove("plan")
+        active._in_flight.add("plan")
+        assert internals.in_flight(active, "plan")
+        assert active._success == active._failed == set(), "the ends of steps, by key"
+        assert active.retry_state.snapshot_attempts() == {}, "failed attempts, by key"
+        assert active._instance_concurrency_context is None, "replaced while a log is replayed"
+        active._in_flight.clear()
+        active._executable.append("plan")
+        active.mark_interrupted()
+
+
+def test_pools_show_who_waits_for_a_slot() -> None:
+    """`ask_again` lets waiting steps ask at once; `_free_ended` frees what ended steps hold."""
+    with dg.DagsterInstance.ephemeral() as instance:
+        run = instance.create_run_for_job(work)
+        with InstanceConcurrencyContext(instance, run) as slots:
+            assert (slots._run_id, slots._instance) == (run.run_id, instance)
+            assert slots._pending_timeouts == {}, "seconds until a step asks again, by key"
+            assert not slots.has_pending_claims()
+            assert list(slots.pending_claim_steps()) == []
+        info = instance.event_log_storage.get_concurrency_info
+        assert "concurrency_key" in inspect.signature(info).parameters
+
+
+def test_the_state_of_a_run_can_be_cut_down_to_one_step() -> None:
+    """`messages.state_for_step` sends a shard its own part, or messages grow with the shards."""
+    known = internals.KnownExecutionState({}, {"plan": {"result": ["k0", "k1"]}})
+    fields = ("previous_retry_attempts", "dynamic_mappings", "ready_outputs")
+    assert set(fields) <= set(known._fields)
+    steps = internals.create_execution_plan(work, known_state=known)
+    step = steps.get_step_by_key("shard[k1]")
+    assert isinstance(step, internals.ExecutionStep)
+    assert step.get_execution_dependency_keys() == {"plan"}
+
+
+def test_a_run_launcher_is_asked_for_what_ours_answers() -> None:
+    """`FleetRunLauncher` overrides these; a new abstract method would break `mloc up`."""
+    answered = {"launch_run", "resume_run", "terminate", "check_run_worker_health"}
+    asked = {name for name, _ in inspect.getmembers(RunLauncher)}
+    assert answered | {"supports_resume_run", "supports_check_run_worker_health"} <= asked
+    assert RunLauncher.__abstractmethods__ <= answered
+
+
+def test_a_step_runs_from_its_request_alone() -> None:
+    """`run_step` is what a worker does with a ticket; its events are in the order of Dagster's."""
+    with dg.DagsterInstance.local_temp() as instance:
+        done = work.execute_in_process(instance=instance)
+        run = instance.get_run_by_id(done.run_id)
+        assert run is not None
+        before = len(instance.all_logs(run.run_id))
+        known = internals.KnownExecutionState({}, {})
+        internals.run_step(internals.InMemoryJob(work), run, instance, "plan", known)
+        events = [
+            entry.dagster_event.event_type
+            for entry in instance.all_logs(run.run_id)[before:]
+            if entry.dagster_event is not None
+        ]
+    assert events.index(dg.DagsterEventType.STEP_START) < events.index(
+        dg.DagsterEventType.STEP_SUCCESS
+    )
