@@ -20,7 +20,7 @@ from mloc_dagster.errors import (
     nearest_hint,
 )
 from mloc_dagster.net.addresses import RefusedAddressError
-from mloc_dagster.net.files import check_upload, file_system
+from mloc_dagster.net.fetch import check_upload, file_system
 from mloc_dagster.net.reach import current_reach
 from mloc_dagster.schema.data_address import (
     COMPRESSIONS,

@@ -23,7 +23,7 @@ from mloc_dagster.data.locate import refuse_pipes
 from mloc_dagster.data.openai_endpoints import EMBEDDINGS, ENDPOINTS
 from mloc_dagster.data.openai_request import RequestBlock, request_rows
 from mloc_dagster.errors import DataError, TransientError, nearest_hint
-from mloc_dagster.net.files import check_upload, file_system
+from mloc_dagster.net.fetch import check_upload, file_system
 from mloc_dagster.results.rows import SourceRow
 
 NAMED_DEFECTS = 20

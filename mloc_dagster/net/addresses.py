@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import socket
 import ssl
-from collections.abc import Callable
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from threading import Lock
 from typing import Any
@@ -42,22 +41,6 @@ def guarded_client(*, private: bool, setting: str, **options: Any) -> httpx.Clie
         RefusedAddressError: From the client's calls, for a URL that is refused.
     """
     return httpx.Client(transport=_GuardedTransport(private, setting), **options)
-
-
-def guarded_socket_factory(*, private: bool, setting: str) -> Callable[[Any], socket.socket]:
-    """Returns a `socket_factory` of aiohttp's connector: it checks the address of each connection.
-
-    Args:
-        private: Whether private and loopback addresses may be reached.
-        setting: What decides on that, for the message.
-    """
-
-    def create(info: Any) -> socket.socket:
-        family, kind, protocol, _, place = info
-        check_address(str(place[0]), private=private, setting=setting)
-        return socket.socket(family, kind, protocol)
-
-    return create
 
 
 def check_address(address: str, *, private: bool, setting: str) -> None:
