@@ -90,10 +90,10 @@ def locate(url: str) -> DataFiles:
     fs, path = _file_system(url)
     try:
         splits = _find_splits(fs, path, url)
-    except MlocError:
-        raise
     except RefusedAddressError as error:
         raise DataError(f"{url}: {error}") from error
+    except MlocError:
+        raise
     except Exception as error:  # each file system raises what its own library raises
         if isinstance(error, PermissionError) or "Credentials" in type(error).__name__:
             raise DataError(f"{url}: may not be read: {error}") from error

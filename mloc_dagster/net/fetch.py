@@ -23,7 +23,7 @@ import httpx
 from mloc_dagster import __version__
 from mloc_dagster.errors import InputError, TransientError
 from mloc_dagster.net.addresses import RefusedAddressError, guarded_client
-from mloc_dagster.net.reach import UPLOADS_FOLDER, current_reach
+from mloc_dagster.net.reach import UPLOADS_FOLDER, OutOfReachError, current_reach
 
 TIMEOUT_S = 60.0
 MAX_REDIRECTS = 5
@@ -229,7 +229,12 @@ def file_system(url: str) -> tuple[Any, str]:
     current_reach().check_place(url)
     if "://" in url or "::" in url:
         guard_fsspec()
-    if _HTTP.match(url):  # fsspec would take [::1] for a chain
+    if _HTTP.match(url):
+        # Said here already, as fsspec takes what it cannot connect to for a file that is not there.
+        why = current_reach().why_host_refused(urlsplit(url).hostname or "")
+        if why is not None:
+            raise OutOfReachError(f"{url}: {why}")
+        # fsspec would take [::1] for a chain.
         return fsspec.filesystem("http"), url  # pyright: ignore[reportUnknownMemberType]
     return url_to_fs(url)  # pyright: ignore[reportUnknownVariableType]
 

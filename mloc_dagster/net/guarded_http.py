@@ -11,7 +11,7 @@ from fsspec.implementations.http import (  # pyright: ignore[reportMissingTypeSt
     HTTPFileSystem,
 )
 
-from mloc_dagster.net.addresses import check_address
+from mloc_dagster.net.addresses import RefusedAddressError, check_address
 from mloc_dagster.net.reach import Reach, current_reach
 
 
@@ -23,6 +23,14 @@ class GuardedHTTP(HTTPFileSystem):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         options["get_client"] = partial(_client, current_reach())
         super().__init__(*arguments, **options)
+
+    async def _info(self, url: str, **options: Any) -> Any:
+        try:
+            return await super()._info(url, **options)
+        except FileNotFoundError as error:  # whatever the reason was
+            if isinstance(error.__cause__, RefusedAddressError):
+                raise error.__cause__ from None
+            raise
 
 
 async def _client(reach: Reach, **options: Any) -> aiohttp.ClientSession:
