@@ -108,8 +108,10 @@ from mloc_dagster.schema.task_type import TaskType
 
 OPTIONS = LibraryOptions(lambda path, value: path[0] == "k")
 
+type Corpus = Annotated[str, FileRef()]
+
 class Search(Block):
-    corpus: Annotated[str, FileRef()]
+    corpus: Corpus
     more: Annotated[tuple[str, ...], FileRef()] = ()
     server: Annotated[str, Url()] = "https://93.184.215.14"
     word: Annotated[str | None, Secret()] = None
