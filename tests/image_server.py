@@ -75,6 +75,10 @@ def image_server() -> Iterator[ImageServer]:
             except (BrokenPipeError, ConnectionResetError):
                 self.close_connection = True  # the reader had enough
 
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.do_GET()
+
         def log_message(self, format: str, *arguments: object) -> None:
             """Keeps the tests' output clean."""
 

@@ -9,7 +9,7 @@ from pathlib import PurePosixPath
 from typing import Any, cast
 
 from mloc_dagster.api.submission_body import Upload
-from mloc_dagster.net.files import has_content
+from mloc_dagster.net.fetch import has_content
 from mloc_dagster.net.reach import UPLOADS_FOLDER
 from mloc_dagster.results.files import BUFFER_BYTES
 from mloc_dagster.results.store import ResultStore

@@ -1,13 +1,11 @@
 """Resolving references: to upstream results when a task starts, to variables at the last moment.
 
 `${UPPER_CASE}` is an environment reference: it stays as it is until the moment of use, when
-`expand_environment` reads the variable.
+`Reach.filled_in` reads the variable (`net.reach`).
 """
 
 from __future__ import annotations
 
-import os
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -23,14 +21,13 @@ from mloc_dagster.compile.expressions import (
 )
 from mloc_dagster.compile.tree import Path
 from mloc_dagster.compile.typed import task_from_mapping
-from mloc_dagster.errors import DataError, InputError
+from mloc_dagster.errors import DataError
 from mloc_dagster.schema.placeholders import literal
 from mloc_dagster.schema.task import Task
 from mloc_dagster.schema.template import marked_in_spec
 
 __all__ = [
     "Reference",
-    "expand_environment",
     "parse_expression",
     "resolve_references",
     "resolve_task",
@@ -71,22 +68,6 @@ def resolve_task(
     spec = resolve_references(dict(compiled.mapping), lookup)
     check(spec)
     return task_from_mapping(compiled.task.name, compiled.task.depends_on, spec)
-
-
-def expand_environment(text: str) -> str:
-    """Replaces every `${NAME}` by the environment variable.
-
-    Raises:
-        InputError: If a variable is not set.
-    """
-    return re.sub(r"\$\{([A-Z_][A-Z0-9_]*)\}", _variable, text)
-
-
-def _variable(match: re.Match[str]) -> str:
-    value = os.environ.get(match[1])
-    if value is None:
-        raise InputError(f"the environment variable {match[1]} is not set, but {match[0]} needs it")
-    return value
 
 
 def _look_up(reference: Reference, lookup: Callable[[Reference], JsonValue]) -> JsonValue:

@@ -9,6 +9,8 @@ from typing import Any
 from mloc_dagster.data.cells import choose_column, to_prompt
 from mloc_dagster.data.image_cells import cell_images, check_image_columns, with_images
 from mloc_dagster.errors import DataError, MissingExtraError, TransientError
+from mloc_dagster.net.fetch import guard_fsspec
+from mloc_dagster.net.reach import current_reach
 from mloc_dagster.results.rows import Prompt
 from mloc_dagster.schema.hints import known_names
 
@@ -42,16 +44,13 @@ class HubTable:
     ) -> None:
         try:
             import datasets
-            from datasets.config import HF_HUB_OFFLINE
         except ImportError as error:
             raise MissingExtraError(f"the hub dataset {url!r}", "hf") from error
         self._url = url
-        streaming = streaming and not HF_HUB_OFFLINE
+        streaming = streaming and not datasets.config.HF_HUB_OFFLINE
         with _in_context(url):
             try:
-                loaded: Any = datasets.load_dataset(
-                    url, name, revision=revision, streaming=streaming
-                )
+                loaded = _load(url, name, revision, streaming=streaming)
             except ValueError as error:
                 raise _config_error(url, name, revision, config_field, error) from error
         self._splits: dict[str, Any] = dict(loaded)
@@ -122,6 +121,28 @@ class HubTable:
             if columns is not None:
                 rows = rows.select_columns(list(columns))
             yield from rows
+
+
+def _load(url: str, name: str | None, revision: str | None, *, streaming: bool) -> Any:
+    """Loads a dataset, whose card may name files and URLs anywhere.
+
+    Raises:
+        OutOfReachError: If it names one that the current task may not read.
+    """
+    import datasets
+
+    guard_fsspec()
+    reach = current_reach()
+    if not reach.limited:
+        return datasets.load_dataset(url, name, revision=revision, streaming=streaming)
+    builder = datasets.load_dataset_builder(url, name, revision=revision)
+    for files in (builder.config.data_files or {}).values():
+        for each in files:
+            reach.check_place(str(each))
+    if streaming:
+        return builder.as_streaming_dataset()
+    builder.download_and_prepare()
+    return builder.as_dataset()
 
 
 def _undecoded(rows: Any, image_columns: Sequence[str]) -> Any:

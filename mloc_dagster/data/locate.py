@@ -20,7 +20,7 @@ from mloc_dagster.errors import (
     nearest_hint,
 )
 from mloc_dagster.net.addresses import RefusedAddressError
-from mloc_dagster.net.files import check_upload, file_system
+from mloc_dagster.net.fetch import check_upload, file_system
 from mloc_dagster.net.reach import current_reach
 from mloc_dagster.schema.data_address import (
     COMPRESSIONS,
@@ -90,10 +90,10 @@ def locate(url: str) -> DataFiles:
     fs, path = _file_system(url)
     try:
         splits = _find_splits(fs, path, url)
-    except MlocError:
-        raise
     except RefusedAddressError as error:
         raise DataError(f"{url}: {error}") from error
+    except MlocError:
+        raise
     except Exception as error:  # each file system raises what its own library raises
         if isinstance(error, PermissionError) or "Credentials" in type(error).__name__:
             raise DataError(f"{url}: may not be read: {error}") from error

@@ -23,7 +23,8 @@ from mloc_dagster.data.locate import refuse_pipes
 from mloc_dagster.data.openai_endpoints import EMBEDDINGS, ENDPOINTS
 from mloc_dagster.data.openai_request import RequestBlock, request_rows
 from mloc_dagster.errors import DataError, TransientError, nearest_hint
-from mloc_dagster.net.files import check_upload, file_system
+from mloc_dagster.net.addresses import RefusedAddressError
+from mloc_dagster.net.fetch import check_upload, file_system
 from mloc_dagster.results.rows import SourceRow
 
 NAMED_DEFECTS = 20
@@ -235,7 +236,7 @@ def _open(url: str) -> Iterator[BinaryIO]:
     except (FileNotFoundError, IsADirectoryError) as error:
         what = "no such file" if isinstance(error, FileNotFoundError) else "is a folder"
         raise DataError(f"{url}: {what}") from error
-    except (ImportError, PermissionError, ValueError) as error:
+    except (ImportError, PermissionError, RefusedAddressError, ValueError) as error:
         raise DataError(f"{url}: cannot be read: {error}") from error
     except _CORRUPT as error:
         raise DataError(f"{url}: damaged, or not compressed as its name says: {error}") from error

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,15 +11,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from mloc_dagster.errors import InputError, MissingExtraError, TransientError
+from mloc_dagster.errors import InputError, MissingExtraError
 from mloc_dagster.executors.archives import SUFFIXES, unpack
 from mloc_dagster.executors.training.weight_files import weights_kind
-from mloc_dagster.net.addresses import RefusedAddressError, guarded_client
-from mloc_dagster.net.files import check_upload, file_system
+from mloc_dagster.net.fetch import download
 from mloc_dagster.net.reach import current_reach
 from mloc_dagster.schema.model import Adapter
 
-DOWNLOAD_TIMEOUT_S = 60.0
 SUPPORTED = (
     "give `path` (a folder, or an archive on disk) or `url` (http or https, or any fsspec URL, "
     f"of an archive: {', '.join(SUFFIXES)})"
@@ -72,54 +69,16 @@ def adapter_folder(adapter: Adapter) -> Iterator[Path]:
     if local.is_dir():
         yield _find_config(local, place)
         return
+    if "://" not in place and not local.is_file():
+        raise InputError(f"model.adapters: {place!r} does not exist: {SUPPORTED}")
     if not urlsplit(place).path.endswith(SUFFIXES):
         raise InputError(f"model.adapters: {place!r} is no folder and no archive: {SUPPORTED}")
     with tempfile.TemporaryDirectory(prefix="mloc-adapter-") as scratch:
         archive = Path(scratch) / Path(urlsplit(place).path).name
-        _fetch(place, local, archive)
+        download(place, archive, f"model.adapters: {place!r}")
         unpacked = Path(scratch) / "unpacked"
         _unpack(archive, unpacked, place)
         yield _find_config(unpacked, place)
-
-
-def _fetch(place: str, local: Path, target: Path) -> None:
-    if "://" not in place:
-        if not local.is_file():
-            raise InputError(f"model.adapters: {place!r} does not exist: {SUPPORTED}")
-        check_upload(*file_system(str(local)))
-        shutil.copyfile(local, target)
-    elif place.startswith(("http://", "https://")):
-        _download(place, target)
-    else:
-        system, path = file_system(place)
-        with system.open(path, "rb") as remote, target.open("wb") as file:
-            shutil.copyfileobj(remote, file)
-
-
-def _download(url: str, target: Path) -> None:
-    import httpx
-
-    reach = current_reach()
-    try:
-        with (
-            guarded_client(
-                private=reach.private_addresses,
-                setting=reach.private_setting,
-                follow_redirects=True,
-                timeout=DOWNLOAD_TIMEOUT_S,
-            ) as client,
-            client.stream("GET", url) as response,
-        ):
-            if response.is_client_error:
-                raise InputError(f"model.adapters: {url} answered {response.status_code}")
-            response.raise_for_status()
-            with target.open("wb") as file:
-                for block in response.iter_bytes():
-                    file.write(block)
-    except (RefusedAddressError, httpx.InvalidURL) as error:
-        raise InputError(f"model.adapters: {url}: {error}") from error
-    except httpx.HTTPError as error:
-        raise TransientError(f"the adapter at {url} could not be downloaded: {error}") from error
 
 
 def _unpack(archive: Path, target: Path, place: str) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from mloc_dagster.data.image_cells import image_kind
 from mloc_dagster.executors.image_fetch import ImageFetcher
+from mloc_dagster.net.fetch import FetchError
 from mloc_dagster.redaction import redact
 from mloc_dagster.results.rows import Prompt
 from mloc_dagster.settings import settings
@@ -63,7 +64,7 @@ class ImageLoader:
         try:
             data = self._fetcher.fetch(reference)
             return LoadedImage(decode_image(data), hashlib.sha256(data).hexdigest())
-        except ValueError as error:
+        except (ValueError, FetchError) as error:
             # Before it is cut: half a password looks like none.
             reason = redact(str(error)[:_REDACTED_CHARACTERS])[:_MOST_REASON_CHARACTERS]
             raise ValueError(f"image {_shortened(reference)}: {reason}") from error

@@ -3,27 +3,37 @@
 Clouds answer any process of a machine with that machine's credentials, at link-local addresses:
 these are refused whatever the settings. A name is resolved once for each request, each redirect's
 too; every address that it has is checked, and the connection goes to an address that was checked.
+
+Libraries against server-side request forgery were looked at (advocate, safehttpx, url_jail): none
+has a synchronous httpx client, or refuses link-local addresses where private ones are allowed.
 """
 
 from __future__ import annotations
 
 import socket
 import ssl
-from collections.abc import Callable
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 from threading import Lock
 from typing import Any
 from urllib.request import getproxies, proxy_bypass
 
 import httpx
 
+from mloc_dagster.errors import InputError
+
 _Address = IPv4Address | IPv6Address
 
-# Where clouds serve credentials outside of the link-local ranges: Alibaba, AWS over IPv6.
-_METADATA = frozenset(map(ip_address, ("100.100.100.200", "fd00:ec2::254")))
+# Where clouds serve credentials outside of the link-local ranges: Alibaba, AWS over IPv6, Azure,
+# Oracle.
+_METADATA = frozenset(
+    map(ip_address, ("100.100.100.200", "fd00:ec2::254", "168.63.129.16", "192.0.0.192"))
+)
+
+# An IPv4 address in the last four bytes: as it was written first, NAT64, NAT64 of a network's own.
+_WITH_IPV4 = tuple(map(IPv6Network, ("::/96", "64:ff9b::/96", "64:ff9b:1::/48")))
 
 
-class RefusedAddressError(ValueError):
+class RefusedAddressError(InputError):
     """A URL that leads to an address that may not be reached; the message names no URL."""
 
 
@@ -42,22 +52,6 @@ def guarded_client(*, private: bool, setting: str, **options: Any) -> httpx.Clie
         RefusedAddressError: From the client's calls, for a URL that is refused.
     """
     return httpx.Client(transport=_GuardedTransport(private, setting), **options)
-
-
-def guarded_socket_factory(*, private: bool, setting: str) -> Callable[[Any], socket.socket]:
-    """Returns a `socket_factory` of aiohttp's connector: it checks the address of each connection.
-
-    Args:
-        private: Whether private and loopback addresses may be reached.
-        setting: What decides on that, for the message.
-    """
-
-    def create(info: Any) -> socket.socket:
-        family, kind, protocol, _, place = info
-        check_address(str(place[0]), private=private, setting=setting)
-        return socket.socket(family, kind, protocol)
-
-    return create
 
 
 def check_address(address: str, *, private: bool, setting: str) -> None:
@@ -158,6 +152,8 @@ def _unwrapped(address: _Address) -> _Address:
     """Returns the IPv4 address that an IPv6 one stands for, if it does."""
     if isinstance(address, IPv4Address):
         return address
-    if address.packed.startswith(b"\0\x64\xff\x9b" + bytes(8)):  # NAT64
+    # ::1 and :: are addresses of their own.
+    if int(address) > 1 and any(address in each for each in _WITH_IPV4):
         return IPv4Address(address.packed[12:])
-    return address.ipv4_mapped or address.sixtofour or address
+    teredo = address.teredo
+    return address.ipv4_mapped or address.sixtofour or (teredo[1] if teredo else address)

@@ -6,6 +6,7 @@ it is submitted, and each worker checks the task again, with every reference fil
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
@@ -113,6 +114,16 @@ class Reach:
                     f"${{{name}}} is not filled in: it is a secret of mloc's own; put what the "
                     "receiver needs into a variable of another name"
                 )
+
+    def filled_in(self, text: str) -> str:
+        """Returns a text with the environment's variable for every `${NAME}`.
+
+        Raises:
+            OutOfReachError: If the task may not have a variable.
+            InputError: If one is not set.
+        """
+        self.check_variables(text)
+        return _VARIABLE.sub(_variable, text)
 
     def check_place(self, place: str) -> None:
         """Checks that a path or a URL may be read.
@@ -239,6 +250,13 @@ _current: ContextVar[Reach] = ContextVar("mloc_reach", default=LOCAL)
 def current_reach() -> Reach:
     """Returns the reach of the task that is worked on; of a local one where there is none."""
     return _current.get()
+
+
+def _variable(found: re.Match[str]) -> str:
+    value = os.environ.get(found[1])
+    if value is None:
+        raise InputError(f"the environment variable {found[1]} is not set, but {found[0]} needs it")
+    return value
 
 
 def check_result_path(path: str) -> None:

@@ -12,7 +12,6 @@ from urllib.parse import urlsplit, urlunsplit
 
 import httpx
 
-from mloc_dagster.compile.references import expand_environment
 from mloc_dagster.errors import DeliveryError
 from mloc_dagster.net.addresses import RefusedAddressError, guarded_client
 from mloc_dagster.net.reach import Reach
@@ -167,8 +166,7 @@ class _Sender:
 
 
 def _expanded_url(destination: HttpDestination, reach: Reach) -> str:
-    reach.check_variables(destination.url)
-    url = expand_environment(destination.url)
+    url = reach.filled_in(destination.url)
     try:
         valid = httpx.URL(url).scheme in ("http", "https") and httpx.URL(url).host
     except httpx.InvalidURL:  # whose text may quote what was filled in
@@ -181,8 +179,7 @@ def _expanded_url(destination: HttpDestination, reach: Reach) -> str:
 def _headers(destination: HttpDestination, reach: Reach) -> dict[str, str]:
     headers: dict[str, str] = {}
     for name, secret in destination.headers.items():
-        reach.check_variables(secret.get_secret_value())
-        value = expand_environment(secret.get_secret_value())
+        value = reach.filled_in(secret.get_secret_value())
         # Checked here: the HTTP library would quote the value in its error.
         text = f"{name}{value}"
         if not text.isascii() or not text.isprintable() or value != value.strip():

@@ -73,7 +73,7 @@ def put_back(
         TerminalError: If the secrets are gone.
     """
     places = [place for place, text, _ in _texts(document) if MASK in text]
-    known = _read(store, name) if places else {}
+    known: dict[str, str] = _read(store, name) if places else {}
     gone = [each for each in places if _pointer(each) not in known]
     if gone:
         raise _gone(store, name, gone[0])

@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Annotated, NamedTuple, cast, get_args, get_origin
+from types import UnionType
+from typing import Annotated, NamedTuple, TypeAliasType, Union, cast, get_args, get_origin
 
 from pydantic import BaseModel, JsonValue, SecretStr
 from pydantic.fields import FieldInfo
@@ -179,27 +180,32 @@ class _Shape:
         if inner is not None:
             yield inner
 
-    def read(self, annotation: Annotation) -> None:
-        """Adds what a type says."""
-        if get_origin(annotation) is Annotated:
-            inner, *metadata = get_args(annotation)
-            self.mark(inner, metadata)
-            self.read(inner)
-            return
-        members = list(alternatives(annotation))
-        if members != [annotation]:
-            for each in get_args(annotation):
-                self.read(each)
-            return
+    def read(self, annotation: Annotation, aliases: tuple[TypeAliasType, ...] = ()) -> None:
+        """Adds what a type says.
+
+        Args:
+            annotation: The type.
+            aliases: Names of types that it stands below; a type may contain itself.
+        """
         origin, arguments = get_origin(annotation), get_args(annotation)
-        if annotation is SecretStr:
-            self.single.append(Secret())
-        elif isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            self.blocks.append(annotation)
+        if isinstance(annotation, TypeAliasType):
+            if annotation not in aliases:
+                self.read(annotation.__value__, (*aliases, annotation))
+        elif origin is Annotated:
+            self.mark(arguments[0], arguments[1:])
+            self.read(arguments[0], aliases)
+        elif origin in (Union, UnionType):
+            for each in arguments:
+                self.read(each, aliases)
         elif origin in (tuple, list, set, frozenset, Sequence):
-            self.items = self._inner(self.items, [each for each in arguments if each is not ...])
+            inner = [each for each in arguments if each is not ...]
+            self.items = _inner(self.items, inner, aliases)
         elif origin in (dict, Mapping):
-            self.values = self._inner(self.values, arguments[1:])
+            self.values = _inner(self.values, arguments[1:], aliases)
+        elif annotation is SecretStr:
+            self.single.append(Secret())
+        elif _is_block(annotation):
+            self.blocks.append(annotation)
 
     def mark(self, annotation: Annotation, metadata: Sequence[object]) -> None:
         """Adds the marks that stand on a type."""
@@ -209,12 +215,14 @@ class _Shape:
         )
         (self.whole if inside else self.single).extend(found)
 
-    @staticmethod
-    def _inner(known: _Shape | None, annotations: Sequence[Annotation]) -> _Shape | None:
-        inner = known or _Shape()
-        for each in annotations:
-            inner.read(each)
-        return inner if inner else None
+
+def _inner(
+    known: _Shape | None, annotations: Sequence[Annotation], aliases: tuple[TypeAliasType, ...]
+) -> _Shape | None:
+    inner = known or _Shape()
+    for each in annotations:
+        inner.read(each, aliases)
+    return inner if inner else None
 
 
 def _fields(block: type[BaseModel]) -> Mapping[str | int, _Shape]:

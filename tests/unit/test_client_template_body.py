@@ -45,6 +45,18 @@ def test_a_file_below_the_template_keeps_its_name(folder: Path, url: str) -> Non
     assert body.files == {name: folder / name}
 
 
+def test_an_archive_is_sent_along_and_a_folder_is_not(folder: Path) -> None:
+    (folder / "mine.zip").write_bytes(b"x")
+    (folder / "mine").mkdir()
+    text = TEMPLATE.format(url="rows.jsonl").replace("EchoTask", "InferenceTask")
+    text = text.replace("taskType: echo", "model: {adapters: [{path: mine.zip}]}")
+    path = write(folder, text.replace("  echo: {delay_s: 0}\n", ""))
+    assert sorted(body_of_file(path).files) == ["mine.zip", "rows.jsonl"]
+    path.write_text(path.read_text().replace("mine.zip", "./mine"))
+    with pytest.raises(TemplateError, match=r"adapters\[0\]\.path: .* into an archive"):
+        body_of_file(path)
+
+
 @pytest.mark.parametrize("written", ["../rows.jsonl", "'../rows.jsonl'", '"../rows.jsonl"'])
 def test_a_file_elsewhere_gets_a_name_and_lines_stay(folder: Path, written: str) -> None:
     text = TEMPLATE.format(url=written)

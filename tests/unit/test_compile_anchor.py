@@ -43,6 +43,22 @@ def test_a_folder_of_benchmarks_beside_the_template_is_found(tmp_path: Path) -> 
     assert spec["evaluation"]["harness"]["include_path"] == str(tmp_path / "tasks")
 
 
+def test_adapters_and_weights_beside_the_template_are_found(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "weights.zip").write_bytes(b"")
+    template = tmp_path / "t.yaml"
+    template.write_text(
+        "kind: SFTTask\n"
+        "spec:\n"
+        "  model: {source: {identifier: mine}, adapters: [{path: ./mine}]}\n"
+        "  checkpoint: {load: {url: weights.zip}}\n"
+    )
+    spec = load_documents(template)[0].mapping["spec"]
+    assert spec["model"]["adapters"] == [{"path": str(tmp_path / "mine")}]
+    assert spec["model"]["source"]["identifier"] == "mine"  # may be a hub id
+    assert spec["checkpoint"]["load"]["url"] == str(tmp_path / "weights.zip")
+
+
 def test_a_glob_beside_the_template_is_found(tmp_path: Path) -> None:
     (tmp_path / "rows-1.jsonl").write_text("{}")
     assert load(tmp_path, "rows-*.jsonl")["data"]["url"] == str(tmp_path / "rows-*.jsonl")

@@ -6,12 +6,12 @@ from mloc_dagster.compile.compiler import CompiledTask, compile_document
 from mloc_dagster.compile.loader import parse_documents
 from mloc_dagster.compile.references import (
     Reference,
-    expand_environment,
     parse_expression,
     resolve_references,
     resolve_task,
 )
 from mloc_dagster.errors import DataError, InputError, TemplateError
+from mloc_dagster.net.reach import LOCAL
 from mloc_dagster.schema.data import ListData
 from mloc_dagster.schema.task import InferenceSpec
 
@@ -180,6 +180,6 @@ def test_environment_references_stay_until_they_are_expanded(
     assert text == "Bearer ${MY_TOKEN}"
     monkeypatch.delenv("MY_TOKEN", raising=False)
     with pytest.raises(InputError, match="MY_TOKEN is not set"):
-        expand_environment("Bearer ${MY_TOKEN}")
+        LOCAL.filled_in("Bearer ${MY_TOKEN}")
     monkeypatch.setenv("MY_TOKEN", "t0p")
-    assert expand_environment("Bearer ${MY_TOKEN}, $5") == "Bearer t0p, $5"
+    assert LOCAL.filled_in("Bearer ${MY_TOKEN}, $5") == "Bearer t0p, $5"

@@ -8,9 +8,11 @@ import pytest
 from mloc_dagster.data.dataset import dataset_rows
 from mloc_dagster.data.hub import HubTable
 from mloc_dagster.data.rows import open_rows
-from mloc_dagster.errors import DataError, MissingExtraError, TransientError
+from mloc_dagster.errors import DataError, InputError, MissingExtraError, TransientError
+from mloc_dagster.net.reach import LOCAL, Reach
 from mloc_dagster.results.rows import Message
 from mloc_dagster.schema.data import DatasetData
+from mloc_dagster.settings import settings
 
 datasets = pytest.importorskip("datasets")
 
@@ -184,3 +186,28 @@ def test_without_datasets_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setitem(__import__("sys").modules, "datasets", None)
     with pytest.raises(MissingExtraError, match=r"mloc-dagster\[hf\]"):
         HubTable("owner/d", streaming=True)
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+@pytest.mark.parametrize("place", ["{tmp}/secret.jsonl", "file://{tmp}/secret.jsonl"])
+def test_a_card_leads_a_submitted_task_to_no_file_of_the_worker(
+    repository: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, *, streaming: bool
+) -> None:
+    monkeypatch.setenv("MLOC_API_DATA_ROOTS", repository)
+    settings.cache_clear()
+    with Reach("api").applied():
+        assert HubTable(repository, "main", streaming=streaming).count("train") == 25
+    secret = tmp_path / "secret.jsonl"
+    secret.write_text('{"question": "secret"}\n')
+    card = Path(repository) / "README.md"
+    card.write_text(CARD.replace("main/train.jsonl", place.format(tmp=tmp_path)))
+    with Reach("api").applied(), pytest.raises(InputError, match="MLOC_API_DATA_ROOTS"):
+        HubTable(repository, "main", streaming=streaming)
+
+
+def test_a_card_leads_nobody_to_a_link_local_address(repository: str) -> None:
+    card = Path(repository) / "README.md"
+    card.write_text(CARD.replace("main/train.jsonl", "http://169.254.169.254/a.jsonl"))
+    for reach in (LOCAL, Reach("api")):
+        with reach.applied(), pytest.raises(DataError, match="link-local"):
+            list(HubTable(repository, "main", streaming=True).prompts("train", "question"))

@@ -234,14 +234,18 @@ def test_images_of_a_list_are_anchored_at_the_template(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(encoded("red"))
     template = tmp_path / "t.yaml"
     template.write_text(
-        "items:\n"
-        "  - - role: user\n"
-        "      content:\n"
-        "        - {type: image_url, image_url: {url: a.png}}\n"
-        "        - {type: image_url, image_url: {url: gone.png}}\n"
-        "        - {type: image_url, image_url: {url: 'data:image/png;base64,AAAA'}}\n"
+        "spec:\n"
+        "  data:\n"
+        "    type: list\n"
+        "    items:\n"
+        "      - - role: user\n"
+        "          content:\n"
+        "            - {type: image_url, image_url: {url: a.png}}\n"
+        "            - {type: image_url, image_url: {url: gone.png}}\n"
+        "            - {type: image_url, image_url: {url: 'data:image/png;base64,AAAA'}}\n"
     )
-    parts = load_documents(template)[0].mapping["items"][0][0]["content"]
+    (row,) = load_documents(template)[0].mapping["spec"]["data"]["items"]  # type: ignore[index, call-overload]
+    parts = row[0]["content"]
     assert [part["image_url"]["url"] for part in parts] == [
         str(tmp_path / "a.png"),
         "gone.png",

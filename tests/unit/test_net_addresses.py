@@ -14,7 +14,11 @@ from mloc_dagster.net.addresses import RefusedAddressError, check_address, guard
 from tests.image_server import ImageServer, image_server, send
 
 LINK_LOCAL = ["169.254.169.254", "fe80::1", "fe80::1%eth0", "::ffff:169.254.1.1"]
-METADATA = ["fd00:ec2::254", "100.100.100.200", "64:ff9b::a9fe:a9fe", "2002:a9fe:a9fe::1"]
+METADATA = [
+    *("fd00:ec2::254", "100.100.100.200", "168.63.129.16", "192.0.0.192"),
+    *("64:ff9b::a9fe:a9fe", "64:ff9b:1::a9fe:a9fe", "2002:a9fe:a9fe::1", "::169.254.169.254"),
+    "2001:0:a9fe:a9fe::5601:5601",
+]
 PRIVATE = ["127.0.0.1", "::1", "10.1.2.3", "192.168.0.1", "172.16.0.1", "fd00::1", "100.64.0.1"]
 OF_THIS_HOST = ["0.0.0.0", "::", "::ffff:127.0.0.1"]
 PUBLIC = ["93.184.215.14", "2606:2800:21f:cb07:6820:80da:af6b:8b2c"]

@@ -194,7 +194,7 @@ def test_a_complete_checkpoint_of_a_task_that_failed_can_be_taken(tmp_path: Path
         ({"path": "{tmp}/empty"}, "holds no weights"),
         ({"path": "{tmp}/config"}, "holds the settings of a model, but no weights"),
         ({"type": "http", "url": "nosuch://host/a.zip"}, "cannot be read here"),
-        ({"type": "http", "url": "memory://nowhere/a.zip"}, "does not exist"),
+        ({"type": "http", "url": "memory://nowhere/a.zip"}, "there is no such file"),
     ],
 )
 def test_what_is_no_weights_is_named(tmp_path: Path, load: dict[str, str], message: str) -> None:

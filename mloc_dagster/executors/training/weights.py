@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
+import shutil
 import tempfile
+from collections.abc import Callable
 from os.path import normpath
 from pathlib import Path
 from urllib.parse import unquote, urldefrag, urlsplit
 
-from mloc_dagster.errors import IncompleteResultsError, InputError, nearest_hint
-from mloc_dagster.executors.archives import SUFFIXES
+from mloc_dagster.errors import IncompleteResultsError, InputError, TerminalError, nearest_hint
+from mloc_dagster.executors.archives import SUFFIXES, unpack
 from mloc_dagster.executors.training.checkpoints import is_complete
-from mloc_dagster.executors.training.store_transfer import local_path, take_file
-from mloc_dagster.executors.training.weight_files import find_weights, weights_kind
-from mloc_dagster.executors.training.weights_download import (
-    check_suffix,
-    downloaded_archive,
-    kept_folder,
-    unpacked_archive,
+from mloc_dagster.executors.training.store_transfer import (
+    local_path,
+    sha256_of,
+    take_file,
 )
-from mloc_dagster.net.files import uploaded_sha256
+from mloc_dagster.executors.training.weight_files import find_weights, weights_kind
+from mloc_dagster.net.fetch import Fetcher, reasons_for, save, uploaded_sha256
 from mloc_dagster.net.reach import current_reach
 from mloc_dagster.results.files import TEMPORARY_PREFIX
 from mloc_dagster.results.manifest import MANIFEST_NAME, ManifestEntry, read_manifest
@@ -29,6 +31,9 @@ from mloc_dagster.settings import settings
 
 FINAL_NAMES = (FINAL_MODEL, FINAL_LORA)
 """Folders of a task's results with weights, in the order in which they are looked for."""
+
+MAX_BYTES = 1 << 40  # 500 billion parameters of two bytes: more is a mistake
+_SHA256 = re.compile(r"sha256=([0-9a-f]{64})")
 
 
 def locate_weights(load: CheckpointLoad, results: ResultStore, cache_dir: Path) -> Path:
@@ -78,13 +83,13 @@ def _at(place: str, results: ResultStore, cache_dir: Path) -> Path:
     if place.startswith("file://"):
         place = unquote(urlsplit(place).path)
     if "://" in place:
-        return downloaded_archive(place, cache_dir)
+        return _downloaded_archive(place, cache_dir)
     path = Path(place).expanduser()
     if path.is_dir():
         return path
     if not path.is_file():
         raise InputError(f"checkpoint.load: {place!r} does not exist")
-    return unpacked_archive(path, cache_dir, place, uploaded_sha256(str(path)))
+    return _unpacked_archive(path, cache_dir, place, uploaded_sha256(str(path)))
 
 
 def _name_in_store(place: str, results: ResultStore) -> tuple[Folder, str] | None:
@@ -119,7 +124,7 @@ def _of_task(task: Folder, name: str | None, cache_dir: Path) -> Path:
             take_file(task, file.path, folder / file.path.removeprefix(f"{name}/"), file.sha256)
 
     content = "\n".join(f"{file.path} {file.sha256}" for file in files)
-    return kept_folder(cache_dir, f"task {task.url}\n{content}", fill)
+    return _filled(_kept_folder(cache_dir, f"task {task.url}\n{content}"), fill)
 
 
 def _wanted(task: Folder, name: str | None) -> str:
@@ -151,19 +156,19 @@ def _listed(task: Folder, name: str) -> list[ManifestEntry]:
             f"checkpoint.load: the task {task.name!r} left no {name!r}{nearest_hint(name, known)}"
         )
     if found[0].path == name:
-        check_suffix(name)
+        _check_suffix(name)
     return found
 
 
 def _unpacked(task: Folder, name: str, entry: ManifestEntry, cache_dir: Path) -> Path:
     place = local_path(task)
     if place is not None:
-        return unpacked_archive(place / name, cache_dir, name, entry.sha256)
+        return _unpacked_archive(place / name, cache_dir, name, entry.sha256)
     cache_dir.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=TEMPORARY_PREFIX, dir=cache_dir) as scratch:
         archive = Path(scratch) / Path(name).name
         take_file(task, name, archive, entry.sha256)
-        return unpacked_archive(archive, cache_dir, name)
+        return _unpacked_archive(archive, cache_dir, name)
 
 
 def _check_sizes(place: Path, files: list[ManifestEntry]) -> None:
@@ -175,3 +180,104 @@ def _check_sizes(place: Path, files: list[ManifestEntry]) -> None:
             raise IncompleteResultsError(
                 f"{path} {state}, but {MANIFEST_NAME} lists {file.size:,} bytes"
             )
+
+
+def _kept_folder(cache_dir: Path, key: str) -> Path:
+    """Returns the folder that is kept under what its content depends on. Nothing deletes it."""
+    return cache_dir / hashlib.sha256(key.encode()).hexdigest()[:32]
+
+
+def _filled(target: Path, fill: Callable[[Path], None]) -> Path:
+    """Returns a kept folder; without it a new one is filled, and has the name when it is whole."""
+    if target.is_dir():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    coming = Path(tempfile.mkdtemp(prefix=TEMPORARY_PREFIX, dir=target.parent))
+    try:
+        fill(coming)
+        try:
+            coming.rename(target)
+        except OSError:
+            if not target.is_dir():  # else another process was quicker
+                raise
+    finally:
+        shutil.rmtree(coming, ignore_errors=True)
+    return target
+
+
+def _unpacked_archive(path: Path, cache_dir: Path, place: str, sha256: str | None = None) -> Path:
+    """Returns the folder that an archive on this machine is unpacked to.
+
+    Args:
+        path: The archive.
+        cache_dir: Where unpacked archives are kept.
+        place: What the user calls it, for messages.
+        sha256: What it must hash to; None for anything.
+
+    Raises:
+        InputError: If it is no sound archive.
+        TerminalError: If its sha256 is another.
+    """
+    _check_suffix(place)
+    found = sha256_of(path)
+    _check_sha256(found, sha256, place)
+    target = _kept_folder(cache_dir, f"sha256 {found}")
+    return _filled(target, lambda to: unpack(path, to, place))
+
+
+def _downloaded_archive(url: str, cache_dir: Path) -> Path:
+    """Returns the folder that an archive behind a URL is unpacked to.
+
+    It is downloaded again only if the server says that it is another one meanwhile, or does not
+    say. `#sha256=…` at the end of the URL checks the content, and spares the asking.
+
+    Args:
+        url: An http(s) or fsspec URL.
+        cache_dir: Where unpacked archives are kept.
+
+    Raises:
+        InputError: If there is no such archive, or it is not a sound one.
+        TerminalError: If its sha256 is another than the URL says.
+        TransientError: If it cannot be had now.
+    """
+    address, fragment = urldefrag(url)
+    said = _SHA256.fullmatch(fragment)
+    _check_suffix(address)
+    if said is not None and (target := _kept_folder(cache_dir, f"sha256 {said[1]}")).is_dir():
+        return target
+    cache_dir.mkdir(parents=True, exist_ok=True)
+    with (
+        tempfile.TemporaryDirectory(prefix=TEMPORARY_PREFIX, dir=cache_dir) as scratch,
+        reasons_for(f"checkpoint.load: {address}"),
+        Fetcher() as fetcher,
+        fetcher.open(address) as opened,
+    ):
+        versioned = said is None and opened.version
+        target = _kept_folder(cache_dir, f"url {address} {opened.version}")
+        if versioned and target.is_dir():
+            return target
+        path = Path(scratch) / Path(urlsplit(address).path).name
+        found = save(opened, path, MAX_BYTES)
+        _check_sha256(found, said[1] if said else None, address)
+        if not versioned:
+            target = _kept_folder(cache_dir, f"sha256 {found}")
+        return _filled(target, lambda to: unpack(path, to, address))
+
+
+def _check_suffix(place: str) -> None:
+    """Raises if a path or URL does not look like an archive.
+
+    Raises:
+        InputError: With the suffixes that would have worked.
+    """
+    if not urlsplit(place).path.endswith(SUFFIXES):
+        raise InputError(
+            f"checkpoint.load: {place!r} is neither a folder nor an archive ({', '.join(SUFFIXES)})"
+        )
+
+
+def _check_sha256(found: str, expected: str | None, place: str) -> None:
+    if expected is not None and found != expected:
+        raise TerminalError(
+            f"checkpoint.load: the sha256 of {place!r} is {found}, expected {expected}"
+        )
