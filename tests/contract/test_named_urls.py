@@ -19,8 +19,8 @@ from mloc_dagster.data.training_rows import training_rows
 from mloc_dagster.errors import MlocError
 from mloc_dagster.executors.adapters import adapter_folder
 from mloc_dagster.executors.images import ImageLoader
+from mloc_dagster.executors.model_source import model_place
 from mloc_dagster.executors.training.weights import locate_weights
-from mloc_dagster.executors.transformers_model import model_place
 from mloc_dagster.net.reach import LOCAL, Reach, current_reach
 from mloc_dagster.results.delivery import deliver
 from mloc_dagster.results.store import open_store
