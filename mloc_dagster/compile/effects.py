@@ -65,7 +65,7 @@ def _of_engines() -> Iterator[Idle]:
 def _unread(block: EngineType, running: EngineType) -> Condition:
     def when(spec: Any, name: str) -> bool:
         known = certain_engine(spec)
-        return known is running and (block.name, name) in idle_options(spec.model, known)
+        return known is running and (block.name, name) in idle_options(spec.model, running)
 
     return when
 

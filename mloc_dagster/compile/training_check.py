@@ -66,8 +66,8 @@ def _check_options(spec: Tree, typed: TrainingSpec, findings: Findings) -> None:
         reason = refused_value(typed.method, name, value.plain())
         if reason is not None:
             findings.add(at_value(value, reason))
-    for path, reason in refused_in_training(typed):
-        findings.add(at_value(nearest(spec, path), reason))
+    for each in refused_in_training(typed):
+        findings.add(at_value(nearest(spec, each.path), each.reason))
     if weights_only(typed):
         place = nearest(spec, ("training", "save_only_model"))
         findings.add(at_value(place, WEIGHTS_ONLY, "warning"))

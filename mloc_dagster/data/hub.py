@@ -43,7 +43,7 @@ class HubTable:
         config_field: str = "name",
     ) -> None:
         try:
-            import datasets
+            import datasets.config
         except ImportError as error:
             raise MissingExtraError(f"the hub dataset {url!r}", "hf") from error
         self._url = url

@@ -11,7 +11,7 @@ from pydantic import Field, ValidationError
 
 from mloc_dagster.errors import TerminalError, nearest_hint
 from mloc_dagster.schema.base import Block
-from mloc_dagster.schema.engines import Refusal
+from mloc_dagster.schema.engine_type import Refusal
 from mloc_dagster.schema.task import PpoSpec
 from mloc_dagster.schema.training import Training
 
@@ -156,7 +156,7 @@ def check_training(spec: PpoSpec) -> PpoExtras:
         for name, absent in _UNUSED.items()
         if getattr(spec.training, name) != absent
     ]
-    problems += [f"{'.'.join(map(str, path))}: {why}" for path, why in refused_in_ppo(spec)]
+    problems += [f"{'.'.join(map(str, each.path))}: {each.reason}" for each in refused_in_ppo(spec)]
     if problems:
         raise TerminalError("\n".join(problems))
     return PpoExtras.model_validate(given)
@@ -166,9 +166,9 @@ def refused_in_ppo(spec: PpoSpec) -> Iterator[Refusal]:
     """Yields the values of PPO's options that cannot be had, with their place below the spec."""
     training = spec.training
     if not spec.generation.do_sample:
-        yield ("generation", "do_sample"), "PPO learns from samples, it cannot be false"
+        yield Refusal(("generation", "do_sample"), "PPO learns from samples, it cannot be false")
     if training.optim not in _OPTIMISERS:
-        yield ("training", "optim"), f"PPO has 'adamw_torch' only, not {training.optim!r}"
+        yield Refusal(("training", "optim"), f"PPO has 'adamw_torch' only, not {training.optim!r}")
     given = training.model_extra or {}
     ours = {name: value for name, value in given.items() if name in PpoExtras.model_fields}
     try:
@@ -177,23 +177,23 @@ def refused_in_ppo(spec: PpoSpec) -> Iterator[Refusal]:
         for each in error.errors(include_url=False):
             value = json.dumps(each["input"], ensure_ascii=False, default=str)
             wanted = each["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
-            yield ("training", *each["loc"]), f"expected {wanted}, got {value}"
+            yield Refusal(("training", *each["loc"]), f"expected {wanted}, got {value}")
         return
     if training.max_steps > 0 and extras.total_episodes is not None:
-        yield (
+        yield Refusal(
             ("training", "total_episodes"),
             f"give max_steps ({training.max_steps}) or total_episodes ({extras.total_episodes}), "
             "not both",
         )
     if training.mini_batch_size is not None and extras.num_mini_batches is not None:
-        yield (
+        yield Refusal(
             ("training", "num_mini_batches"),
             f"give mini_batch_size ({training.mini_batch_size}) or num_mini_batches "
             f"({extras.num_mini_batches}), not both",
         )
     rollouts = training.per_device_train_batch_size * training.gradient_accumulation_steps
     if (training.mini_batch_size or 0) > rollouts:
-        yield (
+        yield Refusal(
             ("training", "mini_batch_size"),
             f"mini_batch_size {training.mini_batch_size} is more than the {rollouts} rollouts of "
             "an update (per_device_train_batch_size × gradient_accumulation_steps)",

@@ -9,7 +9,7 @@ from pydantic import ConfigDict, Field, JsonValue, field_validator, model_valida
 
 from mloc_dagster.schema.base import Block
 from mloc_dagster.schema.data import TrainingData
-from mloc_dagster.schema.markers import FileRef, Marker
+from mloc_dagster.schema.markers import FileRef
 from mloc_dagster.schema.safe_options import LORA_OPTIONS, TRAINING_OPTIONS
 
 
@@ -23,7 +23,7 @@ class Training(Block):
     model_config = ConfigDict(extra="allow")
     __pydantic_extra__: dict[str, JsonValue] = Field(init=False)  # pyright: ignore[reportIncompatibleVariableOverride]
 
-    block_marker: ClassVar[Marker] = TRAINING_OPTIONS
+    block_marker: ClassVar[object] = TRAINING_OPTIONS
 
     num_train_epochs: float = Field(default=1.0, gt=0)
     """Passes over the data."""
@@ -123,7 +123,7 @@ class Lora(Block):
     model_config = ConfigDict(extra="allow")
     __pydantic_extra__: dict[str, JsonValue] = Field(init=False)  # pyright: ignore[reportIncompatibleVariableOverride]
 
-    block_marker: ClassVar[Marker] = LORA_OPTIONS
+    block_marker: ClassVar[object] = LORA_OPTIONS
 
     r: int = Field(default=16, ge=1)
     """Rank of the adapter."""

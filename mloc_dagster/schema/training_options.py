@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import cast
 
 from mloc_dagster.schema.answer_forms import Path
-from mloc_dagster.schema.engines import Refusal
+from mloc_dagster.schema.engine_type import Refusal
 from mloc_dagster.schema.ppo_options import refused_in_ppo
 from mloc_dagster.schema.spread_weights import refused_spreading
 from mloc_dagster.schema.task import OnlineSpec, PpoSpec, TrainingSpec
@@ -35,15 +35,17 @@ def refused_in_training(spec: TrainingSpec) -> Iterator[Refusal]:
     """Yields what of a training cannot be had, with its place below the spec."""
     training = spec.training
     if training.bf16 and training.fp16:
-        yield ("training", "fp16"), "bf16 and fp16 cannot both be true: remove one"
+        yield Refusal(("training", "fp16"), "bf16 and fp16 cannot both be true: remove one")
     spreading = refused_spreading(training)
     if spreading is not None:
-        yield ("training", spreading[0]), spreading[1]
+        yield Refusal(("training", spreading[0]), spreading[1])
     if spec.enforce_cpu and spec.require_gpu:
-        yield ("require_gpu",), "enforce_cpu and require_gpu cannot both be true: remove one"
+        yield Refusal(
+            ("require_gpu",), "enforce_cpu and require_gpu cannot both be true: remove one"
+        )
     for number, adapter in enumerate(spec.model.adapters):
         if adapter.apply != "merge":
-            yield (
+            yield Refusal(
                 ("model", "adapters", number, "apply"),
                 f"apply: {adapter.apply} is for inference: a training takes apply: merge, or goes "
                 "on with the adapter in checkpoint.load",
@@ -86,14 +88,14 @@ def generations_of(spec: OnlineSpec) -> int:
 
 def _refused_rollouts(spec: OnlineSpec) -> Iterator[Refusal]:
     if not spec.generation.do_sample:
-        yield (
+        yield Refusal(
             ("generation", "do_sample"),
             "do_sample: false gives every answer to a prompt the same text, and nothing to "
             "compare: leave it out",
         )
     for theirs, ours in ROLLOUTS.items():
         if ours in spec.generation.model_fields_set and option_of(spec, theirs) is not None:
-            yield (
+            yield Refusal(
                 ("training", theirs),
                 f"generation.{ours} and training.{theirs} say the same thing: give one of them",
             )
@@ -108,7 +110,7 @@ def _refused_groups(spec: OnlineSpec) -> Iterator[Refusal]:
         return  # said of the value itself
     answers = generations_of(spec)
     if answers < 2:
-        yield (
+        yield Refusal(
             ("training", "num_generations"),
             f"num_generations {answers} leaves no answer to compare with: at least 2",
         )
@@ -119,9 +121,9 @@ def _refused_groups(spec: OnlineSpec) -> Iterator[Refusal]:
     steps = number_of(spec, "steps_per_generation", 0)
     if lot and steps:
         reason = "generation_batch_size and steps_per_generation say the same thing: give one"
-        yield ("training", "steps_per_generation"), reason
+        yield Refusal(("training", "steps_per_generation"), reason)
     elif lot and lot % together:
-        yield (
+        yield Refusal(
             ("training", "generation_batch_size"),
             f"generation_batch_size {lot} is no multiple of the {together} answers of a batch "
             f"({_product(spec, processes)})",
@@ -141,9 +143,10 @@ def _uneven(spec: OnlineSpec, lot: int, steps: int, answers: int, processes: int
         last = "steps_per_generation" if steps else "gradient_accumulation_steps"
         how = f"{_product(spec, processes)} × {last}"
     path: Path = ("training", place or "per_device_train_batch_size")
-    return path, (
+    return Refusal(
+        path,
         f"the {lot} answers that are sampled together ({how}) are no multiple of num_generations "
-        f"{answers}: each prompt gets {answers}"
+        f"{answers}: each prompt gets {answers}",
     )
 
 

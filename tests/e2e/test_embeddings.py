@@ -18,8 +18,8 @@ pytest.importorskip("torch")
 from mloc_dagster.executors.engines.protocol import Completion
 from mloc_dagster.executors.engines.transformers import pooling as transformers_pooling
 from mloc_dagster.executors.engines.transformers.pooling import PoolingEngine
-from mloc_dagster.executors.engines.vllm.loader import vllm_build
 from mloc_dagster.executors.engines.vllm.pooling import VllmPoolingEngine
+from mloc_dagster.executors.engines.vllm.process import vllm_build
 from mloc_dagster.schema.inference import Pooling
 from tests.e2e.conftest import ROOT
 from tests.e2e.test_cli_run import Place

@@ -13,7 +13,7 @@ from mloc_dagster.data.image_cells import with_images
 from mloc_dagster.errors import InputError
 from mloc_dagster.executors.base import ShardContext, ShardInput
 from mloc_dagster.executors.engines.vllm.engine import VllmEngine, load_engine
-from mloc_dagster.executors.engines.vllm.loader import vllm_build
+from mloc_dagster.executors.engines.vllm.process import vllm_build
 from mloc_dagster.executors.inference import InferenceExecutor
 from mloc_dagster.results.rows import InputRow, OutputRow
 from mloc_dagster.schema.task import InferenceSpec

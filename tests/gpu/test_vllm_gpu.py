@@ -15,7 +15,7 @@ import pytest
 from mloc_dagster.errors import TerminalError
 from mloc_dagster.executors.engines.protocol import Completion, EngineRequest, Replies
 from mloc_dagster.executors.engines.vllm.engine import VllmEngine, load_engine
-from mloc_dagster.executors.engines.vllm.loader import vllm_build
+from mloc_dagster.executors.engines.vllm.process import vllm_build
 from mloc_dagster.executors.inference import InferenceExecutor
 from mloc_dagster.executors.model_cache import ModelCache
 from mloc_dagster.models import builtin_model_path

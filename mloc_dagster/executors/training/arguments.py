@@ -45,8 +45,8 @@ def config_arguments(
         reason = refused_argument(spec.method, name)
         if reason is not None:
             raise TerminalError(f"training.{name}: {reason}")
-    for path, reason in refused_in_training(spec):
-        raise TerminalError(f"{'.'.join(map(str, path))}: {reason}")
+    for each in refused_in_training(spec):
+        raise TerminalError(f"{'.'.join(map(str, each.path))}: {each.reason}")
     gpu = has_gpu(spec)
     given = _without_sharding(given, gpu=gpu, log=log)
     arguments: dict[str, Any] = {

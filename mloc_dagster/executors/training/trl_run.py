@@ -34,7 +34,7 @@ def config_of(run: TrainingRun, overrides: Mapping[str, Any] | None = None) -> A
     """
     import trl
 
-    name = run.spec.method.config
+    name = _config_name(run)
     arguments = config_arguments(run.spec, run.output_dir, run.hooks.log) | dict(overrides or {})
     prepare_environment(arguments.get("fsdp_config"))
     try:
@@ -162,6 +162,13 @@ def _is_open(entry: Mapping[str, Any]) -> bool:
     return "train_runtime" not in entry  # the closing figures are the outcome's metrics
 
 
+def _config_name(run: TrainingRun) -> str:
+    name = run.spec.method.config
+    if name is None:
+        raise TerminalError(f"{run.spec.task_type} names no config of TRL's to train with")
+    return name
+
+
 def _trainer_class(run: TrainingRun, config: Any) -> Any:
     """Returns the trainer's class, imported without vLLM unless rollouts are to come from it.
 
@@ -171,7 +178,7 @@ def _trainer_class(run: TrainingRun, config: Any) -> Any:
     import trl
     from trl import import_utils
 
-    name = run.spec.method.config.replace("Config", "Trainer")
+    name = _config_name(run).replace("Config", "Trainer")
     look = import_utils.is_vllm_available
     if not getattr(config, "use_vllm", False):
         import_utils.is_vllm_available = lambda min_version=None: False

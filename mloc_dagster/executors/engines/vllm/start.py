@@ -17,7 +17,6 @@ from mloc_dagster.errors import (
     nearest_hint,
 )
 from mloc_dagster.executors.engines.vllm.engine_type import VLLM, VllmOptions
-from mloc_dagster.executors.engines.vllm.loader import vllm_build, vllm_version
 from mloc_dagster.executors.engines.vllm.process import (
     TURN,
     announce,
@@ -25,6 +24,8 @@ from mloc_dagster.executors.engines.vllm.process import (
     one_line,
     only_readable_modules,
     prepare_environment,
+    vllm_build,
+    vllm_version,
 )
 from mloc_dagster.executors.model_source import clear_load_errors, hub_commit, model_place
 from mloc_dagster.executors.operator_leave import trusts_remote_code
