@@ -156,7 +156,7 @@ def test_the_last_word_is_found_among_those_of_others(client: redis.Redis) -> No
     found = last_training_news(client, "mine", NOW - timedelta(minutes=1))
     assert found == LastNews(events[1], superseded=False)
     assert last_training_news(client, "min", NOW - timedelta(minutes=1)) is None
-    assert last_training_news(client, "mine", NOW + timedelta(hours=1)) is None
+    assert last_training_news(client, "mine", NOW + timedelta(days=1)) is None
     assert last_training_news(client, "mine", NOW - timedelta(minutes=1), looked_at=500) is None
 
 
