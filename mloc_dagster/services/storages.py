@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import cached_property
 from time import monotonic
 
+import psycopg2
 from dagster_postgres.run_storage import PostgresRunStorage
 from dagster_postgres.schedule_storage import PostgresScheduleStorage
 from dagster_postgres.utils import DagsterPostgresException, create_pg_engine
@@ -14,7 +15,14 @@ from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import InterfaceError, InvalidatePoolError, OperationalError
 from sqlalchemy.pool import ConnectionPoolEntry
 
-DATABASE_AWAY = (OperationalError, InterfaceError, DagsterPostgresException)
+DATABASE_AWAY = (
+    OperationalError,
+    InterfaceError,
+    # SQLAlchemy lets the driver's own errors through where it sets a connection's isolation.
+    psycopg2.OperationalError,
+    psycopg2.InterfaceError,
+    DagsterPostgresException,
+)
 """What a call raises when the database is away; the last one after Dagster was patient for 10 s."""
 
 _USED_AT = "used_at"

@@ -6,9 +6,10 @@ import threading
 import time
 import uuid
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 
 import dagster as dg
+import psycopg2
 import pytest
 from dagster import EventLogEntry
 from dagster_postgres.utils import DagsterPostgresException
@@ -58,6 +59,30 @@ def test_a_commit_whose_answer_was_lost_is_not_repeated(instance: dg.DagsterInst
     log.dispose()
     assert log.died
     assert texts(instance, run_id) == ["one", "two", "three"]
+
+
+def test_a_connection_that_died_a_moment_ago_costs_no_event(
+    instance: dg.DagsterInstance,
+) -> None:
+    run_id = str(uuid.uuid4())
+    url = url_of(instance)
+    # A name by which the server knows this log's connections.
+    log = EventLog(f"{url}{'&' if '?' in url else '?'}application_name={run_id}")
+    log.optimize_for_webserver(statement_timeout=60_000, pool_recycle=3_600, max_overflow=2)
+    try:
+        log.store_event(line(run_id, "one"))
+        with closing(psycopg2.connect(url.replace("+psycopg2", ""))) as other:
+            other.autocommit = True
+            with other.cursor() as cursor:
+                cursor.execute(
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                    " WHERE application_name = %s",
+                    (run_id,),
+                )
+        log.store_event(line(run_id, "two"))
+    finally:
+        log.dispose()
+    assert texts(instance, run_id) == ["one", "two"]
 
 
 class AwayForGood(EventLog):

@@ -19,11 +19,8 @@ INHERITED = ("MLOC_HOME", "MLOC_RESULTS_URL", "MLOC_ENGINE")
 WORKER = """
 import json, os, signal, sys
 from pathlib import Path
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
 name = os.environ["MLOC_WORKER_NAME"]
-def drain(*_):
-    Path(sys.argv[1], name + ".drained").touch()
-    sys.exit(0)
-signal.signal(signal.SIGTERM, drain)
 known = {key: value for key, value in os.environ.items() if key.startswith(("CUDA", "MLOC"))}
 note = Path(sys.argv[1], f"{name}.{os.getpid()}.json")
 note.with_suffix(".part").write_text(json.dumps({"arguments": sys.argv[2:], **known}))
@@ -31,8 +28,8 @@ note.with_suffix(".part").rename(note)
 code = os.environ.get("END_WITH")
 if code:
     sys.exit(int(code))
-while True:
-    signal.pause()
+signal.sigwait({signal.SIGTERM})
+Path(sys.argv[1], name + ".drained").touch()
 """
 
 GROUP = """

@@ -45,11 +45,13 @@ def test_a_paused_worker_has_no_say_when_it_goes_on(
 
 
 def test_a_worker_that_is_cut_off_has_no_say_when_it_is_back(
-    stack: Stack, task: Task, expected: Rows, measured: Measure
+    stack: Stack, expected: Rows, measured: Measure
 ) -> None:
     port = urlsplit(stack.redis_url).port
     assert port is not None
     with TcpProxy(port) as network, own_worker(stack, network, "cut-off") as process:
+        until(lambda: status_of(stack, "cut-off") == "IDLE", "the worker is up")
+        task = Task.launch(stack)
         (lost,) = task.wait_held("cut-off")
         network.cut()
         cut = monotonic()
@@ -57,7 +59,7 @@ def test_a_worker_that_is_cut_off_has_no_say_when_it_is_back(
         measured("network cut: the shard is claimed again", monotonic() - cut)
         task.wait_ended(lost.shard)
         network.mend()
-        until(lambda: status_of(stack, "cut-off") == "IDLE", "the worker is back", 30)
+        until(lambda: status_of(stack, "cut-off") == "IDLE", "the worker is back")
         check(task, expected, moved=[lost])
         assert dict(task.logged("STEP_SUCCESS"))[lost.shard] != process.pid
         assert process.poll() is None
