@@ -59,7 +59,7 @@ def test_a_worker_that_is_cut_off_has_no_say_when_it_is_back(
         measured("network cut: the shard is claimed again", monotonic() - cut)
         task.wait_ended(lost.shard)
         network.mend()
-        until(lambda: status_of(stack, "cut-off") == "IDLE", "the worker is back")
+        until(lambda: status_of(stack, "cut-off") == "IDLE", "the worker is back", 30)
         check(task, expected, moved=[lost])
         assert dict(task.logged("STEP_SUCCESS"))[lost.shard] != process.pid
         assert process.poll() is None
