@@ -209,5 +209,5 @@ def test_a_card_leads_nobody_to_a_link_local_address(repository: str) -> None:
     card = Path(repository) / "README.md"
     card.write_text(CARD.replace("main/train.jsonl", "http://169.254.169.254/a.jsonl"))
     for reach in (LOCAL, Reach("api")):
-        with reach.applied(), pytest.raises(DataError, match="link-local"):
+        with reach.applied(), pytest.raises(InputError, match="link-local"):
             list(HubTable(repository, "main", streaming=True).prompts("train", "question"))

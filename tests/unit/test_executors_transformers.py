@@ -364,7 +364,7 @@ def test_an_adapter_is_merged_from_a_folder_or_an_archive(folder: Path, tmp_path
     merged = answer({"path": str(tmp_path / "adapter")})
     assert merged != answer()
     assert merged == answer({"url": archive})
-    with pytest.raises(InputError, match="no folder and no archive"):
+    with pytest.raises(InputError, match="nowhere' does not exist"):
         answer({"path": str(tmp_path / "nowhere")})
     assert merged == answer({"path": str(tmp_path / "adapter"), "apply": "request"})
     twice = answer({"path": str(tmp_path / "adapter")}, {"path": str(tmp_path / "adapter")})
