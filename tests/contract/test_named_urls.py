@@ -27,6 +27,7 @@ from mloc_dagster.results.store import open_store
 from mloc_dagster.schema.data import DatasetData, TrainingData
 from mloc_dagster.schema.model import Adapter, ModelSource
 from mloc_dagster.schema.output import HttpDestination
+from mloc_dagster.schema.task import SftSpec
 from mloc_dagster.schema.training import CheckpointLoad
 from mloc_dagster.settings import settings
 from tests.api_server import Served, serving
@@ -55,7 +56,7 @@ def read_dataset(url: str) -> object:
 
 
 def read_training_rows(url: str) -> object:
-    return training_rows(TrainingData(dataset_name=url, text_column="text"), "sft").found
+    return training_rows(TrainingData(dataset_name=url, text_column="text"), SftSpec.method).found
 
 
 def load_image(url: str) -> object:
