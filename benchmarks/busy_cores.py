@@ -2,7 +2,7 @@
 
     .venv/bin/python benchmarks/busy_cores.py
 
-`mloc run` has OpenMP's threads sleep where they wait for each other (`mloc_dagster/cli/openmp.py`);
+`mloc run` has OpenMP threads sleep while they wait (`mloc_dagster/cli/terminal.py`);
 `GOMP_SPINCOUNT=300000` is what GNU's OpenMP does by itself where a thread has a core of its own.
 Appends its result to benchmarks/results/busy_cores.json.
 """

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import dagster as dg
 
-from mloc_dagster.assets.names import job_name
+from mloc_dagster.assets.task_graph import job_name
 from mloc_dagster.assets.template_job import template_definitions
 from mloc_dagster.definitions import runnable_library
 from mloc_dagster.ops.io import reference_io_manager

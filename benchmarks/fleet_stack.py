@@ -18,10 +18,9 @@ from fleet_client import Client
 from mloc_dagster.fleet import RUNS_QUEUE, WorkerInfo, WorkerStatus, open_engine
 from mloc_dagster.services.stack.dagster_home import DAEMON_WORKSPACE
 from mloc_dagster.services.stack.layout import StackLayout
-from mloc_dagster.services.stack.leftovers import stack_processes
 from mloc_dagster.services.stack.lifecycle import kill_stack
-from mloc_dagster.services.stack.plan import STACK, StackPlan, saved_plan
-from mloc_dagster.services.stack.ports import choose_port
+from mloc_dagster.services.stack.plan import STACK, StackPlan, choose_port, saved_plan
+from mloc_dagster.services.stack.processes import stack_processes
 from mloc_dagster.services.stack.supervisor import component_states
 
 ROOT = Path(__file__).parents[1]

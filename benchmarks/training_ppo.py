@@ -37,7 +37,7 @@ from mloc_dagster.executors.training.ppo.rollouts import Sampler
 from mloc_dagster.executors.training.ppo.trainer import PpoTrainer
 from mloc_dagster.models import builtin_model_path
 from mloc_dagster.schema.task import PpoSpec
-from mloc_dagster.schema.training import Generation
+from mloc_dagster.schema.training.spec import Generation
 
 WANTED = "I do not know."
 QUESTIONS = (

@@ -7,9 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 import dagster as dg
 
-from mloc_dagster.assets.batch_job import batch_definitions
-from mloc_dagster.assets.names import job_name
-from mloc_dagster.assets.template_job import template_definitions
+from mloc_dagster.assets.task_graph import job_name
+from mloc_dagster.assets.template_job import batch_definitions, template_definitions
 from mloc_dagster.compile.compiler import CompiledTemplate, compile_files
 from mloc_dagster.fleet.dagster.executor import job_executor
 from mloc_dagster.library import library_files

@@ -10,12 +10,11 @@ import dagster as dg
 from dagster import DagsterEventType
 
 from mloc_dagster import errors
-from mloc_dagster.assets.names import job_name
+from mloc_dagster.assets.task_graph import job_name
 from mloc_dagster.compile.compiler import CompiledTask, CompiledTemplate
 from mloc_dagster.compile.diagnostics import Diagnostic
 from mloc_dagster.definitions import build_definitions
-from mloc_dagster.executors.registry import task_executor
-from mloc_dagster.executors.task_start import task_id_for
+from mloc_dagster.executors.open_task import task_executor, task_id_for
 from mloc_dagster.fleet.hardware import misfit, requirements_of
 from mloc_dagster.fleet.worker.detection import detect_hardware
 from mloc_dagster.ops.failures import step_error

@@ -44,8 +44,7 @@ from mloc_dagster.fleet.dagster.run_worker import RunWorker
 from mloc_dagster.fleet.hardware import CPU_QUEUE, Hardware, queues_for
 from mloc_dagster.fleet.memory.engine import MemoryFleetEngine
 from mloc_dagster.fleet.redis.engine import RedisFleetEngine
-from mloc_dagster.fleet.worker.process import Worker
-from mloc_dagster.fleet.worker.step_worker import StepWorker
+from mloc_dagster.fleet.worker.process import StepWorker, Worker
 from mloc_dagster.services.event_log import captured
 from mloc_dagster.services.stack.dagster_home import fleet_instance
 from mloc_dagster.settings import settings

@@ -18,8 +18,7 @@ from accelerate.utils import DistributedType
 
 from mloc_dagster.executors.training import arguments, spread
 from mloc_dagster.executors.training.base import Hooks
-from mloc_dagster.executors.training.job import TrainingJob
-from mloc_dagster.executors.training.messages import Message
+from mloc_dagster.executors.training.messages import Message, TrainingJob
 from mloc_dagster.executors.training.session import train
 
 

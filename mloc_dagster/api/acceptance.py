@@ -1,12 +1,15 @@
-"""Submissions made durable many at a time: those that arrive together share one commit."""
+"""Submissions and their files made durable; those that arrive together share one commit."""
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
+import shutil
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any, cast
 
 from anyio import CapacityLimiter, to_thread
 from sqlalchemy.exc import DBAPIError
@@ -14,13 +17,46 @@ from sqlalchemy.exc import DBAPIError
 from mloc_dagster.api.compiled_bodies import CompiledBodies, PreparedBody
 from mloc_dagster.api.metrics import Metrics
 from mloc_dagster.api.problems import Refusal
-from mloc_dagster.api.submission_body import SubmissionBody
-from mloc_dagster.api.uploads import keep_uploads
+from mloc_dagster.api.submission_body import SubmissionBody, Upload
 from mloc_dagster.ledger.acceptance import Accepted, KeyReused
 from mloc_dagster.ledger.ledger import Ledger
 from mloc_dagster.ledger.model import Request, Submission
-from mloc_dagster.results.store import open_store
+from mloc_dagster.net.fetch import has_content
+from mloc_dagster.net.reach import UPLOADS_FOLDER
+from mloc_dagster.results.files import BUFFER_BYTES
+from mloc_dagster.results.store import ResultStore, open_store
 from mloc_dagster.wire import SubmitReply, SubmittedTask, TaskState
+
+
+def keep_uploads(store: ResultStore, uploads: Sequence[Upload]) -> dict[str, str]:
+    """Stores files as `.uploads/<sha256>/<name>`; what is there already, and sound, stays.
+
+    Returns:
+        Their addresses, by the names by which a template may call them: the whole name, and the
+        last part of it where only one file has that.
+    """
+    addresses: dict[str, str] = {}
+    for each in uploads:
+        addresses[each.name] = _keep(store, each)
+    ends = [PurePosixPath(each.name).name for each in uploads]
+    for each, end in zip(uploads, ends, strict=True):
+        if ends.count(end) == 1:
+            addresses.setdefault(end, addresses[each.name])
+    return addresses
+
+
+def _keep(store: ResultStore, upload: Upload) -> str:
+    source = upload.file.file
+    source.seek(0)
+    digest = hashlib.file_digest(cast(Any, source), "sha256").hexdigest()
+    name = PurePosixPath(upload.name).name
+    folder = store.folder(f"{UPLOADS_FOLDER}/{digest}")
+    if not (folder.exists(name) and has_content(folder.open(name), digest)):
+        source.seek(0)
+        with folder.create(name) as target:
+            shutil.copyfileobj(source, target, BUFFER_BYTES)
+    return f"{folder.url}/{name}"
+
 
 _WINDOW_S = 0.005
 _MOST_SUBMISSIONS = 256

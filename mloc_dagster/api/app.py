@@ -9,25 +9,14 @@ from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
 from mloc_dagster import __version__
-from mloc_dagster.api import (
-    admin_routes,
-    health_routes,
-    log_routes,
-    problems,
-    result_routes,
-    task_routes,
-)
+from mloc_dagster.api import admin_routes, health_routes, logs, problems, result_routes, task_routes
 from mloc_dagster.api.acceptance import Acceptance
-from mloc_dagster.api.access_log import AccessLog
-from mloc_dagster.api.auth import BearerAuth, Tokens
+from mloc_dagster.api.auth import BearerAuth, OriginGuard, Tokens
 from mloc_dagster.api.compiled_bodies import CompiledBodies
-from mloc_dagster.api.docs_pages import install_docs
-from mloc_dagster.api.fleet_access import FleetAccess
 from mloc_dagster.api.limits import Limits, RequestGuard
-from mloc_dagster.api.metrics import Metrics, Observed
-from mloc_dagster.api.openapi import describe
-from mloc_dagster.api.origins import OriginGuard
-from mloc_dagster.api.state import ApiState
+from mloc_dagster.api.metrics import AccessLog, Metrics, Observed
+from mloc_dagster.api.openapi import describe, install_docs
+from mloc_dagster.api.state import ApiState, FleetAccess
 from mloc_dagster.ledger.ledger import Ledger
 from mloc_dagster.settings import settings
 
@@ -79,7 +68,7 @@ def create_app(
         separate_input_output_schemas=False,
     )
     app.state.api = state
-    for each in (task_routes, log_routes, result_routes, admin_routes, health_routes):
+    for each in (task_routes, logs, result_routes, admin_routes, health_routes):
         app.include_router(each.router)
     install_docs(app)
     problems.install(app)

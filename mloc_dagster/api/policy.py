@@ -8,8 +8,7 @@ from collections.abc import Iterable, Mapping
 from urllib.parse import urlsplit
 
 from mloc_dagster.compile.compiled import CompiledTemplate
-from mloc_dagster.compile.diagnostics import Diagnostic, at_value
-from mloc_dagster.compile.spelling import find
+from mloc_dagster.compile.diagnostics import Diagnostic, at_value, find
 from mloc_dagster.compile.tree import Tree, format_path
 from mloc_dagster.net.reach import FALSE, OutOfReachError, Reach
 from mloc_dagster.schema.markers import FileRef, Marked, Url, marked

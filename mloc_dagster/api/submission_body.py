@@ -11,7 +11,7 @@ from pydantic_core import from_json
 from starlette.datastructures import UploadFile
 
 from mloc_dagster.api.limits import Limits
-from mloc_dagster.api.names import safe_name
+from mloc_dagster.api.parameters import safe_name
 from mloc_dagster.api.problems import Refusal
 from mloc_dagster.wire import BODY_NAME
 

@@ -1,20 +1,78 @@
-"""A task with what its run, the fleet and its folder know."""
+"""A task as the API returns it, from the ledger, its run, the fleet and its folder."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from mloc_dagster.api.state import ApiState
-from mloc_dagster.api.views import task_fields
 from mloc_dagster.ledger.model import TaskEntry
 from mloc_dagster.schema.task_type import task_types
-from mloc_dagster.tasks.progress import plan_of, summary_of
-from mloc_dagster.wire import ProgressReply, Shards, TaskDetail, TaskReply, TaskState, TrainingView
+from mloc_dagster.tasks.task_status import plan_of, summary_of
+from mloc_dagster.wire import (
+    ProgressReply,
+    Shards,
+    TaskDetail,
+    TaskReply,
+    TaskState,
+    TaskView,
+    TrainingView,
+)
 
 if TYPE_CHECKING:
     from mloc_dagster.ops.run_tags import RunTask
     from mloc_dagster.tasks.workflows import Workflow
+
+
+_WORST_FIRST = (
+    TaskState.DEAD,
+    TaskState.FAILED,
+    TaskState.CANCELLED,
+    TaskState.RUNNING,
+    TaskState.DISPATCHED,
+    TaskState.PENDING,
+    TaskState.WAITING,
+)
+
+
+def task_fields(entry: TaskEntry) -> dict[str, object]:
+    """Returns the fields of a `TaskView`."""
+    return {
+        "task_id": entry.task_id,
+        "workflow_id": entry.workflow_id,
+        "node": entry.node,
+        "task_type": entry.task_type,
+        "template": entry.template,
+        "owner": entry.owner,
+        "labels": dict(entry.labels),
+        "depends_on": entry.depends_on,
+        "status": entry.state,
+        "waiting_for": "" if entry.state.ended else entry.waiting_for,
+        "run_id": entry.run_id,
+        "runs": entry.runs,
+        "due": entry.due,
+        "submitted_at": entry.submitted_at,
+        "started_at": entry.started_at,
+        "ended_at": entry.ended_at,
+        "worker_id": entry.worker_id,
+        "rows": entry.rows,
+        "rows_finished": entry.rows_finished,
+        "errors": entry.errors,
+        "error": entry.error,
+        "cancelling": entry.cancelling,
+    }
+
+
+def task_view(entry: TaskEntry) -> TaskView:
+    """Returns a task as lists show it."""
+    return TaskView.model_validate(task_fields(entry))
+
+
+def workflow_state(entries: Sequence[TaskEntry]) -> TaskState:
+    """Returns one word for all tasks of a workflow."""
+    states = {each.state for each in entries}
+    return next((each for each in _WORST_FIRST if each in states), TaskState.DONE)
 
 
 def task_reply(api: ApiState, entry: TaskEntry) -> TaskReply:
@@ -41,7 +99,7 @@ def _training(api: ApiState, entry: TaskEntry) -> TrainingView | None:
     known = task_types().get(entry.task_type)
     if known is None or not known.trains:
         return None
-    from mloc_dagster.tasks.training_status import training_status
+    from mloc_dagster.tasks.task_status import training_status
 
     runs = entry.state is TaskState.RUNNING
     return training_status(entry.task_id, entry.submitted_at, api.fleet.last_word, runs=runs)

@@ -7,7 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Body, Depends, Header, Request
 from fastapi.responses import Response
 
-from mloc_dagster.api.access_log import TASKS
+from mloc_dagster.api.metrics import TASKS
 from mloc_dagster.api.openapi import SUBMIT_BODY, problems
 from mloc_dagster.api.parameters import (
     FILTERS,
@@ -20,8 +20,7 @@ from mloc_dagster.api.parameters import (
 from mloc_dagster.api.problems import Refusal, no_such_task
 from mloc_dagster.api.state import State, reply
 from mloc_dagster.api.submission_body import read_submission
-from mloc_dagster.api.task_detail import progress_reply, task_reply
-from mloc_dagster.api.views import task_view, workflow_state
+from mloc_dagster.api.task_detail import progress_reply, task_reply, task_view, workflow_state
 from mloc_dagster.ledger.model import TaskEntry, TaskFilter
 from mloc_dagster.wire import (
     ChangedTask,

@@ -1,16 +1,131 @@
-"""The graph behind a responses asset: plan → run_shard × N → aggregate."""
+"""The graph behind a responses asset: plan → run_shard × N → aggregate; its names and config."""
 
 import inspect
 import json
+from typing import Any
 
 import dagster as dg
+from pydantic import Field
 
-from mloc_dagster.assets.names import node_name, op_name
-from mloc_dagster.assets.overrides import TaskOverrides, override_mapping
-from mloc_dagster.assets.shard_step import shard_invocation
 from mloc_dagster.compile.compiler import CompiledTask, CompiledTemplate
+from mloc_dagster.executors.base import TaskExecutor, model_key_text
+from mloc_dagster.executors.open_task import task_executor
+from mloc_dagster.fleet.dagster.tickets import fleet_tags
+from mloc_dagster.fleet.hardware import requirements_of
 from mloc_dagster.ops.aggregate import aggregate_op
 from mloc_dagster.ops.plan import plan_op
+from mloc_dagster.ops.run_tags import op_name
+from mloc_dagster.ops.shard import shard_op
+from mloc_dagster.schema.task import ModelSpec, TaskSpec
+from mloc_dagster.schema.task_type import find_task_type
+
+
+def job_name(compiled: CompiledTemplate) -> str:
+    """Returns the name of a template's job."""
+    return op_name(compiled.metadata.name)
+
+
+def node_name(compiled: CompiledTemplate, node: str) -> str:
+    """Returns the name of a task's graph, which starts the keys of its steps.
+
+    It may not be the job's name: Dagster keeps jobs, graphs and ops in one namespace.
+    """
+    return op_name(f"{compiled.metadata.name}__{'task' if len(compiled.tasks) == 1 else node}")
+
+
+def asset_key(compiled: CompiledTemplate, node: str, asset: str) -> dg.AssetKey:
+    """Returns `<template>/<asset>`, or `<template>/<node>_<asset>` with several nodes.
+
+    The UI's graphs show the last part of a key only: it has to tell the nodes apart.
+    """
+    single = len(compiled.tasks) == 1
+    return dg.AssetKey([compiled.metadata.name, asset if single else f"{node}_{asset}"])
+
+
+class ModelOverride(dg.Config):
+    """Another model."""
+
+    type: str | None = Field(default=None, description="huggingface, local or builtin")
+    identifier: str = Field(description="Hub id, path, or the name of a builtin model")
+    revision: str | None = Field(default=None, description="Branch, tag or commit on the hub")
+
+
+class ParallelOverride(dg.Config):
+    """Another cut into shards."""
+
+    enabled: bool | None = Field(default=None, description="false runs the task as one shard")
+    max_shards: int | None = Field(default=None, description="At most this many shards")
+
+
+class OutputOverride(dg.Config):
+    """Other outputs."""
+
+    formats: list[str] | None = Field(default=None, description="Of json, parquet, jsonl, csv")
+    path: str | None = Field(
+        default=None, description="Second copy of the artifacts, below the results root"
+    )
+
+
+class TaskOverrides(dg.Config):
+    """Changes to one task for one launch; what is left out stays as the template has it."""
+
+    model: ModelOverride | None = Field(default=None, description="Another model")
+    prompts: list[str] | None = Field(default=None, description="Rows instead of the data's own")
+    parallel: ParallelOverride | None = Field(default=None, description="Another cut into shards")
+    output: OutputOverride | None = Field(default=None, description="Other outputs")
+
+
+def override_mapping(overrides: TaskOverrides) -> str:
+    """Returns the overrides as JSON in the template's own structure."""
+    spec: dict[str, object] = {}
+    if overrides.model is not None:
+        spec["model"] = {"source": _given(overrides.model)}
+    if overrides.prompts is not None:
+        spec["data"] = {"type": "list", "items": overrides.prompts}
+    if overrides.parallel is not None:
+        spec["parallel"] = _given(overrides.parallel)
+    if overrides.output is not None:
+        spec["output"] = _output(overrides.output)
+    return json.dumps(spec)
+
+
+def _output(output: OutputOverride) -> dict[str, object]:
+    spec: dict[str, object] = {}
+    if output.formats is not None:
+        spec["formats"] = output.formats
+    if output.path is not None:
+        spec["destination"] = {"type": "local", "path": output.path}
+    return spec
+
+
+def _given(config: dg.Config) -> dict[str, object]:
+    return {name: value for name, value in config.model_dump().items() if value is not None}
+
+
+def shard_invocation(spec: TaskSpec) -> dg.PendingNodeInvocation[dg.OpDefinition]:
+    """Returns the op of a task's shards: what each needs, how often it is tried, its pool."""
+    return shard_op(_pool(spec)).alias("run_shard").tag(fleet_tags_of(spec))
+
+
+def fleet_tags_of(spec: TaskSpec) -> dict[str, str]:
+    """Returns what a task's shards need of their workers, as tags."""
+    requirements = requirements_of(spec.resources.hardware, enforce_cpu=spec.enforce_cpu)
+    return fleet_tags(requirements, _model_key(spec), spec.retries)
+
+
+def _pool(spec: TaskSpec) -> str | None:
+    if spec.resources.pool is not None:
+        return spec.resources.pool
+    return op_name(spec.model.source.identifier) if isinstance(spec, ModelSpec) else None
+
+
+def _model_key(spec: TaskSpec) -> str | None:
+    found = find_task_type(spec.task_type)
+    if found.executor is None or found.trains:  # a training loads its model in its own process
+        return None
+    executor: TaskExecutor[Any, Any] = task_executor(spec.task_type)
+    key = executor.model_key(spec)
+    return None if key is None else model_key_text(key)
 
 
 def task_graph(compiled: CompiledTemplate, node: CompiledTask) -> dg.GraphDefinition:

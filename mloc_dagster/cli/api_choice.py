@@ -1,4 +1,4 @@
-"""Whether a command asks the API, or Dagster and Redis themselves: decided here and nowhere else.
+"""Whether a command asks the API, or Dagster and Redis directly; arguments that commands share.
 
 The API is asked where one answers: the one of `MLOC_API_URL`, or that of the stack which is up in
 `MLOC_HOME`. Without one the commands look themselves, as they do for a task that the API does not
@@ -9,10 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 if TYPE_CHECKING:
     from mloc_dagster.client import Address, Client
+
 
 _ATTEMPTS = 5
 """A few seconds: an API that was killed is up again by then, and somebody waits at a terminal."""
@@ -71,3 +74,48 @@ def _answers(stack: Address) -> bool:
         except ApiError:
             return False
     return True
+
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
+Wait = Annotated[bool, typer.Option("--wait", help="Return when the run has ended.")]
+NoData = Annotated[
+    bool, typer.Option("--no-data", help="Do not look at the data files before anything runs.")
+]
+
+
+_LATEST = 100
+_PATIENCE_S = 0.7
+"""Who presses Tab waits no longer than this."""
+
+
+def complete_task_ids(incomplete: str) -> list[tuple[str, str]]:
+    """Returns ids that begin so, each with what it is; none if no API answers at once."""
+    from mloc_dagster.errors import MlocError
+
+    try:
+        with api_client(attempts=1, timeout_s=_PATIENCE_S) as client:
+            found = list(client.list(limit=_LATEST))
+    except (MlocError, OSError):
+        return []  # a message would land in the middle of the user's command
+    return [
+        (each.task_id, f"{each.template} {each.status.value}")
+        for each in found
+        if each.task_id.startswith(incomplete)
+    ]
+
+
+TaskOrRun = Annotated[
+    str,
+    typer.Argument(
+        metavar="ID",
+        help="Of a task, or what all tasks of a template share.",
+        show_default=False,
+        autocompletion=complete_task_ids,
+    ),
+]
+TaskId = Annotated[
+    str,
+    typer.Argument(
+        metavar="ID", help="Of a task.", show_default=False, autocompletion=complete_task_ids
+    ),
+]

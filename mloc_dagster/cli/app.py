@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from mloc_dagster import __version__
-from mloc_dagster.cli.arguments import Json, NoData
+from mloc_dagster.cli.api_choice import Json, NoData
 from mloc_dagster.cli.fleet_app import fleet
 from mloc_dagster.cli.task_app import tasks
 
@@ -200,7 +200,7 @@ def _validate(
 
     Exit code: 0, or 2 when there is an error.
     """
-    from mloc_dagster.cli.validate_command import validate
+    from mloc_dagster.cli.template_commands import validate
 
     raise typer.Exit(validate(files, as_json=as_json, strict=strict, look=not no_data))
 
@@ -282,7 +282,7 @@ def _templates_new(
 @_models.command("list")
 def _models_list(as_json: Json = False) -> None:
     """List the models that ship."""
-    from mloc_dagster.cli.model_commands import list_models
+    from mloc_dagster.cli.template_commands import list_models
 
     list_models(as_json=as_json)
 
@@ -292,6 +292,6 @@ def _models_path(
     name: Annotated[str, typer.Argument(help="Such as tiny-chat.")],
 ) -> None:
     """Print where a model lies."""
-    from mloc_dagster.cli.model_commands import show_model_path
+    from mloc_dagster.cli.template_commands import show_model_path
 
     show_model_path(name)

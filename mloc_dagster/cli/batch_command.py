@@ -12,17 +12,19 @@ import typer
 from pydantic import JsonValue
 
 from mloc_dagster.cli.batch_files import (
+    BatchOutcome,
     answering_alone,
+    batch_json,
     batch_task_id,
     check_files,
     model_source,
+    print_batch,
     replacing,
 )
-from mloc_dagster.cli.batch_report import BatchOutcome, batch_json, print_batch
-from mloc_dagster.cli.exit_codes import FAILED, OK
-from mloc_dagster.cli.report import report_json
+from mloc_dagster.cli.display.report import report_json
 from mloc_dagster.cli.resume import check_not_running, resumable
 from mloc_dagster.cli.session import Session
+from mloc_dagster.cli.terminal import FAILED, OK
 from mloc_dagster.compile.compiler import CompiledTemplate, compile_document
 from mloc_dagster.compile.loader import Document
 from mloc_dagster.compile.overrides import apply_sets

@@ -1,4 +1,4 @@
-"""The files that `mloc batch` writes, their lock, and the task that they belong to."""
+"""The files that `mloc batch` writes, their lock, its task, and the report at its end."""
 
 from __future__ import annotations
 
@@ -8,16 +8,21 @@ import os
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+import typer
 from pydantic import JsonValue
+from rich.console import Console
 
+from mloc_dagster.cli.display.tables import duration, print_table, rate
 from mloc_dagster.compile.compiler import CompiledTemplate
 from mloc_dagster.data.openai_batch import BatchFile
 from mloc_dagster.errors import InputError, TerminalError
 from mloc_dagster.models import BUILTIN_MODELS
-from mloc_dagster.schema.canonical import canonical_json
+from mloc_dagster.results.summary import TaskSummary
+from mloc_dagster.schema.base import canonical_json
 from mloc_dagster.schema.task import ModelSpec
 from mloc_dagster.settings import settings
 
@@ -165,3 +170,79 @@ def _holder(descriptor: int) -> int:
     asked = struct.pack(_FLOCK, fcntl.F_WRLCK, 0, 0, 0, 0)
     kind, *_, pid = struct.unpack(_FLOCK, fcntl.fcntl(descriptor, fcntl.F_GETLK, asked))
     return 0 if kind == fcntl.F_UNLCK else pid
+
+
+@dataclass(frozen=True, slots=True)
+class BatchOutcome:
+    """A batch whose files are written.
+
+    Attributes:
+        summary: Its task's figures.
+        folder: Address of the task's results.
+        output: The file with the answers.
+        errors: The file with the requests that failed.
+        answered: Requests with an answer.
+        failed: Requests without one.
+    """
+
+    summary: TaskSummary
+    folder: str
+    output: str
+    errors: str
+    answered: int
+    failed: int
+
+
+def batch_json(outcome: BatchOutcome | None) -> dict[str, object] | None:
+    """Returns what `--json` adds to the report; None when no file was written."""
+    if outcome is None:
+        return None
+    return {
+        "output": outcome.output,
+        "errors": outcome.errors,
+        "answered": outcome.answered,
+        "failed": outcome.failed,
+        "usage": outcome.summary.usage.model_dump(mode="json"),
+    }
+
+
+def print_batch(outcome: BatchOutcome) -> None:
+    """Prints the usage report, and the files' paths last."""
+    out = Console()
+    out.print()
+    print_table(("batch", ""), _lines(outcome), numbers=(1,), console=out)
+    if outcome.failed:
+        first = outcome.summary.first_errors[0]
+        named = f"row {first.index}" if first.custom_id is None else first.custom_id
+        out.print(
+            f"{outcome.failed:,} requests failed; the first, {named}: {first.error}",
+            markup=False,
+            soft_wrap=True,
+        )
+    out.print()
+    typer.echo(outcome.errors)
+    typer.echo(outcome.output)
+
+
+def _lines(outcome: BatchOutcome) -> list[tuple[str, str]]:
+    summary, usage = outcome.summary, outcome.summary.usage
+    reused = usage.reused_rows.task + usage.reused_rows.cache
+    lines = [
+        ("requests", f"{outcome.answered + outcome.failed:,}"),
+        ("rows", f"{summary.rows:,}"),
+        ("errors", f"{summary.errors:,}"),
+        ("prompt tokens", f"{usage.prompt_tokens:,}"),
+        ("  of these cached", f"{usage.cached_tokens:,}"),
+        ("output tokens", f"{usage.completion_tokens:,}"),
+        ("rows reused", f"{reused:,}"),
+        ("time", duration(usage.latency_sec)),
+        ("engine time", duration(usage.engine_seconds)),
+        *([("GPU time", duration(usage.gpu_seconds))] if usage.gpu_seconds else []),
+        ("output tokens/s", rate(summary.tokens_per_s)),
+        ("rows/s", rate(summary.rows_per_s)),
+    ]
+    if usage.energy_joules is not None:
+        lines.append(("energy", f"{usage.energy_joules:,.0f} J"))
+    if usage.cost is not None:
+        lines.append(("cost", f"{usage.cost:.6f}"))
+    return lines

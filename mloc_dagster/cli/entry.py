@@ -7,8 +7,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from mloc_dagster.cli.debug import DEBUG, debugging
-from mloc_dagster.cli.exit_codes import BAD_INPUT, FAILED, INTERRUPTED, OK
+from mloc_dagster.cli.terminal import BAD_INPUT, DEBUG, FAILED, INTERRUPTED, OK, debugging
 from mloc_dagster.errors import InputError, MlocError, TemplateError
 from mloc_dagster.settings import settings
 
@@ -22,7 +21,7 @@ def run(arguments: Sequence[str], *, keep_private: bool = False) -> int:
             what it starts inherits this.
 
     Returns:
-        Its exit code, as `cli.exit_codes` has them.
+        Its exit code, as `cli.terminal` has them.
     """
     try:
         if keep_private:

@@ -9,25 +9,22 @@ from dataclasses import asdict, dataclass
 
 import typer
 
-from mloc_dagster.cli.exit_codes import OK
+from mloc_dagster.cli.display.tables import duration, print_table
 from mloc_dagster.cli.run_command import compile_with_sets, template_path
-from mloc_dagster.cli.tables import print_table
-from mloc_dagster.cli.wording import duration
+from mloc_dagster.cli.terminal import OK
+from mloc_dagster.compile.compiled import whole_reference
 from mloc_dagster.compile.compiler import CompiledTask, CompiledTemplate
-from mloc_dagster.compile.expressions import whole_reference
 from mloc_dagster.executors.estimate import (
     Estimate,
     Figure,
+    TrainingEstimate,
+    Unknown,
     add_up,
     estimate_rows,
+    estimate_training,
     unknown_estimate,
 )
 from mloc_dagster.executors.input_planning import kind_of
-from mloc_dagster.executors.training_estimate import (
-    TrainingEstimate,
-    Unknown,
-    estimate_training,
-)
 from mloc_dagster.results.history import read_history
 from mloc_dagster.results.store import ResultStore, open_store
 from mloc_dagster.schema.data import GraphTemplateData, UpstreamData

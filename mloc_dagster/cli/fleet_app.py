@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from mloc_dagster.cli.arguments import Json
+from mloc_dagster.cli.api_choice import Json
 
 _FLEET = "Fleet"
 
@@ -90,7 +90,7 @@ def _worker(
 
     Exit code: 0, or 2 (bad input).
     """
-    from mloc_dagster.cli.worker_command import WorkerOptions, work
+    from mloc_dagster.cli.service_commands import WorkerOptions, work
 
     names = tuple(name.strip() for name in queues.split(",") if name.strip())
     raise typer.Exit(work(WorkerOptions(names, gpus, gpus_per_worker, tuple(tags or ()))))
@@ -102,7 +102,7 @@ def _dispatcher() -> None:
 
     `mloc up` starts one. Exit code: 0, or 2 (bad input).
     """
-    from mloc_dagster.cli.dispatcher_command import dispatch
+    from mloc_dagster.cli.service_commands import dispatch
 
     raise typer.Exit(dispatch())
 
@@ -122,7 +122,7 @@ def _api(
 
     Exit code: 0, 1 (the port is taken), 2 (bad input).
     """
-    from mloc_dagster.cli.api_command import serve
+    from mloc_dagster.cli.service_commands import serve
 
     raise typer.Exit(serve(host, port))
 
@@ -134,7 +134,7 @@ def _webserver(
     workspace: Annotated[Path, typer.Option(metavar="FILE", help="What the UI shows.")],
 ) -> None:
     """Serve Dagster's UI behind the API's guard against other sites' pages; `mloc up` does it."""
-    from mloc_dagster.cli.webserver_command import serve_webserver
+    from mloc_dagster.cli.service_commands import serve_webserver
 
     raise typer.Exit(serve_webserver(host, port, workspace))
 
@@ -142,7 +142,7 @@ def _webserver(
 @fleet.command("workers", rich_help_panel=_FLEET)
 def _workers(as_json: Json = False) -> None:
     """List the live workers: what they own, what they have warm, what they run."""
-    from mloc_dagster.cli.workers_command import list_workers
+    from mloc_dagster.cli.status_command import list_workers
 
     list_workers(as_json=as_json)
 

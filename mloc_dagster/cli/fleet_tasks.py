@@ -1,4 +1,4 @@
-"""The one way of commands around the API: what Dagster, Redis and the store know of tasks.
+"""Tasks without the API: what Dagster, Redis and the store know of them.
 
 docs/cli.md promises it for a fleet that has no API (`MLOC_REDIS_URL`), for `mloc launch`, and for
 tasks that are not in the API's ledger, as those of Dagster's UI. What it returns are the models of
@@ -7,8 +7,11 @@ tasks that are not in the API's ledger, as those of Dagster's UI. What it return
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -16,12 +19,74 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from mloc_dagster.cli.fleet_context import Fleet, open_fleet
 from mloc_dagster.errors import InputError
+from mloc_dagster.settings import settings
 from mloc_dagster.wire import DeadLetterView, TaskDetail, TaskState
 
 if TYPE_CHECKING:
+    import dagster as dg
+
+    from mloc_dagster.fleet import FleetEngine
     from mloc_dagster.tasks.workflows import Found
+
+
+_TAKEN_OVER = ("DAGSTER_HOME", "MLOC_RESULTS_URL", "MLOC_TEMPLATES_DIR")
+
+
+@dataclass(frozen=True, slots=True)
+class Fleet:
+    """What the commands ask.
+
+    Attributes:
+        instance: Dagster's runs.
+        engine: The tickets.
+    """
+
+    instance: dg.DagsterInstance
+    engine: FleetEngine
+
+
+@contextmanager
+def open_fleet() -> Generator[Fleet]:
+    """Opens the fleet of `MLOC_REDIS_URL`, or the stack that is up in `MLOC_HOME`.
+
+    Raises:
+        InputError: If there is neither.
+        TransientError: If its Redis does not answer.
+    """
+    if settings().redis_url is None:
+        use_stack()
+    from mloc_dagster.fleet import open_engine, require_fleet
+    from mloc_dagster.services.instance import open_instance
+
+    require_fleet()
+    with open_instance() as instance:
+        yield Fleet(instance, open_engine())
+
+
+def use_stack() -> None:
+    """Makes this process see what the stack in `MLOC_HOME` was started with.
+
+    Raises:
+        InputError: If none is up.
+    """
+    from mloc_dagster.services.stack.layout import stack_layout
+    from mloc_dagster.services.stack.plan import saved_plan
+    from mloc_dagster.services.stack.processes import supervisor_process
+
+    layout = stack_layout()
+    supervisor, plan = supervisor_process(layout), saved_plan(layout)
+    if supervisor is None or plan is None:
+        raise InputError(
+            f"nothing is up in {layout.home}: start the system with `mloc up`, or set"
+            " MLOC_REDIS_URL and MLOC_POSTGRES_URL"
+        )
+    # Where results and templates are was decided when the stack was started, perhaps elsewhere.
+    started_with = supervisor.environ()
+    os.environ |= {name: started_with[name] for name in _TAKEN_OVER if name in started_with}
+    os.environ |= {"MLOC_REDIS_URL": plan.redis_url, "MLOC_POSTGRES_URL": plan.postgres_url}
+    settings.cache_clear()
+
 
 _PAGE = 100
 _LOOK_EVERY_S = 0.3
@@ -94,7 +159,7 @@ def cancel(task_or_run_id: str, *, wait: bool) -> Sequence[TaskDetail]:
         InputError: If there is no such task, or it has ended.
     """
     with open_fleet() as fleet:
-        from mloc_dagster.tasks.cancel import cancel
+        from mloc_dagster.tasks.workflows import cancel
 
         run_id = cancel(fleet.instance, task_or_run_id)
         return _wait(fleet, [run_id]) if wait else ()
@@ -107,7 +172,7 @@ def retry(task_or_run_id: str, *, failed_rows: bool, wait: bool) -> Sequence[Tas
         InputError: If there is no such task, or nothing to retry.
     """
     with open_fleet() as fleet:
-        from mloc_dagster.sensors.run_views import tasks_of
+        from mloc_dagster.sensors.task_facts import tasks_of
         from mloc_dagster.tasks.retry import retry
         from mloc_dagster.tasks.workflows import find
 

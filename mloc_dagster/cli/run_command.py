@@ -10,10 +10,10 @@ from pathlib import Path
 
 import typer
 
-from mloc_dagster.cli.exit_codes import OK
-from mloc_dagster.cli.report import print_folders, report_json
+from mloc_dagster.cli.display.report import print_folders, report_json
 from mloc_dagster.cli.resume import resumable, start_over
 from mloc_dagster.cli.session import Session
+from mloc_dagster.cli.terminal import OK
 from mloc_dagster.compile.compiler import CompiledTemplate, compile_document, compile_file
 from mloc_dagster.compile.diagnostics import Diagnostic, errors_of
 from mloc_dagster.compile.loader import load_documents

@@ -1,8 +1,9 @@
-"""`mloc status`: components, queues and workers of this home's stack."""
+"""`mloc status` and `mloc workers`."""
 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -10,13 +11,15 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from mloc_dagster.cli.exit_codes import FAILED, OK
-from mloc_dagster.cli.tables import print_table
-from mloc_dagster.cli.wording import count, duration
+from mloc_dagster.cli.api_choice import ask
+from mloc_dagster.cli.display.tables import count, duration, print_table
+from mloc_dagster.cli.terminal import FAILED, OK
+from mloc_dagster.fleet import WorkerInfo, open_engine, require_fleet
+from mloc_dagster.fleet.hardware import GPU_QUEUE, Hardware
 from mloc_dagster.services.stack.answers import redis_answers
 from mloc_dagster.services.stack.layout import StackLayout, stack_layout
-from mloc_dagster.services.stack.leftovers import stack_processes
 from mloc_dagster.services.stack.plan import StackPlan, addresses, saved_plan
+from mloc_dagster.services.stack.processes import stack_processes
 from mloc_dagster.services.stack.supervisor import (
     ComponentState,
     SupervisorGone,
@@ -24,6 +27,7 @@ from mloc_dagster.services.stack.supervisor import (
 )
 
 if TYPE_CHECKING:
+    from mloc_dagster.client import Client
     from mloc_dagster.fleet import WorkerInfo
 
 
@@ -122,31 +126,77 @@ def _print(plan: StackPlan | None, components: Sequence[ComponentState], fleet: 
     typer.echo(f"waiting: {waiting or 'nothing'}")
     if fleet.workers:
         typer.echo("")
-        _print_workers(fleet.workers)
+        print_workers(fleet.workers)
     else:
         typer.echo("workers: none")
 
 
-def _print_workers(workers: Sequence[WorkerInfo]) -> None:
+_HEADINGS = ("worker", "host", "status", "queues", "hardware", "warm models", "runs", "seen")
+_SHOWN = 3
+
+
+def list_workers(*, as_json: bool) -> None:
+    """Prints the live workers.
+
+    Raises:
+        InputError: If no Redis is configured.
+        TransientError: If it does not answer.
+    """
+
+    def over_api(client: Client) -> Sequence[WorkerInfo]:
+        return client.workers().workers
+
+    workers = ask(over_api, _registered)
+    if as_json:
+        entries = [each.model_dump(mode="json") for each in workers]
+        typer.echo(json.dumps(entries, ensure_ascii=False))
+    elif not workers:
+        typer.echo("no worker is alive: start one with `mloc worker`", err=True)
+    else:
+        print_workers(workers)
+
+
+def _registered() -> Sequence[WorkerInfo]:
+    require_fleet()
+    return open_engine().workers()
+
+
+def print_workers(workers: Sequence[WorkerInfo]) -> None:
+    """Prints a table with a line for each worker."""
     now = datetime.now(UTC)
-    rows = [
-        (
-            each.worker_id,
-            each.status.value,
-            ", ".join(each.queues),
-            _hardware(each),
-            ", ".join(each.warm_models) or "–",
-            str(len(each.running)),
-            f"{duration(max(0.0, (now - each.last_seen).total_seconds()))} ago",
-        )
-        for each in workers
-    ]
-    headings = ("worker", "status", "queues", "hardware", "warm models", "running", "last seen")
-    print_table(headings, rows, numbers=(5, 6))
+    print_table(_HEADINGS, [_row(each, now) for each in workers])
 
 
-def _hardware(worker: WorkerInfo) -> str:
-    owned = worker.hardware
-    memory = f"{owned.memory_bytes / (1 << 30):.0f} GiB"
-    gpus = [f"{gpu.name} {gpu.memory_bytes / (1 << 30):.0f} GiB" for gpu in owned.gpus]
-    return ", ".join([count(owned.cpus, "core"), memory, *gpus])
+def _row(worker: WorkerInfo, now: datetime) -> Sequence[str]:
+    return (
+        worker.worker_id,
+        worker.host,
+        worker.status.value,
+        _queues(worker.queues),
+        hardware_text(worker.hardware),
+        _some(worker.warm_models),
+        _some(worker.running),
+        f"{duration(max(0.0, (now - worker.last_seen).total_seconds()))} ago",
+    )
+
+
+def hardware_text(hardware: Hardware) -> str:
+    """Returns hardware in a few words: `8 cores, 62 GiB, 2 × nvidia-l4 22 GiB`."""
+    parts = [count(hardware.cpus, "core"), f"{hardware.memory_bytes / (1 << 30):.0f} GiB"]
+    kinds = Counter((gpu.name, gpu.memory_bytes) for gpu in hardware.gpus)
+    for (name, memory_bytes), number in kinds.items():
+        times = f"{number} × " if number > 1 else ""
+        parts.append(f"{times}{name} {memory_bytes / (1 << 30):.0f} GiB")
+    return ", ".join(parts)
+
+
+def _queues(queues: Sequence[str]) -> str:
+    # A GPU's name gives many queues, of which the shortest ones say it all.
+    plain = [each for each in queues if "." not in each]
+    words = [each for each in queues if each.startswith(f"{GPU_QUEUE}.") and "-" not in each]
+    return ", ".join([*plain, *words])
+
+
+def _some(texts: Sequence[str]) -> str:
+    more = len(texts) - _SHOWN
+    return "\n".join([*texts[:_SHOWN], *([f"{more} more"] if more > 0 else [])])

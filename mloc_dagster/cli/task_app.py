@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from mloc_dagster.cli.arguments import Json, TaskId, TaskOrRun, Wait
+from mloc_dagster.cli.api_choice import Json, TaskId, TaskOrRun, Wait
 
 _PANEL = "Tasks on the fleet"
 
@@ -225,7 +225,7 @@ def _cleanup(
 
     Exit code: 0, 1 (the API fails), 2 (bad input).
     """
-    from mloc_dagster.cli.cleanup_command import cleanup
+    from mloc_dagster.cli.result_command import cleanup
     from mloc_dagster.wire import CleanupRequest
 
     wanted = CleanupRequest(

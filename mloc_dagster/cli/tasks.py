@@ -17,8 +17,8 @@ import typer
 
 import mloc_dagster.cli.fleet_tasks as fleet_tasks
 from mloc_dagster.cli.api_choice import api_client, ask
-from mloc_dagster.cli.exit_codes import FAILED, OK
-from mloc_dagster.cli.task_lines import print_letters, print_task_lines, print_task_table
+from mloc_dagster.cli.display.task_lines import print_letters, print_task_lines, print_task_table
+from mloc_dagster.cli.terminal import FAILED, OK
 from mloc_dagster.errors import InputError, UnknownNameError
 from mloc_dagster.wire import DeadLetterView, LogLevel, LogLine, TaskDetail, TaskState, TaskView
 

@@ -1,4 +1,4 @@
-"""`mloc templates`."""
+"""`mloc validate`, `mloc templates` and `mloc models`."""
 
 from __future__ import annotations
 
@@ -7,18 +7,80 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 
 import typer
 from pydantic import TypeAdapter, ValidationError
 
-from mloc_dagster.cli.tables import print_table
-from mloc_dagster.compile.compiler import CompiledTemplate, compile_file
+from mloc_dagster.cli.display.tables import count, print_table
+from mloc_dagster.cli.terminal import BAD_INPUT, OK
+from mloc_dagster.compile.compiler import CompiledTemplate, compile_file, compile_files
+from mloc_dagster.compile.diagnostics import errors_of, in_file_order
 from mloc_dagster.compile.loader import parse_documents
 from mloc_dagster.compile.tree import Tree
+from mloc_dagster.data.look import look_at_data
 from mloc_dagster.errors import InputError, TemplateError
 from mloc_dagster.library import library_dir, library_file, library_files
+from mloc_dagster.models import BUILTIN_MODELS, builtin_model_path
 from mloc_dagster.schema.base import Name
+
+
+def validate(paths: Sequence[Path], *, as_json: bool, strict: bool, look: bool = True) -> int:
+    """Checks files and folders of files; prints every finding, and returns the exit code.
+
+    Args:
+        paths: The files and folders.
+        as_json: Prints one JSON document.
+        strict: Warnings count as errors.
+        look: Looks at the data files, too.
+    """
+    templates, findings = compile_files(template_files(paths))
+    if look:
+        seen = {id(each): look_at_data([each]) for each in templates}
+        findings = list(in_file_order([*findings, *chain.from_iterable(seen.values())]))
+        templates = [each for each in templates if not errors_of(seen[id(each)])]
+    errors = errors_of(findings)
+    warnings = [each for each in findings if each.severity == "warning"]
+    ok = not errors and not (strict and warnings)
+    if as_json:
+        document = {
+            "ok": ok,
+            "templates": len(templates),
+            "errors": len(errors),
+            "warnings": len(warnings),
+            "diagnostics": [each.to_json() for each in findings],
+        }
+        typer.echo(json.dumps(document, ensure_ascii=False))
+    else:
+        for each in findings:
+            colour = typer.colors.RED if each.severity == "error" else typer.colors.YELLOW
+            place, separator, rest = str(each).partition(": ")
+            typer.echo(typer.style(place, fg=colour) + separator + rest)
+        typer.echo(
+            f"{count(len(templates), 'valid template')}, {count(len(errors), 'error')}, "
+            f"{count(len(warnings), 'warning')}"
+        )
+    return OK if ok else BAD_INPUT
+
+
+def template_files(paths: Sequence[Path]) -> list[Path]:
+    """Returns the files that `paths` name: a folder stands for every YAML file below it.
+
+    Raises:
+        InputError: If a folder holds none.
+    """
+    found: dict[Path, None] = {}
+    for path in paths:
+        if not path.is_dir():
+            found[path] = None
+            continue
+        below = sorted({*path.rglob("*.yaml"), *path.rglob("*.yml")})
+        if not below:
+            raise InputError(f"no *.yaml or *.yml file below {path}")
+        found.update(dict.fromkeys(below))
+    return list(found)
+
 
 _PATH = re.compile(r"(?<![\w:/])[\w.-][\w./-]*/[\w./-]*\w")
 """A relative path in a comment, without the full stop of its sentence."""
@@ -149,3 +211,20 @@ def _from(target: Path, path: Path) -> str:
     if os.path.commonpath([here, there]) == here.anchor:
         return there.as_posix()
     return Path(os.path.relpath(there, here)).as_posix()
+
+
+def list_models(*, as_json: bool) -> None:
+    """Prints the models that ship, and how a template names them."""
+    models = BUILTIN_MODELS.values()
+    if as_json:
+        entries = [{**asdict(each), "path": str(builtin_model_path(each.name))} for each in models]
+        typer.echo(json.dumps(entries, ensure_ascii=False))
+        return
+    rows = [(each.name, f"{each.parameters:,}", each.description) for each in models]
+    print_table(("model", "parameters", "description"), rows, numbers=(1,))
+    typer.echo("In a template: model.source: {type: builtin, identifier: NAME}")
+
+
+def show_model_path(name: str) -> None:
+    """Prints the folder of a model that ships."""
+    typer.echo(str(builtin_model_path(name)))

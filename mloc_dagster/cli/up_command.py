@@ -14,13 +14,11 @@ from typing import Self
 import typer
 from rich.console import Console
 
-from mloc_dagster.cli.exit_codes import FAILED, INTERRUPTED, OK
+from mloc_dagster.cli.display.tables import duration, print_table
 from mloc_dagster.cli.stack_readiness import Readiness
-from mloc_dagster.cli.tables import print_table
-from mloc_dagster.cli.wording import duration
+from mloc_dagster.cli.terminal import FAILED, INTERRUPTED, OK
 from mloc_dagster.errors import InputError, MlocError
 from mloc_dagster.services.stack.layout import StackLayout, stack_layout
-from mloc_dagster.services.stack.leftovers import supervisor_process
 from mloc_dagster.services.stack.lifecycle import (
     clear_remains,
     kill_stack,
@@ -30,6 +28,7 @@ from mloc_dagster.services.stack.lifecycle import (
     stop_stack,
 )
 from mloc_dagster.services.stack.plan import StackPlan, addresses, make_plan, saved_plan
+from mloc_dagster.services.stack.processes import supervisor_process
 from mloc_dagster.services.stack.supervisor import (
     ComponentState,
     SupervisorGone,

@@ -10,10 +10,9 @@ from pathlib import Path, PurePosixPath
 import yaml
 from pydantic import JsonValue
 
-from mloc_dagster.compile.anchor import anchored_files
 from mloc_dagster.compile.compiler import compile_document
 from mloc_dagster.compile.diagnostics import Diagnostic, Findings, at_value
-from mloc_dagster.compile.loader import Document, load_documents, parse_documents
+from mloc_dagster.compile.loader import Document, anchored_files, load_documents, parse_documents
 from mloc_dagster.compile.overrides import apply_sets
 from mloc_dagster.compile.tree import Position, Tree
 from mloc_dagster.errors import InputError, TemplateError

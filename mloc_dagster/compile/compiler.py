@@ -9,9 +9,8 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
-from mloc_dagster.compile.artifact_check import check_artifacts
+from mloc_dagster.compile.checks import check_artifacts, check_data, check_engine, data_places
 from mloc_dagster.compile.compiled import CompiledTask, CompiledTemplate
-from mloc_dagster.compile.data_check import check_data, data_places
 from mloc_dagster.compile.diagnostics import (
     MOST_FINDINGS,
     Diagnostic,
@@ -19,21 +18,27 @@ from mloc_dagster.compile.diagnostics import (
     at_key,
     at_value,
     errors_of,
+    find,
     in_file_order,
+    merge_value,
+    normalise,
 )
 from mloc_dagster.compile.effects import Effects
-from mloc_dagster.compile.engine_check import check_engine
 from mloc_dagster.compile.loader import Document, load_documents, parse_documents
-from mloc_dagster.compile.merge import check_base_keys, merged_spec
-from mloc_dagster.compile.nodes import NodeDraft, ancestors_of, check_size, read_nodes
-from mloc_dagster.compile.reference_check import ReferenceCheck
-from mloc_dagster.compile.spelling import find, merge_value, normalise
+from mloc_dagster.compile.nodes import (
+    NodeDraft,
+    ancestors_of,
+    check_base_keys,
+    check_size,
+    merged_spec,
+    read_nodes,
+)
+from mloc_dagster.compile.references import ReferenceCheck
 from mloc_dagster.compile.training_check import check_training
 from mloc_dagster.compile.tree import Position, Tree, tree_of
-from mloc_dagster.compile.typed import validate
-from mloc_dagster.compile.wording import shown
+from mloc_dagster.compile.typed import shown, validate
 from mloc_dagster.errors import TemplateError, TerminalError, UnknownNameError, nearest_hint
-from mloc_dagster.schema.canonical import canonical_json
+from mloc_dagster.schema.base import canonical_json
 from mloc_dagster.schema.legacy import SLO_ANNOTATION
 from mloc_dagster.schema.resources import Schedule
 from mloc_dagster.schema.task import Task, TaskSpec

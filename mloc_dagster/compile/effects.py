@@ -17,7 +17,6 @@ from mloc_dagster.schema.data import OpenaiBatchData
 from mloc_dagster.schema.engine_type import EngineType, engine_types
 from mloc_dagster.schema.engines import certain_engine, idle_options
 from mloc_dagster.schema.legacy import KeyPath
-from mloc_dagster.schema.metrics import ANSWERLESS_METRICS
 from mloc_dagster.schema.model import TrainedModel
 from mloc_dagster.schema.task import (
     DpoSpec,
@@ -33,6 +32,7 @@ from mloc_dagster.schema.task import (
     TrainingSpec,
 )
 from mloc_dagster.schema.task_type import Condition, Idle, TaskType, task_types
+from mloc_dagster.schema.training.gate import ANSWERLESS_METRICS
 
 _Place = tuple[Position, Path]
 

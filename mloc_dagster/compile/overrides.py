@@ -8,10 +8,9 @@ from dataclasses import replace
 
 from pydantic import JsonValue
 
-from mloc_dagster.compile.diagnostics import Diagnostic, Findings
+from mloc_dagster.compile.diagnostics import Diagnostic, Findings, find, normalise, put, remove
 from mloc_dagster.compile.loader import Document, parse_documents
-from mloc_dagster.compile.merge import merge
-from mloc_dagster.compile.spelling import find, normalise, put, remove
+from mloc_dagster.compile.nodes import merge
 from mloc_dagster.compile.tree import Path, Position, Tree, format_path, tree_of
 from mloc_dagster.errors import InputError, TemplateError, UnknownNameError, nearest_hint
 from mloc_dagster.schema.legacy import SPELLINGS, KeyPath

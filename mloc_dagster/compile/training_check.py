@@ -6,9 +6,8 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 
-from mloc_dagster.compile.diagnostics import Findings, at_key, at_value
-from mloc_dagster.compile.engine_check import nearest
-from mloc_dagster.compile.spelling import find
+from mloc_dagster.compile.checks import nearest
+from mloc_dagster.compile.diagnostics import Findings, at_key, at_value, find
 from mloc_dagster.compile.tree import Path, Tree
 from mloc_dagster.errors import DataError, TerminalError, nearest_hint
 from mloc_dagster.plugins import (
@@ -19,20 +18,24 @@ from mloc_dagster.plugins import (
     unfit_options,
 )
 from mloc_dagster.schema.data import TrainingData
-from mloc_dagster.schema.evaluation_layout import evaluation_layout
-from mloc_dagster.schema.gate import GateError, parse_gate
-from mloc_dagster.schema.metrics import BUILTIN_METRICS
-from mloc_dagster.schema.reporters import REPORTERS, reporters
 from mloc_dagster.schema.task import OnlineSpec, TaskSpec, TrainingSpec
-from mloc_dagster.schema.trainer_arguments import (
+from mloc_dagster.schema.training.columns import Columns, Layout, columns_of, inline_records
+from mloc_dagster.schema.training.gate import BUILTIN_METRICS, GateError, parse_gate
+from mloc_dagster.schema.training.library_options import (
     lora_argument_names,
     refused_argument,
     refused_lora_value,
     refused_value,
 )
-from mloc_dagster.schema.training import RewardFunction
-from mloc_dagster.schema.training_columns import Columns, Layout, columns_of, inline_records
-from mloc_dagster.schema.training_options import WEIGHTS_ONLY, refused_in_training, weights_only
+from mloc_dagster.schema.training.method import evaluation_layout
+from mloc_dagster.schema.training.options import (
+    REPORTERS,
+    WEIGHTS_ONLY,
+    refused_in_training,
+    reporters,
+    weights_only,
+)
+from mloc_dagster.schema.training.spec import RewardFunction
 
 _OURS = "mloc_dagster."
 

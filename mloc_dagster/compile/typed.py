@@ -1,14 +1,15 @@
-"""Trees → blocks: pydantic's errors put in a template author's words, at their place."""
+"""Trees → typed blocks; pydantic's errors are reworded for template authors and get a position."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import get_args, get_origin
 
-from pydantic import JsonValue, ValidationError
+from pydantic import BaseModel, JsonValue, ValidationError
 from pydantic_core import ErrorDetails
 
-from mloc_dagster.compile.annotations import blocks_at, fields_of
 from mloc_dagster.compile.diagnostics import (
     MOST_FINDINGS,
     Diagnostic,
@@ -18,12 +19,143 @@ from mloc_dagster.compile.diagnostics import (
     at_value,
 )
 from mloc_dagster.compile.tree import Path, Position, Tree, tree_of
-from mloc_dagster.compile.wording import expectation, mismatch, shown
 from mloc_dagster.errors import TemplateError, nearest_hint
-from mloc_dagster.schema.base import Block, tags_of
+from mloc_dagster.schema.base import Annotation, Block, alternatives, tags_of
 from mloc_dagster.schema.markers import hides
 from mloc_dagster.schema.task import Task
 from mloc_dagster.schema.task_type import find_task_type
+
+
+def fields_of(block: type[BaseModel]) -> dict[str, Annotation]:
+    """Returns the type of each key that a block takes, by the key's name in YAML."""
+    fields = dict(block.model_fields)
+    if issubclass(block, Block):
+        fields |= block.registered_fields()
+    return {field.alias or name: field.annotation for name, field in fields.items()}
+
+
+def step_into(annotation: Annotation, step: str | int) -> list[Annotation]:
+    """Returns what may stand one step below a type; empty when nothing may."""
+    found: list[Annotation] = []
+    for member in alternatives(annotation):
+        origin, args = get_origin(member), get_args(member)
+        if isinstance(member, type) and issubclass(member, BaseModel):
+            if step in (fields := fields_of(member)):
+                found.append(fields[str(step)])
+        elif origin in (tuple, list, Sequence) and isinstance(step, int):
+            found.append(args[0])
+        elif origin in (dict, Mapping) and isinstance(step, str):
+            found.append(args[1])
+    return found
+
+
+def blocks_at(block: type[Block], loc: Path) -> list[type[Block]]:
+    """Returns the blocks that may stand at a pydantic location, union tags included."""
+    current: list[Annotation] = [block]
+    for step in loc:
+        found = [below for annotation in current for below in step_into(annotation, step)]
+        if not found:
+            tagged = [member for member in _blocks(current) if step in tags_of(member)]
+            found = list[Annotation](tagged)
+        # A step that is neither key nor tag is pydantic's label of a union member.
+        current = found or current
+    return _blocks(current)
+
+
+def _blocks(annotations: list[Annotation]) -> list[type[Block]]:
+    return [
+        member
+        for annotation in annotations
+        for member in alternatives(annotation)
+        if isinstance(member, type) and issubclass(member, Block)
+    ]
+
+
+_SHOWN = 60
+
+_EXPECTED = {
+    "string_type": "text",
+    "int_type": "a whole number",
+    "int_parsing": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "float_parsing": "a number",
+    "finite_number": "a finite number",
+    "bool_type": "true or false",
+    "bool_parsing": "true or false",
+    "tuple_type": "a list",
+    "list_type": "a list",
+    "dict_type": "a mapping",
+    "mapping_type": "a mapping",
+    "model_type": "a mapping",
+    "model_attributes_type": "a mapping",
+    "greater_than": "more than {gt}",
+    "greater_than_equal": "at least {ge}",
+    "less_than": "less than {lt}",
+    "less_than_equal": "at most {le}",
+    "too_short": "at least {min_length} of them",
+    "too_long": "at most {max_length} of them",
+    "string_too_short": "at least {min_length} characters",
+    "string_too_long": "at most {max_length} characters",
+}
+
+
+def expectation(detail: ErrorDetails) -> str:
+    """Returns what a field wants, as the object of "expected"."""
+    kind = detail["type"]
+    if kind == "string_pattern_mismatch":
+        pattern: str = detail.get("ctx", {}).get("pattern", "")
+        if "https?" in pattern:
+            return "an http:// or https:// URL"
+        return "letters, digits, '.', '_' and '-', with a letter or digit at both ends"
+    template = _EXPECTED.get(kind)
+    if template is None:
+        return detail["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    return template.format(**detail.get("ctx", {}))
+
+
+def mismatch(expected: str, tree: Tree, *, secret: bool = False) -> str:
+    """Returns what was expected and what stands there, unless it may be a secret."""
+    if secret:
+        return f"expected {expected}, got something else"
+    hint = ""
+    if expected == "text" and isinstance(tree.content, int | float) and tree.raw is not None:
+        hint = f"; write it in quotes: '{tree.raw}'"
+    return f"expected {expected}, got {shown(tree)}{hint}"
+
+
+def shown(tree: Tree) -> str:
+    """Returns a value for a message: short, as the author wrote it. No secret may come here."""
+    if tree.raw is not None and tree.raw.startswith("${") and tree.content != tree.raw:
+        return f"{tree.raw}, which is {_kind(tree)}"
+    if isinstance(tree.content, bool):
+        value = json.dumps(tree.content)
+        if tree.raw is not None and tree.raw.lower() != value:
+            return f"{tree.raw}, which YAML reads as {value}"
+        return value
+    if tree.content is None:
+        return "nothing"
+    if isinstance(tree.content, dict):
+        return f"a mapping with {', '.join(map(repr, list(tree.content)[:5])) or 'nothing in it'}"
+    if isinstance(tree.content, list):
+        return f"a list of {len(tree.content)}"
+    if isinstance(tree.content, str):
+        text = repr(tree.content)
+        return text if len(text) <= _SHOWN else text[: _SHOWN - 1] + "…"
+    return f"{tree.raw or tree.content}"
+
+
+def _kind(tree: Tree) -> str:
+    if isinstance(tree.content, bool):
+        return "true or false"
+    kinds = {
+        "str": "text",
+        "int": "a whole number",
+        "float": "a number",
+        "dict": "a mapping",
+        "list": "a list",
+    }
+    return kinds.get(type(tree.content).__name__, "nothing")
 
 
 def validate[BlockT: Block](block: type[BlockT], tree: Tree, findings: Findings) -> BlockT | None:

@@ -1,22 +1,211 @@
-"""Rows of a `dataset` block: files or the hub, then slices, then the shuffle."""
+"""Rows of a `dataset` block: files or a dataset of the hub, then slices, then the shuffle."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
-from mloc_dagster.data.files import FileTable
-from mloc_dagster.data.locate import looks_like_files
+from mloc_dagster.data.files import FileTable, looks_like_files
+from mloc_dagster.data.formats import choose_column, to_prompt
+from mloc_dagster.data.images import cell_images, check_image_columns, with_images
 from mloc_dagster.data.shuffle import shuffle_all, shuffle_window
-from mloc_dagster.errors import DataError
+from mloc_dagster.errors import DataError, MissingExtraError, TransientError
+from mloc_dagster.net.fetch import guard_fsspec
+from mloc_dagster.net.reach import current_reach
 from mloc_dagster.results.rows import Prompt
-from mloc_dagster.schema.data import DatasetData
-from mloc_dagster.schema.data_address import hub_only
-from mloc_dagster.schema.hints import known_names
+from mloc_dagster.schema.base import known_names
+from mloc_dagster.schema.data import DatasetData, hub_only
 from mloc_dagster.schema.split import SplitPart, parse_split
+
+
+class HubTable:
+    """Rows of a hub dataset.
+
+    Args:
+        url: The hub id; `datasets` also takes a local folder.
+        name: The configuration, where there are several.
+        revision: Branch, tag or commit.
+        streaming: Read rows off the network as they are needed; otherwise the dataset is
+            downloaded into `datasets`' cache and read from there. Offline (`HF_HUB_OFFLINE`)
+            it is always read from the cache.
+        config_field: How the template calls the configuration, for messages.
+
+    Raises:
+        DataError: If the dataset or the configuration does not exist.
+        MissingExtraError: If `datasets` is not installed.
+        TransientError: If the hub cannot be reached.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        name: str | None = None,
+        revision: str | None = None,
+        *,
+        streaming: bool,
+        config_field: str = "name",
+    ) -> None:
+        try:
+            import datasets.config
+        except ImportError as error:
+            raise MissingExtraError(f"the hub dataset {url!r}", "hf") from error
+        self._url = url
+        streaming = streaming and not datasets.config.HF_HUB_OFFLINE
+        with _in_context(url):
+            try:
+                loaded = _load(url, name, revision, streaming=streaming)
+            except ValueError as error:
+                raise _config_error(url, name, revision, config_field, error) from error
+        self._splits: dict[str, Any] = dict(loaded)
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Names of the splits."""
+        return tuple(str(name) for name in self._splits)
+
+    def count(self, split: str) -> int:
+        """Returns how many rows the split has: from the dataset's card, else by reading it."""
+        rows = self._splits[split]
+        if hasattr(rows, "num_rows"):
+            return int(rows.num_rows)
+        info = (rows.info.splits or {}).get(split)
+        # A builder that has not run writes 0 for "unknown".
+        if info is not None and info.num_examples:
+            return int(info.num_examples)
+        with _in_context(self._url):
+            return sum(1 for _ in rows)
+
+    def prompts(
+        self, split: str, column: str | None, image_columns: Sequence[str] = ()
+    ) -> Iterator[Prompt]:
+        """Yields every row of the split, in order.
+
+        Raises:
+            DataError: If a column is missing, or a row cannot be read.
+            TransientError: If the hub cannot be reached.
+        """
+        with _in_context(self._url):
+            rows = self._splits[split]
+            columns = rows.column_names or list(next(iter(rows), {}))
+            if not columns:
+                return
+            where = f"{self._url} ({split})"
+            check_image_columns(image_columns, columns, where)
+            others = [each for each in columns if each not in image_columns]
+            chosen = choose_column(column, others, where) if others or column else None
+            wanted = [*image_columns, *([chosen] if chosen is not None else [])]
+            for number, row in enumerate(_undecoded(rows.select_columns(wanted), image_columns)):
+                try:
+                    prompt = to_prompt("" if chosen is None else row[chosen])
+                    # A hub data set brings its images along: there is nothing to be relative to.
+                    cells = [row[each] for each in image_columns]
+                    prompt = with_images(prompt, cell_images(cells, str))
+                except ValueError as error:
+                    raise DataError(
+                        f"{self._url} {split} row {number}: columns {wanted}: {error}"
+                    ) from error
+                yield prompt
+
+    def records(
+        self, split: str, columns: Sequence[str] | None = None
+    ) -> Generator[dict[str, object]]:
+        """Yields every row of the split, in order.
+
+        Args:
+            split: The split.
+            columns: What is needed of a row; by default all of it.
+
+        Raises:
+            DataError: If a row cannot be read.
+            TransientError: If the hub cannot be reached.
+        """
+        with _in_context(self._url):
+            rows = self._splits[split]
+            if columns is not None:
+                rows = rows.select_columns(list(columns))
+            yield from rows
+
+
+def _load(url: str, name: str | None, revision: str | None, *, streaming: bool) -> Any:
+    """Loads a dataset, whose card may name files and URLs anywhere.
+
+    Raises:
+        OutOfReachError: If it names one that the current task may not read.
+    """
+    import datasets
+
+    guard_fsspec()
+    reach = current_reach()
+    if not reach.limited:
+        return datasets.load_dataset(url, name, revision=revision, streaming=streaming)
+    builder = datasets.load_dataset_builder(url, name, revision=revision)
+    for files in (builder.config.data_files or {}).values():
+        for each in files:
+            reach.check_place(str(each))
+    if streaming:
+        return builder.as_streaming_dataset()
+    builder.download_and_prepare()
+    return builder.as_dataset()
+
+
+def _undecoded(rows: Any, image_columns: Sequence[str]) -> Any:
+    """Returns the rows with images as `{bytes, path}`, the way the data set stores them."""
+    from datasets import Image, List
+
+    for name in image_columns:
+        feature = (rows.features or {}).get(name)
+        if isinstance(feature, Image):
+            rows = rows.cast_column(name, Image(decode=False))
+        elif isinstance(feature, List) and isinstance(feature.feature, Image):
+            rows = rows.cast_column(name, List(Image(decode=False)))
+    return rows
+
+
+def _config_error(
+    url: str, name: str | None, revision: str | None, field: str, error: ValueError
+) -> DataError:
+    """Explains what `datasets` says of a configuration, with the names there are."""
+    import datasets
+
+    names = datasets.get_dataset_config_names(url, revision=revision)
+    if name is None and len(names) > 1:
+        return DataError(
+            f"dataset {url!r} has several configurations; choose one with data.{field}: "
+            f"{', '.join(names)}"
+        )
+    if name is not None and name not in names:
+        return DataError(
+            f"dataset {url!r} has no configuration {name!r}"
+            f"{known_names(name, names, 'configurations')}"
+        )
+    return DataError(f"dataset {url!r} cannot be read: {error}")
+
+
+@contextmanager
+def _in_context(url: str) -> Iterator[None]:
+    """Sorts what `datasets` raises into what the user can mend and what may pass."""
+    import httpx
+    from datasets.exceptions import DatasetNotFoundError, DatasetsError
+
+    try:
+        yield
+    except DatasetNotFoundError as error:
+        raise DataError(
+            f"{url!r} is no file or folder here, nor a dataset of the hub that may be read: {error}"
+        ) from error
+    except (ConnectionError, TimeoutError, httpx.TransportError) as error:
+        raise TransientError(
+            f"the hub cannot be reached for dataset {url!r} (which is no file or folder here): "
+            f"{error}"
+        ) from error
+    except (DatasetsError, ValueError) as error:  # pyarrow's errors are ValueErrors
+        cause = error.__cause__ or error
+        raise DataError(f"dataset {url!r} cannot be read: {cause}") from error
+
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 
@@ -99,7 +288,6 @@ def open_table(data: DatasetData, names: tuple[str, str] = ("url", "name")) -> T
                 raise DataError(hub_only(f"data.{field}", f"data.{names[0]}", data.url), field)
         return FileTable(data.url)
     check_hub_id(data.url, names[0])
-    from mloc_dagster.data.hub import HubTable
 
     whole_shuffle = data.shuffle and data.buffer_size is None
     return HubTable(

@@ -1,24 +1,218 @@
-"""Data files as a table: splits, columns, and a stream of prompts."""
+"""Data files on any fsspec URL: found by name, glob or folder, and read as one table."""
 
 from __future__ import annotations
 
 import gzip
 import io
+import re
 import zlib
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from pathlib import PurePosixPath
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, cast
 
-from mloc_dagster.data.cells import choose_column, to_prompt
-from mloc_dagster.data.formats import Cell, Csv, Format, JsonLines, Place, RowError, Text
-from mloc_dagster.data.image_cells import cell_images, check_image_columns, with_images
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from mloc_dagster.data.formats import (
+    Cell,
+    Csv,
+    Format,
+    JsonLines,
+    Parquet,
+    Place,
+    RowError,
+    Text,
+    choose_column,
+    to_prompt,
+)
+from mloc_dagster.data.images import cell_images, check_image_columns, with_images
 from mloc_dagster.data.json_stream import Json
-from mloc_dagster.data.locate import DataFiles, locate
-from mloc_dagster.data.parquet_format import Parquet
-from mloc_dagster.errors import DataError, TransientError
+from mloc_dagster.errors import (
+    NOT_A_FILE,
+    DataError,
+    MissingExtraError,
+    MlocError,
+    TransientError,
+    nearest_hint,
+)
+from mloc_dagster.net.addresses import RefusedAddressError
+from mloc_dagster.net.fetch import check_upload, file_system
+from mloc_dagster.net.reach import current_reach
 from mloc_dagster.results.rows import Prompt
-from mloc_dagster.schema.data_address import data_suffix
+from mloc_dagster.schema.data import COMPRESSIONS, SUFFIXES, data_suffix, is_glob, names_files
+
+_WORD = re.compile(r"[^a-z]+")
+_SPLIT_WORDS = {
+    "train": "train",
+    "training": "train",
+    "test": "test",
+    "testing": "test",
+    "eval": "test",
+    "evaluation": "test",
+    "validation": "validation",
+    "valid": "validation",
+    "val": "validation",
+    "dev": "validation",
+}
+_EXTRAS = {"s3": "s3", "s3a": "s3", "hf": "hf"}
+
+
+@dataclass(frozen=True, slots=True)
+class DataFiles:
+    """The files of a dataset.
+
+    Attributes:
+        fs: The fsspec file system they lie on.
+        splits: Paths by split name, in reading order.
+        url: As the user wrote it.
+    """
+
+    fs: Any
+    splits: dict[str, tuple[str, ...]]
+    url: str
+
+
+def looks_like_files(url: str) -> bool:
+    """Whether `url` means files; otherwise it can only be a hub id."""
+    try:
+        return names_files(url) or Path(url).exists()
+    except OSError:  # too long for a path
+        return False
+
+
+def is_local(url: str) -> bool:
+    """Whether an address of files means those of this machine."""
+    protocol, separator, _ = url.partition("://")
+    return not separator or (protocol in ("file", "local") and "::" not in url)
+
+
+def locate(url: str) -> DataFiles:
+    """Finds the files that `url` means.
+
+    One file, or a glob, is the split `train`. In a folder (searched deeply) files are divided by
+    the split that their names tell (`train.jsonl`, `data-validation.csv`, `test/0.parquet`);
+    where no name tells one, all are `train`.
+
+    Raises:
+        DataError: If nothing is there, or the format is none that mloc reads.
+        MissingExtraError: If the URL's file system is not installed.
+        TransientError: If the file system cannot be reached.
+    """
+    fs, path = _file_system(url)
+    try:
+        splits = _find_splits(fs, path, url)
+    except RefusedAddressError as error:
+        raise DataError(f"{url}: {error}") from error
+    except MlocError:
+        raise
+    except Exception as error:  # each file system raises what its own library raises
+        if isinstance(error, PermissionError) or "Credentials" in type(error).__name__:
+            raise DataError(f"{url}: may not be read: {error}") from error
+        raise TransientError(f"{url}: cannot be reached: {error}") from error
+    for found in (each for paths in splits.values() for each in paths):
+        if isinstance(fs, LocalFileSystem):
+            current_reach().check_path(found)  # a folder's links may lead out of it
+        check_upload(fs, found)
+    return DataFiles(fs=fs, splits=splits, url=url)
+
+
+def _find_splits(fs: Any, path: str, url: str) -> dict[str, tuple[str, ...]]:
+    splits: dict[str, tuple[str, ...]] = {}
+    if is_glob(path) and not fs.exists(path):
+        files = [found for found in fs.glob(path) if data_suffix(found) and not fs.isdir(found)]
+        splits = {"train": tuple(sorted(files))}
+    elif fs.isdir(path):
+        splits = _by_split(path, (found for found in fs.find(path) if data_suffix(found)), url)
+    elif fs.isfile(path):
+        if data_suffix(path) is None:
+            raise DataError(f"{url}: unknown format; mloc reads {_formats()}")
+        splits = {"train": (path,)}
+    if not any(splits.values()):
+        refuse_pipes(fs, (path,), url)
+        raise DataError(_nothing(fs, path, url))
+    for paths in splits.values():
+        refuse_pipes(fs, paths, url)
+    return splits
+
+
+def refuse_pipes(fs: Any, paths: Iterable[str], url: str) -> None:
+    """Refuses pipes, sockets and devices: reading one may never end, and gives its rows once.
+
+    Args:
+        fs: Where the paths are; anything else than this machine's files has none of these.
+        paths: What is going to be read.
+        url: As the user wrote it.
+
+    Raises:
+        DataError: If one of the paths is there and is neither a file nor a folder.
+    """
+    for path in paths if "file" in fs.protocol else ():
+        found = Path(path)
+        if found.exists() and not (found.is_file() or found.is_dir()):
+            named = url if Path(url).name == found.name else f"{url}: {path}"
+            raise DataError(f"{named}: {NOT_A_FILE}")
+
+
+def _file_system(url: str) -> tuple[Any, str]:
+    try:
+        return file_system(str(Path(url).expanduser()) if url.startswith("~") else url)
+    except ImportError as error:
+        protocol = url.partition("://")[0]
+        if protocol in _EXTRAS:
+            raise MissingExtraError(f"data.url {url}", _EXTRAS[protocol]) from error
+        raise DataError(f"{url}: {error}") from error
+    except ValueError as error:
+        protocols = fsspec.available_protocols()
+        hint = nearest_hint(url.partition("://")[0], protocols)
+        raise DataError(f"{url}: {error}{hint}") from error
+
+
+def _by_split(folder: str, found: Iterable[str], url: str) -> dict[str, tuple[str, ...]]:
+    splits: dict[str | None, list[str]] = {}
+    for path in sorted(found):
+        inside = path[len(folder) :].lstrip("/")
+        if not any(part.startswith((".", "_")) for part in inside.split("/")):
+            splits.setdefault(_split_of(inside), []).append(path)
+    nameless = splits.pop(None, [])
+    named = {name: tuple(paths) for name, paths in splits.items() if name is not None}
+    if nameless and named:
+        raise DataError(
+            f"{url}: some files are named by split ({', '.join(sorted(named))}) and "
+            f"{PurePosixPath(nameless[0]).name!r} is not; rename it or name the files by a glob"
+        )
+    return named or {"train": tuple(nameless)}
+
+
+def _split_of(inside: str) -> str | None:
+    for part in reversed(inside.lower().split("/")):
+        for word in _WORD.split(part):
+            if word in _SPLIT_WORDS:
+                return _SPLIT_WORDS[word]
+    return None
+
+
+def _nothing(fs: Any, path: str, url: str) -> str:
+    """Says what lies where the user looked."""
+    if fs.isdir(path) or is_glob(path):
+        return f"{url}: no data files there; mloc reads {_formats()}"
+    folder, _, name = path.rpartition("/")
+    shown_folder = url.rpartition("/")[0] or "."
+    if not fs.isdir(folder):
+        text = f"{url}: no such file; the folder {shown_folder} does not exist either"
+    else:
+        names = [PurePosixPath(found).name for found in fs.ls(folder, detail=False)]
+        near = [found for found in names if data_suffix(found)] or names
+        text = f"{url}: no such file in {shown_folder}{nearest_hint(name, near)}"
+    if "://" not in url and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", url):
+        text += "; as a hub id it would have no file suffix"
+    return text
+
+
+def _formats() -> str:
+    return f"{', '.join(SUFFIXES)} (each also with {' or '.join(COMPRESSIONS)})"
+
 
 _FORMATS: dict[str, Format] = {
     ".jsonl": JsonLines(),

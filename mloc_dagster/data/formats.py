@@ -1,4 +1,4 @@
-"""Reading one data file as a stream of cells: jsonl, csv and plain text.
+"""Readers of jsonl, csv, text and Parquet files, and of single cells as prompts.
 
 Each format is a `Format`: the columns, the cells of one column with the place where each was
 found, and a count of rows that decodes as little as it can. Memory is bounded by one row
@@ -10,11 +10,95 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from typing import BinaryIO, Protocol, cast
 
 import msgspec
+
+from mloc_dagster.errors import DataError, nearest_hint
+from mloc_dagster.results.rows import Message, Prompt
+from mloc_dagster.schema.base import known_names
+from mloc_dagster.schema.training.columns import PROMPT_COLUMNS
+
+_ROLES = frozenset(("system", "user", "assistant", "tool"))
+
+
+def to_prompt(cell: object) -> Prompt:
+    """Turns a cell into a prompt.
+
+    Strings pass; null, and NaN as data frames write it, become the empty string, so that no row
+    disappears; numbers and booleans are written as JSON writes them; a list must be chat messages.
+
+    Raises:
+        ValueError: If the cell is anything else.
+    """
+    match cell:
+        case str():
+            return cell
+        case None:
+            return ""
+        case float() if math.isnan(cell):
+            return ""
+        case float() if math.isinf(cell):
+            raise ValueError(f"expected text, got {cell}")
+        case bool():
+            return "true" if cell else "false"
+        case int() | float():
+            return str(cell)
+        case list():
+            return _to_messages(cell)
+        case _:
+            raise ValueError(f"expected text or chat messages, got {_describe(cell)}")
+
+
+def _to_messages(cell: list[object]) -> list[Message]:
+    if not cell:
+        raise ValueError("expected chat messages, got an empty list")
+    try:
+        messages = msgspec.convert(cell, list[Message])
+    except msgspec.ValidationError as error:
+        raise ValueError(f"expected chat messages ({{role, content}} each): {error}") from None
+    for place, message in enumerate(messages):
+        if message.role not in _ROLES:
+            raise ValueError(
+                f"message {place} has the role {message.role!r}{nearest_hint(message.role, _ROLES)}"
+            )
+    return messages
+
+
+def _describe(cell: object) -> str:
+    text = repr(cell)
+    return f"{type(cell).__name__} {text if len(text) <= 60 else text[:59] + '…'}"
+
+
+def choose_column(wanted: str | None, columns: Sequence[str], where: str) -> str:
+    """Returns the column of prompts.
+
+    Args:
+        wanted: The column that the template names, if it does.
+        columns: What there is.
+        where: The file or dataset, for the message.
+
+    Raises:
+        DataError: If the column is missing, or none was named and the choice is not obvious.
+    """
+    if wanted is not None:
+        if wanted in columns:
+            return wanted
+        hint = known_names(wanted, columns, "columns")
+        raise DataError(f"{where} has no column {wanted!r}{hint}", "column")
+    if len(columns) == 1:
+        return columns[0]
+    usual = [name for name in PROMPT_COLUMNS if name in columns]
+    if len(usual) == 1:
+        return usual[0]
+    raise DataError(
+        f"{where} has {len(columns)} columns; say which holds the prompts with data.column: "
+        f"{', '.join(columns)}"
+    )
+
 
 _MAX_CSV_CELL_BYTES = 1 << 28
 
@@ -235,3 +319,47 @@ class Text:
     def _lines(file: BinaryIO) -> Iterator[bytes]:
         # A file of nothing but a byte-order mark has no line.
         return (line for line in _lines(file) if line)
+
+
+_BATCH_ROWS = 1024
+_BYTES_BATCH_ROWS = 16  # a row of such a column may well be an image of some megabytes
+
+
+class Parquet:
+    """Apache Parquet, by record batches of the one column that is needed."""
+
+    def columns(self, file: BinaryIO) -> list[str]:
+        """Returns the schema's top-level names."""
+        return list(self._open(file).schema_arrow.names)
+
+    def cells(self, file: BinaryIO, column: str) -> Generator[Cell]:
+        """Yields `column` of each row."""
+        number = 1
+        opened = self._open(file)
+        holds_bytes = "binary" in str(opened.schema_arrow.field(column).type)
+        rows = _BYTES_BATCH_ROWS if holds_bytes else _BATCH_ROWS
+        for batch in opened.iter_batches(batch_size=rows, columns=[column]):
+            for cell in batch.column(0).to_pylist():
+                yield f"row {number}", cell
+                number += 1
+
+    def rows(self, file: BinaryIO, columns: Collection[str] | None = None) -> Generator[Row]:
+        """Yields each row; columns that are not needed are not read."""
+        opened = self._open(file)
+        names = opened.schema_arrow.names
+        wanted = names if columns is None else [name for name in names if name in columns]
+        for batch in opened.iter_batches(batch_size=_BATCH_ROWS, columns=wanted):
+            yield from batch.to_pylist()
+
+    def count(self, file: BinaryIO) -> int:
+        """Reads the footer."""
+        return int(self._open(file).metadata.num_rows)
+
+    def _open(self, file: BinaryIO):
+        from pyarrow import ArrowException
+        from pyarrow.parquet import ParquetFile
+
+        try:
+            return ParquetFile(file)
+        except ArrowException as error:
+            raise RowError("", f"not a Parquet file: {error}") from None

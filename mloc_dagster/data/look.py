@@ -12,7 +12,7 @@ from mloc_dagster.compile.compiled import CompiledTask, CompiledTemplate
 from mloc_dagster.compile.diagnostics import Diagnostic, at_value
 from mloc_dagster.compile.tree import Path
 from mloc_dagster.data.dataset import check_hub_id, known_split, open_table
-from mloc_dagster.data.locate import is_local, looks_like_files
+from mloc_dagster.data.files import is_local, looks_like_files
 from mloc_dagster.data.openai_batch import first_request
 from mloc_dagster.data.training_rows import evaluation_rows, training_rows
 from mloc_dagster.errors import DataError, MlocError

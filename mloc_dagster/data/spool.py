@@ -1,4 +1,4 @@
-"""Spooling a task's input: any source becomes files that every shard can read again.
+"""Spooling: a task's rows are written once, as files that every shard can read again.
 
 Rows are written once, in order of place, as `input/<first place>.jsonl` chunks of `InputRow`
 lines, and `plan.json` last: with it the input is complete, without it the spooling starts over.
@@ -8,23 +8,233 @@ from __future__ import annotations
 
 import hashlib
 from bisect import bisect_right
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Protocol
 from zlib import crc32
 
 import msgspec
 
-from mloc_dagster.data.inline_images import externalize
-from mloc_dagster.data.planned_spool import InputPlanning, PlannedInput
+from mloc_dagster.data.images import externalize
 from mloc_dagster.data.rows import open_rows
 from mloc_dagster.errors import DataError
-from mloc_dagster.planning.plan import Chunk, Plan
-from mloc_dagster.planning.shards import cut_shards
-from mloc_dagster.results.plan_file import damaged, read_plan, write_plan
-from mloc_dagster.results.rows import InputRow, SourceRow
+from mloc_dagster.planning.order import (
+    CostWeights,
+    LoadLine,
+    RowKey,
+    planned_order,
+    row_load,
+    shared_beginnings,
+    tokens_along,
+)
+from mloc_dagster.planning.plan import Chunk, Expectation, Plan, Shard, ShardLoad, cut_shards
+from mloc_dagster.results.record import damaged, read_plan, write_plan
+from mloc_dagster.results.rows import InputRow, Message, SourceRow
 from mloc_dagster.results.store import Folder
+from mloc_dagster.schema.base import HALF_A_CHARACTER
 from mloc_dagster.schema.data import InferenceData
-from mloc_dagster.schema.hints import HALF_A_CHARACTER
+
+_ENCODE = msgspec.json.Encoder().encode
+
+
+def row_key(row: SourceRow) -> RowKey:
+    """Returns the row's key: equal for rows with the same input, near for common beginnings."""
+    adapter = row.adapter or ""
+    if isinstance(row.prompt, str):
+        # No hash of a text can be empty, so that a text and messages are never equal.
+        rest = b"" if row.options is None else b"text" + _digest(row.options)
+        return RowKey(adapter, row.prompt, rest)
+    text = "".join(map(_message_text, row.prompt))
+    return RowKey(adapter, text, _digest([row.prompt, row.options]))
+
+
+def image_count(row: SourceRow) -> int:
+    """Returns how many images the row carries."""
+    if isinstance(row.prompt, str):
+        return 0
+    return sum(
+        part.get("type") != "text"
+        for message in row.prompt
+        if not isinstance(message.content, str)
+        for part in message.content
+    )
+
+
+def _message_text(message: Message) -> str:
+    # About as many tokens as a chat template puts around a message.
+    content = message.content
+    text = content if isinstance(content, str) else "".join(map(_part_text, content))
+    return f"<{message.role}>\n{text}\n"
+
+
+def _part_text(part: dict[str, Any]) -> str:
+    if part.get("type") == "text":
+        return str(part.get("text", ""))
+    # Equal images have equal names; the picture itself may be megabytes of base64.
+    return f"<{part.get('type')} {_digest(part)[:6].hex()}>"
+
+
+def _digest(value: object) -> bytes:
+    return hashlib.blake2b(_ENCODE(value), digest_size=16).digest()
+
+
+WINDOW_ROWS = 1 << 17
+WINDOW_BYTES = 64 << 20
+"""A window ends with the row that reaches either bound, counting encoded inputs and expected
+results: readers hold one window to put results back in input order."""
+
+IMAGE_TOKENS = 576  # a CLIP ViT-L/14 at 336 pixels; balancing needs no better
+
+
+class CountsTokens(Protocol):
+    """Counts tokens of texts.
+
+    Attributes:
+        source: Who counts, or how it is estimated, for people.
+        counted: Whether it counts.
+    """
+
+    @property
+    def source(self) -> str:
+        """Who counts."""
+        ...
+
+    @property
+    def counted(self) -> bool:
+        """Whether this is no estimate."""
+        ...
+
+    def __call__(self, texts: Sequence[str]) -> Sequence[int]:
+        """Returns the tokens of each text, without special ones."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class RowForecast:
+    """What a row is expected to become.
+
+    Attributes:
+        output_tokens: Tokens written.
+        result_bytes: Encoded size of its result, the input aside.
+        repeatable: Whether a row with the same input gets the same answer.
+    """
+
+    output_tokens: int
+    result_bytes: int
+    repeatable: bool
+
+
+@dataclass(frozen=True, slots=True)
+class InputPlanning:
+    """How a task's rows are weighed.
+
+    Attributes:
+        count_tokens: Counts the tokens of prompts.
+        forecast: Says what a row is expected to become.
+        weights: How the engine spends its time.
+    """
+
+    count_tokens: CountsTokens
+    forecast: Callable[[SourceRow], RowForecast]
+    weights: CostWeights
+
+
+@dataclass(frozen=True, slots=True)
+class _Spooled:
+    line: bytes
+    key: RowKey
+    images: int
+    forecast: RowForecast
+
+
+class PlannedInput:
+    """Puts rows in planned order, one window in memory at a time.
+
+    Attributes:
+        windows: The first index of each window so far.
+
+    Args:
+        planning: How rows are weighed.
+    """
+
+    def __init__(self, planning: InputPlanning) -> None:
+        self._planning = planning
+        self._loads = LoadLine()
+        self.windows: list[int] = []
+
+    def lines(self, rows: Iterable[tuple[SourceRow, bytes]]) -> Iterator[bytes]:
+        """Yields the encoded rows in planned order.
+
+        Args:
+            rows: Each row with its encoded form, in order of index.
+        """
+        window: list[_Spooled] = []
+        index = size = 0
+        for row, line in rows:
+            spooled = _Spooled(line, row_key(row), image_count(row), self._planning.forecast(row))
+            window.append(spooled)
+            index += 1
+            size += len(line) + spooled.forecast.result_bytes
+            if len(window) >= WINDOW_ROWS or size >= WINDOW_BYTES:
+                yield from self._close(window, index)
+                window, size = [], 0
+        yield from self._close(window, index)
+
+    def cut(self, task_id: str, max_shards: int) -> tuple[tuple[Shard, ...], Expectation]:
+        """Cuts all rows into shards of equal expected cost, and says what each is to take."""
+        cuts = self._loads.cut(max_shards)
+        stops = [0, *(cut.stop for cut in cuts)]
+        shards = tuple(
+            Shard(task_id=task_id, index=index, total=len(cuts), start=start, stop=stop)
+            for index, (start, stop) in enumerate(pairwise(stops))
+        )
+        weights, count_tokens = self._planning.weights, self._planning.count_tokens
+        expected = Expectation(
+            tokens=count_tokens.source,
+            counted=count_tokens.counted,
+            prefill=weights.prefill,
+            decode=weights.decode,
+            block_tokens=weights.block_tokens,
+            shards=tuple(
+                ShardLoad(
+                    prompt_tokens=cut.prompt_tokens,
+                    cached_tokens=cut.cached_tokens,
+                    output_tokens=cut.output_tokens,
+                    cost=round(cut.cost, 3),
+                )
+                for cut in cuts
+            ),
+        )
+        return shards, expected
+
+    def _close(self, rows: list[_Spooled], stop: int) -> Iterator[bytes]:
+        if not rows:
+            return
+        self.windows.append(stop - len(rows))
+        ordered = [rows[place] for place in planned_order([row.key for row in rows])]
+        self._weigh(ordered)
+        for row in ordered:
+            yield row.line
+
+    def _weigh(self, rows: list[_Spooled]) -> None:
+        shared = list(shared_beginnings([row.key for row in rows]))
+        tails = [row.key.text[common:] for row, common in zip(rows, shared, strict=True)]
+        counts = self._planning.count_tokens(tails)
+        lengths = [len(row.key.text) for row in rows]
+        before: RowKey | None = None
+        for row, (prompt, known) in zip(rows, tokens_along(lengths, shared, counts), strict=True):
+            same = row.key == before
+            load = row_load(
+                prompt + row.images * IMAGE_TOKENS,
+                known,
+                row.forecast.output_tokens,
+                self._planning.weights,
+                copied=same and row.forecast.repeatable,
+            )
+            self._loads.add(load, same=same)
+            before = row.key
+
 
 INPUT_NAME = "input"
 CHUNK_ROWS = 1024

@@ -13,21 +13,21 @@ from datetime import UTC, datetime
 import dagster as dg
 from dagster import DagsterRunStatus, RunRecord
 
-from mloc_dagster.dispatch.adoption import Adoption
 from mloc_dagster.dispatch.batching import MOST_AT_ONCE, Group, by_slack, next_groups
-from mloc_dagster.dispatch.handing_over import Unwanted, hand_over
-from mloc_dagster.dispatch.mending import Mending
+from mloc_dagster.dispatch.launch import Preparing, Unwanted, hand_over
 from mloc_dagster.dispatch.outcomes import (
+    Adoption,
     changes_of_batch,
     changes_of_workflow,
     has_members_left,
     is_fresh,
     refused,
     run_records,
+    tell_cancelled,
+    tell_ended,
+    tell_submitted,
 )
-from mloc_dagster.dispatch.preparing import Preparing
-from mloc_dagster.dispatch.stopping import Stopping
-from mloc_dagster.dispatch.telling import tell_cancelled, tell_ended, tell_submitted
+from mloc_dagster.dispatch.recovery import Mending, Stopping
 from mloc_dagster.errors import MlocError, TransientError
 from mloc_dagster.fleet import RUNS_QUEUE, FleetEngine
 from mloc_dagster.ledger.ledger import Ledger

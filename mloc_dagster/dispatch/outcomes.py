@@ -1,20 +1,27 @@
-"""What became of runs, written into the ledger."""
+"""What became of runs, written into the ledger; events of tasks that no run reports."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import time
+from collections.abc import Collection, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 
 import dagster as dg
 from dagster import DagsterEventType, DagsterRun, DagsterRunStatus, RunRecord
+from dagster._core.storage.runs import SqlRunStorage
+from dagster._core.storage.tags import PARENT_RUN_ID_TAG
 
+from mloc_dagster.events.bus import publish
+from mloc_dagster.events.model import TaskEvent, TaskEventType
 from mloc_dagster.fleet import FleetEngine
-from mloc_dagster.ledger.model import PlannedRun, TaskChange
+from mloc_dagster.ledger.ledger import Ledger
+from mloc_dagster.ledger.model import PlannedRun, TaskChange, TaskEntry
 from mloc_dagster.ops.failures import step_error
+from mloc_dagster.ops.plan import WORKFLOW_TAG
 from mloc_dagster.results.batch_members import MemberOutcome, read_outcome
 from mloc_dagster.results.store import open_store
-from mloc_dagster.tasks.progress import summary_of
-from mloc_dagster.tasks.task_status import status_of
+from mloc_dagster.services.run_rows import runs_tagged
+from mloc_dagster.tasks.task_status import status_of, summary_of
 from mloc_dagster.tasks.workflows import Workflow, workflows
 from mloc_dagster.wire import TaskDetail, TaskState
 
@@ -181,3 +188,89 @@ def has_members_left(run: DagsterRun, planned: PlannedRun) -> bool:
     """Tells whether the members of a failed batch deserve a try of their own."""
     failed = run.status is DagsterRunStatus.FAILURE
     return failed and len(planned.task_ids) > 1 and read_outcome(open_store(), run.run_id) is None
+
+
+_ENDS = {
+    TaskState.CANCELLED: TaskEventType.TASK_CANCELLED,
+    TaskState.DEAD: TaskEventType.TASK_DEAD_LETTERED,
+}
+
+_AT_ONCE = 1_000
+
+
+def tell_submitted(ledger: Ledger, planned: Sequence[PlannedRun]) -> None:
+    """Says that tasks were submitted: their runs never stand in Dagster's queue."""
+    for task in ledger.tasks([task for each in planned for task in each.task_ids]).values():
+        publish(_submitted(task))
+
+
+def tell_cancelled(ledger: Ledger) -> None:
+    """Says which tasks were cancelled before they had a run; again, if this is interrupted."""
+    untold = ledger.untold(_AT_ONCE)
+    for task in untold:
+        if not task.runs:
+            publish(_submitted(task))
+        publish(_event(task, TaskEventType.TASK_CANCELLED))
+    if untold:
+        ledger.told([each.task_id for each in untold])
+
+
+def tell_ended(ledger: Ledger, changes: Iterable[TaskChange]) -> None:
+    """Says how tasks end whose run does not say so: it was never made, or it is a batch's."""
+    ends = {each.task_id: each for each in changes if each.state in _ENDS}
+    for task in ledger.tasks(list(ends)).values() if ends else ():
+        change = ends[task.task_id]
+        if not task.state.ended and change.state is not None:
+            publish(_event(task, _ENDS[change.state], change.error or None))
+
+
+def _submitted(task: TaskEntry) -> TaskEvent:
+    event = _event(task, TaskEventType.TASK_SUBMITTED)
+    return event.model_copy(update={"ts": task.submitted_at})
+
+
+def _event(task: TaskEntry, kind: TaskEventType, error: str | None = None) -> TaskEvent:
+    return TaskEvent(
+        type=kind, task_id=task.task_id, run_id=task.run_id or "", node=task.node, error=error
+    )
+
+
+_EVERY_S = 2.0
+_LOOKBACK_S = 600.0
+_FIRST_LOOKBACK_S = 24 * 3600.0
+
+
+class Adoption:
+    """Notices re-executions from Dagster's UI, and retries by those who did not ask the API.
+
+    Args:
+        ledger: Whose tasks.
+        instance: Where runs are.
+    """
+
+    def __init__(self, ledger: Ledger, instance: dg.DagsterInstance) -> None:
+        self._ledger = ledger
+        self._instance = instance
+        self._looked_at: float | None = None
+        self._known: set[str] = set()
+
+    def look(self) -> list[PlannedRun]:
+        """Returns runs that are the newest of their tasks from now on."""
+        now = time.monotonic()
+        if self._looked_at is not None and now - self._looked_at < _EVERY_S:
+            return []
+        storage = self._instance.run_storage
+        if not isinstance(storage, SqlRunStorage):
+            return []
+        lookback = _FIRST_LOOKBACK_S if self._looked_at is None else _LOOKBACK_S
+        self._looked_at = now
+        since = time.time() - lookback
+        rows = runs_tagged(storage, PARENT_RUN_ID_TAG, (WORKFLOW_TAG,), ended_after_s=since)
+        workflow_of = {each.run_id: each.tags.get(WORKFLOW_TAG) for each in rows}
+        found = [
+            self._ledger.adopt(run_id, workflow_id)
+            for run_id, workflow_id in workflow_of.items()
+            if workflow_id is not None and run_id not in self._known
+        ]
+        self._known = set(workflow_of)
+        return [each for each in found if each is not None]

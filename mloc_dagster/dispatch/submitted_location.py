@@ -1,25 +1,82 @@
-"""The code location of the templates that came over the API of late, for Dagster's UI.
+"""Templates that came over the API, for Dagster: stored by content, and listed as a code location.
 
-No run needs it, each names its own template (see `submitted`); it is for people, who find graphs,
+Their documents lie on the results store, so that every machine builds the same job from a run's
+code origin, which holds the hash only. Secrets in them lie apart (`results.record`).
+
+No run needs it, each names its own template; it is for people, who find graphs,
 lineage and re-execution through it.
 """
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import dagster as dg
+from dagster._core.code_pointer import CustomPointer
 from dagster._core.storage.runs import SqlRunStorage
 from dagster._core.storage.runs.schema import RunTagsTable
+from pydantic import JsonValue
 from sqlalchemy import select
 
-from mloc_dagster.assets.names import job_name
-from mloc_dagster.compile.compiler import CompiledTemplate
+from mloc_dagster.assets.task_graph import job_name
+from mloc_dagster.compile.compiler import CompiledTemplate, compile_mapping
 from mloc_dagster.definitions import build_definitions
-from mloc_dagster.dispatch.submitted import kept_template
-from mloc_dagster.fleet.dagster.jobs import CONTENT_TAG
+from mloc_dagster.errors import TerminalError
+from mloc_dagster.fleet.dagster.jobs import CONTENT_TAG, submitted_pointer
+from mloc_dagster.results.record import put_aside, put_back
+from mloc_dagster.results.store import open_store
 from mloc_dagster.services.instance import open_instance
+
+FOLDER = ".submitted"
+"""Where documents lie in the results."""
+
+
+def keep_document(content_hash: str, document: Mapping[str, JsonValue]) -> None:
+    """Makes a document available to all machines; it is durable when this returns."""
+    store = open_store()
+    folder, name = store.folder(FOLDER), f"{content_hash}.json"
+    if not folder.exists(name):
+        public = put_aside(store, content_hash, document)
+        folder.write_bytes(name, json.dumps(public).encode())
+
+
+def kept_document(content_hash: str) -> Mapping[str, JsonValue]:
+    """Returns a document.
+
+    Raises:
+        FileNotFoundError: Without it.
+        TerminalError: If its literal secrets are gone.
+    """
+    store = open_store()
+    public = json.loads(store.folder(FOLDER).read_bytes(f"{content_hash}.json"))
+    return put_back(store, content_hash, public)
+
+
+def kept_template(content_hash: str) -> CompiledTemplate:
+    """Returns a document, compiled.
+
+    Raises:
+        FileNotFoundError: Without it.
+        TerminalError: If it is another one than was submitted.
+    """
+    compiled = compile_mapping(kept_document(content_hash))
+    if compiled.content_hash != content_hash:
+        raise TerminalError(f"{FOLDER}/{content_hash}.json is not the template that was submitted")
+    return compiled
+
+
+def load(content_hash: str) -> dg.RepositoryDefinition:
+    """Builds the repository with the job of one template; code origins name this function."""
+    definitions = build_definitions([kept_template(content_hash)])
+    return definitions.get_repository_def()
+
+
+def pointer_of(content_hash: str) -> CustomPointer:
+    """Returns how Dagster's processes find the job of a template."""
+    return submitted_pointer(content_hash)
+
 
 _log = logging.getLogger("dagster.mloc")
 

@@ -1,8 +1,13 @@
 """What computes tasks; here stands what authors of task types need."""
 
-from mloc_dagster.executors.base import ModelKey, ShardContext, ShardInput, TaskExecutor
+from mloc_dagster.executors.base import (
+    ModelKey,
+    RowExecutor,
+    ShardContext,
+    ShardInput,
+    TaskExecutor,
+)
 from mloc_dagster.executors.prompts import last_user_text
-from mloc_dagster.executors.row_executor import RowExecutor
 from mloc_dagster.results.rows import InputRow, OutputRow, failed_row
 
 __all__ = [

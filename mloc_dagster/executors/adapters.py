@@ -1,22 +1,155 @@
-"""LoRA adapters: found as a folder or an archive, and merged into the weights."""
+"""LoRA adapters as folders or archives, and the archives themselves."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
+import stat
+import tarfile
 import tempfile
+import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
+from contextlib import closing, contextmanager
+from gzip import GzipFile
+from pathlib import Path, PurePosixPath
+from typing import IO, Any
 from urllib.parse import urlsplit
 
 from mloc_dagster.errors import InputError, MissingExtraError
-from mloc_dagster.executors.archives import SUFFIXES, unpack
 from mloc_dagster.executors.training.weight_files import weights_kind
 from mloc_dagster.net.fetch import download
 from mloc_dagster.net.reach import current_reach
+from mloc_dagster.results.files import BUFFER_BYTES
+from mloc_dagster.results.store import Folder
 from mloc_dagster.schema.model import Adapter
+
+SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz")
+"""What `unpack` reads."""
+
+WRITTEN = (".zip", ".tar.gz", ".tgz")
+"""What `archive_folder` writes."""
+
+_ZIP_EPOCH = (1980, 1, 1, 0, 0, 0)
+# Weights hardly get smaller, and each level above costs minutes for a large model.
+_GZIP_LEVEL = 1
+_UNSOUND = (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, NotImplementedError)
+
+
+def archive_folder(task: Folder, name: str, target: str) -> str:
+    """Packs a folder of a task's results into an archive beside it.
+
+    The archive appears whole. Its bytes depend on the names and contents of the files alone; they
+    are at the top of it.
+
+    Args:
+        task: The task's folder.
+        name: The folder in it, such as `final_model`.
+        target: The archive's name below the task's folder. `.zip` stores files as they are,
+            `.tar.gz` and `.tgz` compress them a little.
+
+    Returns:
+        The archive's name.
+
+    Raises:
+        InputError: If the folder holds no file, or the name says of no kind that is written.
+    """
+    if not target.endswith(WRITTEN):
+        raise InputError(f"{target!r} names no archive: expected one of {', '.join(WRITTEN)}")
+    names = task.list(name, recursive=True)
+    if not names:
+        raise InputError(f"{task.url}/{name} holds no file: nothing to put into an archive")
+    with task.create(target) as file:
+        (_write_zip if target.endswith(".zip") else _write_tar)(task, name, names, _Forward(file))
+    return target
+
+
+def unpack(path: Path, target: Path, place: str) -> None:
+    """Unpacks an archive that somebody else may have made.
+
+    Args:
+        path: The archive; its suffix says what it is, see `SUFFIXES`.
+        target: The folder to unpack into; what is there after an error is to be thrown away.
+        place: What the user calls it, for messages.
+
+    Raises:
+        InputError: If it is damaged, larger than the disk has room for, or holds a link, a device,
+            or a name that leads out of the folder.
+    """
+    target.mkdir(parents=True, exist_ok=True)
+    try:
+        if path.suffix == ".zip":
+            _unpack_zip(path, target, place)
+        else:
+            _unpack_tar(path, target, place)
+    except _UNSOUND as error:
+        raise InputError(f"{place!r} is not a sound archive: {error}") from error
+
+
+class _Forward:
+    """Cannot seek, so that archives are the same on stores where files can and where not."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.write = file.write
+        self.flush = file.flush
+
+
+def _write_zip(task: Folder, folder: str, names: list[str], file: _Forward) -> None:
+    with zipfile.ZipFile(file, "w") as packed:  # pyright: ignore[reportArgumentType, reportCallIssue]
+        for name in names:
+            entry = zipfile.ZipInfo(name.removeprefix(f"{folder}/"), _ZIP_EPOCH)
+            entry.external_attr = (stat.S_IFREG | 0o644) << 16
+            entry.create_system = 3  # Unix, whose file modes these are
+            entry.file_size = task.size(name)
+            with task.open(name) as source, packed.open(entry, "w") as target:
+                shutil.copyfileobj(source, target, BUFFER_BYTES)
+
+
+def _write_tar(task: Folder, folder: str, names: list[str], file: _Forward) -> None:
+    with (
+        closing(GzipFile("", "wb", _GZIP_LEVEL, file, mtime=0)) as compressed,  # pyright: ignore[reportArgumentType]
+        tarfile.open(mode="w", fileobj=compressed, format=tarfile.PAX_FORMAT) as packed,
+    ):
+        for name in names:
+            entry = tarfile.TarInfo(name.removeprefix(f"{folder}/"))
+            entry.size = task.size(name)
+            with task.open(name) as source:
+                packed.addfile(entry, source)
+
+
+def _unpack_zip(path: Path, target: Path, place: str) -> None:
+    with zipfile.ZipFile(path) as packed:
+        members = packed.infolist()
+        _check_room(sum(each.file_size for each in members), target, place)
+        for each in members:
+            mode = each.external_attr >> 16
+            _check_member(each.orig_filename, not stat.S_ISLNK(mode), place)
+        packed.extractall(target)  # noqa: S202  all members were looked at
+
+
+def _unpack_tar(path: Path, target: Path, place: str) -> None:
+    with tarfile.open(path) as packed:
+        # One by one: to list a compressed archive first would mean to decompress it twice.
+        for each in packed:
+            _check_member(each.name, each.isfile() or each.isdir(), place)
+            _check_room(each.size, target, place)
+            packed.extract(each, target, filter="data")
+
+
+def _check_member(name: str, plain: bool, place: str) -> None:
+    path = PurePosixPath(name.replace("\\", "/"))
+    if not plain:
+        raise InputError(f"{place!r} holds {name!r}, which is neither a file nor a folder")
+    if path.is_absolute() or ".." in path.parts or "\0" in name:
+        raise InputError(f"{place!r} holds {name!r}, which leads out of the archive")
+
+
+def _check_room(size: int, target: Path, place: str) -> None:
+    free = shutil.disk_usage(target).free
+    if size > free:
+        raise InputError(f"{place!r} unpacks to {size:,} bytes: the disk has {free:,} free")
+
 
 SUPPORTED = (
     "give `path` (a folder, or an archive on disk) or `url` (http or https, or any fsspec URL, "

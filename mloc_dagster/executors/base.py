@@ -1,18 +1,44 @@
-"""The door for executor authors: implement `TaskExecutor`, register it as an entry point.
+"""The door for executor authors: implement `TaskExecutor` or `RowExecutor`, register a task type.
 
 An executor turns input rows into output rows. It does not know Dagster, the store, retries or
 other shards: rows come in through `ShardInput`, go out through `ShardContext.emit`. Register a
 class under the entry-point group `mloc_dagster.task_types` with the task type as its name.
+
+The fleet's workers set the question; ops ask it; in a plain Dagster process nobody has set one
+and Dagster's own interrupts do the work.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+import time
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
-from mloc_dagster.results.rows import InputRow, OutputRow
+from mloc_dagster.errors import DataError, TaskCancelled
+from mloc_dagster.results.rows import InputRow, OutputRow, failed_row
+from mloc_dagster.schema.task import RowSpec
+
+_question: ContextVar[Callable[[], bool] | None] = ContextVar("cancel_requested", default=None)
+
+
+def cancel_requested() -> bool:
+    """Returns whether the shard of this thread was asked to stop."""
+    question = _question.get()
+    return False if question is None else question()
+
+
+@contextmanager
+def cancellable(question: Callable[[], bool]) -> Generator[None]:
+    """Lets `cancel_requested` ask `question` in this thread while it is open."""
+    token = _question.set(question)
+    try:
+        yield
+    finally:
+        _question.reset(token)
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,3 +193,63 @@ class SleepsModels[ModelT](Protocol):
             Exception: If it cannot; it will be unloaded, and loaded anew.
         """
         ...
+
+
+SECONDS_PER_LOOK = 0.1  # asking whether to stop may cost more than a row
+
+
+class RowExecutor[SpecT: RowSpec]:
+    """Computes rows one after the other, each by itself.
+
+    Args:
+        answer: Takes a row and the task's spec; returns the row's output. A `DataError` is the
+            row's own error; any other exception ends the attempt.
+        engine: What computes rows, with its version; it stands on each of them.
+    """
+
+    def __init__(self, answer: Callable[[InputRow, SpecT], str], engine: str) -> None:
+        self._answer = answer
+        self._engine = engine
+
+    def model_key(self, spec: SpecT) -> ModelKey | None:
+        """Returns None: there is no model."""
+        return None
+
+    def load(self, spec: SpecT) -> None:
+        """Loads nothing."""
+
+    def unload(self, model: None) -> None:
+        """Frees nothing."""
+
+    def run(self, shard: ShardInput, spec: SpecT, model: None, context: ShardContext) -> None:
+        """Answers every row of a shard.
+
+        Raises:
+            TaskCancelled: If the task was asked to stop.
+        """
+        looked = 0.0
+        for done, row in enumerate(shard.rows):
+            if time.monotonic() - looked > SECONDS_PER_LOOK:
+                if context.cancelled():
+                    raise TaskCancelled(f"stopped after {done} rows")
+                looked = time.monotonic()
+            context.emit(self._output(row, spec))
+
+    def _output(self, row: InputRow, spec: SpecT) -> OutputRow:
+        if row.error is not None:
+            return failed_row(row, row.error, self._engine)
+        began = time.monotonic()
+        try:
+            output = self._answer(row, spec)
+        except DataError as error:
+            return failed_row(row, str(error), self._engine)
+        seconds = time.monotonic() - began
+        return OutputRow(
+            index=row.index,
+            prompt=row.prompt,
+            output=output,
+            latency_s=seconds,
+            engine=self._engine,
+            engine_s=seconds,
+            custom_id=row.custom_id,
+        )

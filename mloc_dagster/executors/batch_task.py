@@ -16,31 +16,30 @@ from mloc_dagster.compile.compiled import CompiledTask, CompiledTemplate
 from mloc_dagster.compile.compiler import compile_mapping
 from mloc_dagster.data.spool import spool_input
 from mloc_dagster.errors import IncompleteResultsError, MlocError
-from mloc_dagster.events.payloads import Payload, SloMiss
-from mloc_dagster.executors.open_task import OpenTask, open_task
-from mloc_dagster.executors.shard_run import worker_name
-from mloc_dagster.executors.task_start import (
+from mloc_dagster.events.model import Payload, SloMiss
+from mloc_dagster.executors.open_task import (
+    OpenTask,
     input_of,
+    open_task,
     seed_of,
     start_task,
     task_record,
 )
+from mloc_dagster.executors.shard_run import worker_name
 from mloc_dagster.net.reach import Reach
-from mloc_dagster.planning.plan import Plan
-from mloc_dagster.planning.shards import cut_shards
-from mloc_dagster.results.aggregate import aggregate
-from mloc_dagster.results.answering_model import keep_to_model
+from mloc_dagster.planning.plan import Plan, cut_shards
+from mloc_dagster.results.aggregate import aggregate, budget_problem
 from mloc_dagster.results.batch_members import Batch, Member, MemberOutcome
-from mloc_dagster.results.budget import budget_problem
 from mloc_dagster.results.delivery import deliver
 from mloc_dagster.results.export import export
 from mloc_dagster.results.manifest import MANIFEST_NAME, read_manifest, write_manifest
-from mloc_dagster.results.part_list import part_name
+from mloc_dagster.results.part_files import part_name
 from mloc_dagster.results.record import RECORD_NAME, read_record, write_record
 from mloc_dagster.results.rows import OutputRow
+from mloc_dagster.results.shard_files import keep_to_model
 from mloc_dagster.results.store import Folder, ResultStore
-from mloc_dagster.results.usage import Rates
-from mloc_dagster.schema.canonical import canonical_json
+from mloc_dagster.results.summary import Rates
+from mloc_dagster.schema.base import canonical_json
 from mloc_dagster.schema.data import ListData
 from mloc_dagster.schema.task import RowSpec
 

@@ -13,7 +13,7 @@ from pydantic import Field
 from mloc_dagster.errors import TaskCancelled, TransientError
 from mloc_dagster.executors.base import ModelKey, ShardContext, ShardInput
 from mloc_dagster.executors.prompts import last_user_text
-from mloc_dagster.planning.shards import shard_key
+from mloc_dagster.planning.plan import shard_key
 from mloc_dagster.results.rows import InputRow, OutputRow, failed_row
 from mloc_dagster.schema.base import Block
 from mloc_dagster.schema.task import RowSpec

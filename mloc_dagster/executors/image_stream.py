@@ -10,12 +10,7 @@ from dataclasses import replace
 
 from mloc_dagster.errors import TaskCancelled
 from mloc_dagster.executors.engines.protocol import EngineRequest
-from mloc_dagster.executors.images import (
-    ImageLoader,
-    LoadedImage,
-    holds_images,
-    image_references,
-)
+from mloc_dagster.executors.images import ImageLoader, LoadedImage, holds_images, image_references
 from mloc_dagster.redaction import redact
 
 THREADS = 8

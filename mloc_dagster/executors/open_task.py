@@ -1,21 +1,47 @@
-"""Opening a task from its folder: any process that knows the task id can go on with it."""
+"""Starting a task (submission, input, plan) and opening it again from its folder in any process."""
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from datetime import UTC, datetime
+from functools import cache, lru_cache
+from pathlib import PurePosixPath
+from typing import Any
 
-from mloc_dagster.compile.compiler import compile_mapping
+from pydantic import JsonValue
+
+from mloc_dagster import __version__
+from mloc_dagster.compile.compiler import CompiledTask, CompiledTemplate, compile_mapping
 from mloc_dagster.compile.references import resolve_task
-from mloc_dagster.data.upstream import lookup_reference
-from mloc_dagster.net.reach import Reach
-from mloc_dagster.planning.plan import PLAN_NAME, Plan
-from mloc_dagster.results.plan_file import read_plan
-from mloc_dagster.results.record import TaskRecord, read_record, submitted_template
+from mloc_dagster.data.openai_batch import RequestBlock, Requests
+from mloc_dagster.data.rows import lookup_reference
+from mloc_dagster.data.spool import spool_input
+from mloc_dagster.data.training_rows import (
+    TRAINING_ROWS_NAME,
+    TrainingInputSummary,
+    write_evaluation_rows,
+    write_training_rows,
+)
+from mloc_dagster.errors import DataError, InputError, TerminalError
+from mloc_dagster.executors.input_planning import input_planning, usual_output_tokens
+from mloc_dagster.executors.model_source import check_leave
+from mloc_dagster.net.reach import Origin, Reach
+from mloc_dagster.planning.plan import PLAN_NAME, Chunk, Plan, cut_shards
+from mloc_dagster.results.record import (
+    TaskRecord,
+    read_plan,
+    read_record,
+    submitted_template,
+    write_plan,
+    write_record,
+)
 from mloc_dagster.results.store import Folder, open_store
-from mloc_dagster.results.usage import Rates
+from mloc_dagster.results.summary import Rates
+from mloc_dagster.schema.data import InferenceData, OpenaiBatchData
 from mloc_dagster.schema.task import ModelSpec, RowSpec, Task, TrainingSpec
+from mloc_dagster.schema.task_type import find_task_type
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,3 +132,175 @@ def _open_task(results_url: str, task_id: str) -> OpenTask:
         check=Reach(record.origin).check_spec,
     )
     return OpenTask(folder, record, task, upstream)
+
+
+BAD_ROWS_NAME = "input/bad-rows.json"
+
+
+def plan_training(folder: Folder, task_id: str, spec: TrainingSpec) -> Plan:
+    """Writes a training's rows and plan.
+
+    Args:
+        folder: The task's folder.
+        task_id: The task.
+        spec: What is trained, on what.
+
+    Raises:
+        DataError: If rows are missing or unreadable, or more than its budget cannot be used.
+    """
+    if spec.evaluation is not None:
+        write_evaluation_rows(spec.evaluation, spec.method, folder)
+    written = write_training_rows(spec.data, spec.method, folder)
+    if not written.rows:
+        raise DataError(f"there is nothing to train on: no row of {written.source} can be used")
+    folder.write_bytes(BAD_ROWS_NAME, written.model_dump_json().encode())
+    plan = Plan(
+        task_id=task_id,
+        source=written.source,
+        rows=written.rows,
+        data_version=written.data_version,
+        seed=spec.training.seed,
+        chunks=(Chunk(name=TRAINING_ROWS_NAME, start=0, rows=written.rows),),
+        shards=tuple(cut_shards(task_id, written.rows, 1)),
+    )
+    write_plan(folder, plan)
+    return plan
+
+
+def bad_row_count(folder: Folder) -> int:
+    """Returns how many rows of a training's input could not be used."""
+    return TrainingInputSummary.model_validate_json(folder.read_bytes(BAD_ROWS_NAME)).bad
+
+
+@cache
+def task_executor(name: str) -> Any:
+    """Returns the `TaskExecutor` of a task type, of a training its `Trainer`; one per process.
+
+    Args:
+        name: The task type.
+
+    Raises:
+        UnknownNameError: If nobody registered that name.
+        TerminalError: If it cannot be run or set up.
+    """
+    found = find_task_type(name)
+    if found.executor is None:
+        raise TerminalError(f"the task type {name!r} is not built yet")
+    try:
+        return found.executor()
+    except Exception as error:
+        raise TerminalError(
+            f"the task type {name!r} from {found.executor.__module__} cannot be set up: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+
+
+def task_id_for(workflow_id: str, compiled: CompiledTemplate, node: str) -> str:
+    """Returns the id of a node's task: the workflow's own when the template is one task."""
+    return workflow_id if len(compiled.tasks) == 1 else f"{workflow_id}-{node}"
+
+
+def start_task(
+    document: Mapping[str, JsonValue],
+    node: str,
+    *,
+    workflow_id: str,
+    run_id: str,
+    upstream: Mapping[str, str],
+    origin: Origin = "local",
+) -> tuple[OpenTask, Plan]:
+    """Writes `task.json`, then the input and `plan.json`; what is already there is kept.
+
+    Args:
+        document: The effective template: overrides applied, references unresolved.
+        node: Which of its tasks.
+        workflow_id: The id that all tasks of this submission share.
+        run_id: The Dagster run.
+        upstream: Task ids of the nodes that this one depends on, by node name.
+        origin: Where the task comes from.
+
+    Raises:
+        UnknownNameError: If nobody registered an executor for the task type.
+        TerminalError: If a task of the template, this one or a later, may not run here.
+        DataError: If the input is missing, unreadable or empty.
+    """
+    compiled = compile_mapping(document)
+    chosen = next(each for each in compiled.tasks if each.task.name == node)
+    task_executor(chosen.task.spec.task_type)
+    # All of them: what the last stage may not do is not found after hours of the others.
+    check_leave(each.task for each in compiled.tasks)
+    task_id = task_id_for(workflow_id, compiled, node)
+    folder = open_store().task(task_id)
+    if not folder.exists("task.json"):
+        record = task_record(
+            task_id, compiled, chosen, workflow_id, run_id, dict(upstream), origin=origin
+        )
+        write_record(folder, record)
+    opened = open_task(task_id)
+    with opened.reach.applied():
+        return opened, read_plan(folder) or _plan(opened)
+
+
+def _plan(opened: OpenTask) -> Plan:
+    if isinstance(opened.task.spec, TrainingSpec):
+        return plan_training(opened.folder, opened.record.task_id, opened.task.spec)
+    spec = opened.spec
+    return spool_input(
+        opened.record.task_id,
+        input_of(spec),
+        opened.folder,
+        spec.parallel.shards,
+        seed_of(spec),
+        opened.upstream,
+        input_planning(spec, usual_output_tokens(spec, opened.folder.store)),
+    )
+
+
+def input_of(spec: RowSpec) -> InferenceData:
+    """Returns the data block of a task that works row by row."""
+    if spec.data is None:
+        raise InputError(f"a task of type {spec.task_type!r} needs data")
+    if isinstance(spec.data, OpenaiBatchData):
+        return Requests(**spec.data.model_dump(), block=_request_block(spec))
+    return spec.data
+
+
+def _request_block(spec: RowSpec) -> RequestBlock:
+    if not isinstance(spec, ModelSpec):
+        return RequestBlock(spec.task_type)
+    asked = [each for each in spec.model.adapters if each.apply == "request"]
+    names = [each.name or PurePosixPath(each.path or each.url or "").name for each in asked]
+    given = frozenset(spec.row_block.model_fields_set)
+    return RequestBlock(spec.task_type, given, frozenset(names))
+
+
+def seed_of(spec: RowSpec) -> int:
+    """Returns the template's seed, or draws one that the plan then keeps."""
+    return secrets.randbits(31) if spec.given_seed is None else spec.given_seed
+
+
+def task_record(
+    task_id: str,
+    compiled: CompiledTemplate,
+    chosen: CompiledTask,
+    workflow_id: str,
+    run_id: str,
+    upstream: dict[str, str],
+    *,
+    origin: Origin = "local",
+) -> TaskRecord:
+    """Returns what `task.json` says of a task that is submitted now."""
+    return TaskRecord(
+        task_id=task_id,
+        workflow_id=workflow_id,
+        run_id=run_id,
+        template=dict(compiled.document),
+        template_name=compiled.metadata.name,
+        node=chosen.task.name,
+        task_type=chosen.task.spec.task_type,
+        spec=chosen.task.spec.model_dump(mode="json", by_alias=True),
+        upstream=upstream,
+        submitted_at=datetime.now(UTC),
+        mloc_version=__version__,
+        origin=origin,
+    )

@@ -1,26 +1,33 @@
-"""What answers a task's rows, to the byte: model, adapters, engine and how they were loaded."""
+"""What answers a task's rows, to the byte; finding answers of earlier tasks by it."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from weakref import WeakKeyDictionary
 
 from mloc_dagster import __version__
+from mloc_dagster.errors import MlocError
 from mloc_dagster.executors.engines.choice import loader_of
 from mloc_dagster.executors.engines.protocol import Engine, OptionsIdentity
-from mloc_dagster.executors.model_files import (
+from mloc_dagster.executors.model_source import (
     FileStamp,
     content_digest,
     folder_revision,
+    is_commit,
+    model_place,
     paths_in,
     stamps_of,
 )
-from mloc_dagster.executors.model_source import is_commit, model_place
-from mloc_dagster.schema.canonical import canonical_json, digest_of
+from mloc_dagster.results.row_cache import CACHE_FOLDER, RowCache
+from mloc_dagster.results.store import open_store
+from mloc_dagster.schema.base import canonical_json, digest_of
 from mloc_dagster.schema.engines import adapter_name
 from mloc_dagster.schema.model import Adapter, Model
 from mloc_dagster.schema.task import ModelSpec
+from mloc_dagster.settings import settings
 
 FORMAT = 3
 """Raised whenever equal keys may come to mean other answers."""
@@ -172,3 +179,50 @@ def _local(adapter: Adapter) -> Path | None:
     place = (adapter.path or adapter.url or "").removeprefix("file://")
     path = Path(place).expanduser()
     return path if place and path.exists() else None
+
+
+@dataclass(frozen=True, slots=True)
+class EarlierAnswers:
+    """Where answers of earlier tasks are, and what tells whose they are.
+
+    Attributes:
+        identity: Digest of what answers.
+        rows: Its cache; None when there is none.
+    """
+
+    identity: bytes = b""
+    rows: RowCache | None = None
+
+
+@contextmanager
+def earlier_answers(
+    spec: ModelSpec, engine: Engine, log: Callable[[str], None]
+) -> Iterator[EarlierAnswers]:
+    """Lends the cache of a task's model; what it was given is on the store when the block ends.
+
+    Args:
+        spec: The task.
+        engine: What answers it.
+        log: Hears why there is no reuse, when it was asked for.
+    """
+    if not spec.reuse:
+        yield EarlierAnswers()
+        return
+    try:
+        identity = model_identity(spec, engine)
+    except (NoReuseError, MlocError, OSError) as reason:
+        log(f"reuse: off: {reason}")
+        yield EarlierAnswers()
+        return
+    cache = RowCache(
+        open_store().folder(CACHE_FOLDER),
+        identity.hex()[:32],
+        log,
+        limit_bytes=settings().row_cache_bytes,
+        # An engine that broke down reads its files once more when it starts again.
+        valid=lambda: files_unchanged(spec, engine),
+    )
+    try:
+        yield EarlierAnswers(identity, cache)
+    finally:
+        cache.close()

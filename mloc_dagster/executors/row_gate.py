@@ -7,7 +7,7 @@ from collections.abc import Callable, Container, Iterable, Iterator
 import msgspec
 
 from mloc_dagster.errors import TerminalError
-from mloc_dagster.planning.shards import Shard
+from mloc_dagster.planning.plan import Shard
 from mloc_dagster.results.rows import InputRow, OutputRow
 
 LOGGED_ERRORS = 20  # the rows carry all of them

@@ -1,8 +1,9 @@
-"""Computing equal rows once: the first goes to the engine, the others wait for its answer."""
+"""Computing equal rows once: requests are compared by a digest, and the first one is computed."""
 
 from __future__ import annotations
 
 import time
+from array import array
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -11,8 +12,55 @@ from typing import Protocol
 import msgspec
 
 from mloc_dagster.executors.engines.protocol import Completion, EngineRequest
-from mloc_dagster.executors.reuse_key import RequestKeys
 from mloc_dagster.results.rows import InputRow, OutputRow
+from mloc_dagster.schema.base import canonical_json, digest_of
+from mloc_dagster.schema.inference import Inference, Pooling
+
+KEY_BYTES = 32
+_NO_PART_OF_THE_ANSWER = {"error_budget", "seed"}  # the request has the seed that counts
+_MOST_BLOCKS = 1024
+
+
+class RequestKeys:
+    """Digests requests; requests with equal digests have equal answers.
+
+    Args:
+        identity: Digest of what answers: model, adapters, engine. Empty within a task, where
+            they are the same for all rows.
+    """
+
+    def __init__(self, identity: bytes = b"") -> None:
+        self._identity = identity
+        self._blocks: dict[int, tuple[Inference | Pooling, bytes]] = {}
+
+    def of(self, request: EngineRequest) -> bytes | None:
+        """Returns a request's digest; None when an equal request may have another answer."""
+        sampling, block = request.sampling, request.sampling or request.pooling
+        if block is None or (sampling is not None and not sampling.deterministic):
+            return None
+        seeded = sampling is not None and not sampling.greedy
+        rendered = request.rendered
+        return digest_of(
+            self._identity,
+            rendered.text,
+            array("q", request.tokens).tobytes(),
+            rendered.image_ids,
+            self._block(block),
+            request.seed if seeded else None,
+            request.adapter,
+        )
+
+    def _block(self, block: Inference | Pooling) -> bytes:
+        # Rows with equal options share one block, which is kept so that its id stays its own.
+        known = self._blocks.get(id(block))
+        if known is None:
+            fields = block.model_dump(mode="json", exclude=_NO_PART_OF_THE_ANSWER)
+            known = block, digest_of(type(block).__name__, canonical_json(fields))
+            if len(self._blocks) >= _MOST_BLOCKS:
+                self._blocks.clear()
+            self._blocks[id(block)] = known
+        return known[1]
+
 
 MOST_ANSWERS = 4096
 MOST_ANSWER_BYTES = 32 << 20

@@ -1,9 +1,10 @@
-"""Running one shard, whatever its task type and wherever it runs."""
+"""Running one shard, whatever its task type and wherever it runs; its log file."""
 
 from __future__ import annotations
 
 import os
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -23,18 +24,54 @@ from mloc_dagster.executors.base import KnowsRevisions, ShardContext, ShardInput
 from mloc_dagster.executors.crash_watch import CrashWatch, NoWatch
 from mloc_dagster.executors.energy import find_meter, gpu_count, measuring
 from mloc_dagster.executors.model_cache import ModelCache
-from mloc_dagster.executors.registry import task_executor
+from mloc_dagster.executors.open_task import task_executor
 from mloc_dagster.executors.row_gate import RowGate
-from mloc_dagster.executors.shard_log import ShardLog
-from mloc_dagster.planning.plan import Plan
-from mloc_dagster.planning.shards import Shard
-from mloc_dagster.results.answering_model import keep_to_model
-from mloc_dagster.results.part_list import Part
+from mloc_dagster.planning.plan import Plan, Shard
+from mloc_dagster.results.part_files import Part
 from mloc_dagster.results.rows import InputRow, OutputRow
-from mloc_dagster.results.shard_files import ShardWriter, finished_rows
+from mloc_dagster.results.shard_files import ShardWriter, finished_rows, keep_to_model
 from mloc_dagster.results.store import Folder
 from mloc_dagster.schema.task import ModelSpec, RowSpec
 from mloc_dagster.settings import settings
+
+MAX_LINES = 10_000  # of one attempt: a log that grows with the rows would be a second result
+
+
+def shard_log_name(shard: Shard) -> str:
+    """Returns where a shard's log lies below the task's folder."""
+    return f"logs/shard-{shard.key}.log"
+
+
+class ShardLog:
+    """Timestamped lines of one attempt, written behind those of earlier attempts.
+
+    Object stores cannot append, so lines are held back and the file is rewritten by `save`.
+
+    Args:
+        folder: The task's folder.
+        shard: Whose log it is.
+    """
+
+    def __init__(self, folder: Folder, shard: Shard) -> None:
+        self._folder = folder
+        self._name = shard_log_name(shard)
+        self._earlier = folder.read_bytes(self._name) if folder.exists(self._name) else b""
+        self._lines: list[str] = []
+        self._lock = threading.Lock()
+
+    def line(self, text: str) -> None:
+        """Adds one line; line breaks inside become spaces."""
+        now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        with self._lock:
+            if len(self._lines) < MAX_LINES:
+                self._lines.append(f"{now} {' '.join(text.splitlines())}\n")
+
+    def save(self) -> None:
+        """Writes the file."""
+        with self._lock:
+            text = "".join(self._lines)
+        self._folder.write_bytes(self._name, self._earlier + text.encode())
+
 
 # What another attempt would only run into again.
 _BUGS = (ImportError, NameError, AttributeError, TypeError, NotImplementedError, AssertionError)

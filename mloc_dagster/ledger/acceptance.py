@@ -10,10 +10,8 @@ from sqlalchemy import func, select, text
 from sqlalchemy.engine import Connection
 
 from mloc_dagster.errors import InputError
-from mloc_dagster.ledger.database import CHANNEL
+from mloc_dagster.ledger.database import CHANNEL, keep_contents, submissions
 from mloc_dagster.ledger.model import NewTask, Submission
-from mloc_dagster.ledger.row_locks import keep_contents
-from mloc_dagster.ledger.tables import submissions
 from mloc_dagster.wire import TaskState
 
 

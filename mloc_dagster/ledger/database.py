@@ -1,16 +1,142 @@
-"""The connection to the ledger's PostgreSQL."""
+"""The ledger's tables in a schema beside Dagster's, its connection, locks and notifications."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import select
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from types import TracebackType
+from typing import Self
 
-from sqlalchemy import create_engine
+import psycopg2
+from psycopg2 import extensions
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    DateTime,
+    Identity,
+    Index,
+    Integer,
+    MetaData,
+    Table,
+    Text,
+    create_engine,
+    text,
+)
+from sqlalchemy.dialects.postgresql import ARRAY, JSON, JSONB
 from sqlalchemy.engine import Connection, Engine, make_url
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from mloc_dagster.errors import TransientError
+from mloc_dagster.services.storages import AdvisoryLock
+
+SCHEMA = "mloc"
+
+metadata = MetaData(schema=SCHEMA)
+
+_now = text("clock_timestamp()")
+
+documents = Table(
+    "documents",
+    metadata,
+    Column("content_hash", Text, primary_key=True),
+    # Not JSONB, which has no NUL and forgets the order of keys.
+    Column("document", JSON, nullable=False),
+)
+"""Each document once, however often it is submitted."""
+
+submissions = Table(
+    "submissions",
+    metadata,
+    Column("workflow_id", Text, primary_key=True),
+    Column("request_key", Text, unique=True),
+    Column("request_hash", Text),
+    Column("content_hash", Text, nullable=False),
+    Column("submitted_at", DateTime(timezone=True), nullable=False, server_default=_now),
+)
+
+tasks = Table(
+    "tasks",
+    metadata,
+    Column("place", BigInteger, Identity(), primary_key=True),
+    Column("task_id", Text, nullable=False, unique=True),
+    Column("workflow_id", Text, nullable=False, index=True),
+    Column("node", Text, nullable=False),
+    Column("task_type", Text, nullable=False),
+    Column("template", Text, nullable=False),
+    Column("owner", Text, nullable=False),
+    Column("labels", JSONB, nullable=False),
+    # The planner knows how common an element of an array is, and not so of a document's parts.
+    Column("label_pairs", ARRAY(Text), nullable=False),
+    Column("depends_on", ARRAY(Text), nullable=False),
+    Column("state", Text, nullable=False),
+    Column("waiting_for", Text, nullable=False, server_default=""),
+    Column("run_id", Text),
+    Column("runs", Integer, nullable=False, server_default="0"),
+    Column("retry_rows", Boolean, nullable=False, server_default="false"),
+    Column("batch_key", Text),
+    Column("due", DateTime(timezone=True)),
+    Column("submitted_at", DateTime(timezone=True), nullable=False, server_default=_now),
+    Column("started_at", DateTime(timezone=True)),
+    Column("ended_at", DateTime(timezone=True)),
+    Column("worker_id", Text),
+    Column("rows", Integer),
+    Column("rows_finished", Integer),
+    Column("errors", Integer),
+    Column("error", Text, nullable=False, server_default=""),
+    Column("cancelling", Boolean, nullable=False, server_default="false"),
+    Column("untold", Boolean, nullable=False, server_default="false"),
+)
+
+runs = Table(
+    "runs",
+    metadata,
+    Column("place", BigInteger, Identity(), primary_key=True),
+    Column("run_id", Text, nullable=False, unique=True),
+    Column("workflow_id", Text),
+    Column("task_ids", ARRAY(Text), nullable=False),
+    Column("handed_over", Boolean, nullable=False, server_default="false"),
+    Column("retry_rows", Boolean, nullable=False, server_default="false"),
+    Column("ended", Boolean, nullable=False, server_default="false"),
+    Column("planned_at", DateTime(timezone=True), nullable=False, server_default=_now),
+)
+
+_newest = tasks.c.place.desc()
+
+Index("tasks_by_state", tasks.c.state, _newest)
+Index("tasks_by_owner", tasks.c.owner, _newest)
+Index("tasks_by_template", tasks.c.template, _newest)
+Index("tasks_by_type", tasks.c.task_type, _newest)
+Index("tasks_by_worker", tasks.c.worker_id, _newest)
+# What is new lies unsorted, and is read from end to end, until there are so many KiB of it.
+Index(
+    "tasks_by_labels",
+    tasks.c.label_pairs,
+    postgresql_using="gin",
+    postgresql_with={"gin_pending_list_limit": 256},
+)
+Index("tasks_by_time", tasks.c.submitted_at)
+Index(
+    "tasks_to_dispatch",
+    tasks.c.due.asc().nulls_last(),
+    tasks.c.place,
+    postgresql_where=text("run_id IS NULL AND state = 'PENDING'"),
+)
+Index("tasks_to_cancel", tasks.c.place, postgresql_where=text("cancelling"))
+Index("tasks_to_tell_of", tasks.c.place, postgresql_where=text("untold"))
+Index("runs_open", runs.c.place, postgresql_where=text("NOT ended"))
+
+
+def create_tables(connection: Connection) -> None:
+    """Creates what is missing; several processes may do so at once."""
+    connection.execute(
+        text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": AdvisoryLock.CREATE_TABLES}
+    )
+    connection.execute(text(f"CREATE SCHEMA IF NOT EXISTS {SCHEMA}"))
+    metadata.create_all(connection, [documents, submissions, tasks, runs])
+
 
 CHANNEL = "mloc_ledger"
 """Rings when tasks were accepted, or somebody wishes something about them."""
@@ -76,3 +202,101 @@ def transaction(engine: Engine) -> Iterator[Connection]:
 
 def _first_line(error: DBAPIError) -> str:
     return (str(error.orig).strip().splitlines() or ["no reason given"])[0]
+
+
+_LOCK = text("""
+    SELECT FROM mloc.tasks WHERE task_id = ANY (:ids) ORDER BY task_id FOR NO KEY UPDATE
+""")
+
+
+def lock_tasks(connection: Connection, ids: Collection[str]) -> None:
+    """Waits until nobody else changes some tasks, and keeps others from it until the commit.
+
+    Every writer of several tasks begins with this. Statements that follow see the tasks as they are
+    then, and an `UPDATE` would lock them in any order.
+    """
+    connection.execute(_LOCK, {"ids": list(ids)})
+
+
+def keep_contents(connection: Connection) -> None:
+    """Keeps request keys and documents from being deleted until the commit.
+
+    Who accepts relies on those that are there already, and other transactions do not see yet that
+    it does.
+    """
+    connection.execute(
+        text("SELECT pg_advisory_xact_lock_shared(:key)"), {"key": AdvisoryLock.KEEP_CONTENTS}
+    )
+
+
+def may_delete_contents(connection: Connection) -> None:
+    """Waits for those that keep contents, and lets no other accept until the commit."""
+    connection.execute(
+        text("SELECT pg_advisory_xact_lock(:key)"), {"key": AdvisoryLock.KEEP_CONTENTS}
+    )
+
+
+class News:
+    """Listens to the ledger on a connection of its own.
+
+    A notification is sent when the transaction that brings news has committed.
+    """
+
+    def __init__(self, url: str) -> None:
+        address = make_url(url).set(drivername="postgresql")
+        patient = address.update_query_dict({key: str(value) for key, value in PATIENCE.items()})
+        try:
+            self._connection: extensions.connection = psycopg2.connect(
+                patient.render_as_string(hide_password=False)
+            )
+            self._connection.set_isolation_level(extensions.ISOLATION_LEVEL_AUTOCOMMIT)
+            with self._connection.cursor() as cursor:
+                cursor.execute(f"LISTEN {CHANNEL}")
+        except psycopg2.Error as error:
+            raise TransientError(f"the database is away: {error}") from error
+
+    def wait(self, timeout_s: float) -> bool:
+        """Returns whether there is news; false after so many seconds without.
+
+        Raises:
+            TransientError: If the connection is lost.
+        """
+        try:
+            if not self._connection.notifies:
+                ready, _, _ = select.select([self._connection], [], [], timeout_s)
+                if ready:
+                    self._connection.poll()
+        except psycopg2.Error as error:
+            raise TransientError(f"the database is away: {error}") from error
+        heard = bool(self._connection.notifies)
+        self._connection.notifies.clear()
+        return heard
+
+    def lead(self, lock: int) -> bool:
+        """Returns whether this process holds a lock that one at a time can; it ends with it.
+
+        Raises:
+            TransientError: If the connection is lost.
+        """
+        try:
+            with self._connection.cursor() as cursor:
+                cursor.execute("SELECT pg_try_advisory_lock(%s)", (lock,))
+                row = cursor.fetchone()
+                return row is not None and bool(row[0])
+        except psycopg2.Error as error:
+            raise TransientError(f"the database is away: {error}") from error
+
+    def close(self) -> None:
+        """Stops listening, and lets go of the lock."""
+        self._connection.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()

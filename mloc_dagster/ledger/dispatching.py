@@ -10,10 +10,9 @@ from dataclasses import asdict
 from sqlalchemy import case, func, insert, or_, select, text, update
 from sqlalchemy.engine import Connection
 
+from mloc_dagster.ledger.database import lock_tasks, runs, tasks
 from mloc_dagster.ledger.model import PlannedRun, TaskChange, TaskEntry
 from mloc_dagster.ledger.queries import ENTRY, entry_of
-from mloc_dagster.ledger.row_locks import lock_tasks
-from mloc_dagster.ledger.tables import runs, tasks
 from mloc_dagster.wire import ENDED, TaskState
 
 

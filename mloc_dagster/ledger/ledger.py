@@ -8,9 +8,9 @@ from typing import Self
 from pydantic import JsonValue
 from sqlalchemy.engine import Engine
 
-from mloc_dagster.ledger import acceptance, dispatching, queries, wishes
+from mloc_dagster.ledger import acceptance, dispatching, queries, requests
 from mloc_dagster.ledger.acceptance import Accepted, KeyReused
-from mloc_dagster.ledger.database import open_engine, transaction
+from mloc_dagster.ledger.database import News, create_tables, open_engine, tasks, transaction
 from mloc_dagster.ledger.model import (
     PlannedRun,
     Submission,
@@ -18,9 +18,7 @@ from mloc_dagster.ledger.model import (
     TaskEntry,
     TaskFilter,
 )
-from mloc_dagster.ledger.news import News
-from mloc_dagster.ledger.state_counts import counts, create_counts
-from mloc_dagster.ledger.tables import create_tables, tasks
+from mloc_dagster.ledger.queries import counts, create_counts
 from mloc_dagster.services.postgres import postgres_url
 from mloc_dagster.wire import TaskState
 
@@ -136,7 +134,7 @@ class Ledger:
         `cancelling` tells the dispatcher.
         """
         with transaction(self._engine) as connection:
-            return wishes.cancel(connection, ids)
+            return requests.cancel(connection, ids)
 
     def retry(self, ids: Collection[str], *, failed_rows: bool = False) -> set[str]:
         """Lets tasks wait for another run, with what is undone of their workflows.
@@ -150,7 +148,7 @@ class Ledger:
             The tasks that wait now.
         """
         with transaction(self._engine) as connection:
-            return wishes.retry(connection, ids, failed_rows=failed_rows)
+            return requests.retry(connection, ids, failed_rows=failed_rows)
 
     def forget(
         self,
@@ -167,7 +165,7 @@ class Ledger:
                 meanwhile nobody can submit it.
         """
         with transaction(self._engine) as connection:
-            return wishes.forget(connection, ids, remove, remove_document)
+            return requests.forget(connection, ids, remove, remove_document)
 
     # Dispatching
 

@@ -1,4 +1,4 @@
-"""Reading the ledger."""
+"""Reading the ledger, the number of tasks in each state included."""
 
 from __future__ import annotations
 
@@ -7,13 +7,25 @@ from dataclasses import fields
 from typing import Any
 
 from pydantic import JsonValue
-from sqlalchemy import ColumnElement, Row, select
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    ColumnElement,
+    Row,
+    Table,
+    Text,
+    func,
+    inspect,
+    select,
+    text,
+)
 from sqlalchemy.engine import Connection
 
 from mloc_dagster.errors import InputError
 from mloc_dagster.ledger.acceptance import label_pairs
+from mloc_dagster.ledger.database import SCHEMA, documents, metadata, submissions, tasks
 from mloc_dagster.ledger.model import TaskEntry, TaskFilter
-from mloc_dagster.ledger.tables import documents, submissions, tasks
+from mloc_dagster.services.storages import AdvisoryLock
 from mloc_dagster.wire import TaskState
 
 _STATES = {each.value: each for each in TaskState}
@@ -114,3 +126,75 @@ def content_hash(connection: Connection, workflow_id: str) -> str | None:
     return connection.scalar(
         select(submissions.c.content_hash).where(submissions.c.workflow_id == workflow_id)
     )
+
+
+# Folding 2,000 rows takes 3 ms, and so does reading them.
+_FOLDED_AFTER = 2_000
+
+state_counts = Table(
+    "state_counts",
+    metadata,
+    Column("state", Text, nullable=False),
+    Column("number", BigInteger, nullable=False),
+)
+
+_FUNCTIONS = f"""
+CREATE FUNCTION {SCHEMA}.fold_state_counts() RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+    IF pg_try_advisory_xact_lock({AdvisoryLock.FOLD_STATE_COUNTS:d}) THEN
+        WITH folded AS (DELETE FROM {SCHEMA}.state_counts RETURNING state, number)
+        INSERT INTO {SCHEMA}.state_counts
+        SELECT state, sum(number) FROM folded GROUP BY state HAVING sum(number) <> 0;
+    END IF;
+END
+$$;
+CREATE FUNCTION {SCHEMA}.note_states() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF TG_OP = 'INSERT' THEN
+        INSERT INTO {SCHEMA}.state_counts SELECT state, count(*) FROM added GROUP BY state;
+    ELSIF TG_OP = 'DELETE' THEN
+        INSERT INTO {SCHEMA}.state_counts SELECT state, -count(*) FROM removed GROUP BY state;
+    ELSE
+        INSERT INTO {SCHEMA}.state_counts
+        SELECT state, sum(number)
+        FROM (SELECT state, 1 AS number FROM added UNION ALL SELECT state, -1 FROM removed) AS each
+        GROUP BY state HAVING sum(number) <> 0;
+    END IF;
+    IF random() < {1 / _FOLDED_AFTER} THEN
+        PERFORM {SCHEMA}.fold_state_counts();
+    END IF;
+    RETURN NULL;
+END
+$$
+"""  # noqa: S608 (constants)
+
+_SEEN_BY = {
+    "INSERT": "NEW TABLE AS added",
+    "DELETE": "OLD TABLE AS removed",
+    "UPDATE": "OLD TABLE AS removed NEW TABLE AS added",
+}
+
+
+def create_counts(connection: Connection) -> None:
+    """Begins to count, once the tables are there; counts the tasks that there are already."""
+    if inspect(connection).has_table(state_counts.name, SCHEMA):
+        return
+    connection.execute(text(f"LOCK TABLE {SCHEMA}.tasks IN SHARE ROW EXCLUSIVE MODE"))
+    state_counts.create(connection)
+    connection.execute(text(_FUNCTIONS))
+    for event, tables in _SEEN_BY.items():
+        connection.execute(
+            text(
+                f"CREATE TRIGGER note_states_on_{event.lower()} AFTER {event} ON {SCHEMA}.tasks "
+                f"REFERENCING {tables} FOR EACH STATEMENT EXECUTE FUNCTION {SCHEMA}.note_states()"
+            )
+        )
+    there = f"SELECT state, count(*) FROM {SCHEMA}.tasks GROUP BY state"  # noqa: S608 (a constant)
+    connection.execute(text(f"INSERT INTO {SCHEMA}.state_counts {there}"))
+
+
+def counts(connection: Connection) -> dict[TaskState, int]:
+    """Returns how many tasks are in each state."""
+    total = func.sum(state_counts.c.number)
+    found = connection.execute(select(state_counts.c.state, total).group_by(state_counts.c.state))
+    return dict.fromkeys(TaskState, 0) | {TaskState(state): int(number) for state, number in found}

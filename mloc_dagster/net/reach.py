@@ -22,7 +22,7 @@ from mloc_dagster.errors import InputError
 from mloc_dagster.library import library_dir
 from mloc_dagster.models import BUILTIN_MODELS
 from mloc_dagster.net.addresses import RefusedAddressError, addresses_of, check_address
-from mloc_dagster.schema.data_address import is_glob, names_files
+from mloc_dagster.schema.data import is_glob, names_files
 from mloc_dagster.schema.legacy import SPELLINGS
 from mloc_dagster.schema.markers import FileRef, LibraryOptions, Marked, ResultPath, Secret, Url
 from mloc_dagster.schema.template import marked_in_spec

@@ -8,16 +8,15 @@ import dagster as dg
 
 from mloc_dagster.errors import InputError, MlocError
 from mloc_dagster.events.bus import publish
-from mloc_dagster.events.model import TaskEvent, TaskEventType
-from mloc_dagster.events.payloads import Payload
+from mloc_dagster.events.model import Payload, TaskEvent, TaskEventType
+from mloc_dagster.executors.base import cancel_requested
 from mloc_dagster.executors.batch_task import HandOut, miss_of, node_of, start_batch, start_of
-from mloc_dagster.executors.cancellation import cancel_requested
 from mloc_dagster.executors.open_task import open_task
 from mloc_dagster.executors.shard_run import ShardReport, run_shard
-from mloc_dagster.fleet.worker.models import process_model_cache
+from mloc_dagster.fleet.worker.heartbeat import process_model_cache
 from mloc_dagster.ops.failures import as_dagster, retry_or_fail
-from mloc_dagster.ops.references import TaskRef
-from mloc_dagster.planning.shards import Shard
+from mloc_dagster.ops.io import TaskRef
+from mloc_dagster.planning.plan import Shard
 from mloc_dagster.results.batch_members import (
     Batch,
     Member,

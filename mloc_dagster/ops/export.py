@@ -4,16 +4,14 @@ import dagster as dg
 
 from mloc_dagster.errors import MlocError
 from mloc_dagster.events.bus import publish
-from mloc_dagster.events.model import TaskEvent, TaskEventType
-from mloc_dagster.events.payloads import Payload
+from mloc_dagster.events.model import Payload, TaskEvent, TaskEventType
 from mloc_dagster.executors.open_task import OpenTask, open_task
 from mloc_dagster.ops.failures import as_dagster
-from mloc_dagster.ops.references import TaskRef
+from mloc_dagster.ops.io import TaskRef
 from mloc_dagster.results.delivery import DeliveryReport, deliver
 from mloc_dagster.results.export import export as export_rows
 from mloc_dagster.results.manifest import Manifest, write_manifest
-from mloc_dagster.results.training_result import artifact_names
-from mloc_dagster.results.training_summary import read_training
+from mloc_dagster.results.training_summary import artifact_names, read_training
 from mloc_dagster.schema.task import TrainingSpec
 
 

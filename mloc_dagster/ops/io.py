@@ -1,4 +1,4 @@
-"""The IO manager: references as JSON next to the results, so that any executor finds them."""
+"""The IO manager: steps exchange references as JSON beside the results, never rows."""
 
 from __future__ import annotations
 
@@ -6,12 +6,28 @@ import json
 
 import dagster as dg
 from dagster import DagsterRun
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 
 from mloc_dagster.executors.shard_run import ShardReport
-from mloc_dagster.ops.references import TaskRef
-from mloc_dagster.planning.shards import Shard
+from mloc_dagster.planning.plan import Shard
 from mloc_dagster.results.store import Folder, open_store
+
+
+class TaskRef(BaseModel):
+    """Points to a task's folder.
+
+    Attributes:
+        task_id: The task, which names its folder below the results root.
+        node: The stage or node it ran for.
+        rows: Rows of its result.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    task_id: str
+    node: str
+    rows: int
+
 
 _TYPES: dict[str, type[BaseModel]] = {each.__name__: each for each in (Shard, ShardReport, TaskRef)}
 

@@ -10,15 +10,13 @@ import dagster as dg
 from mloc_dagster.compile.overrides import merge_overrides
 from mloc_dagster.errors import MlocError
 from mloc_dagster.events.bus import publish
-from mloc_dagster.events.model import TaskEvent, TaskEventType
-from mloc_dagster.events.payloads import Payload
-from mloc_dagster.executors.open_task import OpenTask
-from mloc_dagster.executors.task_start import start_task
+from mloc_dagster.events.model import Payload, TaskEvent, TaskEventType
+from mloc_dagster.executors.open_task import OpenTask, start_task
 from mloc_dagster.fleet.dagster.jobs import CONTENT_TAG
 from mloc_dagster.net.reach import Origin
 from mloc_dagster.ops.failures import as_dagster
-from mloc_dagster.ops.references import TaskRef
-from mloc_dagster.planning.shards import Shard
+from mloc_dagster.ops.io import TaskRef
+from mloc_dagster.planning.plan import Shard
 
 WORKFLOW_TAG = "mloc/workflow_id"
 
@@ -56,7 +54,7 @@ def plan_op(inputs: int) -> dg.OpDefinition:
 def plan_task(
     context: dg.OpExecutionContext, config: PlanConfig, upstream: list[TaskRef]
 ) -> Iterator[dg.DynamicOutput[Shard]]:
-    """Yields one shard per dynamic output; see `executors.task_start`."""
+    """Yields one shard per dynamic output; see `executors.open_task`."""
     try:
         document = merge_overrides(
             json.loads(config.template), config.node, json.loads(config.overrides)

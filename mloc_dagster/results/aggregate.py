@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from fractions import Fraction
 from typing import IO
 
 import msgspec
@@ -12,14 +15,108 @@ from pydantic import JsonValue, ValidationError
 
 from mloc_dagster.errors import IncompleteResultsError
 from mloc_dagster.planning.plan import Plan
-from mloc_dagster.results.budget import allowed_errors
 from mloc_dagster.results.part_files import Part, list_parts, read_rows
-from mloc_dagster.results.rows import OutputRow
-from mloc_dagster.results.spans import Span, attempt_spans, covered_s, mean_at_once
+from mloc_dagster.results.rows import UPSTREAM_FAULT, OutputRow
 from mloc_dagster.results.store import Folder
-from mloc_dagster.results.summary import SUMMARY_NAME, PreviewRow, TaskSummary
+from mloc_dagster.results.summary import SUMMARY_NAME, UNPRICED, PreviewRow, Rates, TaskSummary
 from mloc_dagster.results.tally import Tally
-from mloc_dagster.results.usage import UNPRICED, Rates
+
+_FIRST_ERROR = 300
+"""Characters of the first error: what is to be done comes after it and must be read, too."""
+
+
+def allowed_errors(rows: int, budget: float, upstream: int = 0) -> int:
+    """Returns how many rows may fail before the task does.
+
+    Any share above 0 allows at least one row and, of more than one, never all of them; 0 allows
+    none. A task of a single row may thus never lose it.
+
+    Args:
+        rows: Rows of the task.
+        budget: The share that may fail, 0 to 1.
+        upstream: Rows that failed in an earlier task, whose budget they were charged to: they may
+            all, and the share is that of the others.
+    """
+    return upstream + _share(rows - upstream, budget)
+
+
+def _share(rows: int, budget: float) -> int:
+    if budget <= 0 or rows <= 0:
+        return 0
+    # str: 0.29 means 29 %, not the nearest binary fraction, which is less.
+    share = math.floor(Fraction(str(budget)) * rows)
+    return min(max(share, 1), rows - 1)
+
+
+def budget_problem(
+    errors: int, rows: int, allowed: int, first: tuple[int, str] | None, *, again: str = ""
+) -> str:
+    """Returns what is said of a task with more errors than it may have, wherever it is said.
+
+    Args:
+        errors: Rows that ended with an error.
+        rows: Rows of the task.
+        allowed: How many of them might have.
+        first: Index and text of the first of them.
+        again: The command that computes them again; empty where it is said elsewhere.
+    """
+    named = ""
+    if first is not None:
+        index, text = first
+        text = " ".join(text.split())
+        named = f"; the first, row {index}: {text[:_FIRST_ERROR]}{'…' * (len(text) > _FIRST_ERROR)}"
+    command = f" (`{again}`)" if again else ""
+    return (
+        f"{errors:,} of {rows:,} rows ended with an error, and error_budget allows {allowed:,}"
+        f"{named}. Compute them again{command}, or run the template with a larger error_budget"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """The time of one attempt at a shard.
+
+    Attributes:
+        start_s: When it began, in seconds since 1970.
+        stop_s: When its last row was on the store.
+    """
+
+    start_s: float
+    stop_s: float
+
+    @classmethod
+    def between(cls, start: datetime, stop: datetime) -> Span:
+        """Returns the span from one moment to another."""
+        return cls(start.timestamp(), stop.timestamp())
+
+
+def attempt_spans(parts: Iterable[Part]) -> list[Span]:
+    """Returns the span of each attempt that left rows whose files say when."""
+    stops: dict[tuple[int, int], int] = {}
+    for part in parts:
+        if part.span is not None:
+            start, stop = part.span
+            attempt = (part.shard, start)
+            stops[attempt] = max(stop, stops.get(attempt, start))
+    return [Span(start / 1000, stop / 1000) for (_, start), stop in stops.items()]
+
+
+def covered_s(spans: Sequence[Span]) -> float:
+    """Returns the seconds that lie in at least one span."""
+    covered, until = 0.0, float("-inf")
+    for span in sorted(spans, key=lambda span: span.start_s):
+        covered += max(span.stop_s - max(span.start_s, until), 0.0)
+        until = max(until, span.stop_s)
+    return covered
+
+
+def mean_at_once(spans: Sequence[Span]) -> float | None:
+    """Returns how many spans there are at a time, on average, where there is any; None for none."""
+    covered = covered_s(spans)
+    if covered <= 0:
+        return None
+    return sum(span.stop_s - span.start_s for span in spans) / covered
+
 
 __all__ = ["PreviewRow", "TaskSummary", "aggregate", "allowed_errors", "read_summary"]
 
@@ -179,3 +276,42 @@ def _read_earlier(folder: Folder) -> TaskSummary | None:
         return TaskSummary.model_validate_json(folder.read_bytes(SUMMARY_NAME))
     except (FileNotFoundError, ValidationError):  # of an older version: written anew
         return None
+
+
+@dataclass(frozen=True, slots=True)
+class RowCounts:
+    """What a pass over a task's output rows found.
+
+    Attributes:
+        rows: How many there are.
+        first_gap: The first index that is missing or out of order; None when there is none.
+        errors: Rows that ended with an error.
+        first_error: Index and text of the first of them.
+        empty: Rows without an error whose output is empty.
+        upstream: Those of the errors that are an earlier task's.
+    """
+
+    rows: int
+    first_gap: int | None
+    errors: int
+    first_error: tuple[int, str] | None
+    empty: int
+    upstream: int = 0
+
+
+def count_rows(rows: Iterable[OutputRow]) -> RowCounts:
+    """Counts rows, gaps, errors and empty outputs in one pass."""
+    expected = errors = empty = upstream = 0
+    first_gap: int | None = None
+    first_error: tuple[int, str] | None = None
+    for row in rows:
+        if row.index != expected and first_gap is None:
+            first_gap = expected
+        expected += 1
+        if row.error is not None:
+            errors += 1
+            upstream += row.fault == UPSTREAM_FAULT
+            first_error = first_error or (row.index, row.error)
+        elif not row.output and row.embedding is None:
+            empty += 1
+    return RowCounts(expected, first_gap, errors, first_error, empty, upstream)

@@ -1,25 +1,257 @@
-"""The rows in every format that a template asks for: one pass, in order, in constant memory."""
+"""Export rows in every format that a template asks for: one pass, in order, in constant memory."""
 
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
-from collections.abc import Callable, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from datetime import datetime
 from itertools import batched
-from typing import IO
+from operator import attrgetter
+from types import TracebackType
+from typing import IO, Any, Self
 
 import msgspec
+import pyarrow  # pyright: ignore[reportMissingTypeStubs]
+import pyarrow.parquet as pq  # pyright: ignore[reportMissingTypeStubs]
 
+from mloc_dagster import __version__
 from mloc_dagster.planning.plan import Plan
-from mloc_dagster.results.export_rows import ExportRow, VectorRow, export_rows
 from mloc_dagster.results.openai_batch import BatchFiles
+from mloc_dagster.results.rows import OutputRow, Prompt
 from mloc_dagster.results.shard_files import read_rows
 from mloc_dagster.results.store import Folder
+from mloc_dagster.results.summary import UNPRICED, Rates
 from mloc_dagster.results.tally import Tally
-from mloc_dagster.results.usage import UNPRICED, Rates
 from mloc_dagster.schema.output import BATCH_ERRORS_NAME, BATCH_OUTPUT_NAME, OutputFormat
+
+
+class ExportRow(msgspec.Struct):
+    """One input and what became of it, with where that came from. Columns of every export.
+
+    Attributes:
+        task_id: The task.
+        shard: Index of the shard that computed it.
+        index: The input's place in the whole input.
+        prompt: Text; chat messages as JSON.
+        prompt_sha256: Hex sha256 over `prompt`.
+        output: The text; empty when `error` is set.
+        outputs: All texts when more than one was asked for.
+        finish_reason: `stop`, `length` or `error`.
+        error: Why there is no output.
+        model: What answered.
+        revision: Which state of it: the hub's commit, or `sha256:…` over its files.
+        engine: What computed it, with version.
+        worker: Who computed it.
+        attempt: The shard's attempt that computed it, from 1.
+        prompt_tokens: Tokens read.
+        completion_tokens: Tokens written.
+        latency_s: Seconds from the row's start to its end.
+        cached_tokens: Prompt tokens that the engine found in its prefix cache.
+        engine_s: The row's share of the engine's busy seconds.
+        energy_j: The row's share of the device's energy in joules; None where nothing measures it.
+        gpu_s: `engine_s` times the GPUs that the engine ran on; 0 on CPUs.
+        cost: `engine_s` at the price of the task's workers; None without a price.
+        reused: `task` or `cache` when the row was not computed itself.
+        saved_s: Engine seconds that the reuse saved.
+        custom_id: What its sender calls it.
+    """
+
+    task_id: str
+    shard: int
+    index: int
+    prompt: str
+    prompt_sha256: str
+    output: str
+    outputs: list[str] | None
+    finish_reason: str
+    error: str | None
+    model: str
+    revision: str | None
+    engine: str
+    worker: str
+    attempt: int
+    prompt_tokens: int
+    completion_tokens: int
+    latency_s: float
+    cached_tokens: int
+    engine_s: float
+    energy_j: float | None
+    gpu_s: float
+    cost: float | None
+    reused: str | None
+    saved_s: float
+    custom_id: str | None
+
+
+class VectorRow(ExportRow):
+    """A row of an embedding task.
+
+    Attributes:
+        embedding: The vector; None when `error` is set.
+    """
+
+    embedding: list[float] | None = None
+
+
+def prompt_text(prompt: Prompt) -> str:
+    """Returns the prompt as one string: chat messages as the JSON text of their list."""
+    return prompt if isinstance(prompt, str) else msgspec.json.encode(prompt).decode()
+
+
+def export_rows(
+    rows: Iterator[OutputRow],
+    plan: Plan,
+    model: str,
+    revision: str | None,
+    rates: Rates,
+    *,
+    vectors: bool = False,
+) -> Iterator[ExportRow]:
+    """Adds to each row where it comes from; `rows` come in order of index."""
+    starts = [shard.start for shard in plan.shards]
+    for row in rows:
+        prompt = prompt_text(row.prompt)
+        place = row.index if row.place < 0 else row.place
+        exported = ExportRow(
+            plan.task_id,
+            plan.shards[bisect_right(starts, place) - 1].index,
+            row.index,
+            prompt,
+            hashlib.sha256(prompt.encode()).hexdigest(),
+            row.output,
+            row.outputs,
+            row.finish_reason,
+            row.error,
+            model,
+            row.revision or revision,
+            row.engine,
+            row.worker,
+            row.attempt,
+            row.prompt_tokens,
+            row.completion_tokens,
+            row.latency_s,
+            row.cached_tokens,
+            row.engine_s,
+            row.energy_j,
+            row.gpu_s,
+            rates.cost(row.engine_s),
+            row.reused or None,
+            row.saved_s,
+            row.custom_id,
+        )
+        yield _with_vector(exported, row) if vectors else exported
+
+
+def _with_vector(exported: ExportRow, row: OutputRow) -> VectorRow:
+    return VectorRow(*msgspec.structs.astuple(exported), embedding=row.embedding)
+
+
+_pa: Any = pyarrow  # neither has types
+_pq: Any = pq
+
+_TYPES: dict[str, Any] = {
+    "task_id": _pa.string(),
+    "shard": _pa.int32(),
+    "index": _pa.int64(),
+    "prompt": _pa.string(),
+    "prompt_sha256": _pa.string(),
+    "output": _pa.string(),
+    "outputs": _pa.list_(_pa.string()),
+    "finish_reason": _pa.string(),
+    "error": _pa.string(),
+    "model": _pa.string(),
+    "revision": _pa.string(),
+    "engine": _pa.string(),
+    "worker": _pa.string(),
+    "attempt": _pa.int32(),
+    "prompt_tokens": _pa.int64(),
+    "completion_tokens": _pa.int64(),
+    "latency_s": _pa.float64(),
+    "cached_tokens": _pa.int64(),
+    "engine_s": _pa.float64(),
+    "energy_j": _pa.float64(),
+    "gpu_s": _pa.float64(),
+    "cost": _pa.float64(),
+    "reused": _pa.string(),
+    "saved_s": _pa.float64(),
+    "custom_id": _pa.string(),
+}
+_NULLABLE = {"outputs", "error", "revision", "energy_j", "cost", "reused", "custom_id"}
+
+_FEW_ROWS = 64
+
+# Few different values; a dictionary of prompts or hashes would only be built to be given up.
+_REPEATED = [
+    *("task_id", "shard", "finish_reason", "error", "model", "revision", "engine", "worker"),
+    "reused",
+]
+
+
+class ParquetSink:
+    """Writes each batch as one row group.
+
+    Vectors are lists of one length; a row whose vector has another one (by an option of its own)
+    has null here.
+
+    Args:
+        file: Where to.
+        plan: Its task and data version go into the file's metadata.
+        vector_length: How long the rows' vectors are; None for rows that have none.
+    """
+
+    def __init__(self, file: IO[bytes], plan: Plan, *, vector_length: int | None = None) -> None:
+        self._length = vector_length
+        metadata = {
+            "mloc_version": __version__,
+            "mloc_task_id": plan.task_id,
+            "mloc_data_version": plan.data_version,
+        }
+        fields = [
+            _pa.field(name, kind, nullable=name in _NULLABLE) for name, kind in _TYPES.items()
+        ]
+        if vector_length is not None:
+            fields.append(_pa.field("embedding", _pa.list_(_pa.float32(), vector_length)))
+        self._schema: Any = _pa.schema(fields, metadata=metadata)
+        self._writer: Any = _pq.ParquetWriter(
+            file, self._schema, compression=_compression(plan.rows), use_dictionary=_REPEATED
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._writer.close()
+
+    def write(self, rows: Sequence[ExportRow]) -> None:
+        """Appends a row group."""
+        columns = [
+            _pa.array(list(map(attrgetter(name), rows)), kind) for name, kind in _TYPES.items()
+        ]
+        if self._length is not None:
+            vectors = [each if len(each) == self._length else None for each in map(_vector, rows)]
+            columns.append(_pa.array(vectors, _pa.list_(_pa.float32(), self._length)))
+        self._writer.write_batch(_pa.record_batch(columns, schema=self._schema))
+
+
+def _compression(rows: int) -> str:
+    # Zstandard makes a context for each of the columns, which takes longer than all the rest.
+    return "zstd" if rows > _FEW_ROWS else "snappy"
+
+
+def _vector(row: ExportRow) -> list[float]:
+    if isinstance(row, VectorRow) and row.embedding is not None:
+        return row.embedding
+    return []
+
 
 # Rows that are in memory at a time, and the size of Parquet's row groups.
 _BATCH_ROWS = 8192
@@ -92,8 +324,6 @@ def _vector_length(folder: Folder) -> int:
 
 def _sink(name: str, file: IO[bytes], plan: Plan, stack: ExitStack, length: int | None) -> Sink:
     if name == "parquet":
-        from mloc_dagster.results.parquet import ParquetSink
-
         return stack.enter_context(ParquetSink(file, plan, vector_length=length)).write
     if name == "jsonl":
         return _jsonl_sink(file)

@@ -1,4 +1,4 @@
-"""`manifest.json`: what a task left, with sizes and sha256. Written last."""
+"""`manifest.json`, written last: a task's files with sizes and sha256; names of mloc alone."""
 
 from __future__ import annotations
 
@@ -13,6 +13,27 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
 from mloc_dagster.errors import DamagedFileError, IncompleteResultsError
 from mloc_dagster.results.files import BUFFER_BYTES
 from mloc_dagster.results.store import Folder, check_name
+
+_FIRST_PARTS = frozenset(
+    {
+        *("task", "plan", "input", "shards", "logs", "manifest"),
+        *("responses", "summary", "batch_output", "batch_errors"),
+        *("training", "evaluation-before", "checkpoints"),
+        *("final_model", "final_lora", "trained_model", "archives"),
+    }
+)
+"""First parts of paths, without endings: `final_model` is the folder and `final_model.zip`."""
+
+
+def is_own_name(name: str) -> bool:
+    """Tells whether a file of a task's folder is mloc's to write, whether it is there or not.
+
+    Args:
+        name: Relative to the folder, with forward slashes.
+    """
+    first = name.split("/")[0]
+    return first.startswith(".") or first.split(".")[0].casefold() in _FIRST_PARTS
+
 
 MANIFEST_NAME = "manifest.json"
 

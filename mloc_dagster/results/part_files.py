@@ -1,20 +1,210 @@
-"""Reading the rows that shards wrote, in order of index, each index once, in bounded memory."""
+"""Part files: which a task has, and their rows in order of index, each once, in bounded memory.
+
+The plan lets rows change places within windows only, so one window's rows are all that is in
+memory: encoded, and decoded one by one as they are handed on.
+"""
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator
-from itertools import groupby
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby, pairwise
 from operator import attrgetter
+from typing import NoReturn
+from zlib import crc32
 
 import msgspec
 
 from mloc_dagster.errors import DamagedFileError
-from mloc_dagster.planning.shards import Shard
-from mloc_dagster.results.input_order import Mark, place_of, read_windows, restored_rows
-from mloc_dagster.results.part_list import Part, decode_part, list_parts
+from mloc_dagster.planning.plan import Shard
+from mloc_dagster.results.record import read_plan
 from mloc_dagster.results.rows import OutputRow
 from mloc_dagster.results.store import Folder
+
+_PART = re.compile(
+    r"shards/(\d{4,})/part-(\d+)-(\d+)-(?:(\d+)-(\d{13})-(\d{13})-)?[0-9a-z-]+?(?:-c([0-9a-f]{8}))?\.jsonl"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A part file, as its name describes it.
+
+    Attributes:
+        shard: Index of its shard.
+        first: Place of its first row.
+        last: Place of its last row.
+        name: Its name below the task's folder.
+        attempt: The shard's attempt that wrote it; 0 when its name does not say.
+        span: When the attempt that wrote it began, and when it was written; in milliseconds since
+            1970. None when its name does not say.
+        crc32: Checksum of its bytes; None when its name does not say.
+    """
+
+    shard: int
+    first: int
+    last: int
+    name: str
+    attempt: int = 0
+    span: tuple[int, int] | None = None
+    crc32: int | None = None
+
+
+def part_name(
+    shard: Shard,
+    first: int,
+    last: int,
+    attempt: int,
+    unique: str,
+    span: tuple[int, int] | None,
+    data: bytes,
+) -> str:
+    """Returns the name of a part file; see `Part`."""
+    times = "" if span is None else f"{span[0]:013d}-{span[1]:013d}-"
+    where = f"shards/{shard.key}/part-{first:012d}-{last:012d}"
+    return f"{where}-{attempt:02d}-{times}{unique}-c{crc32(data):08x}.jsonl"
+
+
+def list_parts(folder: Folder, shard: Shard | None = None) -> list[Part]:
+    """Returns the part files of a task, or of one shard, by shard, first place and name."""
+    below = "shards" if shard is None else f"shards/{shard.key}"
+    matches = (_PART.fullmatch(name) for name in folder.list(below, recursive=True))
+    parts = [_part(match) for match in matches if match]
+    return sorted(parts, key=lambda part: (part.shard, part.first, part.name))
+
+
+def _part(match: re.Match[str]) -> Part:
+    span = None if match[4] is None else (int(match[5]), int(match[6]))
+    checksum = None if match[7] is None else int(match[7], 16)
+    places = int(match[1]), int(match[2]), int(match[3])
+    return Part(*places, match[0], int(match[4] or 0), span, checksum)
+
+
+def read_part(folder: Folder, part: Part) -> bytes:
+    """Returns the content of a part file.
+
+    Raises:
+        DamagedFileError: If it is not what was written.
+    """
+    data = folder.read_bytes(part.name)
+    if part.crc32 is not None and crc32(data) != part.crc32:
+        refuse_damaged(folder, part, "its checksum is another one")
+    return data
+
+
+def decode_part[RowT](
+    folder: Folder, part: Part, decoder: msgspec.json.Decoder[RowT]
+) -> list[RowT]:
+    """Returns the rows of a part file.
+
+    Raises:
+        DamagedFileError: If it is not what was written.
+    """
+    try:
+        return decoder.decode_lines(read_part(folder, part))
+    except msgspec.DecodeError as error:
+        refuse_damaged(folder, part, error)
+
+
+def refuse_damaged(folder: Folder, part: Part, reason: object) -> NoReturn:
+    """Says which part file is damaged, and what helps.
+
+    Raises:
+        DamagedFileError: Always.
+    """
+    raise DamagedFileError(
+        f"{folder.url}/{part.name} is damaged ({reason}); resume the task, which computes its "
+        "rows again"
+    )
+
+
+class Mark(msgspec.Struct):
+    """What tells which row a line is, and if it counts.
+
+    Attributes:
+        index: The input's place in the whole input.
+        place: Its place in the plan's order; -1 when that is its index.
+        error: Why it has no output.
+    """
+
+    index: int
+    place: int = -1
+    error: str | None = None
+
+
+def place_of(row: Mark | OutputRow) -> int:
+    """Returns the row's place in the plan's order."""
+    return row.place if row.place >= 0 else row.index
+
+
+def read_windows(folder: Folder) -> Sequence[int]:
+    """Returns the first index of each window; none when rows are in input order.
+
+    Raises:
+        DamagedFileError: If the plan is not what was written.
+    """
+    plan = read_plan(folder)
+    return () if plan is None else plan.windows
+
+
+def restored_rows(
+    folder: Folder, parts: Sequence[Part], windows: Sequence[int], start: int, stop: int | None
+) -> Iterator[OutputRow]:
+    """Yields rows in order of index, each index once, reading one window at a time.
+
+    Args:
+        folder: The task's folder.
+        parts: Its part files, by shard, first place and name.
+        windows: The first index of each window.
+        start: First index to read.
+        stop: The index to stop before; all rows when None.
+
+    Raises:
+        DamagedFileError: If a part file is not what was written.
+    """
+    decode = msgspec.json.Decoder(OutputRow).decode
+    for first, after in pairwise([*windows, None]):
+        assert first is not None  # noqa: S101 - only the last bound is None
+        if stop is not None and first >= stop:
+            return
+        if after is not None and after <= start:
+            continue
+        of_window = [p for p in parts if p.last >= first and (after is None or p.first < after)]
+        lines = _window_lines(folder, of_window, max(start, first), _least(after, stop))
+        for index in sorted(lines):
+            part, line, _ = lines.pop(index)
+            try:
+                yield decode(line)
+            except msgspec.DecodeError as error:
+                refuse_damaged(folder, part, error)
+
+
+def _window_lines(
+    folder: Folder, parts: Sequence[Part], start: int, stop: int | None
+) -> dict[int, tuple[Part, bytes, bool]]:
+    # As everywhere: of equal indexes the first without an error, else the first.
+    decode = msgspec.json.Decoder(Mark).decode
+    lines: dict[int, tuple[Part, bytes, bool]] = {}
+    for part in parts:
+        for line in read_part(folder, part).splitlines():
+            try:
+                mark = decode(line)
+            except msgspec.DecodeError as error:
+                refuse_damaged(folder, part, error)
+            if mark.index < start or (stop is not None and mark.index >= stop):
+                continue
+            held = lines.get(mark.index)
+            if held is None or (held[2] and mark.error is None):
+                lines[mark.index] = (part, line, mark.error is not None)
+    return lines
+
+
+def _least(one: int | None, other: int | None) -> int | None:
+    bounds = [bound for bound in (one, other) if bound is not None]
+    return min(bounds) if bounds else None
+
 
 __all__ = ["FinishedRows", "Part", "finished_rows", "list_parts", "read_rows", "read_shard"]
 

@@ -14,9 +14,7 @@ from typing import IO
 from urllib.parse import unquote, urlsplit
 
 from mloc_dagster.errors import InputError
-from mloc_dagster.results.files import TEMPORARY_PREFIX, Files, visible
-from mloc_dagster.results.local_files import LocalFiles
-from mloc_dagster.results.staged_files import StagedFiles
+from mloc_dagster.results.files import TEMPORARY_PREFIX, Files, LocalFiles, StagedFiles, visible
 from mloc_dagster.settings import settings
 
 _TASK_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,199}")

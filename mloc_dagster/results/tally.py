@@ -6,12 +6,9 @@ from collections import Counter
 from collections.abc import Iterator
 
 from mloc_dagster.errors import IncompleteResultsError
-from mloc_dagster.planning.plan import Plan
-from mloc_dagster.planning.shards import shard_key
-from mloc_dagster.results.latency import LatencyCounter
+from mloc_dagster.planning.plan import Plan, shard_key
 from mloc_dagster.results.rows import UPSTREAM_FAULT, OutputRow, Prompt
-from mloc_dagster.results.summary import PreviewRow
-from mloc_dagster.results.usage import UsageCounter
+from mloc_dagster.results.summary import LatencyCounter, PreviewRow, UsageCounter
 
 _PREVIEW_ROWS = 5
 _PREVIEW_CHARACTERS = 300

@@ -1,15 +1,69 @@
-"""What every block of a template is built from."""
+"""The base class of a template's blocks, canonical JSON with digests, and hints at known names."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from typing import Annotated, Any, ClassVar, Literal, Union, cast, get_args, get_origin
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, model_validator
 from pydantic.fields import FieldInfo
+
+from mloc_dagster.errors import nearest_hint
+
+HALF_A_CHARACTER = "not valid Unicode: half of a surrogate pair is no character"
+"""What is said of text that JSON can escape and UTF-8 cannot hold."""
+
+
+def known_names(wanted: str, names: Sequence[str], kind: str) -> str:
+    """Returns `"; did you mean 'x'? columns: x, y"`, without the guess when none is near."""
+    listed = f"{kind}: {', '.join(names) if names else 'none'}"
+    hint = nearest_hint(wanted, names)
+    return f"{hint} {listed}" if hint.endswith("?") else f"; {listed}"
+
+
+Ingredient = str | bytes | int | None | Sequence["Ingredient"]
+"""What a digest is made of."""
+
+
+def canonical_json(value: JsonValue | Mapping[str, JsonValue]) -> str:
+    """Returns equal text for equal values, in which the order of keys counts.
+
+    Order has a meaning: a JSON schema's properties are generated in the order in which they are
+    written. Fields of a block come from its type in one order; where a mapping's names are fields
+    that somebody wrote in an order of their own, sort these, and nothing below them.
+    """
+    return json.dumps(value, ensure_ascii=True, separators=(",", ":"))
+
+
+def digest_of(*ingredients: Ingredient) -> bytes:
+    """Returns the sha256 of a list of ingredients; other lists have other digests.
+
+    Each goes in with its length before it, so that no two lists run together to the same bytes.
+    """
+    digest = hashlib.sha256()
+    for each in ingredients:
+        digest.update(_framed(each))
+    return digest.digest()
+
+
+def _framed(value: Ingredient) -> bytes:
+    if value is None:
+        return b"0"
+    if isinstance(value, str):
+        kind, data = b"s", value.encode("utf-8", "surrogatepass")
+    elif isinstance(value, bytes):
+        kind, data = b"b", value
+    elif isinstance(value, int):
+        kind, data = b"i", b"%d" % value
+    else:
+        kind, data = b"l", b"".join(map(_framed, value))
+    return b"%b%d:%b" % (kind, len(data), data)
+
 
 Annotation = Any
 """A type as it is written in a class body: a class, a union, `Literal[…]`, …"""

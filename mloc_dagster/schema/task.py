@@ -12,7 +12,15 @@ from mloc_dagster.schema.inference import Inference, Pooling
 from mloc_dagster.schema.model import Model, TrainedModel
 from mloc_dagster.schema.output import Checks, Output
 from mloc_dagster.schema.resources import Parallel, Resources, Retries, Slo
-from mloc_dagster.schema.training import (
+from mloc_dagster.schema.training.columns import (
+    comparisons,
+    labelled,
+    language,
+    preferences,
+    prompts,
+)
+from mloc_dagster.schema.training.method import TrainingMethod
+from mloc_dagster.schema.training.spec import (
     Checkpoint,
     Evaluation,
     Generation,
@@ -21,14 +29,6 @@ from mloc_dagster.schema.training import (
     RewardModel,
     Training,
 )
-from mloc_dagster.schema.training_layouts import (
-    comparisons,
-    labelled,
-    language,
-    preferences,
-    prompts,
-)
-from mloc_dagster.schema.training_method import TrainingMethod
 
 PPO_ARGUMENTS = (
     frozenset(Training.model_fields) - {"packing", "deepspeed", "beta", "loss_type"}

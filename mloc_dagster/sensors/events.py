@@ -1,24 +1,97 @@
-"""The sensor that tells Redis what Dagster's event log says about tasks."""
+"""The sensor that publishes to Redis what Dagster's event log says about tasks.
 
-from collections.abc import Mapping
+Ids are given when a transaction writes and seen when it commits: an event with a lower id may turn
+up after one with a higher id. What is missing between two ids that were seen is therefore looked
+for again, for as long as a transaction may take; nothing that was seen is read again.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import takewhile
 from time import time
 
 import dagster as dg
 from dagster import DagsterEventType
 from dagster._core.storage.event_log import SqlEventLogStorage
+from pydantic import BaseModel, ConfigDict
 
 from mloc_dagster.errors import TerminalError
 from mloc_dagster.events.model import TaskEvent
 from mloc_dagster.events.stream import STREAM_AWAY, StreamClient, open_redis, send
 from mloc_dagster.ops.run_tags import DEAD_LETTER_TAG
-from mloc_dagster.sensors.instances import instance_of
-from mloc_dagster.sensors.log_cursor import LogCursor
-from mloc_dagster.sensors.looks import looks
-from mloc_dagster.sensors.run_views import run_views
-from mloc_dagster.sensors.task_facts import RunView, dead_letters, kinds, task_facts
-from mloc_dagster.services.event_rows import EventRow, newest_id, rows_after, rows_in
+from mloc_dagster.sensors.polling import instance_of, looks
+from mloc_dagster.sensors.task_facts import RunView, dead_letters, kinds, run_views, task_facts
+from mloc_dagster.services.event_log import EventRow, newest_id, rows_after, rows_in
 from mloc_dagster.settings import settings
+
+PATIENCE_S = 120.0
+"""How long a missing id is looked for. Ids of transactions that failed never come."""
+
+_MOST_GAPS = 200
+
+
+class Gap(BaseModel):
+    """Ids that are missing, both ends included, and when that was noticed (seconds since 1970)."""
+
+    model_config = ConfigDict(frozen=True)
+
+    first: int
+    last: int
+    since: float
+
+
+class LogCursor(BaseModel):
+    """How far the event log has been read; small enough to be a sensor's cursor.
+
+    Attributes:
+        after: Everything up to this id was read, except for what lies in gaps.
+        gaps: What was missing, in order.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    after: int
+    gaps: tuple[Gap, ...] = ()
+
+    def advanced(self, seen: Iterable[int], now: float) -> "LogCursor":
+        """Returns the cursor after these ids were read, late ones among them.
+
+        Args:
+            seen: Ids, in any order.
+            now: Seconds since 1970.
+        """
+        ids = sorted(set(seen))
+        late = [each for each in ids if each <= self.after]
+        new = [each for each in ids if each > self.after]
+        gaps = [
+            part
+            for gap in self.gaps
+            if now - gap.since < PATIENCE_S
+            for part in _without(gap, late)
+        ]
+        before = self.after
+        for each in new:
+            if each > before + 1:
+                gaps.append(Gap(first=before + 1, last=each - 1, since=now))
+            before = each
+        return LogCursor(after=before, gaps=tuple(gaps[-_MOST_GAPS:]))
+
+    def ranges(self) -> list[tuple[int, int]]:
+        """Returns the gaps as pairs of ids, both included."""
+        return [(gap.first, gap.last) for gap in self.gaps]
+
+
+def _without(gap: Gap, ids: Sequence[int]) -> list[Gap]:
+    parts: list[Gap] = []
+    first = gap.first
+    for each in ids:
+        if gap.first <= each <= gap.last:
+            if first < each:
+                parts.append(gap.model_copy(update={"first": first, "last": each - 1}))
+            first = each + 1
+    if first <= gap.last:
+        parts.append(gap.model_copy(update={"first": first}))
+    return parts
+
 
 INTERVAL_S = 1
 _BATCH = 5_000

@@ -7,8 +7,7 @@ import dagster as dg
 from dagster._core.storage.runs import SqlRunStorage
 
 from mloc_dagster.errors import TerminalError
-from mloc_dagster.events.model import TaskEvent, TaskEventType
-from mloc_dagster.events.payloads import Payload, SloMiss
+from mloc_dagster.events.model import Payload, SloMiss, TaskEvent, TaskEventType
 from mloc_dagster.events.stream import STREAM_AWAY, open_redis, send
 from mloc_dagster.fleet.slo import (
     PromisedRun,
@@ -20,8 +19,7 @@ from mloc_dagster.fleet.slo import (
 )
 from mloc_dagster.ops.plan import workflow_id
 from mloc_dagster.ops.run_tags import SLO_MISSED_TAG, SLO_TAG, SUBMITTED_TAG
-from mloc_dagster.sensors.instances import instance_of
-from mloc_dagster.sensors.looks import looks
+from mloc_dagster.sensors.polling import instance_of, looks
 from mloc_dagster.services.run_rows import RunRow, last_durations_s, queued_runs, runs_tagged
 from mloc_dagster.settings import settings
 

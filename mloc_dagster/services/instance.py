@@ -1,16 +1,38 @@
-"""The Dagster instance that mloc's own commands use: the one that `dagster dev` uses here."""
+"""The Dagster instance of mloc's own commands: the one that `dagster dev` uses here."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import dagster as dg
 from dagster._core.instance.ref import InstanceRef
+from dagster._core.storage.local_compute_log_manager import LocalComputeLogManager
 
 from mloc_dagster.services.stack.dagster_home import fleet_instance
 from mloc_dagster.services.stack.layout import private_home
 from mloc_dagster.settings import settings
+
+if TYPE_CHECKING:
+    from dagster._serdes import ConfigurableClassData
+
+
+class ComputeLogs(LocalComputeLogManager):
+    """Dagster's local compute logs; dagster.yaml itself can't say where `MLOC_HOME` is."""
+
+    @classmethod
+    def config_type(cls) -> dict[str, object]:
+        """Takes no configuration in dagster.yaml: the folder is a setting of mloc."""
+        return {}
+
+    @classmethod
+    def from_config_value(
+        cls, inst_data: ConfigurableClassData | None, config_value: object
+    ) -> ComputeLogs:
+        """Builds the manager when Dagster loads its instance."""
+        return cls(str(settings().home.resolve() / "compute_logs"), inst_data=inst_data)
+
 
 _PACKAGE = Path(__file__).parent.parent
 

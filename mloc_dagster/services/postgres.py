@@ -26,8 +26,8 @@ from mloc_dagster.services.postgres_files import (
 )
 from mloc_dagster.services.stack.answers import check_postgres
 from mloc_dagster.services.stack.layout import StackLayout, private_home, stack_layout
-from mloc_dagster.services.stack.leftovers import supervisor_process
 from mloc_dagster.services.stack.plan import saved_plan
+from mloc_dagster.services.stack.processes import supervisor_process
 from mloc_dagster.services.storages import DATABASE_AWAY, RunStorage, ScheduleStorage
 from mloc_dagster.settings import settings
 

@@ -26,8 +26,7 @@ from mloc_dagster.services.postgres_files import (
     postmaster,
 )
 from mloc_dagster.services.stack.layout import private_home, stack_layout
-from mloc_dagster.services.stack.plan import WORKER_USER
-from mloc_dagster.services.stack.secret_file import password_in
+from mloc_dagster.services.stack.plan import WORKER_USER, password_in
 
 _MAX_CONNECTIONS = 300
 

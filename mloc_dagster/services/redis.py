@@ -6,8 +6,7 @@ import hashlib
 from importlib.util import find_spec
 from pathlib import Path
 
-from mloc_dagster.services.stack.plan import WORKER_USER
-from mloc_dagster.services.stack.secret_file import write_secret
+from mloc_dagster.services.stack.plan import WORKER_USER, write_secret
 
 _CONFIG = """\
 bind {host}

@@ -15,8 +15,8 @@ from mloc_dagster.ops.plan import WORKFLOW_TAG, workflow_id
 from mloc_dagster.ops.run_tags import DEAD_LETTER_TAG, RunTask
 from mloc_dagster.results.store import Folder, open_store
 from mloc_dagster.services.run_rows import runs_tagged
-from mloc_dagster.tasks.progress import last_log_lines, plan_of, rows_finished, summary_of
 from mloc_dagster.tasks.steps import StepFailure, Steps, failures_of, shard_of, steps_of
+from mloc_dagster.tasks.task_status import last_log_lines, plan_of, rows_finished, summary_of
 from mloc_dagster.tasks.workflows import Workflow, workflows
 from mloc_dagster.wire import DeadLetterView
 

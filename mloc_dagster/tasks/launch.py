@@ -1,25 +1,48 @@
-"""Queueing library templates on the fleet."""
+"""Queueing library templates on the fleet, with or without a Dagster workspace at hand."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import dagster as dg
-from dagster import DagsterRunStatus, JobDefinition
+from dagster import DagsterRun, DagsterRunStatus, JobDefinition
 from dagster._core.definitions.reconstruct import (
     ReconstructableRepository,
     reconstruct_repository_def_from_pointer,
 )
+from dagster._core.definitions.repository_definition.valid_definitions import (
+    SINGLETON_REPOSITORY_NAME,
+)
+from dagster._core.remote_origin import (
+    RegisteredCodeLocationOrigin,
+    RemoteJobOrigin,
+    RemoteRepositoryOrigin,
+)
 from dagster._core.utils import make_new_run_id
 
-from mloc_dagster.assets.names import job_name
+from mloc_dagster.assets.task_graph import job_name
 from mloc_dagster.compile.compiler import CompiledTask, CompiledTemplate
 from mloc_dagster.errors import InputError
-from mloc_dagster.executors.task_start import task_id_for, task_record
+from mloc_dagster.executors.open_task import task_id_for, task_record
 from mloc_dagster.fleet.dagster.jobs import LIBRARY
 from mloc_dagster.results.record import write_record
 from mloc_dagster.results.store import open_store
-from mloc_dagster.tasks.submission import job_origin, submit
+
+CODE_LOCATION = "mloc_dagster.definitions"
+"""The library's code location in every workspace that mloc writes, and its default name."""
+
+
+def job_origin(job_name: str, location: str = CODE_LOCATION) -> RemoteJobOrigin:
+    """Returns how the UI finds a job: by default that of a library template."""
+    origin = RegisteredCodeLocationOrigin(location)
+    repository = RemoteRepositoryOrigin(origin, SINGLETON_REPOSITORY_NAME)
+    return RemoteJobOrigin(repository, job_name)
+
+
+def submit(instance: dg.DagsterInstance, run: DagsterRun) -> None:
+    """Hands a created run to the instance's run coordinator: it waits in Dagster's queue."""
+    # Neither the queue nor the fleet's launcher looks at the workspace, which only the UI has.
+    instance.submit_run(run.run_id, workspace=None)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,8 +24,8 @@ from mloc_dagster.fleet.dagster.jobs import Jobs
 from mloc_dagster.ops.run_tags import DEAD_LETTER_TAG, SLO_MISSED_TAG, SUBMITTED_TAG, RunTask
 from mloc_dagster.ops.shard import CHANGED_MODEL_TAG, RETRY_ERRORS_TAG
 from mloc_dagster.sensors.slo import SLACK_TAG
+from mloc_dagster.tasks.launch import job_origin, submit
 from mloc_dagster.tasks.steps import Steps, steps_of
-from mloc_dagster.tasks.submission import job_origin, submit
 from mloc_dagster.tasks.workflows import Workflow, find
 
 _OF_THE_OLD_RUN = {

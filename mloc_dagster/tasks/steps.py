@@ -14,7 +14,7 @@ from dagster._core.storage.event_log import SqlEventLogStorage
 from mloc_dagster.fleet.dagster.messages import requeue_in
 from mloc_dagster.ops.failures import step_error
 from mloc_dagster.ops.run_tags import RunTask
-from mloc_dagster.services.event_rows import setback_rows
+from mloc_dagster.services.event_log import setback_rows
 
 _SHARD = re.compile(r"\.run_shard\[(\d+)\]$")
 _KEY = re.compile(r"\[[^\]]*\]$")

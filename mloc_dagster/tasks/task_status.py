@@ -1,30 +1,79 @@
-"""How a task is, derived from what Dagster, the fleet and the store know of it.
+"""The state and progress of a task, derived from Dagster, the fleet and the store.
 
 This is the one place where a `TaskState` follows from a run; the ledger keeps what is found here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 
 import dagster as dg
 from dagster import DagsterRun, DagsterRunStatus, RunRecord
 from dagster._core.execution.stats import StepEventStatus
 
+from mloc_dagster.errors import DamagedFileError, IncompleteResultsError
+from mloc_dagster.events.recall import LastNews
+from mloc_dagster.executors.shard_run import shard_log_name
+from mloc_dagster.executors.training.checkpoints import published_checkpoints
 from mloc_dagster.fleet import FleetEngine, TicketState, TicketStatus
 from mloc_dagster.fleet.dagster.tickets import run_ticket_id
 from mloc_dagster.ops.run_tags import DEAD_LETTER_TAG, RunTask
-from mloc_dagster.planning.plan import Plan
-from mloc_dagster.results.record import RECORD_NAME, read_record
+from mloc_dagster.planning.plan import Plan, Shard
+from mloc_dagster.results.record import RECORD_NAME, read_plan, read_record
+from mloc_dagster.results.shard_files import finished_rows
 from mloc_dagster.results.store import Folder, open_store
+from mloc_dagster.results.summary import SUMMARY_NAME, TaskSummary
+from mloc_dagster.results.training_summary import TrainingSummary, read_training
 from mloc_dagster.schema.resources import Retries
-from mloc_dagster.tasks.progress import plan_of, rows_finished, summary_of
+from mloc_dagster.schema.task_type import find_task_type
 from mloc_dagster.tasks.steps import Steps, failures_of, setbacks_of, shard_of, steps_of
-from mloc_dagster.tasks.training_status import LastWord, training_status
 from mloc_dagster.tasks.workflows import Workflow
-from mloc_dagster.wire import Shards, TaskDetail, TaskState
+from mloc_dagster.wire import Shards, TaskDetail, TaskState, TrainingView
+
+
+def plan_of(folder: Folder) -> Plan | None:
+    """Returns a task's plan; None before its input was read, and where it is damaged.
+
+    What is known of a task without its plan is shown all the same; running the task says the rest.
+    """
+    try:
+        return read_plan(folder)
+    except DamagedFileError:
+        return None
+
+
+def summary_of(folder: Folder) -> TaskSummary | None:
+    """Returns a task's summary; None before it was aggregated."""
+    try:
+        return TaskSummary.model_validate_json(folder.read_bytes(SUMMARY_NAME))
+    except FileNotFoundError:
+        return None
+
+
+def rows_finished(folder: Folder, plan: Plan, complete: Collection[int]) -> int:
+    """Returns how many rows a task has.
+
+    Args:
+        folder: The task's folder.
+        plan: Its plan.
+        complete: Shards whose rows are all there, which are not read for it.
+    """
+    return sum(
+        shard.rows if shard.index in complete else finished_rows(folder, shard).count
+        for shard in plan.shards
+    )
+
+
+def last_log_lines(folder: Folder, shard: Shard, count: int) -> tuple[str, ...]:
+    """Returns the end of a shard's log."""
+    try:
+        text = folder.read_bytes(shard_log_name(shard)).decode()
+    except FileNotFoundError:
+        return ()
+    return tuple(text.splitlines()[-count:])
+
 
 _MOST_ATTEMPTS = 1 + max(
     (each.le for each in Retries.model_fields["max"].metadata if hasattr(each, "le")), default=0
@@ -263,3 +312,85 @@ def _waiting_for(
         return "its turn in the queue of runs, or its next attempt"
     reasons = {each.why: None for each in tickets.values() if each.state is TicketState.QUEUED}
     return "; ".join(filter(None, reasons))
+
+
+LastWord = Callable[[str, datetime], LastNews | None]
+"""Takes a task and when it was submitted; returns what it last said."""
+
+
+def training_status(
+    task_id: str,
+    submitted_at: datetime,
+    last_word: LastWord,
+    *,
+    runs: bool,
+    now: datetime | None = None,
+) -> TrainingView | None:
+    """Returns how far a task is that trains; None if it is no training, or has no record yet.
+
+    Args:
+        task_id: The task.
+        submitted_at: Before that it said nothing.
+        last_word: Tells what a task last said.
+        runs: Whether it is at work.
+        now: The time; the clock's by default.
+    """
+    folder = open_store().task(task_id)
+    if not _trains(folder):
+        return None
+    checkpoint = _newest_checkpoint(folder)
+    try:
+        return _done(read_training(folder), checkpoint)
+    except IncompleteResultsError:
+        news = last_word(task_id, submitted_at)
+    if news is None or news.event.payload.training is None:
+        return TrainingView(step=checkpoint or 0, checkpoint=checkpoint)
+    figures, told_at = news.event.payload.training, news.event.ts
+    if news.superseded:
+        # Steps after the checkpoint are lost, and the figures were those of such steps.
+        return TrainingView(
+            step=checkpoint or 0,
+            steps=figures.steps or None,
+            checkpoint=checkpoint,
+            told_at=told_at,
+        )
+    return TrainingView(
+        step=figures.step,
+        steps=figures.steps or None,
+        metrics=figures.metrics,
+        steps_per_s=figures.steps_per_s if runs and figures.steps_per_s else None,
+        eta_s=_left(news, now or datetime.now(UTC)) if runs else None,
+        checkpoint=checkpoint,
+        told_at=told_at,
+    )
+
+
+def _trains(folder: Folder) -> bool:
+    if not folder.exists(RECORD_NAME):
+        return False
+    return find_task_type(read_record(folder).task_type).trains
+
+
+def _newest_checkpoint(folder: Folder) -> int | None:
+    names = published_checkpoints(folder)
+    return int(names[-1].rpartition("-")[2]) if names else None
+
+
+def _done(summary: TrainingSummary, checkpoint: int | None) -> TrainingView:
+    loss = {} if summary.loss is None else {"loss": summary.loss}
+    return TrainingView(
+        step=summary.steps,
+        steps=summary.steps,
+        metrics={**loss, **summary.metrics},
+        seconds=summary.seconds,
+        checkpoint=checkpoint,
+        gate=summary.gate,
+        told_at=summary.finished_at,
+    )
+
+
+def _left(news: LastNews, now: datetime) -> float | None:
+    told = news.event.payload.eta_s
+    if told is None:
+        return None
+    return round(max(told - (now - news.event.ts).total_seconds(), 0.0), 1)

@@ -27,22 +27,20 @@ from mloc_dagster.wire.operations import (
     WorkerPage,
     WorkerReply,
 )
-from mloc_dagster.wire.results import (
-    FilePage,
-    FilesStored,
-    FileView,
-    ResultIn,
-    ResultStored,
-)
 from mloc_dagster.wire.tasks import (
     ENDED,
     ChangedTask,
     ChangeReply,
+    FilePage,
+    FilesStored,
+    FileView,
     LogEnd,
     LogLevel,
     LogLine,
     LogPage,
     ProgressReply,
+    ResultIn,
+    ResultStored,
     RetryRequest,
     Shards,
     SubmitReply,

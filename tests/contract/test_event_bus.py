@@ -8,17 +8,20 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from mloc_dagster.events.bus import MemoryEventLog
 from mloc_dagster.events.log import BEGINNING, Channel, EventLog, LoggedEvent
-from mloc_dagster.events.memory import MemoryEventLog
 from mloc_dagster.events.model import (
     Event,
+    Payload,
     ShardPlace,
+    SloMiss,
     TaskEvent,
     TaskEventType,
     WorkerEvent,
     WorkerEventType,
+    WorkerPayload,
+    WorkerState,
 )
-from mloc_dagster.events.payloads import Payload, SloMiss, WorkerPayload, WorkerState
 from mloc_dagster.events.redis import RedisPublisher
 
 FROM_START = {Channel.TASKS: BEGINNING}

@@ -28,7 +28,7 @@ from mloc_dagster.schema.data import DatasetData, TrainingData
 from mloc_dagster.schema.model import Adapter, ModelSource
 from mloc_dagster.schema.output import HttpDestination
 from mloc_dagster.schema.task import SftSpec
-from mloc_dagster.schema.training import CheckpointLoad
+from mloc_dagster.schema.training.spec import CheckpointLoad
 from mloc_dagster.settings import settings
 from tests.api_server import Served, serving
 from tests.image_server import ImageServer, image_server, send

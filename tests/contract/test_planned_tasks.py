@@ -16,11 +16,11 @@ from mloc_dagster.executors.model_cache import ModelCache
 from mloc_dagster.executors.row_gate import RowGate
 from mloc_dagster.executors.shard_run import run_shard
 from mloc_dagster.planning.plan import Plan
-from mloc_dagster.results.export_rows import export_rows
+from mloc_dagster.results.export import export_rows
 from mloc_dagster.results.rows import InputRow, OutputRow
 from mloc_dagster.results.shard_files import read_rows
 from mloc_dagster.results.store import Folder, open_store
-from mloc_dagster.results.usage import UNPRICED
+from mloc_dagster.results.summary import UNPRICED
 from mloc_dagster.schema.task_type import spec_of
 
 ROWS = 60

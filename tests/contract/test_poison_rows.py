@@ -15,10 +15,9 @@ from mloc_dagster.executors.engines.protocol import EngineRequest, Replies
 from mloc_dagster.executors.inference import InferenceExecutor
 from mloc_dagster.executors.model_cache import ModelCache
 from mloc_dagster.executors.shard_run import run_shard
-from mloc_dagster.results.in_flight import read_in_flight
-from mloc_dagster.results.plan_file import read_plan
+from mloc_dagster.results.record import read_plan
 from mloc_dagster.results.rows import OutputRow
-from mloc_dagster.results.shard_files import read_rows
+from mloc_dagster.results.shard_files import read_in_flight, read_rows
 from mloc_dagster.results.store import Folder, open_store
 from mloc_dagster.schema.task_type import spec_of
 from tests.unit.test_executors_row_reuse import CountingEngine

@@ -13,7 +13,7 @@ import pytest
 from mloc_dagster.executors.base import ShardContext, ShardInput
 from mloc_dagster.executors.engines.choice import loader_of
 from mloc_dagster.executors.engines.protocol import Engine, EngineRequest, Replies
-from mloc_dagster.executors.inference_run import answer_rows
+from mloc_dagster.executors.inference import answer_rows
 from mloc_dagster.models import builtin_model_path
 from mloc_dagster.results.rows import InputRow, Message, OutputRow
 from mloc_dagster.schema.engine_type import find_engine

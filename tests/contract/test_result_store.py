@@ -14,8 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from mloc_dagster.errors import IncompleteResultsError, InputError
-from mloc_dagster.planning.plan import Chunk, Plan
-from mloc_dagster.planning.shards import cut_shards
+from mloc_dagster.planning.plan import Chunk, Plan, cut_shards
 from mloc_dagster.results.aggregate import aggregate
 from mloc_dagster.results.export import export
 from mloc_dagster.results.manifest import verify_manifest, write_manifest

@@ -18,9 +18,9 @@ import psutil
 
 from mloc_dagster.cli.stack_readiness import component_answers
 from mloc_dagster.services.stack.layout import StackLayout
-from mloc_dagster.services.stack.leftovers import stack_processes
 from mloc_dagster.services.stack.lifecycle import kill_stack
 from mloc_dagster.services.stack.plan import StackPlan, saved_plan
+from mloc_dagster.services.stack.processes import stack_processes
 from mloc_dagster.services.stack.supervisor import ComponentState, component_states
 from tests.ports import free_port
 

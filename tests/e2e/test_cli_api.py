@@ -15,7 +15,7 @@ import redis
 import mloc_dagster.client
 from mloc_dagster.api.app import create_app
 from mloc_dagster.cli import api_choice, entry
-from mloc_dagster.cli.arguments import complete_task_ids
+from mloc_dagster.cli.api_choice import complete_task_ids
 from mloc_dagster.client import Address, Client
 from mloc_dagster.ledger.ledger import Ledger
 from mloc_dagster.ledger.model import PlannedRun, TaskChange, TaskEntry

@@ -24,12 +24,12 @@ from sqlalchemy.engine import make_url
 
 from mloc_dagster.api.app import create_app
 from mloc_dagster.compile.compiler import CompiledTemplate, compile_mapping
-from mloc_dagster.dispatch import handing_over
-from mloc_dagster.dispatch.batch_key import batch_key
+from mloc_dagster.dispatch import launch as launch_module
+from mloc_dagster.dispatch.batching import batch_key
 from mloc_dagster.dispatch.dispatcher import Dispatcher
 from mloc_dagster.events.bus import listening
 from mloc_dagster.events.model import TaskEvent, TaskEventType
-from mloc_dagster.executors.task_start import task_id_for
+from mloc_dagster.executors.open_task import task_id_for
 from mloc_dagster.ledger.ledger import Ledger
 from mloc_dagster.ledger.model import NewTask, Submission, TaskEntry
 from mloc_dagster.results.store import open_store
@@ -243,7 +243,7 @@ def test_a_dispatcher_that_dies_is_followed_by_one_that_goes_on(
 
     place = {
         "planning": "mloc_dagster.dispatch.dispatcher.hand_over",
-        "making": "mloc_dagster.dispatch.handing_over.launcher_of",
+        "making": "mloc_dagster.dispatch.launch.launcher_of",
         "handing over": "mloc_dagster.ledger.ledger.Ledger.handed_over",
     }
     with monkeypatch.context() as patch:
@@ -370,14 +370,14 @@ def test_a_template_of_which_no_run_can_be_made_stops_no_other(
         metadata={"name": "broken"}, **echo("x", echo={"seed": 5, "poison": [9]})
     )
     fine = control.submit(metadata={"name": "fine"}, **echo("y", echo={"seed": 5, "poison": [9]}))
-    real = handing_over.job_name
+    real = launch_module.job_name
 
     def refuse(compiled: CompiledTemplate) -> str:
         if compiled.metadata.name == "broken":
             raise ValueError("Dagster does not like it")
         return real(compiled)
 
-    monkeypatch.setattr(handing_over, "job_name", refuse)
+    monkeypatch.setattr(launch_module, "job_name", refuse)
     with heard() as events:
         found = control.await_end(broken, fine)
     assert found[fine].state is TaskState.DONE
@@ -394,13 +394,13 @@ def test_a_job_that_takes_long_to_build_holds_up_nobody_else(
     control: Control, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Others are dispatched, cancelled and ended meanwhile; what is cancelled is not built."""
-    real, built = handing_over._create_first, threading.Event()
+    real, built = launch_module._create_first, threading.Event()
 
     def slowly(*given: Any) -> dg.DagsterRun:
         assert built.wait(120)
         return real(*given)
 
-    monkeypatch.setattr(handing_over, "_create_first", slowly)
+    monkeypatch.setattr(launch_module, "_create_first", slowly)
     stages = [{"name": name, "spec": echo("a")["spec"]} for name in ("one", "two")]
     large = [control.submit(metadata={"name": f"large-{n}"}, spec={"stages": stages}) for n in "ab"]
     control.dispatcher.turn()

@@ -13,9 +13,8 @@ from mloc_dagster.events.model import TaskEvent
 from mloc_dagster.events.stream import open_redis, read_events, send
 from mloc_dagster.local_run import run_template
 from mloc_dagster.ops.run_tags import DEAD_LETTER_TAG
-from mloc_dagster.sensors.events import facts_since, publish_events_sensor, publish_since
-from mloc_dagster.sensors.log_cursor import LogCursor
-from mloc_dagster.services.event_rows import newest_id
+from mloc_dagster.sensors.events import LogCursor, facts_since, publish_events_sensor, publish_since
+from mloc_dagster.services.event_log import newest_id
 from mloc_dagster.settings import settings
 from tests.e2e.queued_runs import echo_template, queued
 

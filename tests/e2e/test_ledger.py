@@ -18,7 +18,7 @@ from mloc_dagster.ledger.acceptance import Accepted, KeyReused
 from mloc_dagster.ledger.database import transaction
 from mloc_dagster.ledger.ledger import Ledger
 from mloc_dagster.ledger.model import NewTask, PlannedRun, TaskChange, TaskFilter
-from mloc_dagster.services.advisory_locks import AdvisoryLock
+from mloc_dagster.services.storages import AdvisoryLock
 from mloc_dagster.wire import TaskState
 from tests.e2e.ledger_database import accepted, own_database, planned, submission
 

@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from mloc_dagster.client import Client
-from mloc_dagster.dispatch.reloading import reload_location
+from mloc_dagster.dispatch.process import reload_location
 from mloc_dagster.services.stack.dagster_home import SUBMITTED_LOCATION
 from tests.e2e.stack import Stack, until
 

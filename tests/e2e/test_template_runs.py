@@ -17,7 +17,7 @@ from mloc_dagster.definitions import build_definitions, runnable_library
 from mloc_dagster.local_run import RunOutcome, run_template
 from mloc_dagster.models import builtin_model_path
 from mloc_dagster.results.manifest import verify_manifest
-from mloc_dagster.results.part_list import list_parts
+from mloc_dagster.results.part_files import list_parts
 from mloc_dagster.results.rows import OutputRow
 from mloc_dagster.results.shard_files import read_rows
 from mloc_dagster.results.store import open_store

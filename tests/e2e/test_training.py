@@ -17,9 +17,9 @@ import pytest
 
 from mloc_dagster.compile.compiler import compile_mapping
 from mloc_dagster.errors import TaskCancelled, TerminalError, TransientError
+from mloc_dagster.executors.open_task import plan_training
 from mloc_dagster.executors.training.messages import Finished, Progress
-from mloc_dagster.executors.training_plan import plan_training
-from mloc_dagster.executors.training_run import run_training
+from mloc_dagster.executors.training.task import run_training
 from mloc_dagster.local_run import run_template
 from mloc_dagster.results.store import Folder, open_store
 from mloc_dagster.results.training_summary import read_training

@@ -18,7 +18,7 @@ pytest.importorskip("trl")
 
 from mloc_dagster.executors.training.evaluation import evaluate
 from mloc_dagster.executors.training.examples import rendered_rows
-from mloc_dagster.executors.training.job import TrainingJob
+from mloc_dagster.executors.training.messages import TrainingJob
 from mloc_dagster.models import builtin_model_path
 from mloc_dagster.schema.task import TrainingSpec
 from mloc_dagster.schema.task_type import find_task_type

@@ -380,7 +380,7 @@ def test_a_single_adapter_answers_every_row(engine: VllmEngine, adapters: list[P
 def test_several_adapters_are_merged_once(
     adapters: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mloc_dagster.executors.engines.vllm import adapters as vllm_adapters
+    from mloc_dagster.executors.engines.vllm import requests as vllm_adapters
     from mloc_dagster.settings import Settings
 
     monkeypatch.setattr(vllm_adapters, "settings", lambda: Settings(home=tmp_path))

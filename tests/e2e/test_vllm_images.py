@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from mloc_dagster.data.image_cells import with_images
+from mloc_dagster.data.images import with_images
 from mloc_dagster.errors import InputError
 from mloc_dagster.executors.base import ShardContext, ShardInput
 from mloc_dagster.executors.engines.vllm.engine import VllmEngine, load_engine

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
+from mloc_dagster.executors.open_task import plan_training
 from mloc_dagster.executors.training.messages import Finished, Progress
-from mloc_dagster.executors.training_plan import plan_training
-from mloc_dagster.executors.training_run import Attempt, run_training
+from mloc_dagster.executors.training.task import Attempt, run_training
 from mloc_dagster.models import builtin_model_path
 from mloc_dagster.results.store import open_store
 from mloc_dagster.schema.task import TrainingSpec

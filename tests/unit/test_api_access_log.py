@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mloc_dagster.api.access_log import access_log_on_stdout
+from mloc_dagster.api.metrics import access_log_on_stdout
 from mloc_dagster.settings import settings
 from tests.api_server import ECHO, Served, serving
 
@@ -29,7 +29,7 @@ def _logged() -> Iterator[tuple[Served, list[dict[str, str]]]]:
             assert found, record.getMessage()
             lines.append(found.groupdict())
 
-    log, handler = logging.getLogger("mloc_dagster.api.access_log"), Lines()
+    log, handler = logging.getLogger("mloc_dagster.api.metrics"), Lines()
     log.addHandler(handler)
     log.setLevel(logging.INFO)
     try:

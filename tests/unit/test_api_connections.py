@@ -9,7 +9,7 @@ from fastapi.responses import PlainTextResponse
 from uvicorn import Config
 from uvicorn.server import ServerState
 
-from mloc_dagster.api.connections import PatientProtocol
+from mloc_dagster.api.limits import PatientProtocol
 
 _BLOCK = 16 * 1024
 _MANY = 1_000

@@ -7,7 +7,7 @@ from starlette.testclient import TestClient
 from starlette.types import Receive, Scope, Send
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from mloc_dagster.cli.webserver_command import guarded
+from mloc_dagster.cli.service_commands import guarded
 from mloc_dagster.settings import settings
 from tests.api_server import ECHO, Served, serving
 

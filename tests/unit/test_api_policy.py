@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mloc_dagster.results.own_names import is_own_name
+from mloc_dagster.results.manifest import is_own_name
 from mloc_dagster.settings import settings
 from mloc_dagster.wire import TaskState
 from tests.api_server import ECHO, STAGES, Served, serving

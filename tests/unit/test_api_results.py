@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mloc_dagster.api.log_routes import LogLine
+from mloc_dagster.api.logs import LogLine
 from mloc_dagster.results.manifest import verify_manifest, write_manifest
 from mloc_dagster.results.store import open_store
 from mloc_dagster.wire import TaskState
@@ -230,7 +230,7 @@ def test_live_logs_wait_for_the_end(api: Served, monkeypatch: pytest.MonkeyPatch
             api.ledger.set(task, state=TaskState.DONE)
         return original(task_id)
 
-    monkeypatch.setattr("mloc_dagster.api.log_routes._LOOK_EVERY_S", 0)
+    monkeypatch.setattr("mloc_dagster.api.logs._LOOK_EVERY_S", 0)
     monkeypatch.setattr(api.ledger, "task", look)
     events = _events(api.client.get(f"/api/v1/tasks/{task}/logs?follow=true").text)
     assert [json.loads(data).get("text") for _, _, data in events] == ["one", "two", "three", None]
@@ -343,7 +343,7 @@ def test_a_store_that_takes_nothing_is_503_and_says_why(
         raise OSError(number, os.strerror(number))
 
     with monkeypatch.context() as patch:
-        patch.setattr("mloc_dagster.results.local_files._open_new", refuse)
+        patch.setattr("mloc_dagster.results.files._open_new", refuse)
         answer = api.client.post("/api/v1/results", json=RESULT)
         assert (answer.status_code, answer.json()["type"]) == (503, "urn:mloc:storage-unavailable")
         assert os.strerror(number) in answer.json()["detail"]

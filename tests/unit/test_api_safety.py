@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mloc_dagster.api.auth import Tokens
-from mloc_dagster.api.names import safe_name
+from mloc_dagster.api.parameters import safe_name
 from mloc_dagster.api.problems import Refusal
 from mloc_dagster.settings import settings
 from tests.api_server import ECHO, Served, serving

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dagster as dg
 
-from mloc_dagster.assets.batch_job import JOB, batch_run_config
+from mloc_dagster.assets.template_job import JOB, batch_run_config
 from mloc_dagster.definitions import defs
 
 

@@ -15,13 +15,16 @@ from mloc_dagster.cli import entry
 from mloc_dagster.cli.events_command import event_line, since_time
 from mloc_dagster.errors import InputError
 from mloc_dagster.events.model import (
+    Payload,
     ShardPlace,
+    SloMiss,
     TaskEvent,
     TaskEventType,
     WorkerEvent,
     WorkerEventType,
+    WorkerPayload,
+    WorkerState,
 )
-from mloc_dagster.events.payloads import Payload, SloMiss, WorkerPayload, WorkerState
 from mloc_dagster.events.stream import open_redis, send
 from mloc_dagster.settings import settings
 

@@ -9,12 +9,10 @@ from datetime import timedelta
 import pytest
 from rich.console import Console
 
-from mloc_dagster.cli.progress import BarsView, LinesView, Monitor
-from mloc_dagster.cli.task_figures import task_figures
-from mloc_dagster.cli.task_progress import Speeds, TaskProgress
-from mloc_dagster.cli.wording import count, duration, rate, short_rate, shorten
-from mloc_dagster.events.model import ShardPlace, TaskEvent, TaskEventType
-from mloc_dagster.events.payloads import Payload, TrainingFigures
+from mloc_dagster.cli.display.progress import BarsView, LinesView, Monitor
+from mloc_dagster.cli.display.tables import count, duration, rate, short_rate, shorten
+from mloc_dagster.cli.display.task_progress import Speeds, TaskProgress, task_figures
+from mloc_dagster.events.model import Payload, ShardPlace, TaskEvent, TaskEventType, TrainingFigures
 
 
 class Clock:

@@ -8,15 +8,14 @@ from datetime import UTC, datetime, timedelta
 
 from rich.console import Console
 
-from mloc_dagster.cli.report import TemplateRun, print_report, report_json
+from mloc_dagster.cli.display.report import TemplateRun, print_report, report_json
 from mloc_dagster.local_run import RunOutcome, TaskOutcome
-from mloc_dagster.planning.plan import Chunk, Plan
-from mloc_dagster.planning.shards import cut_shards
+from mloc_dagster.planning.plan import Chunk, Plan, cut_shards
 from mloc_dagster.results.aggregate import aggregate
 from mloc_dagster.results.rows import OutputRow
 from mloc_dagster.results.shard_files import ShardWriter
 from mloc_dagster.results.store import open_store
-from mloc_dagster.results.usage import UNPRICED, Rates
+from mloc_dagster.results.summary import UNPRICED, Rates
 
 _STARTED = datetime(2026, 1, 1, tzinfo=UTC)
 PLAIN = OutputRow(0, "p", "o", prompt_tokens=10, completion_tokens=5, engine_s=1.0)

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from mloc_dagster.cli import entry
-from mloc_dagster.cli.workers_command import hardware_text
+from mloc_dagster.cli.status_command import hardware_text
 from mloc_dagster.fleet import FleetEngine, WorkerInfo, WorkerStatus, open_engine
 from mloc_dagster.fleet.hardware import GpuDevice, Hardware, queues_for
 from mloc_dagster.settings import settings
@@ -51,7 +51,7 @@ def test_live_workers_are_listed(fleet: FleetEngine, capsys: pytest.CaptureFixtu
         "8 cores, 62 GiB, 2 × nvidia-l4 22 GiB",
         "transformers:tiny-chat@1234",
         "run:step:1",
-        "s ago",
+        " ago",
     ):
         assert shown in row
 

@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from mloc_dagster.client import Client
-from mloc_dagster.services.stack import leftovers
+from mloc_dagster.services.stack import processes
 from mloc_dagster.services.stack.layout import stack_layout
 from mloc_dagster.services.stack.plan import make_plan
 from mloc_dagster.settings import settings
@@ -31,7 +31,7 @@ def stack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     tokens.write_text("# ours\nhush-1 ci\nhush-2\n")
     started_with = {**os.environ, "MLOC_API_TOKEN_FILE": str(tokens)}
     process = SimpleNamespace(environ=lambda: started_with)
-    monkeypatch.setattr(leftovers, "supervisor_process", lambda _: process)
+    monkeypatch.setattr(processes, "supervisor_process", lambda _: process)
     return f"http://127.0.0.1:{port}"
 
 

@@ -13,15 +13,15 @@ import pytest
 import yaml
 
 import mloc_dagster
-from mloc_dagster.compile.annotations import fields_of
 from mloc_dagster.compile.compiler import CompiledTemplate, compile_document
 from mloc_dagster.compile.effects import idle_fields as rules
 from mloc_dagster.compile.loader import parse_documents
+from mloc_dagster.compile.typed import fields_of
 from mloc_dagster.errors import TemplateError
 from mloc_dagster.schema.base import Block, alternatives
 from mloc_dagster.schema.task import InferenceSpec, RowSpec, SftSpec
 from mloc_dagster.schema.task_type import find_task_type, task_types
-from mloc_dagster.schema.trainer_arguments import (
+from mloc_dagster.schema.training.library_options import (
     OURS,
     lora_argument_names,
     refused_argument,
@@ -66,21 +66,23 @@ def is_tag(block: type[Block], key: str) -> bool:
     return get_origin(annotation) is Literal and len(get_args(annotation)) == 1
 
 
-LAYOUTS = ("schema/training_layouts", "schema/evaluation_layout")
+LAYOUTS = ("schema/training/columns", "schema/training/method")
 """Where the columns of training rows are chosen, by the field's name."""
-OF_TRAININGS = ("executors/training", "data/training", *LAYOUTS, "ops/training")
+OF_TRAININGS = (
+    *("executors/training", "data/training", *LAYOUTS),
+    *("executors/open_task.py:plan_training", "assets/checks.py:judge_training"),
+)
 OF_ROWS = (
     *("executors/inference", "executors/echo", "executors/engines/vllm", "executors/batch"),
     *("executors/engines/choice", "executors/engines/protocol", "executors/engines/pooling"),
-    *(f"executors/engines/transformers/{name}" for name in ("engine", "generation", "guided")),
+    *(f"executors/engines/transformers/{name}" for name in ("engine", "generation")),
     *(f"executors/engines/transformers/{name}" for name in ("pooling", "sampling")),
-    *("executors/row_options", "executors/reuse", "executors/input_planning", "executors/images"),
-    *("executors/estimate", "executors/known_answers", "executors/row_", "executors/prompts"),
-    *("executors/image_", "data/openai", "data/graph_template", "data/upstream", "data/rows"),
-    *("dispatch/batch_key", "results/export", "results/openai_batch", "assets/row_checks"),
+    *("executors/reuse", "executors/input_planning", "executors/image", "executors/estimate"),
+    *("executors/row_", "executors/prompts", "data/openai", "data/rows", "dispatch/batching"),
+    *("results/export", "results/openai_batch", "assets/checks.py:judge_rows"),
     "schema/engines",
 )
-"""Modules that serve one kind of task only; all others serve both."""
+"""Modules and functions that serve one kind of task only; all others serve both."""
 
 
 @cache
@@ -94,9 +96,15 @@ def reads(*, training: bool) -> frozenset[tuple[str, str]]:
     found: set[tuple[str, str]] = set()
     for path in PACKAGE.rglob("*.py"):
         name = str(path.relative_to(PACKAGE))
-        if name.startswith(("compile/", *(OF_ROWS if training else OF_TRAININGS))):
+        of_others = OF_ROWS if training else OF_TRAININGS
+        if name.startswith(("compile/", *of_others)):
             continue
         tree = ast.parse(path.read_text())
+        tree.body = [
+            each
+            for each in tree.body
+            if not f"{name}:{getattr(each, 'name', '')}".startswith(of_others)
+        ]
         skipped = validators(tree) if name.startswith("schema/") else set[ast.AST]()
         variables = blocks_of_variables(tree)
         for node in ast.walk(tree):
@@ -172,7 +180,7 @@ OTHERWISE = {
     "evaluation.data.preferences": "a comparison is handed on whole, as a row",
     "data.items.content": "a chat message is handed on whole, as a row",
     "checkpoint.load.type": "refused where it contradicts the source that is given",
-    "pooling.instruction": "read where system prompts are: executors/inference_run",
+    "pooling.instruction": "read where system prompts are: executors/inference",
 }
 """Fields that have an effect which the search below does not see."""
 

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mloc_dagster.compile.compiler import compile_document, compile_mapping
+from mloc_dagster.compile.diagnostics import find
 from mloc_dagster.compile.loader import MAX_BYTES, load_documents, parse_documents
-from mloc_dagster.compile.spelling import find
 from mloc_dagster.errors import TemplateError
 
 

@@ -278,7 +278,7 @@ def test_checkpoints_of_weights_alone_are_warned_of() -> None:
 def test_none_of_this_imports_a_library() -> None:
     code = (
         "import sys; from mloc_dagster.schema.task import DpoSpec; "
-        "from mloc_dagster.schema.trainer_arguments import refused_value; "
+        "from mloc_dagster.schema.training.library_options import refused_value; "
         "print(refused_value(DpoSpec.method, 'loss_type', 'banana')); "
         "print(sorted({'torch', 'transformers', 'trl', 'peft'} & set(sys.modules)))"
     )

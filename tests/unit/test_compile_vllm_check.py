@@ -7,7 +7,7 @@ from mloc_dagster.compile.loader import parse_documents
 from mloc_dagster.errors import TemplateError
 from mloc_dagster.executors.engines.vllm import engine_type
 from mloc_dagster.executors.engines.vllm.engine_type import argument_names
-from mloc_dagster.schema.library_fields import class_fields
+from mloc_dagster.schema.training.library_options import class_fields
 
 TEMPLATE = """\
 apiVersion: mloc/v1

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from mloc_dagster.data.locate import looks_like_files
+from mloc_dagster.data.files import looks_like_files
 from mloc_dagster.data.rows import open_rows
 from mloc_dagster.errors import DataError
 from mloc_dagster.results.rows import Message, Prompt

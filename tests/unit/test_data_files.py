@@ -308,7 +308,7 @@ def test_an_unknown_protocol_and_one_that_is_not_installed(
     def not_installed(url: str) -> None:
         raise ImportError("Install s3fs")
 
-    monkeypatch.setattr("mloc_dagster.data.locate.file_system", not_installed)
+    monkeypatch.setattr("mloc_dagster.data.files.file_system", not_installed)
     with pytest.raises(MissingExtraError, match=r"mloc-dagster\[s3\]"):
         FileTable("s3://bucket/q.jsonl")
 

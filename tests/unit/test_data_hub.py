@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from mloc_dagster.data.dataset import dataset_rows
-from mloc_dagster.data.hub import HubTable
+from mloc_dagster.data.dataset import HubTable, dataset_rows
 from mloc_dagster.data.rows import open_rows
 from mloc_dagster.errors import DataError, InputError, MissingExtraError, TransientError
 from mloc_dagster.net.reach import LOCAL, Reach

@@ -16,10 +16,8 @@ import pytest
 from PIL import Image
 
 from mloc_dagster.compile.loader import load_documents
-from mloc_dagster.data.dataset import dataset_rows, describe_dataset
-from mloc_dagster.data.hub import HubTable
-from mloc_dagster.data.image_cells import cell_images, with_images
-from mloc_dagster.data.inline_images import externalize
+from mloc_dagster.data.dataset import HubTable, dataset_rows, describe_dataset
+from mloc_dagster.data.images import cell_images, externalize, with_images
 from mloc_dagster.data.spool import read_input, spool_input
 from mloc_dagster.errors import DataError
 from mloc_dagster.results.rows import Message, Prompt, SourceRow

@@ -14,11 +14,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mloc_dagster.data.openai_batch import batch_rows, scan_batch
-from mloc_dagster.data.openai_request import RequestBlock
+from mloc_dagster.data.openai_batch import RequestBlock, batch_rows, scan_batch
 from mloc_dagster.data.rows import open_rows
 from mloc_dagster.errors import DataError
-from mloc_dagster.executors.row_options import RowOptions
+from mloc_dagster.executors.prompts import RowOptions
 from mloc_dagster.results.rows import InputRow, Message, SourceRow
 from mloc_dagster.schema.data import OpenaiBatchData
 from mloc_dagster.schema.inference import Inference

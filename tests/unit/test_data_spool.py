@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from mloc_dagster.data import spool
 from mloc_dagster.data.spool import read_input, spool_input
 from mloc_dagster.errors import DamagedFileError, DataError
-from mloc_dagster.results.plan_file import read_plan
+from mloc_dagster.results.record import read_plan
 from mloc_dagster.results.rows import InputRow
 from mloc_dagster.results.store import Folder, open_store
+from mloc_dagster.schema.base import HALF_A_CHARACTER
 from mloc_dagster.schema.data import ChatMessage, DatasetData, ListData
-from mloc_dagster.schema.hints import HALF_A_CHARACTER
 
 
 @pytest.fixture

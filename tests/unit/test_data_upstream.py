@@ -8,10 +8,9 @@ import pytest
 from pydantic import TypeAdapter
 
 from mloc_dagster.compile.references import parse_expression
-from mloc_dagster.data.rows import open_rows
-from mloc_dagster.data.upstream import lookup_reference, upstream_rows
+from mloc_dagster.data.rows import lookup_reference, open_rows, upstream_rows
 from mloc_dagster.errors import DataError, UnknownNameError
-from mloc_dagster.planning.shards import cut_shards
+from mloc_dagster.planning.plan import cut_shards
 from mloc_dagster.results.rows import UPSTREAM_FAULT, Message, OutputRow, Prompt, SourceRow
 from mloc_dagster.results.shard_files import ShardWriter
 from mloc_dagster.results.store import Folder, open_store

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from mloc_dagster.compile.compiler import compile_mapping
-from mloc_dagster.dispatch.batch_key import MOST_ROWS, batch_key
+from mloc_dagster.dispatch.batching import MOST_ROWS, batch_key
 
 
 def key(name: str = "one", *, kind: str = "EchoTask", items: int = 2, **spec: Any) -> str | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mloc_dagster.dispatch.fair_queue import FairQueue
+from mloc_dagster.dispatch.launch import FairQueue
 
 
 def taken(queue: FairQueue[str]) -> list[str]:

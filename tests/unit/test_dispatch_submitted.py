@@ -14,20 +14,18 @@ from dagster._core.origin import JobPythonOrigin
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mloc_dagster.assets.names import job_name
+from mloc_dagster.assets.task_graph import job_name
 from mloc_dagster.compile.compiler import CompiledTemplate, compile_mapping
-from mloc_dagster.dispatch.submitted import (
-    FOLDER,
-    keep_document,
-    kept_template,
-    load,
-    pointer_of,
-)
 from mloc_dagster.dispatch.submitted_location import (
+    FOLDER,
     _built,
     _fits,
     fitting,
+    keep_document,
+    kept_template,
     latest_templates,
+    load,
+    pointer_of,
 )
 from mloc_dagster.fleet.dagster.jobs import _KEPT_REPOSITORIES, CONTENT_TAG, Jobs
 from mloc_dagster.results.store import open_store

@@ -12,11 +12,10 @@ from pathlib import Path
 import pytest
 import redis
 
-from mloc_dagster.events.backlog import Backlog
 from mloc_dagster.events.bus import publish
 from mloc_dagster.events.log import BEGINNING, Channel
 from mloc_dagster.events.model import TaskEvent, TaskEventType
-from mloc_dagster.events.redis import RedisPublisher, publishing_to_redis
+from mloc_dagster.events.redis import Backlog, RedisPublisher, publishing_to_redis
 from mloc_dagster.events.stream import open_redis, read_events, send
 from mloc_dagster.settings import settings
 from tests.redis_server import RedisServer, running_redis

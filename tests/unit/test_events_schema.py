@@ -14,13 +14,16 @@ import pytest
 
 from mloc_dagster.events.model import (
     Event,
+    Payload,
     ShardPlace,
+    SloMiss,
     TaskEvent,
     TaskEventType,
     WorkerEvent,
     WorkerEventType,
+    WorkerPayload,
+    WorkerState,
 )
-from mloc_dagster.events.payloads import Payload, SloMiss, WorkerPayload, WorkerState
 
 jsonschema = pytest.importorskip("jsonschema")
 

@@ -10,14 +10,13 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator
 
-from mloc_dagster.compile.anchor import anchor_files
 from mloc_dagster.compile.compiler import compile_document
-from mloc_dagster.compile.loader import parse_documents
+from mloc_dagster.compile.loader import anchor_files, parse_documents
 from mloc_dagster.errors import TemplateError, TerminalError
 from mloc_dagster.executors.base import ShardContext, ShardInput
 from mloc_dagster.executors.engines.choice import choose_engine, likely_engine, loader_of
 from mloc_dagster.executors.input_planning import input_planning
-from mloc_dagster.executors.registry import task_executor
+from mloc_dagster.executors.open_task import task_executor
 from mloc_dagster.executors.reuse_identity import (
     LoadedFiles,
     NoReuseError,

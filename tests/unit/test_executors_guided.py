@@ -11,11 +11,11 @@ import pytest
 torch = pytest.importorskip("torch")
 xgrammar = pytest.importorskip("xgrammar")
 
-from mloc_dagster.errors import MissingExtraError  # noqa: E402 - after torch was found
-from mloc_dagster.executors.engines.transformers import guided  # noqa: E402
-from mloc_dagster.executors.engines.transformers.guided import GrammarMask, GrammarShelf  # noqa: E402
-from mloc_dagster.models import builtin_model_path  # noqa: E402
-from mloc_dagster.schema.inference import Inference  # noqa: E402
+from mloc_dagster.errors import MissingExtraError
+from mloc_dagster.executors.engines.transformers import sampling
+from mloc_dagster.executors.engines.transformers.sampling import GrammarMask, GrammarShelf
+from mloc_dagster.models import builtin_model_path
+from mloc_dagster.schema.inference import Inference
 
 VOCABULARY = 1152
 PAD, END = 0, 4
@@ -116,6 +116,6 @@ def test_a_model_without_an_end_cannot_be_guided(shelf: GrammarShelf) -> None:
 
 
 def test_a_missing_library_names_the_extra(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(guided.importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr(sampling.importlib.util, "find_spec", lambda _: None)
     with pytest.raises(MissingExtraError, match=r"structured_outputs needs the extra 'hf'"):
         GrammarShelf(tokenizer, VOCABULARY).of(asking(regex="a"))

@@ -8,13 +8,13 @@ from itertools import chain
 
 import pytest
 
-from mloc_dagster.data.image_cells import with_images
+from mloc_dagster.data.images import with_images
 from mloc_dagster.errors import TaskCancelled
 from mloc_dagster.executors.base import ShardContext, ShardInput
 from mloc_dagster.executors.engines.protocol import EngineRequest, Rendered, Replies
 from mloc_dagster.executors.image_stream import AHEAD_ROWS, with_pictures
 from mloc_dagster.executors.images import ImageLoader, LoadedImage
-from mloc_dagster.executors.inference_run import answer_rows
+from mloc_dagster.executors.inference import answer_rows
 from mloc_dagster.results.rows import InputRow, OutputRow
 from tests.image_server import coloured
 from tests.unit.test_executors_row_reuse import CountingEngine, make_spec

@@ -20,9 +20,8 @@ import pytest
 from fsspec.spec import AbstractFileSystem
 from PIL import Image
 
-from mloc_dagster.executors import timed_calls
-from mloc_dagster.executors.images import ImageLoader, decode_image
-from mloc_dagster.executors.timed_calls import THREAD_NAME
+from mloc_dagster.executors import images
+from mloc_dagster.executors.images import THREAD_NAME, ImageLoader, decode_image
 from mloc_dagster.net.reach import Reach
 from mloc_dagster.results.store import open_store
 from mloc_dagster.settings import settings
@@ -324,7 +323,7 @@ def test_waiting_for_one_that_hangs_ends_with_the_shard(loader: ImageLoader) -> 
 
 @pytest.mark.usefixtures("odd")
 def test_a_dead_mount_takes_some_threads_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(timed_calls, "MOST_LEFT_BEHIND", 2)
+    monkeypatch.setattr(images, "MOST_LEFT_BEHIND", 2)
     monkeypatch.setenv("MLOC_IMAGE_TIMEOUT_S", "0.05")
     settings.cache_clear()
     with closing(ImageLoader(of_no_task)) as hasty:

@@ -8,7 +8,7 @@ import pytest
 
 from mloc_dagster.executors.base import ShardContext, ShardInput
 from mloc_dagster.executors.echo import EchoExecutor, EchoSpec
-from mloc_dagster.executors.inference_run import answer_rows
+from mloc_dagster.executors.inference import answer_rows
 from mloc_dagster.executors.prompts import render_chat
 from mloc_dagster.results.rows import InputRow, Message, OutputRow
 from mloc_dagster.schema.task import EmbeddingSpec, InferenceSpec, ModelSpec

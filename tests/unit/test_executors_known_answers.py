@@ -11,7 +11,7 @@ import pytest
 
 from mloc_dagster.executors.base import ShardContext, ShardInput
 from mloc_dagster.executors.engines.protocol import EngineRequest, Replies
-from mloc_dagster.executors.inference_run import answer_rows
+from mloc_dagster.executors.inference import answer_rows
 from mloc_dagster.executors.reuse_identity import LoadedFiles, file_stamps, remember_files
 from mloc_dagster.results.rows import InputRow, OutputRow
 from mloc_dagster.schema.task_type import spec_of

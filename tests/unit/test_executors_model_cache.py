@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from mloc_dagster.executors.base import ModelKey, ShardContext, ShardInput, model_key_text
 from mloc_dagster.executors.inference import InferenceExecutor
 from mloc_dagster.executors.model_cache import ModelCache
-from mloc_dagster.fleet.worker.models import process_model_cache
+from mloc_dagster.fleet.worker.heartbeat import process_model_cache
 from mloc_dagster.models import builtin_model_path
 from mloc_dagster.schema.task import InferenceSpec
 from mloc_dagster.settings import settings

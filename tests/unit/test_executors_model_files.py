@@ -7,23 +7,23 @@ from pathlib import Path
 
 import pytest
 
-from mloc_dagster.executors import model_files
-from mloc_dagster.executors.model_files import content_digest, folder_revision
+from mloc_dagster.executors import model_source
+from mloc_dagster.executors.model_source import content_digest, folder_revision
 
 
 @pytest.fixture
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Every file that is read, with all of them settled and worth a note."""
-    monkeypatch.setattr(model_files, "_SETTLED_NS", 0)
-    monkeypatch.setattr(model_files, "SHARED_FROM_BYTES", 1)
-    model_files._settled_digest.cache_clear()
-    read, seen = model_files._read, []
+    monkeypatch.setattr(model_source, "_SETTLED_NS", 0)
+    monkeypatch.setattr(model_source, "SHARED_FROM_BYTES", 1)
+    model_source._settled_digest.cache_clear()
+    read, seen = model_source._read, []
 
     def noted(path: str) -> bytes:
         seen.append(Path(path).name)
         return read(path)
 
-    monkeypatch.setattr(model_files, "_read", noted)
+    monkeypatch.setattr(model_source, "_read", noted)
     return seen
 
 
@@ -36,7 +36,7 @@ def folder(tmp_path: Path) -> Path:
 
 def test_a_file_is_read_once_by_all_processes(folder: Path, reads: list[str]) -> None:
     first = content_digest(folder)
-    model_files._settled_digest.cache_clear()  # as in another process
+    model_source._settled_digest.cache_clear()  # as in another process
     assert content_digest(folder) == first
     assert reads == ["weights"]
 
@@ -63,7 +63,7 @@ def test_a_home_that_cannot_be_written_costs_nothing_but_time(
         raise PermissionError("read-only")
 
     expected = content_digest(folder)
-    monkeypatch.setattr(model_files, "_keep", refuse)
+    monkeypatch.setattr(model_source, "_keep", refuse)
     (folder / "other").write_bytes(b"1")
     assert content_digest(folder) != expected
     assert reads == ["weights", "other"]

@@ -10,28 +10,27 @@ from pydantic import ValidationError
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from mloc_dagster.errors import MissingExtraError, TerminalError  # noqa: E402
-from mloc_dagster.executors.engines.choice import choose_engine  # noqa: E402
-from mloc_dagster.executors.engines.transformers import model  # noqa: E402
-from mloc_dagster.executors.engines.transformers.model import (  # noqa: E402
+from mloc_dagster.errors import MissingExtraError, TerminalError
+from mloc_dagster.executors.engines.choice import choose_engine
+from mloc_dagster.executors.engines.transformers import model
+from mloc_dagster.executors.engines.transformers.model import (
     bitsandbytes_config,
     quantised_loading,
 )
-from mloc_dagster.executors.engines.transformers.pooling import load_engine  # noqa: E402
-from mloc_dagster.executors.inference import InferenceExecutor  # noqa: E402
-from mloc_dagster.executors.training.devices import (  # noqa: E402
+from mloc_dagster.executors.engines.transformers.pooling import load_engine
+from mloc_dagster.executors.inference import InferenceExecutor
+from mloc_dagster.executors.training.devices import (
     pick_device,
     quantization_config,
 )
-from mloc_dagster.executors.training.loading import load_policy  # noqa: E402
-from mloc_dagster.schema.model import Model  # noqa: E402
-from mloc_dagster.schema.task import (  # noqa: E402
+from mloc_dagster.executors.training.loading import load_policy
+from mloc_dagster.schema.model import Model, TransformersOptions
+from mloc_dagster.schema.task import (
     EmbeddingSpec,
     InferenceSpec,
     LoraSftSpec,
     SftSpec,
 )
-from mloc_dagster.schema.transformers_options import TransformersOptions  # noqa: E402
 
 SOURCE = {"type": "builtin", "identifier": "tiny-chat"}
 FOUR = {"load_in_4bit": True}

@@ -20,9 +20,8 @@ from mloc_dagster.executors.reuse_identity import (
     model_identity,
     remember_files,
 )
-from mloc_dagster.schema.model import Adapter, ModelSource
+from mloc_dagster.schema.model import Adapter, ModelSource, TransformersOptions
 from mloc_dagster.schema.task_type import spec_of
-from mloc_dagster.schema.transformers_options import TransformersOptions
 from tests.unit.test_executors_row_reuse import CountingEngine
 
 

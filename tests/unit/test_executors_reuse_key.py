@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mloc_dagster.executors.engines.protocol import EngineRequest, Rendered
-from mloc_dagster.executors.reuse_key import RequestKeys
+from mloc_dagster.executors.row_reuse import RequestKeys
 from mloc_dagster.results.rows import InputRow
-from mloc_dagster.schema.canonical import canonical_json, digest_of
+from mloc_dagster.schema.base import canonical_json, digest_of
 from mloc_dagster.schema.inference import Inference, Pooling
 
 SCALARS = st.none() | st.text(max_size=4) | st.binary(max_size=4) | st.integers(-20, 20)

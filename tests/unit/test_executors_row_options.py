@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from mloc_dagster.executors.row_options import RowOptions
+from mloc_dagster.executors.prompts import RowOptions
 from mloc_dagster.results.rows import InputRow
 from mloc_dagster.schema.inference import Inference
 

@@ -20,8 +20,8 @@ from mloc_dagster.executors.engines.protocol import (
     Rendered,
     Replies,
 )
-from mloc_dagster.executors.inference_run import answer_rows
-from mloc_dagster.executors.reuse_key import RequestKeys
+from mloc_dagster.executors.inference import answer_rows
+from mloc_dagster.executors.row_reuse import RequestKeys
 from mloc_dagster.results.rows import InputRow, Message, OutputRow
 from mloc_dagster.schema.inference import Inference
 from mloc_dagster.schema.task import EmbeddingSpec, InferenceSpec

@@ -9,13 +9,13 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from mloc_dagster.executors.engines.transformers.sampling import (  # noqa: E402 - after torch was found
+from mloc_dagster.executors.engines.transformers.sampling import (
     Penalties,
     Sampler,
     UniformStreams,
     logits_processors,
 )
-from mloc_dagster.schema.inference import Inference  # noqa: E402
+from mloc_dagster.schema.inference import Inference
 
 PROBABILITIES = [0.5, 0.25, 0.15, 0.06, 0.04]
 

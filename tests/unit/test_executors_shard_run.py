@@ -17,8 +17,8 @@ from mloc_dagster.executors.engines.protocol import EngineRequest, Replies
 from mloc_dagster.executors.inference import InferenceExecutor
 from mloc_dagster.executors.model_cache import ModelCache
 from mloc_dagster.executors.shard_run import run_shard
-from mloc_dagster.results.part_list import list_parts
-from mloc_dagster.results.plan_file import read_plan
+from mloc_dagster.results.part_files import list_parts
+from mloc_dagster.results.record import read_plan
 from mloc_dagster.results.rows import OutputRow, ServerFault
 from mloc_dagster.results.shard_files import ShardWriter, read_rows
 from mloc_dagster.results.store import Folder, open_store

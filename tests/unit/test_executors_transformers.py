@@ -13,21 +13,21 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from mloc_dagster.errors import (  # noqa: E402 - after torch was found
+from mloc_dagster.errors import (
     InputError,
     TaskCancelled,
     TerminalError,
     TransientError,
 )
-from mloc_dagster.executors.base import ShardContext, ShardInput  # noqa: E402
-from mloc_dagster.executors.engines.transformers import engine as batch_run  # noqa: E402
-from mloc_dagster.executors.engines.transformers.engine import TransformersEngine, load_engine  # noqa: E402
-from mloc_dagster.executors.engines.transformers.generation import Slot  # noqa: E402
-from mloc_dagster.executors.engines.transformers.model import LoadedModel, options_of  # noqa: E402
-from mloc_dagster.executors.inference import InferenceExecutor  # noqa: E402
-from mloc_dagster.results.rows import InputRow, Message, OutputRow, Prompt  # noqa: E402
-from mloc_dagster.schema.task import InferenceSpec  # noqa: E402
-from mloc_dagster.settings import settings  # noqa: E402
+from mloc_dagster.executors.base import ShardContext, ShardInput
+from mloc_dagster.executors.engines.transformers import engine as batch_run
+from mloc_dagster.executors.engines.transformers.engine import TransformersEngine, load_engine
+from mloc_dagster.executors.engines.transformers.generation import Slot
+from mloc_dagster.executors.engines.transformers.model import LoadedModel, options_of
+from mloc_dagster.executors.inference import InferenceExecutor
+from mloc_dagster.results.rows import InputRow, Message, OutputRow, Prompt
+from mloc_dagster.schema.task import InferenceSpec
+from mloc_dagster.settings import settings
 
 SPECIAL = ["<pad>", "<end>", "<system>", "<user>", "<assistant>"]
 CHAT_TEMPLATE = """\

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from mloc_dagster.data.image_cells import with_images
+from mloc_dagster.data.images import with_images
 from mloc_dagster.executors.base import ShardContext, ShardInput
 from mloc_dagster.executors.inference import InferenceExecutor
 from mloc_dagster.results.rows import InputRow, OutputRow

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from mloc_dagster.errors import TerminalError, TransientError
-from mloc_dagster.executors.engines.vllm import adapters as vllm_adapters
 from mloc_dagster.executors.engines.vllm import engine as vllm_engine
+from mloc_dagster.executors.engines.vllm import requests as vllm_adapters
 from mloc_dagster.executors.engines.vllm import start as vllm_start
-from mloc_dagster.executors.engines.vllm.adapters import (
+from mloc_dagster.executors.engines.vllm.requests import (
     ServedAdapters,
     load_adapters,
     prepare_adapters,

@@ -15,7 +15,7 @@ from mloc_dagster.fleet import (
     WorkerInfo,
     WorkerStatus,
 )
-from mloc_dagster.fleet.dagster.ticket_watch import Finding, TicketWatch
+from mloc_dagster.fleet.dagster.tickets import Finding, TicketWatch
 from mloc_dagster.fleet.hardware import Hardware, Requirements
 from mloc_dagster.fleet.memory.engine import MemoryFleetEngine
 from mloc_dagster.settings import settings

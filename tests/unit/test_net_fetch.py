@@ -18,7 +18,7 @@ from mloc_dagster.net.reach import LOCAL, Reach
 from mloc_dagster.results.store import open_store
 from mloc_dagster.schema.data import DatasetData
 from mloc_dagster.schema.model import Adapter
-from mloc_dagster.schema.training import CheckpointLoad
+from mloc_dagster.schema.training.spec import CheckpointLoad
 from mloc_dagster.settings import settings
 from tests.image_server import ImageServer, image_server, send
 

@@ -5,11 +5,10 @@ from datetime import UTC, datetime
 import pytest
 
 from mloc_dagster.executors.shard_run import ShardReport
-from mloc_dagster.ops.plan_metadata import plan_metadata, shard_imbalance
-from mloc_dagster.planning.plan import Chunk, Expectation, Plan, ShardLoad
-from mloc_dagster.planning.shards import cut_shards
+from mloc_dagster.ops.aggregate import plan_metadata, shard_imbalance
+from mloc_dagster.planning.plan import Chunk, Expectation, Plan, ShardLoad, cut_shards
 from mloc_dagster.results.rows import OutputRow
-from mloc_dagster.results.usage import UNPRICED, UsageCounter
+from mloc_dagster.results.summary import UNPRICED, UsageCounter
 
 
 def report(shard: int, seconds: float, resumed: int = 0) -> ShardReport:

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 
 import pytest
 
-from mloc_dagster.events.payloads import Payload
-from mloc_dagster.ops.progress_notes import ProgressNotes
-from mloc_dagster.planning.shards import Shard
+from mloc_dagster.events.model import Payload
+from mloc_dagster.ops.progress import ProgressNotes
+from mloc_dagster.planning.plan import Shard
 
 SHARD = Shard(task_id="t", index=0, total=1, start=0, stop=100)
 BATCH = Payload(rows=10, tokens=40, prompt_tokens=20, cached_tokens=5)

@@ -6,8 +6,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mloc_dagster.planning.balance import MAX_OVER_MEAN, LoadLine, balanced_stops
-from mloc_dagster.planning.cost import CostWeights, RowLoad, row_load
+from mloc_dagster.planning.order import (
+    MAX_OVER_MEAN,
+    CostWeights,
+    LoadLine,
+    RowLoad,
+    balanced_stops,
+    row_load,
+)
 
 _COSTS = st.lists(st.integers(1, 100), min_size=1, max_size=14)
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mloc_dagster.planning.shards import cut_shards
+from mloc_dagster.planning.plan import cut_shards
 
 
 @given(rows=st.integers(1, 100_000), max_shards=st.integers(1, 64))

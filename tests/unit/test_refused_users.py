@@ -41,7 +41,7 @@ def test_what_waits_for_redis_says_that_it_is_refused(
 ) -> None:
     monkeypatch.setenv("MLOC_REDIS_URL", refused_url)
     log = tmp_path / "waits.log"
-    command = [sys.executable, "-m", "mloc_dagster.services.stack.after", "redis", "--", "true"]
+    command = [sys.executable, "-m", "mloc_dagster.services.stack.wait_for", "redis", "--", "true"]
     with log.open("wb") as file, subprocess.Popen(command, stderr=file) as process:
         try:
             until(lambda: "refuses the user 'worker'" in log.read_text(), "it says so")

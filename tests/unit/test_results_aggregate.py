@@ -9,14 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mloc_dagster.errors import IncompleteResultsError
-from mloc_dagster.planning.plan import Chunk, Plan
-from mloc_dagster.planning.shards import cut_shards
+from mloc_dagster.planning.plan import Chunk, Plan, cut_shards
 from mloc_dagster.results.aggregate import aggregate, allowed_errors, read_summary
-from mloc_dagster.results.latency import LatencyCounter
 from mloc_dagster.results.rows import Message, OutputRow
 from mloc_dagster.results.shard_files import ShardWriter
 from mloc_dagster.results.store import Folder, open_store
-from mloc_dagster.results.summary import TaskSummary
+from mloc_dagster.results.summary import LatencyCounter, TaskSummary
 
 _STARTED = datetime(2026, 1, 1, tzinfo=UTC)
 

@@ -7,10 +7,9 @@ from pathlib import Path
 import pytest
 
 from mloc_dagster.errors import InputError
-from mloc_dagster.planning.shards import Shard
-from mloc_dagster.results.answering_model import ANSWERING_NAME, keep_to_model
+from mloc_dagster.planning.plan import Shard
 from mloc_dagster.results.rows import OutputRow
-from mloc_dagster.results.shard_files import ShardWriter
+from mloc_dagster.results.shard_files import ANSWERING_NAME, ShardWriter, keep_to_model
 from mloc_dagster.results.store import Folder, open_store
 
 

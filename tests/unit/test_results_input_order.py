@@ -7,12 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mloc_dagster.data import planned_spool, spool
-from mloc_dagster.data.planned_spool import InputPlanning, RowForecast
-from mloc_dagster.data.spool import read_input, read_places, spool_input
+from mloc_dagster.data import spool
+from mloc_dagster.data.spool import InputPlanning, RowForecast, read_input, read_places, spool_input
 from mloc_dagster.errors import IncompleteResultsError
-from mloc_dagster.executors.token_count import TokenCounter
-from mloc_dagster.planning.cost import CostWeights
+from mloc_dagster.executors.input_planning import TokenCounter
+from mloc_dagster.planning.order import CostWeights
 from mloc_dagster.planning.plan import Plan
 from mloc_dagster.results.aggregate import aggregate
 from mloc_dagster.results.rows import InputRow, OutputRow, SourceRow
@@ -36,7 +35,7 @@ def spooled(folder: Folder, prompts: list[str], shards: int, window_rows: int = 
     planning = InputPlanning(TokenCounter(None), forecast, CostWeights())
     data = ListData(type="list", items=tuple(prompts))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(planned_spool, "WINDOW_ROWS", window_rows)
+        patch.setattr(spool, "WINDOW_ROWS", window_rows)
         patch.setattr(spool, "CHUNK_ROWS", 7)
         return spool_input("t", data, folder, shards, 1, {}, planning)
 

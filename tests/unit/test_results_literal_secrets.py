@@ -9,8 +9,15 @@ from typing import Any
 import pytest
 
 from mloc_dagster.errors import TerminalError
-from mloc_dagster.results.literal_secrets import FOLDER, forget, put_aside, put_back
-from mloc_dagster.results.record import read_record, submitted_template, write_record
+from mloc_dagster.results.record import (
+    FOLDER,
+    forget,
+    put_aside,
+    put_back,
+    read_record,
+    submitted_template,
+    write_record,
+)
 from mloc_dagster.results.store import ResultStore, open_store
 from tests.unit.test_results_record import a_record
 

@@ -12,8 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mloc_dagster.planning.plan import Chunk, Plan
-from mloc_dagster.planning.shards import cut_shards
+from mloc_dagster.planning.plan import Chunk, Plan, cut_shards
 from mloc_dagster.results.export import export
 from mloc_dagster.results.rows import Message, OutputRow, TokenLogprob
 from mloc_dagster.results.shard_files import ShardWriter

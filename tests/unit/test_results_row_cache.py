@@ -12,10 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mloc_dagster.results import row_cache
-from mloc_dagster.results.row_cache import RowCache, prune
-from mloc_dagster.results.row_segments import (
+from mloc_dagster.results.row_cache import (
     DamagedSegmentError,
+    RowCache,
     pack_segment,
+    prune,
     read_index,
     read_record,
     read_records,

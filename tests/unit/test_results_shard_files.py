@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mloc_dagster.errors import DamagedFileError, IncompleteResultsError
-from mloc_dagster.planning.shards import Shard, cut_shards
-from mloc_dagster.results.part_list import Part
+from mloc_dagster.planning.plan import Shard, cut_shards
+from mloc_dagster.results.part_files import Part
 from mloc_dagster.results.rows import Message, OutputRow
 from mloc_dagster.results.shard_files import ShardWriter, finished_rows, read_rows, read_shard
 from mloc_dagster.results.store import Folder, open_store

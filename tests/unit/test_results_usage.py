@@ -12,15 +12,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mloc_dagster.planning.plan import Chunk, Plan
-from mloc_dagster.planning.shards import cut_shards
+from mloc_dagster.planning.plan import Chunk, Plan, cut_shards
 from mloc_dagster.results.aggregate import aggregate
 from mloc_dagster.results.export import export
 from mloc_dagster.results.rows import OutputRow
 from mloc_dagster.results.shard_files import ShardWriter
 from mloc_dagster.results.store import Folder, open_store
-from mloc_dagster.results.summary import TaskSummary
-from mloc_dagster.results.usage import UNPRICED, Rates, UsageCounter, usage_by_model
+from mloc_dagster.results.summary import UNPRICED, Rates, TaskSummary, UsageCounter, usage_by_model
 from mloc_dagster.schema.result import Usage
 from mloc_dagster.schema.result import Usage as UsageSchema
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from mloc_dagster.assets.row_checks import evaluate
+from mloc_dagster.assets.checks import judge_rows as evaluate
 from mloc_dagster.executors.echo import EchoSpec
+from mloc_dagster.results.aggregate import RowCounts, count_rows
 from mloc_dagster.results.rows import OutputRow
-from mloc_dagster.results.verification import RowCounts, count_rows
 
 
 def rows(*indexes: int) -> list[OutputRow]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mloc_dagster.schema.ebnf import grammar_problem
+from mloc_dagster.schema.answer_forms import grammar_problem
 
 BAD = {
     "root ::= ": "line 1: nothing stands behind '::='",

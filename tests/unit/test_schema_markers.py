@@ -18,7 +18,7 @@ from mloc_dagster.compile.loader import load_documents
 from mloc_dagster.compile.references import resolve_references
 from mloc_dagster.errors import DataError
 from mloc_dagster.net.reach import OutOfReachError, Reach
-from mloc_dagster.results.literal_secrets import put_aside, put_back
+from mloc_dagster.results.record import put_aside, put_back
 from mloc_dagster.results.store import open_store
 from mloc_dagster.schema.base import Annotation, alternatives
 from mloc_dagster.schema.markers import FileRef, marked

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from mloc_dagster.schema.spread_weights import refused_spreading, spreads_weights
-from mloc_dagster.schema.training import Training
+from mloc_dagster.schema.training.options import refused_spreading, spreads_weights
+from mloc_dagster.schema.training.spec import Training
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mloc_dagster.sensors.log_cursor import PATIENCE_S, LogCursor
+from mloc_dagster.sensors.events import PATIENCE_S, LogCursor
 
 
 def visible(log: set[int], cursor: LogCursor) -> list[int]:

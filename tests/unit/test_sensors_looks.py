@@ -5,8 +5,8 @@ from __future__ import annotations
 import dagster as dg
 import pytest
 
-from mloc_dagster.sensors import looks as module
-from mloc_dagster.sensors.looks import looks
+from mloc_dagster.sensors import polling as module
+from mloc_dagster.sensors.polling import looks
 
 
 @pytest.mark.parametrize(("threads", "count"), [(True, 5), (False, 1)])

@@ -13,9 +13,8 @@ from dagster_shared.serdes import serialize_value
 
 from mloc_dagster.fleet.dagster.messages import Requeue, requeue_data
 from mloc_dagster.ops.run_tags import NODES_TAG, run_tasks
-from mloc_dagster.sensors.run_views import tasks_of
-from mloc_dagster.sensors.task_facts import RunView, dead_letters, task_facts
-from mloc_dagster.services.event_rows import EventRow
+from mloc_dagster.sensors.task_facts import RunView, dead_letters, task_facts, tasks_of
+from mloc_dagster.services.event_log import EventRow
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 

@@ -14,7 +14,7 @@ import msgspec
 import pyarrow.parquet as pq
 import pytest
 
-from mloc_dagster.assets.batch_job import JOB, batch_definitions, batch_run_config
+from mloc_dagster.assets.template_job import JOB, batch_definitions, batch_run_config
 from mloc_dagster.compile.compiler import compile_mapping
 from mloc_dagster.errors import TerminalError
 from mloc_dagster.events.bus import listening

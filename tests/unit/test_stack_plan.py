@@ -16,8 +16,14 @@ from mloc_dagster.errors import InputError
 from mloc_dagster.services.redis import redis_executable, write_redis_config
 from mloc_dagster.services.stack.dagster_home import write_dagster_home
 from mloc_dagster.services.stack.layout import StackLayout
-from mloc_dagster.services.stack.plan import StackPlan, addresses, make_plan, saved_plan
-from mloc_dagster.services.stack.secret_file import masked, password_in
+from mloc_dagster.services.stack.plan import (
+    StackPlan,
+    addresses,
+    make_plan,
+    masked,
+    password_in,
+    saved_plan,
+)
 from mloc_dagster.services.stack.supervisor_config import supervisor_config
 from mloc_dagster.settings import Settings
 from tests.ports import free_port

@@ -13,12 +13,12 @@ import pytest
 trl = pytest.importorskip("trl")
 torch = pytest.importorskip("torch")
 
-from mloc_dagster.errors import TerminalError  # noqa: E402 - after trl was found
-from mloc_dagster.executors.training.arguments import config_arguments  # noqa: E402
-from mloc_dagster.schema import trainer_arguments  # noqa: E402
-from mloc_dagster.schema.task import PPO_ARGUMENTS, DpoSpec, PpoSpec, SftSpec, TrainingSpec  # noqa: E402
-from mloc_dagster.schema.task_type import find_task_type, task_types  # noqa: E402
-from mloc_dagster.schema.trainer_arguments import (  # noqa: E402
+from mloc_dagster.errors import TerminalError
+from mloc_dagster.executors.training.arguments import config_arguments
+from mloc_dagster.schema.task import PPO_ARGUMENTS, DpoSpec, PpoSpec, SftSpec, TrainingSpec
+from mloc_dagster.schema.task_type import find_task_type, task_types
+from mloc_dagster.schema.training import library_options
+from mloc_dagster.schema.training.library_options import (
     OWNED,
     lora_argument_names,
     refused_argument,
@@ -68,7 +68,7 @@ def refused(spec: TrainingSpec) -> str:
 def without_packages(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     names = ("_trainer_fields", "_root_fields", "_lora_fields", "_enums", "_loss_types")
-    caches = [getattr(trainer_arguments, name) for name in names]
+    caches = [getattr(library_options, name) for name in names]
     for each in caches:
         each.cache_clear()
     yield
@@ -110,7 +110,7 @@ def test_without_trl_only_our_own_options_are_refused() -> None:
 )
 def test_the_values_read_from_source_are_those_of_the_enumeration(kind: str, module: str) -> None:
     library = importlib.import_module(f"transformers.{module}")
-    assert trainer_arguments._enums()[kind] == {each.value for each in getattr(library, kind)}
+    assert library_options._enums()[kind] == {each.value for each in getattr(library, kind)}
 
 
 def test_every_option_of_ours_is_the_librarys_or_once_was() -> None:

@@ -12,7 +12,7 @@ import pytest
 from mloc_dagster.cli.estimate_command import TaskEstimate, estimate, estimate_template
 from mloc_dagster.compile.compiler import CompiledTemplate, compile_mapping
 from mloc_dagster.errors import DataError
-from mloc_dagster.executors.training_estimate import TrainingEstimate
+from mloc_dagster.executors.estimate import TrainingEstimate
 from mloc_dagster.results.store import ResultStore, open_store
 from mloc_dagster.results.training_summary import TrainingSummary, write_training
 

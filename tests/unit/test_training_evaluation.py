@@ -15,19 +15,19 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from mloc_dagster import plugins  # noqa: E402
-from mloc_dagster.errors import DataError, TerminalError  # noqa: E402 - after torch was found
-from mloc_dagster.executors.training import evaluation as evaluating  # noqa: E402
-from mloc_dagster.executors.training import measurement, metrics  # noqa: E402
-from mloc_dagster.executors.training.answers import greedy_answers  # noqa: E402
-from mloc_dagster.executors.training.evaluation import evaluate, undisturbed  # noqa: E402
-from mloc_dagster.executors.training.likelihood import answer_likelihoods  # noqa: E402
-from mloc_dagster.executors.training.sequences import answered, batched, prompt_ids  # noqa: E402
-from mloc_dagster.models import builtin_model_path  # noqa: E402
-from mloc_dagster.plugins import METRICS_GROUP  # noqa: E402
-from mloc_dagster.schema.data import TrainingData  # noqa: E402
-from mloc_dagster.schema.metrics import BUILTIN_METRICS, CLASSIFIER_METRICS  # noqa: E402
-from mloc_dagster.schema.training import Evaluation  # noqa: E402
+from mloc_dagster import plugins
+from mloc_dagster.errors import DataError, TerminalError
+from mloc_dagster.executors.training import evaluation as evaluating
+from mloc_dagster.executors.training import metrics
+from mloc_dagster.executors.training import metrics as metrics_module
+from mloc_dagster.executors.training.evaluation import evaluate, undisturbed
+from mloc_dagster.executors.training.metrics import answer_likelihoods, greedy_answers
+from mloc_dagster.executors.training.sequences import answered, batched, prompt_ids
+from mloc_dagster.models import builtin_model_path
+from mloc_dagster.plugins import METRICS_GROUP
+from mloc_dagster.schema.data import TrainingData
+from mloc_dagster.schema.training.gate import BUILTIN_METRICS, CLASSIFIER_METRICS
+from mloc_dagster.schema.training.spec import Evaluation
 
 TINY = str(builtin_model_path("tiny-chat"))
 DATA = TrainingData(dataset_name="rows.jsonl")
@@ -175,7 +175,7 @@ def test_answers_are_what_the_model_itself_writes(model: Any, tokenizer: Any) ->
 def _answers(monkeypatch: pytest.MonkeyPatch) -> None:
     """A model that answers as the test says."""
     given = [" The SKY is blue.\n", "Hello!", "3"]
-    monkeypatch.setattr(measurement, "greedy_answers", lambda *_: given)
+    monkeypatch.setattr(metrics_module, "greedy_answers", lambda *_: given)
 
 
 @pytest.mark.usefixtures("_answers")

@@ -11,12 +11,12 @@ import pytest
 BEGIN = """
 import os, sys
 from pathlib import Path
-from mloc_dagster.executors.training import fork_server
-fork_server._met_a_gpu = lambda: sys.argv[1] == "met"
+from mloc_dagster.executors.training import processes
+processes._met_a_gpu = lambda: sys.argv[1] == "met"
 pipe, _ = os.pipe()
 output = os.open(sys.argv[2], os.O_CREAT | os.O_WRONLY)
 files = {"": output, "MLOC_TRAINING_LIFELINE": pipe}
-fork_server._begin(Path("no-such-job.json"), dict(os.environ), files=files)
+processes._begin(Path("no-such-job.json"), dict(os.environ), files=files)
 """
 
 

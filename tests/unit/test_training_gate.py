@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from mloc_dagster.schema.gate import GateError, parse_gate
+from mloc_dagster.schema.training.gate import GateError, parse_gate
 
 
 @pytest.mark.parametrize(

@@ -12,11 +12,11 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("lm_eval", reason="the extra eval is in no lock")
 
-from mloc_dagster.errors import TerminalError  # noqa: E402
-from mloc_dagster.executors.training import harness as harnessing  # noqa: E402
-from mloc_dagster.executors.training.evaluation import evaluate  # noqa: E402
-from mloc_dagster.models import builtin_model_path  # noqa: E402
-from mloc_dagster.schema.training import Evaluation  # noqa: E402
+from mloc_dagster.errors import TerminalError
+from mloc_dagster.executors.training import harness as harnessing
+from mloc_dagster.executors.training.evaluation import evaluate
+from mloc_dagster.models import builtin_model_path
+from mloc_dagster.schema.training.spec import Evaluation
 
 pytestmark = [
     # Of other people's code, which this project cannot mend.

@@ -26,8 +26,7 @@ from mloc_dagster.executors.training.devices import (
     pick_device,
     weights_dtype,
 )
-from mloc_dagster.executors.training.loading import load_classifier, load_policy
-from mloc_dagster.executors.training.pad_token import ensure_pad_token
+from mloc_dagster.executors.training.loading import ensure_pad_token, load_classifier, load_policy
 from mloc_dagster.models import builtin_model_path
 from mloc_dagster.schema.task import LoraSftSpec, RewardSpec, SftSpec, TrainingSpec
 from mloc_dagster.settings import settings

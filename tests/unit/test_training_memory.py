@@ -13,8 +13,8 @@ from mloc_dagster.executors.training.memory_estimate import (
     estimate,
     explain_oom,
     is_out_of_memory,
+    shape_of,
 )
-from mloc_dagster.executors.training.model_shape import shape_of
 from mloc_dagster.models import builtin_model_path
 from mloc_dagster.schema.task import DpoSpec, GrpoSpec, LoraSftSpec, SftSpec, TrainingSpec
 

@@ -14,27 +14,27 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 peft = pytest.importorskip("peft")
 
-from mloc_dagster.errors import DataError, TaskCancelled, TerminalError  # noqa: E402
-from mloc_dagster.executors.training.base import (  # noqa: E402
+from mloc_dagster.errors import DataError, TaskCancelled, TerminalError
+from mloc_dagster.executors.training.base import (
     Hooks,
     Row,
     Trainer,
     TrainingOutcome,
     TrainingRun,
 )
-from mloc_dagster.executors.training.checkpoints import latest, seal  # noqa: E402
-from mloc_dagster.executors.training.ppo import state  # noqa: E402
-from mloc_dagster.executors.training.ppo.policy import Policy, Reference  # noqa: E402
-from mloc_dagster.executors.training.ppo.prompts import (  # noqa: E402
+from mloc_dagster.executors.training.checkpoints import latest, seal
+from mloc_dagster.executors.training.ppo import state
+from mloc_dagster.executors.training.ppo.policy import Policy, Reference
+from mloc_dagster.executors.training.ppo.prompts import (
     PromptOrder,
     encode_prompts,
     prompt_limit,
 )
-from mloc_dagster.executors.training.ppo.rollouts import Sampler  # noqa: E402
-from mloc_dagster.executors.training.ppo.trainer import PpoTrainer  # noqa: E402
-from mloc_dagster.models import builtin_model_path  # noqa: E402
-from mloc_dagster.schema.ppo_options import ppo_options  # noqa: E402
-from mloc_dagster.schema.task import PpoSpec  # noqa: E402
+from mloc_dagster.executors.training.ppo.rollouts import Sampler
+from mloc_dagster.executors.training.ppo.trainer import PpoTrainer
+from mloc_dagster.models import builtin_model_path
+from mloc_dagster.schema.task import PpoSpec
+from mloc_dagster.schema.training.ppo import ppo_options
 
 REFUSAL = "I do not know."
 PROMPTS = (

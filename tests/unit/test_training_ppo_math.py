@@ -8,16 +8,16 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from mloc_dagster.executors.training.ppo.experience import (  # noqa: E402 - after torch was found
+from mloc_dagster.executors.training.ppo.experience import (
     penalised,
     token_rewards,
 )
-from mloc_dagster.executors.training.ppo.kl import (  # noqa: E402
+from mloc_dagster.executors.training.ppo.kl import (
     AdaptiveKl,
     FixedKl,
     kl_estimate,
 )
-from mloc_dagster.executors.training.ppo.losses import (  # noqa: E402
+from mloc_dagster.executors.training.ppo.losses import (
     advantages_and_returns,
     clipped_surrogate,
     clipped_value_loss,
@@ -26,7 +26,7 @@ from mloc_dagster.executors.training.ppo.losses import (  # noqa: E402
     masked_variance,
     whiten,
 )
-from mloc_dagster.executors.training.ppo.rollouts import assemble, cut_after_end  # noqa: E402
+from mloc_dagster.executors.training.ppo.rollouts import assemble, cut_after_end
 
 NAN = math.nan
 

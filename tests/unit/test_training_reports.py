@@ -12,14 +12,15 @@ import pytest
 pytest.importorskip("trl")
 transformers = pytest.importorskip("transformers")
 
-from mloc_dagster.errors import MissingExtraError, TerminalError  # noqa: E402
-from mloc_dagster.executors.training import harness, packages, reports  # noqa: E402
-from mloc_dagster.executors.training.base import Hooks, TrainingRun  # noqa: E402
-from mloc_dagster.executors.training.packages import check_packages  # noqa: E402
-from mloc_dagster.executors.training.sft import SftTrainer  # noqa: E402
-from mloc_dagster.models import builtin_model_path  # noqa: E402
-from mloc_dagster.schema.reporters import REPORTERS  # noqa: E402
-from mloc_dagster.schema.task import SftSpec  # noqa: E402
+from mloc_dagster.errors import MissingExtraError, TerminalError
+from mloc_dagster.executors.training import harness, trl_run
+from mloc_dagster.executors.training import harness as harness_module
+from mloc_dagster.executors.training.base import Hooks, TrainingRun
+from mloc_dagster.executors.training.harness import check_packages
+from mloc_dagster.executors.training.trainers import SftTrainer
+from mloc_dagster.models import builtin_model_path
+from mloc_dagster.schema.task import SftSpec
+from mloc_dagster.schema.training.options import REPORTERS
 
 TINY = builtin_model_path("tiny-chat")
 
@@ -74,9 +75,9 @@ def test_a_training_leaves_its_loss_curve_for_tensorboard(tmp_path: Path, report
 def test_without_tensorboard_the_log_says_where_the_figures_are(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = reports.importlib.util.find_spec
+    found = trl_run.importlib.util.find_spec
     monkeypatch.setattr(
-        reports.importlib.util,
+        trl_run.importlib.util,
         "find_spec",
         lambda name, *more: None if name == "tensorboard" else found(name, *more),
     )
@@ -92,18 +93,18 @@ def test_runs_that_reporters_leave_open_are_ended(monkeypatch: pytest.MonkeyPatc
     mlflow = SimpleNamespace(active_run=lambda: "run", end_run=lambda: ended.append("mlflow"))
     monkeypatch.setitem(sys.modules, "wandb", wandb)
     monkeypatch.setitem(sys.modules, "mlflow", mlflow)
-    reports.end_reports()
+    trl_run.end_reports()
     assert ended == ["wandb", "mlflow"]
     wandb.run = None
     mlflow.active_run = lambda: None
-    reports.end_reports()
+    trl_run.end_reports()
     assert ended == ["wandb", "mlflow"]
 
 
 def test_a_package_that_is_missing_is_told_before_anything_is_loaded(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(packages.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(harness_module.importlib.util, "find_spec", lambda name: None)
     check_packages(make_spec(training={"report_to": "none"}))
     with pytest.raises(TerminalError, match="report_to: comet_ml needs the package comet_ml"):
         check_packages(make_spec(training={"report_to": ["comet_ml"]}))

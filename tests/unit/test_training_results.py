@@ -9,13 +9,18 @@ from datetime import UTC, datetime
 
 from rich.console import Console
 
-from mloc_dagster.assets.training_checks import evaluate
-from mloc_dagster.cli.report import print_trainings, training_json
+from mloc_dagster.assets.checks import judge_training as evaluate
+from mloc_dagster.cli.display.report import print_trainings, training_json
 from mloc_dagster.local_run import TaskOutcome
-from mloc_dagster.ops.training_result import curves_image
+from mloc_dagster.ops.aggregate import curves_image
 from mloc_dagster.results.store import Folder, open_store
-from mloc_dagster.results.training_result import artifact_names, write_training_result
-from mloc_dagster.results.training_summary import TrainingSummary, read_training, write_training
+from mloc_dagster.results.training_summary import (
+    TrainingSummary,
+    artifact_names,
+    read_training,
+    write_training,
+    write_training_result,
+)
 from mloc_dagster.schema.result import LoraTrainingResult
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)

@@ -16,9 +16,9 @@ from mloc_dagster.executors.training.rewards import Part, Scorer, build_scorer
 from mloc_dagster.models import builtin_model_path
 from mloc_dagster.plugins import REWARDS_GROUP
 from mloc_dagster.schema.task import GrpoSpec
-from mloc_dagster.schema.training import RewardModel
+from mloc_dagster.schema.training.spec import RewardModel
 
-OURS = "mloc_dagster.executors.training.reward_functions"
+OURS = "mloc_dagster.executors.training.rewards"
 
 
 def half(prompts: Any, completions: Any, columns: Any) -> list[float]:

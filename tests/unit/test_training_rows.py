@@ -23,8 +23,8 @@ from mloc_dagster.errors import DataError
 from mloc_dagster.results.store import Folder, open_store
 from mloc_dagster.schema.data import TrainingData
 from mloc_dagster.schema.task_type import find_task_type
-from mloc_dagster.schema.training import Evaluation
-from mloc_dagster.schema.training_method import TrainingMethod
+from mloc_dagster.schema.training.method import TrainingMethod
+from mloc_dagster.schema.training.spec import Evaluation
 
 USER = {"role": "user", "content": "Hi"}
 GOOD = {"role": "assistant", "content": "Hello!"}

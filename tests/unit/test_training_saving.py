@@ -13,7 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from mloc_dagster.executors.training.loading import load_classifier, load_policy
-from mloc_dagster.executors.training.saving import save_final
+from mloc_dagster.executors.training.weight_files import save_final
 from mloc_dagster.models import builtin_model_path
 from tests.unit.test_training_loading import copied, logits, make_spec, quiet
 

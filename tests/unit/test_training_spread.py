@@ -13,15 +13,15 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("trl")
 
-from transformers import AutoModelForCausalLM  # noqa: E402
+from transformers import AutoModelForCausalLM
 
-from mloc_dagster.errors import TerminalError  # noqa: E402
-from mloc_dagster.executors.training import spread  # noqa: E402
-from mloc_dagster.executors.training.loading import load_policy  # noqa: E402
-from mloc_dagster.executors.training.saving import save_final  # noqa: E402
-from mloc_dagster.executors.training.spread import is_spread, reporter_of  # noqa: E402
-from mloc_dagster.schema.task import TrainingSpec  # noqa: E402
-from tests.unit.test_training_loading import logits, make_spec, quiet  # noqa: E402
+from mloc_dagster.errors import TerminalError
+from mloc_dagster.executors.training import spread
+from mloc_dagster.executors.training.loading import load_policy
+from mloc_dagster.executors.training.spread import is_spread, reporter_of
+from mloc_dagster.executors.training.weight_files import save_final
+from mloc_dagster.schema.task import TrainingSpec
+from tests.unit.test_training_loading import logits, make_spec, quiet
 
 ZERO3 = {"zero_optimization": {"stage": 3}}
 

@@ -10,17 +10,16 @@ from typing import Any
 import pytest
 import redis
 
-from mloc_dagster.cli.task_lines import task_lines
+from mloc_dagster.cli.display.task_lines import task_lines
 from mloc_dagster.compile.compiler import compile_mapping
-from mloc_dagster.events.model import ShardPlace, TaskEvent, TaskEventType
-from mloc_dagster.events.payloads import Payload, TrainingFigures
+from mloc_dagster.events.model import Payload, ShardPlace, TaskEvent, TaskEventType, TrainingFigures
 from mloc_dagster.events.recall import LastNews, last_training_news
 from mloc_dagster.events.stream import open_redis, send
-from mloc_dagster.executors.task_start import task_record
+from mloc_dagster.executors.open_task import task_record
 from mloc_dagster.results.record import write_record
 from mloc_dagster.results.store import open_store
 from mloc_dagster.results.training_summary import TrainingSummary, write_training
-from mloc_dagster.tasks.training_status import training_status
+from mloc_dagster.tasks.task_status import training_status
 from mloc_dagster.wire import TaskDetail, TaskState, TrainingView
 
 NOW = datetime.now(UTC).replace(microsecond=0)

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from mloc_dagster.executors.training.arguments import count_steps
 from mloc_dagster.executors.training.base import Hooks, TrainingRun
-from mloc_dagster.executors.training.step_count import count_steps
 from mloc_dagster.models import builtin_model_path
 from mloc_dagster.schema.task import TrainingSpec
 from mloc_dagster.schema.task_type import find_task_type
@@ -98,8 +98,7 @@ def test_the_installed_trainer_counts_the_same(
 ) -> None:
     pytest.importorskip("trl")
     transformers = pytest.importorskip("transformers")
-    from mloc_dagster.executors.training.online import online_trainer
-    from mloc_dagster.executors.training.sft import sft_trainer
+    from mloc_dagster.executors.training.trainers import online_trainer, sft_trainer
 
     folder = builtin_model_path("tiny-chat")
     spec = spec_of(task_type, {**SMALL, **training}, enforce_cpu=True)

@@ -13,21 +13,25 @@ pytest.importorskip("trl")
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from mloc_dagster.errors import DataError, TaskCancelled, TerminalError  # noqa: E402
-from mloc_dagster.executors.training import online  # noqa: E402
-from mloc_dagster.executors.training.base import (  # noqa: E402
+from mloc_dagster.errors import DataError, TaskCancelled, TerminalError
+from mloc_dagster.executors.training import trainers
+from mloc_dagster.executors.training.base import (
     Hooks,
     Row,
     Trainer,
     TrainingOutcome,
     TrainingRun,
 )
-from mloc_dagster.executors.training.preferences import DpoTrainer, KtoTrainer  # noqa: E402
-from mloc_dagster.executors.training.reward import RewardTrainer  # noqa: E402
-from mloc_dagster.executors.training.sft import SftTrainer, sft_trainer  # noqa: E402
-from mloc_dagster.models import builtin_model_path  # noqa: E402
-from mloc_dagster.schema.task import TrainingSpec  # noqa: E402
-from mloc_dagster.schema.task_type import find_task_type  # noqa: E402
+from mloc_dagster.executors.training.trainers import (
+    DpoTrainer,
+    KtoTrainer,
+    RewardTrainer,
+    SftTrainer,
+    sft_trainer,
+)
+from mloc_dagster.models import builtin_model_path
+from mloc_dagster.schema.task import TrainingSpec
+from mloc_dagster.schema.task_type import find_task_type
 
 FOLDER = builtin_model_path("tiny-chat")
 END = "<|end|>"
@@ -171,7 +175,7 @@ class LikesO:
 @pytest.fixture
 def scorer(monkeypatch: pytest.MonkeyPatch) -> LikesO:
     likes = LikesO()
-    monkeypatch.setattr(online, "build_scorer", lambda *_: likes)
+    monkeypatch.setattr(trainers, "build_scorer", lambda *_: likes)
     return likes
 
 
@@ -398,7 +402,7 @@ def test_preferences_are_learnt(
 
 
 @pytest.mark.parametrize(
-    ("trainer", "task_type"), [(online.GrpoTrainer(), "grpo"), (online.RlooTrainer(), "rloo")]
+    ("trainer", "task_type"), [(trainers.GrpoTrainer(), "grpo"), (trainers.RlooTrainer(), "rloo")]
 )
 def test_a_reward_rises(bench: Bench, scorer: LikesO, trainer: Trainer, task_type: str) -> None:
     training = {
@@ -420,7 +424,7 @@ def test_scorers_get_texts_and_the_rows_own_columns(bench: Bench, scorer: LikesO
     rows = [{"prompt": [user(f"Say {w}")], "word": w, "points": n} for n, w in enumerate(WORDS)]
     training = {**QUICK, "max_steps": 1, "num_generations": 4, "logging_steps": 1}
     run = bench.run("grpo", rows, training, generation={"max_new_tokens": 6})
-    online.GrpoTrainer().train(run)
+    trainers.GrpoTrainer().train(run)
     ((prompts, completions, columns),) = scorer.asked
     assert len(prompts) == len(completions) == 8
     assert all(isinstance(each, str) for each in completions)
@@ -433,7 +437,7 @@ def test_numbers_of_generations_that_do_not_divide_are_explained(
 ) -> None:
     run = bench.run("grpo", QUESTIONS, {"num_generations": 3})
     with pytest.raises(TerminalError, match=r"no multiple of num_generations 3"):
-        online.GrpoTrainer().train(run)
+        trainers.GrpoTrainer().train(run)
 
 
 def moved(run: TrainingRun) -> TrainingRun:
@@ -453,7 +457,7 @@ def test_the_reference_is_the_model_at_the_start(bench: Bench, scorer: LikesO) -
     varied = {"max_new_tokens": 8, "temperature": 1.5}  # a sure answer diverges from nothing
     asked = [{"prompt": [user(f"Tell me of {word}")]} for word in WORDS]
     run = moved(bench.run("grpo", asked, sampled, generation=varied))
-    assert series(online.GrpoTrainer().train(run), "kl") == [pytest.approx(0.0, abs=1e-5)]
+    assert series(trainers.GrpoTrainer().train(run), "kl") == [pytest.approx(0.0, abs=1e-5)]
 
 
 # Resuming, stopping, reporting
@@ -478,8 +482,8 @@ def cut_at(run: TrainingRun, step: int) -> TrainingRun:
         ("sft", SftTrainer(), ANSWERS, 0.2, {}),
         ("dpo", DpoTrainer(), PAIRS, 0.2, {}),
         ("kto", KtoTrainer(), JUDGED, 0.2, {}),
-        ("grpo", online.GrpoTrainer(), QUESTIONS, None, {"num_generations": 4}),
-        ("rloo", online.RlooTrainer(), QUESTIONS, 0.2, {"num_generations": 4, "beta": 0.1}),
+        ("grpo", trainers.GrpoTrainer(), QUESTIONS, None, {"num_generations": 4}),
+        ("rloo", trainers.RlooTrainer(), QUESTIONS, 0.2, {"num_generations": 4, "beta": 0.1}),
     ],
 )
 def test_a_resumed_training_goes_on_as_if_nothing_had_been(
@@ -580,12 +584,12 @@ def test_an_option_value_that_trl_refuses_is_explained(bench: Bench) -> None:
 def test_columns_of_mixed_types_are_an_error(bench: Bench, scorer: LikesO) -> None:
     rows = [{"prompt": "a", "word": "x"}, {"prompt": "b", "word": 3.5}]
     with pytest.raises(DataError, match="column 'word' holds values of more than one type"):
-        online.GrpoTrainer().train(bench.run("grpo", rows, {"num_generations": 4}))
+        trainers.GrpoTrainer().train(bench.run("grpo", rows, {"num_generations": 4}))
 
 
 @pytest.mark.parametrize(
     "trainer",
-    [SftTrainer(), DpoTrainer(), KtoTrainer(), online.GrpoTrainer(), online.RlooTrainer()],
+    [SftTrainer(), DpoTrainer(), KtoTrainer(), trainers.GrpoTrainer(), trainers.RlooTrainer()],
 )
 def test_every_trainer_is_one(trainer: object) -> None:
     assert isinstance(trainer, Trainer)

@@ -21,14 +21,14 @@ from mloc_dagster.errors import (
     TerminalError,
     TransientError,
 )
-from mloc_dagster.executors.archives import archive_folder, unpack
+from mloc_dagster.executors.adapters import archive_folder, unpack
 from mloc_dagster.executors.model_source import model_place
 from mloc_dagster.executors.training.checkpoints import seal
 from mloc_dagster.executors.training.weights import locate_weights
 from mloc_dagster.results.manifest import write_manifest
 from mloc_dagster.results.store import Folder, ResultStore, open_store
 from mloc_dagster.schema.model import ModelSource
-from mloc_dagster.schema.training import CheckpointLoad
+from mloc_dagster.schema.training.spec import CheckpointLoad
 from mloc_dagster.settings import settings
 
 MODEL = {"config.json": b"{}", "model.safetensors": b"weights", "tokenizer.json": b"[]"}

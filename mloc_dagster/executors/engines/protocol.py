@@ -1,7 +1,7 @@
 """What an engine must do: load a model, and answer requests, whichever library runs it.
 
 An `EngineType` (`schema/engine_type.py`) names its `EngineLoader`, and this loads an `Engine`.
-`inference_run` turns rows into requests and answers into rows; an engine sees neither shards nor
+`executors.inference` turns rows into requests and answers into rows; an engine sees neither shards nor
 files, and every engine passes the suite in `tests/contract/test_inference_engines.py`.
 """
 
@@ -15,7 +15,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from pydantic import JsonValue
 
-from mloc_dagster.executors.model_files import paths_in
+from mloc_dagster.executors.model_source import paths_in
 from mloc_dagster.results.rows import InputRow, TokenLogprob
 from mloc_dagster.schema.engine_type import EngineType, changed_options
 from mloc_dagster.schema.inference import Inference, Pooling

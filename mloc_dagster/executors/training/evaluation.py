@@ -10,12 +10,11 @@ from typing import Any
 
 from mloc_dagster.errors import DataError, TerminalError, nearest_hint
 from mloc_dagster.executors.training.base import Row
-from mloc_dagster.executors.training.classifier import is_classifier
 from mloc_dagster.executors.training.harness import harness_metrics
 from mloc_dagster.executors.training.metrics import Measurement, check_metrics, measure
-from mloc_dagster.schema.gate import parse_gate
-from mloc_dagster.schema.metrics import BUILTIN_METRICS
-from mloc_dagster.schema.training import Evaluation
+from mloc_dagster.executors.training.sequences import is_classifier
+from mloc_dagster.schema.training.gate import BUILTIN_METRICS, parse_gate
+from mloc_dagster.schema.training.spec import Evaluation
 
 
 def evaluate(

@@ -13,7 +13,7 @@ from typing import Any
 from mloc_dagster.errors import DataError
 from mloc_dagster.executors.training.base import Row
 from mloc_dagster.schema.data import TrainingData
-from mloc_dagster.schema.training_method import TrainingMethod
+from mloc_dagster.schema.training.method import TrainingMethod
 
 _ANSWERS = ("completion", "chosen", "rejected")
 _SPEECH = ("prompt", *_ANSWERS)

@@ -1,4 +1,4 @@
-"""Benchmarks of lm-evaluation-harness, run on a model as it is in memory.
+"""Benchmarks of lm-evaluation-harness on a model in memory, and checks for optional packages.
 
 The library is in no lock: it brings scikit-learn, which transformers then imports wherever it
 generates, 1.3 s more for each process that starts.
@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from mloc_dagster.errors import MissingExtraError, TerminalError, nearest_hint
-from mloc_dagster.schema.training import Harness
+from mloc_dagster.schema.task import TrainingSpec
+from mloc_dagster.schema.training.options import REPORTERS, reporters
+from mloc_dagster.schema.training.spec import Harness
 
 TOLD_EVERY_S = 60.0
 """A benchmark may take longer than a training is allowed to be silent."""
@@ -135,3 +137,33 @@ def _figures(task: str, results: Mapping[str, Any]) -> Iterator[tuple[str, float
             continue
         name = metric if filtered == _NO_FILTER else f"{metric}/{filtered}"
         yield f"{task}/{name}", float(value)
+
+
+def check_packages(spec: TrainingSpec) -> None:
+    """Checks that what the spec asks for is installed on this worker.
+
+    What only GPUs need is met where the training knows its device (`devices`, `arguments`).
+
+    Raises:
+        MissingExtraError: If an extra of mloc is missing.
+        TerminalError: If another package is, or `report_to` names what nobody knows.
+    """
+    if spec.evaluation is not None and spec.evaluation.harness is not None:
+        check_harness_installed()
+    for name in reporters(spec.training):
+        _check_reporter(name)
+
+
+def _check_reporter(name: str) -> None:
+    package = REPORTERS.get(name)
+    if package is None:
+        hint = nearest_hint(name, REPORTERS)
+        raise TerminalError(f"training.report_to: nothing is called {name!r}{hint}")
+    if importlib.util.find_spec(package) is not None:
+        return
+    if name == "tensorboard":
+        raise MissingExtraError("training.report_to: tensorboard", "hf")
+    raise TerminalError(
+        f"training.report_to: {name} needs the package {package}, which is not installed on this "
+        f"worker: install it, or take {name} out of report_to"
+    )

@@ -10,10 +10,15 @@ from pydantic import ValidationError
 
 from mloc_dagster.errors import TerminalError, nearest_hint
 from mloc_dagster.executors.model_source import clear_load_errors, hub_commit
-from mloc_dagster.executors.training.classifier import class_logits
-from mloc_dagster.executors.training.sequences import Speech, answered, messages, token_limit
+from mloc_dagster.executors.training.sequences import (
+    Speech,
+    answered,
+    class_logits,
+    messages,
+    token_limit,
+)
 from mloc_dagster.schema.model import ModelSource
-from mloc_dagster.schema.training import RewardModel
+from mloc_dagster.schema.training.spec import RewardModel
 
 Pick = Callable[[Sequence[float]], float]
 """Makes a score of the logits of all classes."""

@@ -1,4 +1,4 @@
-"""Prompts and answers as token ids, the way that TRL's trainers build them.
+"""Prompts and answers as token ids, as TRL's trainers build them; scores of a classifier.
 
 Chats go through the chat template. Plain text gets the tokenizer's own special tokens, and its end
 token, which an answer has to be followed by.
@@ -166,3 +166,29 @@ def _shared(prompt: Sequence[int], whole: Sequence[int]) -> int:
         if one != other:
             return place
     return min(len(prompt), len(whole))
+
+
+def class_logits(model: Any, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+    """Returns the logits of each sequence of tokens; gradients are not kept.
+
+    Without a pad token rows go one by one: the classifier could not tell where each ends.
+    """
+    import torch
+
+    pad = getattr(model.config.get_text_config(), "pad_token_id", None)
+    lengths = [len(each) for each in sequences]
+    batches = batched(lengths) if pad is not None else ([place] for place in range(len(lengths)))
+    found: dict[int, list[float]] = {}
+    with torch.no_grad():
+        for places in batches:
+            batch = [sequences[place] for place in places]
+            given = padded(batch, pad or 0, model.device, left=False)
+            logits = model(**given).logits.float().tolist()
+            found.update(zip(places, logits, strict=True))
+    return [found[place] for place in range(len(sequences))]
+
+
+def is_classifier(model: Any) -> bool:
+    """Tells whether a model, with or without an adapter, classifies and does not write."""
+    unwrapped = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return type(unwrapped).__name__.endswith("ForSequenceClassification")

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import msgspec
 
 from mloc_dagster.errors import TerminalError
-from mloc_dagster.executors.registry import task_executor
+from mloc_dagster.executors.open_task import task_executor
 from mloc_dagster.executors.training.base import (
     Hooks,
     Metrics,
@@ -20,8 +20,13 @@ from mloc_dagster.executors.training.base import (
     TrainingOutcome,
     TrainingRun,
 )
-from mloc_dagster.executors.training.job import TrainingJob
-from mloc_dagster.executors.training.messages import Evaluated, Finished, Message, finite
+from mloc_dagster.executors.training.messages import (
+    Evaluated,
+    Finished,
+    Message,
+    TrainingJob,
+    finite,
+)
 from mloc_dagster.net.reach import Reach
 
 
@@ -52,9 +57,9 @@ def train(job: TrainingJob, hooks: Hooks, say: Callable[[Message], None]) -> Fin
 def _train(job: TrainingJob, hooks: Hooks, say: Callable[[Message], None]) -> Finished:
     from mloc_dagster.executors.training.devices import seed_everything
     from mloc_dagster.executors.training.examples import rendered_rows
-    from mloc_dagster.executors.training.model_config import estimate_of
-    from mloc_dagster.executors.training.saving import save_final
+    from mloc_dagster.executors.training.memory_estimate import estimate_of
     from mloc_dagster.executors.training.spread import is_spread
+    from mloc_dagster.executors.training.weight_files import save_final
 
     spec, spread = job.spec, is_spread(job.spec)
     if (estimate := estimate_of(spec, job.start_from)) is not None:
@@ -152,8 +157,7 @@ def _measure(
 
 def _revision(job: TrainingJob) -> str:
     """Returns which weights the training began with: the hub's commit, or a hash of the files."""
-    from mloc_dagster.executors.model_files import folder_revision
-    from mloc_dagster.executors.model_source import hub_commit, model_place
+    from mloc_dagster.executors.model_source import folder_revision, hub_commit, model_place
 
     if job.start_from is not None:
         return folder_revision(str(job.start_from))
@@ -174,7 +178,6 @@ def _finished(outcome: TrainingOutcome, model: Any, final: str, revision: str) -
 
 
 def _too_large(job: TrainingJob, error: Exception) -> str:
-    from mloc_dagster.executors.training.memory_estimate import explain_oom
-    from mloc_dagster.executors.training.model_config import estimate_of
+    from mloc_dagster.executors.training.memory_estimate import estimate_of, explain_oom
 
     return explain_oom(error, estimate_of(job.spec, job.start_from), job.spec)

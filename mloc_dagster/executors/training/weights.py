@@ -12,21 +12,22 @@ from pathlib import Path
 from urllib.parse import unquote, urldefrag, urlsplit
 
 from mloc_dagster.errors import IncompleteResultsError, InputError, TerminalError, nearest_hint
-from mloc_dagster.executors.archives import SUFFIXES, unpack
+from mloc_dagster.executors.adapters import SUFFIXES, unpack
 from mloc_dagster.executors.training.checkpoints import is_complete
-from mloc_dagster.executors.training.store_transfer import (
+from mloc_dagster.executors.training.weight_files import (
+    find_weights,
     local_path,
     sha256_of,
     take_file,
+    weights_kind,
 )
-from mloc_dagster.executors.training.weight_files import find_weights, weights_kind
 from mloc_dagster.net.fetch import Fetcher, reasons_for, save, uploaded_sha256
 from mloc_dagster.net.reach import current_reach
 from mloc_dagster.results.files import TEMPORARY_PREFIX
 from mloc_dagster.results.manifest import MANIFEST_NAME, ManifestEntry, read_manifest
 from mloc_dagster.results.store import Folder, ResultStore, open_store
 from mloc_dagster.schema.output import FINAL_LORA, FINAL_MODEL
-from mloc_dagster.schema.training import CheckpointLoad
+from mloc_dagster.schema.training.spec import CheckpointLoad
 from mloc_dagster.settings import settings
 
 FINAL_NAMES = (FINAL_MODEL, FINAL_LORA)

@@ -27,7 +27,7 @@ LIBRARY = ModuleCodePointer("mloc_dagster.definitions", "defs")
 CONTENT_TAG = "mloc/content"
 """On runs of a template that came over the API: the hash of its content."""
 
-_SUBMITTED = "mloc_dagster.dispatch.submitted"
+_SUBMITTED = "mloc_dagster.dispatch.submitted_location"
 _SUBMITTED_LOCATION = "mloc_dagster.dispatch.submitted_location"
 
 

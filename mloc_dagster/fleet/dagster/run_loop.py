@@ -21,7 +21,7 @@ from dagster import (
 )
 
 from mloc_dagster.errors import FleetUnavailableError
-from mloc_dagster.executors.cancellation import cancellable
+from mloc_dagster.executors.base import cancellable
 from mloc_dagster.fleet import Claim, FleetEngine, StopReason, open_engine
 from mloc_dagster.fleet.dagster.internals import (
     ActiveExecution,
@@ -50,8 +50,8 @@ from mloc_dagster.fleet.dagster.messages import (
     run_to_text,
     state_for_step,
 )
-from mloc_dagster.fleet.dagster.ticket_watch import TicketWatch
 from mloc_dagster.fleet.dagster.tickets import (
+    TicketWatch,
     requirements_of_step,
     retries_of_step,
     tags_of_step,

@@ -18,6 +18,7 @@ from mloc_dagster.fleet.placement import Standing, preferred_worker, queue_wake,
 from mloc_dagster.fleet.redis.claims import RedisClaims
 from mloc_dagster.fleet.redis.records import (
     INBOX_CHANNEL,
+    RedisRegistry,
     clock_key,
     details_key,
     fair_key,
@@ -31,7 +32,6 @@ from mloc_dagster.fleet.redis.records import (
     script,
     ticket_key,
 )
-from mloc_dagster.fleet.redis.registry import RedisRegistry
 
 _log = logging.getLogger(__name__)
 

@@ -17,13 +17,12 @@ from mloc_dagster.services.postgres_files import is_supervised, postmaster
 from mloc_dagster.services.redis import write_redis_config
 from mloc_dagster.services.stack.dagster_home import write_dagster_home
 from mloc_dagster.services.stack.layout import StackLayout
-from mloc_dagster.services.stack.leftovers import (
+from mloc_dagster.services.stack.plan import StackPlan, password_in, write_secret
+from mloc_dagster.services.stack.processes import (
     stack_processes,
     stop_processes,
     supervisor_process,
 )
-from mloc_dagster.services.stack.plan import StackPlan
-from mloc_dagster.services.stack.secret_file import password_in, write_secret
 from mloc_dagster.services.stack.supervisor import (
     SupervisorGone,
     ask_to_stop,

@@ -1,19 +1,139 @@
-"""What one stack is made of, decided once before it starts."""
+"""What one stack consists of, decided before it starts: components, ports, secret files."""
 
 from __future__ import annotations
 
 import os
+import random
 import re
+import secrets
 import socket
+import time
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
+from urllib.parse import urlsplit
 
+import psutil
 from pydantic import BaseModel, ConfigDict
 
+from mloc_dagster.errors import InputError
 from mloc_dagster.services.stack.layout import StackLayout
-from mloc_dagster.services.stack.ports import choose_port, require_free
-from mloc_dagster.services.stack.secret_file import masked, password_in, write_secret
 from mloc_dagster.settings import Settings
+
+_PASSWORD_BYTES = 24
+
+
+def write_secret(path: Path, text: str) -> None:
+    """Replaces a file that only its owner may read; readers see the old or the new text."""
+    fresh = path.with_name(f".{path.name}.{os.getpid()}")
+    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        file.write(text)
+    fresh.replace(path)
+
+
+def password_in(path: Path) -> str:
+    """Returns the password of a file, which is made up on the first call."""
+    if path.exists():
+        return path.read_text(encoding="utf-8").strip()
+    password = secrets.token_urlsafe(_PASSWORD_BYTES)
+    write_secret(path, password)
+    return password
+
+
+def masked(url: str) -> str:
+    """Returns the URL with `***` for its password."""
+    parts = urlsplit(url)
+    if not parts.password:
+        return url
+    user, host = parts.username or "", parts.netloc.rpartition("@")[2]
+    return parts._replace(netloc=f"{user}:***@{host}").geturl()
+
+
+_SERVERS = range(20_000, 32_768)
+"""Below what systems give to outgoing connections, which could hold a restarted server's port."""
+
+
+_DYING_S = 5.0
+"""How long a port may be held by nobody: a killed process closes its sockets last."""
+
+
+def is_free(host: str, port: int) -> bool:
+    """Returns whether something could listen there now."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with closing(socket.socket(family, socket.SOCK_STREAM)) as listener:
+        # What a closed connection leaves behind for a minute keeps no server from listening.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind(("" if host == "*" else host, port))
+            listener.listen(1)
+        except OSError:
+            return False
+    return True
+
+
+def require_free(host: str, port: int, change: str) -> None:
+    """Makes sure that a port is free.
+
+    Args:
+        host: Address to listen on.
+        port: The port.
+        change: What the user may change, in words.
+
+    Raises:
+        InputError: If it is taken; names the process when it may be known.
+    """
+    deadline = time.monotonic() + _DYING_S
+    while not is_free(host, port):
+        holder = _taken_by(port)
+        if holder or time.monotonic() > deadline:
+            raise InputError(f"port {port} is taken{holder}; choose another with {change}")
+        time.sleep(0.1)
+
+
+def choose_port(
+    host: str,
+    wanted: int | None,
+    remembered: int | None,
+    variable: str,
+    *,
+    unless: int | None = None,
+) -> int:
+    """Returns the port that was asked for, else last time's, else a free one.
+
+    Args:
+        host: Address to listen on.
+        wanted: What the user asked for.
+        remembered: What it was last time.
+        variable: The setting that asks for a port.
+        unless: A port that is promised to somebody else.
+
+    Raises:
+        InputError: If the port that was asked for is taken.
+    """
+    if wanted is not None:
+        require_free(host, wanted, variable)
+        return wanted
+    if remembered is not None and remembered != unless and is_free(host, remembered):
+        return remembered
+    for port in random.sample(_SERVERS, len(_SERVERS)):
+        if port != unless and is_free(host, port):
+            return port
+    raise InputError(f"no port of {host} is free; choose one with {variable}")
+
+
+def _taken_by(port: int) -> str:
+    try:
+        for each in psutil.net_connections(kind="tcp"):
+            if each.status == psutil.CONN_LISTEN and each.laddr and each.laddr[1] == port:
+                if each.pid is None:
+                    return ""
+                return f" by {psutil.Process(each.pid).name()} (pid {each.pid})"
+    except psutil.Error:
+        # Whose it is may be a secret of the system; that it is taken is not.
+        return ""
+    return ""
+
 
 STACK = "MLOC_STACK"
 """In the environment of every process of a stack: its absolute home."""

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict
 
 from mloc_dagster.errors import TerminalError
 from mloc_dagster.services.stack.layout import StackLayout
-from mloc_dagster.services.stack.leftovers import supervisor_process
+from mloc_dagster.services.stack.processes import supervisor_process
 
 _SUPERVISORD = "mloc_dagster.services.stack.supervisord"
 _START_S = 20.0

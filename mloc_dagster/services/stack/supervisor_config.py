@@ -165,7 +165,7 @@ def _worker(plan: StackPlan, number: int, gpus: str | None, threads: int, stop_s
 
 
 def _after(*needs: str, command: Sequence[str]) -> list[str]:
-    return [*_python("mloc_dagster.services.stack.after"), *needs, "--", *command]
+    return [*_python("mloc_dagster.services.stack.wait_for"), *needs, "--", *command]
 
 
 def _python(module: str, *arguments: str) -> list[str]:

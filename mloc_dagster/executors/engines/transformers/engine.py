@@ -22,7 +22,6 @@ from mloc_dagster.executors.engines.protocol import (
     Replies,
 )
 from mloc_dagster.executors.engines.transformers.generation import Slot, generate
-from mloc_dagster.executors.engines.transformers.guided import GrammarShelf
 from mloc_dagster.executors.engines.transformers.model import (
     DEVICE_LOST,
     OUT_OF_MEMORY,
@@ -31,13 +30,14 @@ from mloc_dagster.executors.engines.transformers.model import (
     options_of,
     with_pixels,
 )
+from mloc_dagster.executors.engines.transformers.sampling import GrammarShelf
 from mloc_dagster.executors.image_stream import windows
-from mloc_dagster.executors.memory import release_memory
+from mloc_dagster.executors.model_cache import release_memory
 from mloc_dagster.executors.prompts import render_chat, render_plain
 from mloc_dagster.results.rows import InputRow, ServerFault
 from mloc_dagster.schema.inference import Inference
+from mloc_dagster.schema.model import TransformersOptions
 from mloc_dagster.schema.task import EmbeddingSpec, ModelSpec
-from mloc_dagster.schema.transformers_options import TransformersOptions
 
 WINDOW_ROWS = 1024  # long enough to sort by length, short enough for bounded memory
 

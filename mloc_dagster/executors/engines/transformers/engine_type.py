@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pydantic import JsonValue
 
 from mloc_dagster.schema.engine_type import EngineType
-from mloc_dagster.schema.transformers_options import TransformersOptions
+from mloc_dagster.schema.model import TransformersOptions
 
 
 def _shares(options: TransformersOptions) -> Mapping[str, JsonValue]:

@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from mloc_dagster.errors import TaskCancelled
 from mloc_dagster.executors.engines.protocol import Answer, EngineRequest
-from mloc_dagster.executors.engines.transformers.guided import GrammarMask
 from mloc_dagster.executors.engines.transformers.model import LoadedModel, batch_pixels
-from mloc_dagster.executors.engines.transformers.sampling import logits_processors
+from mloc_dagster.executors.engines.transformers.sampling import GrammarMask, logits_processors
 from mloc_dagster.results.rows import TokenLogprob
 from mloc_dagster.schema.inference import Inference
 
@@ -38,7 +37,7 @@ class Slot:
         request: The request.
         answer: Place among the request's answers, from 0.
         room: New tokens that it may get: `max_tokens`, or less where the model's context ends.
-        grammar: The compiled grammar of its form (see `guided`); None when it is free.
+        grammar: The compiled grammar of its form (see `sampling`); None when it is free.
         pixels: Its images as tensors (see `with_pixels`); empty without any.
     """
 

@@ -17,13 +17,16 @@ from mloc_dagster.errors import (
 from mloc_dagster.executors.adapters import adapter_folder, merge_adapters, require_peft
 from mloc_dagster.executors.engines.protocol import EngineRequest
 from mloc_dagster.executors.engines.transformers.engine_type import TRANSFORMERS
-from mloc_dagster.executors.memory import release_memory, weights_bytes
-from mloc_dagster.executors.model_files import folder_revision
-from mloc_dagster.executors.model_source import clear_load_errors, hub_commit, model_place
-from mloc_dagster.executors.operator_leave import trusts_remote_code
+from mloc_dagster.executors.model_cache import release_memory, weights_bytes
+from mloc_dagster.executors.model_source import (
+    clear_load_errors,
+    folder_revision,
+    hub_commit,
+    model_place,
+    trusts_remote_code,
+)
 from mloc_dagster.schema.engines import adapter_name, shared_options
-from mloc_dagster.schema.model import Adapter, Model
-from mloc_dagster.schema.transformers_options import TransformersOptions
+from mloc_dagster.schema.model import Adapter, Model, TransformersOptions
 
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory")
 """What PyTorch says where memory is scarce."""

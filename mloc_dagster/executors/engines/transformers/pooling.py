@@ -24,15 +24,19 @@ from mloc_dagster.executors.engines.transformers.model import (
     options_of,
     quantised_loading,
 )
-from mloc_dagster.executors.memory import release_memory, weights_bytes
-from mloc_dagster.executors.model_files import folder_revision
-from mloc_dagster.executors.model_source import clear_load_errors, hub_commit, model_place
-from mloc_dagster.executors.operator_leave import trusts_remote_code
+from mloc_dagster.executors.model_cache import release_memory, weights_bytes
+from mloc_dagster.executors.model_source import (
+    clear_load_errors,
+    folder_revision,
+    hub_commit,
+    model_place,
+    trusts_remote_code,
+)
 from mloc_dagster.executors.prompts import render_plain
 from mloc_dagster.results.rows import InputRow, ServerFault
 from mloc_dagster.schema.inference import Pooling
+from mloc_dagster.schema.model import TransformersOptions
 from mloc_dagster.schema.task import EmbeddingSpec
-from mloc_dagster.schema.transformers_options import TransformersOptions
 
 WINDOW_ROWS = 2048  # as for text: long enough to sort by length, short enough for bounded memory
 

@@ -10,11 +10,6 @@ from typing import Any
 
 from mloc_dagster.errors import TaskCancelled
 from mloc_dagster.executors.engines.protocol import Completion, EngineRequest, Rendered, Replies
-from mloc_dagster.executors.engines.vllm.adapters import (
-    ServedAdapters,
-    load_adapters,
-    prepare_adapters,
-)
 from mloc_dagster.executors.engines.vllm.feed import LOOK_EVERY_S, Feed
 from mloc_dagster.executors.engines.vllm.process import (
     TURN,
@@ -26,15 +21,18 @@ from mloc_dagster.executors.engines.vllm.process import (
     vllm_version,
 )
 from mloc_dagster.executors.engines.vllm.requests import (
+    ServedAdapters,
     completion_of,
+    load_adapters,
     picture_prompt,
+    prepare_adapters,
     processor_template,
     sampling_params,
     sees,
 )
 from mloc_dagster.executors.engines.vllm.start import EnginePlan, plan_engine, start_engine
-from mloc_dagster.executors.memory import release_memory, weights_bytes
-from mloc_dagster.executors.model_files import folder_revision
+from mloc_dagster.executors.model_cache import release_memory, weights_bytes
+from mloc_dagster.executors.model_source import folder_revision
 from mloc_dagster.executors.prompts import render_chat, render_plain
 from mloc_dagster.results.rows import InputRow
 from mloc_dagster.schema.task import ModelSpec

@@ -10,8 +10,7 @@ from pydantic import JsonValue
 from mloc_dagster.executors.engines.protocol import Engine, EngineLoader, OptionsIdentity
 from mloc_dagster.executors.engines.vllm.engine_type import VllmOptions
 from mloc_dagster.executors.engines.vllm.process import vllm_build
-from mloc_dagster.executors.model_files import paths_in
-from mloc_dagster.executors.model_source import is_commit
+from mloc_dagster.executors.model_source import is_commit, paths_in
 from mloc_dagster.schema.model import Model
 from mloc_dagster.schema.task import EmbeddingSpec, ModelSpec
 

@@ -7,9 +7,9 @@ from typing import Any
 from mloc_dagster.errors import InputError
 from mloc_dagster.executors.engines.pooling import PoolingPlan, fitted_tokens, pooling_plan, scaled
 from mloc_dagster.executors.engines.protocol import Completion, EngineRequest, Rendered
-from mloc_dagster.executors.engines.vllm.adapters import prepare_adapters
 from mloc_dagster.executors.engines.vllm.engine import VllmEngine
 from mloc_dagster.executors.engines.vllm.process import prepare_environment
+from mloc_dagster.executors.engines.vllm.requests import prepare_adapters
 from mloc_dagster.executors.engines.vllm.start import plan_engine
 from mloc_dagster.executors.model_source import clear_load_errors
 from mloc_dagster.executors.prompts import render_plain

@@ -27,8 +27,12 @@ from mloc_dagster.executors.engines.vllm.process import (
     vllm_build,
     vllm_version,
 )
-from mloc_dagster.executors.model_source import clear_load_errors, hub_commit, model_place
-from mloc_dagster.executors.operator_leave import trusts_remote_code
+from mloc_dagster.executors.model_source import (
+    clear_load_errors,
+    hub_commit,
+    model_place,
+    trusts_remote_code,
+)
 from mloc_dagster.schema.engines import shared_options
 from mloc_dagster.schema.model import Model, ModelSource
 from mloc_dagster.schema.task import ModelSpec
