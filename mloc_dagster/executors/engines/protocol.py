@@ -1,8 +1,8 @@
 """What an engine must do: load a model, and answer requests, whichever library runs it.
 
 An `EngineType` (`schema/engine_type.py`) names its `EngineLoader`, and this loads an `Engine`.
-`executors.inference` turns rows into requests and answers into rows; an engine sees neither shards nor
-files, and every engine passes the suite in `tests/contract/test_inference_engines.py`.
+`executors.inference` turns rows into requests and answers into rows; an engine sees neither shards
+nor files, and every engine passes the suite in `tests/contract/test_inference_engines.py`.
 """
 
 from __future__ import annotations
