@@ -14,7 +14,7 @@ from mloc_dagster.assets.task_graph import job_name
 from mloc_dagster.compile.compiler import CompiledTask, CompiledTemplate
 from mloc_dagster.compile.diagnostics import Diagnostic
 from mloc_dagster.definitions import build_definitions
-from mloc_dagster.executors.open_task import task_executor, task_id_for
+from mloc_dagster.executors.task_start import task_executor, task_id_for
 from mloc_dagster.fleet.hardware import misfit, requirements_of
 from mloc_dagster.fleet.worker.detection import detect_hardware
 from mloc_dagster.ops.failures import step_error

@@ -67,10 +67,10 @@ def _of_run(api: ApiState, entry: TaskEntry, run_id: str) -> dict[str, object]:
     """Returns which shards of a run failed, how often, and what they said last."""
     from mloc_dagster.tasks.dead_letters import failed_steps
     from mloc_dagster.tasks.steps import failures_of, steps_of
-    from mloc_dagster.tasks.workflows import workflows
+    from mloc_dagster.tasks.workflows import find_workflows
 
     instance = api.fleet.instance()
-    workflow = workflows(instance, [entry.workflow_id]).get(entry.workflow_id)
+    workflow = find_workflows(instance, [entry.workflow_id]).get(entry.workflow_id)
     if workflow is None:
         return {}
     task = next((each for each in workflow.tasks() if each.task_id == entry.task_id), None)

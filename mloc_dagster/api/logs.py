@@ -242,9 +242,11 @@ class TaskLogs:
         """Returns which of a run's steps are the task's; None for all."""
         if entry.task_id == entry.workflow_id:
             return None
-        from mloc_dagster.tasks.workflows import workflows
+        from mloc_dagster.tasks.workflows import find_workflows
 
-        known = workflows(self._api.fleet.instance(), [entry.workflow_id]).get(entry.workflow_id)
+        known = find_workflows(self._api.fleet.instance(), [entry.workflow_id]).get(
+            entry.workflow_id
+        )
         if known is None:
             return None
         return next((each for each in known.tasks() if each.task_id == entry.task_id), None)

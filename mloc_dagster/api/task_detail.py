@@ -161,9 +161,9 @@ def _in_dagster(api: ApiState, entry: TaskEntry) -> tuple[Workflow, RunTask] | N
     """Returns a task as its newest run has it; None without one, and for one of a batch."""
     if entry.run_id is None or entry.batch_key is not None:
         return None
-    from mloc_dagster.tasks.workflows import workflows
+    from mloc_dagster.tasks.workflows import find_workflows
 
-    workflow = workflows(api.fleet.instance(), [entry.workflow_id]).get(entry.workflow_id)
+    workflow = find_workflows(api.fleet.instance(), [entry.workflow_id]).get(entry.workflow_id)
     if workflow is None or workflow.latest.run_id != entry.run_id:
         return None  # its run is about to be created
     task = next((each for each in workflow.tasks() if each.task_id == entry.task_id), None)

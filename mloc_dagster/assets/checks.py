@@ -8,7 +8,7 @@ import dagster as dg
 
 from mloc_dagster.assets.task_graph import asset_key, node_name
 from mloc_dagster.compile.compiler import CompiledTask, CompiledTemplate
-from mloc_dagster.executors.open_task import open_task
+from mloc_dagster.executors.task_start import open_task
 from mloc_dagster.ops.io import TaskRef
 from mloc_dagster.ops.run_tags import PROCESS_TAG
 from mloc_dagster.results.aggregate import RowCounts, allowed_errors, budget_problem, count_rows

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from mloc_dagster.compile.compiler import CompiledTask, CompiledTemplate
 from mloc_dagster.executors.base import TaskExecutor, model_key_text
-from mloc_dagster.executors.open_task import task_executor
+from mloc_dagster.executors.task_start import task_executor
 from mloc_dagster.fleet.dagster.tickets import fleet_tags
 from mloc_dagster.fleet.hardware import requirements_of
 from mloc_dagster.ops.aggregate import aggregate_op

@@ -15,7 +15,7 @@ from mloc_dagster.fleet.dagster.executor import execution_config
 from mloc_dagster.fleet.dagster.tickets import fleet_tags
 from mloc_dagster.fleet.hardware import Requirements
 from mloc_dagster.ops.batch import BatchConfig, batch_shard, hand_out, plan_batch
-from mloc_dagster.ops.export import export
+from mloc_dagster.ops.export import export_responses
 from mloc_dagster.ops.io import TaskRef
 from mloc_dagster.ops.run_tags import NODES_TAG, SLO_TAG
 from mloc_dagster.schema.resources import Retries
@@ -93,7 +93,7 @@ def _export(compiled: CompiledTemplate, node: CompiledTask) -> dg.AssetsDefiniti
         tags=_tags(compiled, node),
     )
     def export_asset(context: dg.AssetExecutionContext, responses: TaskRef) -> dg.Output[TaskRef]:
-        return export(context, responses)
+        return export_responses(context, responses)
 
     return export_asset
 

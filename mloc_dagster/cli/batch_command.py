@@ -225,7 +225,7 @@ def _write(options: BatchOptions, folder: Folder, session: Session) -> BatchOutc
     summary = tasks[0].summary if tasks else None
     if summary is None or any(run.interrupted for run in session.runs):
         return None
-    from mloc_dagster.executors.open_task import open_task
+    from mloc_dagster.executors.task_start import open_task
 
     plan, submitted_at = open_task(folder.name).plan(), read_record(folder).submitted_at
     with replacing(options.output) as answers, replacing(options.errors_file) as failures:

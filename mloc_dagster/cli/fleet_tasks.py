@@ -144,12 +144,12 @@ def _latest(fleet: Fleet, wanted: Collection[TaskState]) -> Iterator[TaskDetail]
             return
 
 
-def dead_letters() -> Sequence[DeadLetterView]:
+def find_dead_letters() -> Sequence[DeadLetterView]:
     """Returns the tasks that failed for good, the latest first."""
     with open_fleet() as fleet:
-        from mloc_dagster.tasks.dead_letters import dead_letters
+        from mloc_dagster.tasks.dead_letters import find_dead_letters
 
-        return dead_letters(fleet.instance)
+        return find_dead_letters(fleet.instance)
 
 
 def cancel(task_or_run_id: str, *, wait: bool) -> Sequence[TaskDetail]:
@@ -165,7 +165,7 @@ def cancel(task_or_run_id: str, *, wait: bool) -> Sequence[TaskDetail]:
         return _wait(fleet, [run_id]) if wait else ()
 
 
-def retry(task_or_run_id: str, *, failed_rows: bool, wait: bool) -> Sequence[TaskDetail]:
+def retry_task(task_or_run_id: str, *, failed_rows: bool, wait: bool) -> Sequence[TaskDetail]:
     """Queues what a task or a run left undone; with `wait` returns its tasks when it has ended.
 
     Raises:
@@ -173,16 +173,16 @@ def retry(task_or_run_id: str, *, failed_rows: bool, wait: bool) -> Sequence[Tas
     """
     with open_fleet() as fleet:
         from mloc_dagster.sensors.task_facts import tasks_of
-        from mloc_dagster.tasks.retry import retry
+        from mloc_dagster.tasks.retry import retry_task
         from mloc_dagster.tasks.workflows import find
 
-        run_id = retry(fleet.instance, task_or_run_id, failed_rows=failed_rows)
+        run_id = retry_task(fleet.instance, task_or_run_id, failed_rows=failed_rows)
         tasks = tasks_of(find(fleet.instance, run_id).workflow.latest)
         _print_ids(run_id, [each.task_id for each in tasks])
         return _wait(fleet, [run_id]) if wait else ()
 
 
-def launch(template: str, *, sets: Sequence[str], wait: bool) -> Sequence[TaskDetail]:
+def launch_template(template: str, *, sets: Sequence[str], wait: bool) -> Sequence[TaskDetail]:
     """Queues a library template; with `wait` returns its tasks when they have ended.
 
     Raises:
@@ -192,12 +192,12 @@ def launch(template: str, *, sets: Sequence[str], wait: bool) -> Sequence[TaskDe
         path = _library_path(template)
         from mloc_dagster.cli.run_command import compile_with_sets
         from mloc_dagster.compile.compiler import compile_file
-        from mloc_dagster.tasks.launch import check_launchable, launch
+        from mloc_dagster.tasks.launch import check_launchable, launch_template
 
         changed = compile_with_sets(path, sets)
         for before, after in zip(compile_file(path), changed, strict=True):
             check_launchable(before, after)
-        launched = [launch(fleet.instance, each) for each in changed]
+        launched = [launch_template(fleet.instance, each) for each in changed]
         for each in launched:
             _print_ids(each.run_id, each.task_ids)
         return _wait(fleet, [each.run_id for each in launched]) if wait else ()

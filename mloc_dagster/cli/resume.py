@@ -49,7 +49,7 @@ def start_over(compiled: CompiledTemplate, workflow_id: str) -> None:
     Raises:
         InputError: If a process computes them.
     """
-    from mloc_dagster.executors.open_task import task_id_for
+    from mloc_dagster.executors.task_start import task_id_for
 
     check_not_running(workflow_id)
     store = open_store()

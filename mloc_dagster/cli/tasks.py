@@ -114,7 +114,7 @@ def list_dead_letters(*, verbose: bool, as_json: bool) -> int:
     def over_api(client: Client) -> Sequence[DeadLetterView]:
         return list(client.dead_letters())
 
-    letters = ask(over_api, fleet_tasks.dead_letters)
+    letters = ask(over_api, fleet_tasks.find_dead_letters)
     if as_json:
         shown = [each.model_dump(mode="json") for each in letters]
         typer.echo(json.dumps(shown, ensure_ascii=False))
@@ -161,7 +161,7 @@ def retry(task_or_run_id: str, *, failed_rows: bool, wait: bool) -> int:
         return [client.show(each.task_id) for each in wait_for(client, ids)] if wait else ()
 
     def directly() -> Sequence[TaskDetail]:
-        return fleet_tasks.retry(task_or_run_id, failed_rows=failed_rows, wait=wait)
+        return fleet_tasks.retry_task(task_or_run_id, failed_rows=failed_rows, wait=wait)
 
     return _ended(ask(over_api, directly))
 
@@ -172,7 +172,7 @@ def launch(template: str, *, sets: Sequence[str], wait: bool) -> int:
     Raises:
         InputError: If it is no library template, or `sets` changes what its job is made of.
     """
-    return _ended(fleet_tasks.launch(template, sets=sets, wait=wait))
+    return _ended(fleet_tasks.launch_template(template, sets=sets, wait=wait))
 
 
 def _ended(tasks: Sequence[TaskDetail]) -> int:

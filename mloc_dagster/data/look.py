@@ -14,7 +14,7 @@ from mloc_dagster.compile.tree import Path
 from mloc_dagster.data.dataset import check_hub_id, known_split, open_table
 from mloc_dagster.data.files import is_local, looks_like_files
 from mloc_dagster.data.openai_batch import first_request
-from mloc_dagster.data.training_rows import evaluation_rows, training_rows
+from mloc_dagster.data.training_rows import evaluation_rows, open_training_rows
 from mloc_dagster.errors import DataError, MlocError
 from mloc_dagster.schema.data import DatasetData, OpenaiBatchData, TrainingData
 from mloc_dagster.schema.split import parse_split
@@ -82,7 +82,7 @@ def _open(task: CompiledTask, path: Path, data: object, address: tuple[str, str]
     elif isinstance(spec, TrainingSpec) and isinstance(data, TrainingData):
         evaluation = spec.evaluation if path == _EVALUATION else None
         rows = (
-            training_rows(data, spec.method)
+            open_training_rows(data, spec.method)
             if evaluation is None
             else evaluation_rows(evaluation, spec.method)
         )

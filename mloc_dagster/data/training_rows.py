@@ -178,7 +178,7 @@ class TrainingInputSummary(BaseModel):
     source: str
 
 
-def training_rows(data: TrainingData, method: TrainingMethod) -> TrainingInput:
+def open_training_rows(data: TrainingData, method: TrainingMethod) -> TrainingInput:
     """Opens the rows that a method trains on.
 
     Raises:
@@ -190,7 +190,7 @@ def training_rows(data: TrainingData, method: TrainingMethod) -> TrainingInput:
 
 
 def evaluation_rows(evaluation: Evaluation, method: TrainingMethod) -> TrainingInput:
-    """Opens the rows that a model is measured on; raises as `training_rows` does."""
+    """Opens the rows that a model is measured on; raises as `open_training_rows` does."""
     metrics = evaluation.metrics
     opened = open_source(
         evaluation.data, lambda columns: evaluation_layout(columns, method, metrics)
@@ -206,7 +206,7 @@ def write_training_rows(
     Raises:
         DataError: If the source cannot be read, gives no rows, or too many are of no use.
     """
-    rows = training_rows(data, method)
+    rows = open_training_rows(data, method)
     return _write(rows, data.error_budget, folder, name)
 
 

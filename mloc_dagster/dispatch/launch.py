@@ -24,7 +24,7 @@ from mloc_dagster.assets.template_job import JOB, batch_run_config
 from mloc_dagster.compile.compiler import CompiledTemplate, compile_mapping
 from mloc_dagster.dispatch.submitted_location import keep_document, pointer_of
 from mloc_dagster.errors import TerminalError
-from mloc_dagster.executors.open_task import task_id_for, task_record
+from mloc_dagster.executors.task_start import task_id_for, task_record
 from mloc_dagster.fleet.dagster.jobs import CONTENT_TAG, LIBRARY, Jobs
 from mloc_dagster.ledger.ledger import Ledger
 from mloc_dagster.ledger.model import PlannedRun, TaskEntry
@@ -37,7 +37,7 @@ from mloc_dagster.results.store import open_store
 from mloc_dagster.services.stack.dagster_home import SUBMITTED_LOCATION
 from mloc_dagster.tasks.launch import CODE_LOCATION, job_origin
 from mloc_dagster.tasks.retry import retry_run
-from mloc_dagster.tasks.workflows import launcher_of, workflows
+from mloc_dagster.tasks.workflows import find_workflows, launcher_of
 
 
 class FairQueue[ItemT]:
@@ -170,7 +170,7 @@ def _create(instance: dg.DagsterInstance, ledger: Ledger, planned: PlannedRun) -
         raise Unwanted
     if planned.workflow_id is None:
         return _create_batch(instance, ledger, planned, tasks)
-    known = workflows(instance, [planned.workflow_id]).get(planned.workflow_id)
+    known = find_workflows(instance, [planned.workflow_id]).get(planned.workflow_id)
     # What is done and has failed rows is run once more as a whole; rows that are there stay.
     if known is not None and known.latest.status is not DagsterRunStatus.SUCCESS:
         return retry_run(

@@ -22,7 +22,7 @@ from mloc_dagster.results.batch_members import MemberOutcome, read_outcome
 from mloc_dagster.results.store import open_store
 from mloc_dagster.services.run_rows import runs_tagged
 from mloc_dagster.tasks.task_status import status_of, summary_of
-from mloc_dagster.tasks.workflows import Workflow, workflows
+from mloc_dagster.tasks.workflows import Workflow, find_workflows
 from mloc_dagster.wire import TaskDetail, TaskState
 
 _MARKED_WITHIN = timedelta(seconds=30)
@@ -35,7 +35,7 @@ def changes_of_workflow(
     """Returns how the tasks of a workflow's run are."""
     if planned.workflow_id is None:
         return []
-    workflow = workflows(instance, [planned.workflow_id]).get(planned.workflow_id)
+    workflow = find_workflows(instance, [planned.workflow_id]).get(planned.workflow_id)
     if workflow is None:
         return []
     return [

@@ -17,7 +17,8 @@ from mloc_dagster.compile.compiler import compile_mapping
 from mloc_dagster.data.spool import spool_input
 from mloc_dagster.errors import IncompleteResultsError, MlocError
 from mloc_dagster.events.model import Payload, SloMiss
-from mloc_dagster.executors.open_task import (
+from mloc_dagster.executors.shard_run import worker_name
+from mloc_dagster.executors.task_start import (
     OpenTask,
     input_of,
     open_task,
@@ -25,13 +26,12 @@ from mloc_dagster.executors.open_task import (
     start_task,
     task_record,
 )
-from mloc_dagster.executors.shard_run import worker_name
 from mloc_dagster.net.reach import Reach
 from mloc_dagster.planning.plan import Plan, cut_shards
-from mloc_dagster.results.aggregate import aggregate, budget_problem
+from mloc_dagster.results.aggregate import aggregate_rows, budget_problem
 from mloc_dagster.results.batch_members import Batch, Member, MemberOutcome
 from mloc_dagster.results.delivery import deliver
-from mloc_dagster.results.export import export
+from mloc_dagster.results.export import export_results
 from mloc_dagster.results.manifest import MANIFEST_NAME, read_manifest, write_manifest
 from mloc_dagster.results.part_files import part_name
 from mloc_dagster.results.record import RECORD_NAME, read_record, write_record
@@ -213,7 +213,7 @@ class HandOut:
         self._write_rows(folder, plan, rows)
         keep_to_model(folder, rows[-1].revision, accept_changed=True)  # the batch did
         model = open_task(self.batch.task_id)
-        summary = aggregate(
+        summary = aggregate_rows(
             folder,
             plan,
             model=model.model_name,
@@ -238,7 +238,7 @@ class HandOut:
                 None if first is None else (first.index, first.error or ""),
                 again=f"mloc retry --failed-rows {member.task_id}",
             )
-        export(
+        export_results(
             folder,
             plan,
             spec.output.formats,

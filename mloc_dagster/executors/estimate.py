@@ -9,10 +9,10 @@ from pathlib import Path
 
 from mloc_dagster.data.rows import open_rows
 from mloc_dagster.data.spool import IMAGE_TOKENS, image_count, row_key
-from mloc_dagster.data.training_rows import check_budget, training_rows
+from mloc_dagster.data.training_rows import check_budget, open_training_rows
 from mloc_dagster.errors import DataError
 from mloc_dagster.executors.input_planning import TokenCounter, kind_of, row_forecast
-from mloc_dagster.executors.open_task import input_of
+from mloc_dagster.executors.task_start import input_of
 from mloc_dagster.executors.training.arguments import StepCount, count_steps
 from mloc_dagster.executors.training.memory_estimate import CONFIG_NAME, estimate_of
 from mloc_dagster.results.history import (
@@ -281,7 +281,7 @@ def estimate_training(
 
 
 def _count_rows(spec: TrainingSpec) -> Figure:
-    found = training_rows(spec.data, spec.method)
+    found = open_training_rows(spec.data, spec.method)
     rows = sum(1 for _ in found)
     if not found.count:
         raise DataError(f"the input is empty: {found.source} gave no rows")

@@ -138,7 +138,7 @@ _DIMENSIONS = 1024  # of a middling embedding model
 _NUMBER_BYTES = 20
 
 
-def input_planning(spec: RowSpec, output_tokens: float | None = None) -> InputPlanning | None:
+def plan_input(spec: RowSpec, output_tokens: float | None = None) -> InputPlanning | None:
     """Returns how to weigh and order a task's rows; None leaves them in input order.
 
     Args:
@@ -186,7 +186,7 @@ def usual_output_tokens(spec: RowSpec, store: ResultStore) -> float | None:
 def row_forecast(
     spec: RowSpec, output_tokens: float | None = None
 ) -> Callable[[SourceRow], RowForecast]:
-    """Returns what says of a row what it is expected to become; see `input_planning`."""
+    """Returns what says of a row what it is expected to become; see `plan_input`."""
     if not isinstance(spec, ModelSpec):
         return _nothing
     block = spec.row_block

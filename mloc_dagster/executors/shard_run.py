@@ -24,8 +24,8 @@ from mloc_dagster.executors.base import KnowsRevisions, ShardContext, ShardInput
 from mloc_dagster.executors.crash_watch import CrashWatch, NoWatch
 from mloc_dagster.executors.energy import find_meter, gpu_count, measuring
 from mloc_dagster.executors.model_cache import ModelCache
-from mloc_dagster.executors.open_task import task_executor
 from mloc_dagster.executors.row_gate import RowGate
+from mloc_dagster.executors.task_start import task_executor
 from mloc_dagster.planning.plan import Plan, Shard
 from mloc_dagster.results.part_files import Part
 from mloc_dagster.results.rows import InputRow, OutputRow

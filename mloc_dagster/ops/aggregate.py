@@ -11,12 +11,12 @@ import dagster as dg
 
 from mloc_dagster.errors import MlocError
 from mloc_dagster.executors.adapters import archive_folder
-from mloc_dagster.executors.open_task import OpenTask, open_task
 from mloc_dagster.executors.shard_run import ShardReport, worker_name
+from mloc_dagster.executors.task_start import OpenTask, open_task
 from mloc_dagster.ops.failures import as_dagster
 from mloc_dagster.ops.io import TaskRef
 from mloc_dagster.planning.plan import Expectation, Plan
-from mloc_dagster.results.aggregate import TaskSummary, aggregate
+from mloc_dagster.results.aggregate import TaskSummary, aggregate_rows
 from mloc_dagster.results.training_summary import (
     ARCHIVES_NAME,
     TrainingSummary,
@@ -293,7 +293,7 @@ def aggregate_op(context: dg.OpExecutionContext, reports: list[ShardReport]) -> 
         return training_output(opened)
     plan = opened.plan()
     try:
-        summary = aggregate(
+        summary = aggregate_rows(
             opened.folder,
             plan,
             model=opened.model_name,

@@ -11,8 +11,8 @@ from mloc_dagster.events.bus import publish
 from mloc_dagster.events.model import Payload, TaskEvent, TaskEventType
 from mloc_dagster.executors.base import cancel_requested
 from mloc_dagster.executors.batch_task import HandOut, miss_of, node_of, start_batch, start_of
-from mloc_dagster.executors.open_task import open_task
 from mloc_dagster.executors.shard_run import ShardReport, run_shard
+from mloc_dagster.executors.task_start import open_task
 from mloc_dagster.fleet.worker.heartbeat import process_model_cache
 from mloc_dagster.ops.failures import as_dagster, retry_or_fail
 from mloc_dagster.ops.io import TaskRef

@@ -5,17 +5,17 @@ import dagster as dg
 from mloc_dagster.errors import MlocError
 from mloc_dagster.events.bus import publish
 from mloc_dagster.events.model import Payload, TaskEvent, TaskEventType
-from mloc_dagster.executors.open_task import OpenTask, open_task
+from mloc_dagster.executors.task_start import OpenTask, open_task
 from mloc_dagster.ops.failures import as_dagster
 from mloc_dagster.ops.io import TaskRef
 from mloc_dagster.results.delivery import DeliveryReport, deliver
-from mloc_dagster.results.export import export as export_rows
+from mloc_dagster.results.export import export_results
 from mloc_dagster.results.manifest import Manifest, write_manifest
 from mloc_dagster.results.training_summary import artifact_names, read_training
 from mloc_dagster.schema.task import TrainingSpec
 
 
-def export(context: dg.AssetExecutionContext, responses: TaskRef) -> dg.Output[TaskRef]:
+def export_responses(context: dg.AssetExecutionContext, responses: TaskRef) -> dg.Output[TaskRef]:
     """Writes the formats asked for, then the manifest, then delivers; and says that it is done."""
     opened = open_task(responses.task_id)
     try:
@@ -61,7 +61,7 @@ def _write(opened: OpenTask) -> Manifest:
         return write_manifest(
             opened.folder, artifact_names(artifacts, read_training(opened.folder))
         )
-    export_rows(
+    export_results(
         opened.folder,
         opened.plan(),
         opened.spec.output.formats,

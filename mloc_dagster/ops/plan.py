@@ -11,7 +11,7 @@ from mloc_dagster.compile.overrides import merge_overrides
 from mloc_dagster.errors import MlocError
 from mloc_dagster.events.bus import publish
 from mloc_dagster.events.model import Payload, TaskEvent, TaskEventType
-from mloc_dagster.executors.open_task import OpenTask, start_task
+from mloc_dagster.executors.task_start import OpenTask, start_task
 from mloc_dagster.fleet.dagster.jobs import CONTENT_TAG
 from mloc_dagster.net.reach import Origin
 from mloc_dagster.ops.failures import as_dagster
@@ -54,7 +54,7 @@ def plan_op(inputs: int) -> dg.OpDefinition:
 def plan_task(
     context: dg.OpExecutionContext, config: PlanConfig, upstream: list[TaskRef]
 ) -> Iterator[dg.DynamicOutput[Shard]]:
-    """Yields one shard per dynamic output; see `executors.open_task`."""
+    """Yields one shard per dynamic output; see `executors.task_start`."""
     try:
         document = merge_overrides(
             json.loads(config.template), config.node, json.loads(config.overrides)

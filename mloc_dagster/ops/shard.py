@@ -13,8 +13,8 @@ from mloc_dagster.errors import TaskCancelled
 from mloc_dagster.events.bus import publish
 from mloc_dagster.events.model import Payload, ShardPlace, TaskEvent, TaskEventType, TrainingFigures
 from mloc_dagster.executors.base import cancel_requested
-from mloc_dagster.executors.open_task import OpenTask, open_task
 from mloc_dagster.executors.shard_run import ShardReport, run_shard, worker_name
+from mloc_dagster.executors.task_start import OpenTask, open_task
 from mloc_dagster.executors.training.messages import Progress
 from mloc_dagster.executors.training.task import (
     conclude,

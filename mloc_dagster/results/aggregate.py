@@ -118,7 +118,7 @@ def mean_at_once(spans: Sequence[Span]) -> float | None:
     return sum(span.stop_s - span.start_s for span in spans) / covered
 
 
-__all__ = ["PreviewRow", "TaskSummary", "aggregate", "allowed_errors", "read_summary"]
+__all__ = ["PreviewRow", "TaskSummary", "aggregate_rows", "allowed_errors", "read_summary"]
 
 RESPONSES_NAME = "responses.json"
 
@@ -134,7 +134,7 @@ class _Item(msgspec.Struct, omit_defaults=True):
     finish_reasons: list[str] | None = None
 
 
-def aggregate(
+def aggregate_rows(
     folder: Folder,
     plan: Plan,
     *,

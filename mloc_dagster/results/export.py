@@ -260,7 +260,7 @@ _BATCH_ROWS = 8192
 Sink = Callable[[Sequence[ExportRow]], None]
 
 
-def export(
+def export_results(
     folder: Folder,
     plan: Plan,
     formats: Sequence[OutputFormat],

@@ -19,7 +19,7 @@ from mloc_dagster.events.model import TaskEvent
 from mloc_dagster.events.stream import STREAM_AWAY, StreamClient, open_redis, send
 from mloc_dagster.ops.run_tags import DEAD_LETTER_TAG
 from mloc_dagster.sensors.polling import instance_of, looks
-from mloc_dagster.sensors.task_facts import RunView, dead_letters, kinds, run_views, task_facts
+from mloc_dagster.sensors.task_facts import RunView, dead_letters, kinds, run_views, task_events
 from mloc_dagster.services.event_log import EventRow, newest_id, rows_after, rows_in
 from mloc_dagster.settings import settings
 
@@ -127,7 +127,7 @@ def facts_since(
     views = run_views(instance, storage, found)
     rows = list(takewhile(lambda row: not _is_undecided(row, views), found))
     reached = cursor.advanced((each.id for each in rows), time())
-    return task_facts(rows, views), dead_letters(rows, views), reached
+    return task_events(rows, views), dead_letters(rows, views), reached
 
 
 def _is_undecided(row: EventRow, views: Mapping[str, RunView]) -> bool:

@@ -67,7 +67,7 @@ def is_noise(row: EventRow) -> bool:
     return row.type is DagsterEventType.ENGINE_EVENT and row.text is None
 
 
-def task_facts(rows: Iterable[EventRow], runs: Mapping[str, RunView]) -> list[TaskEvent]:
+def task_events(rows: Iterable[EventRow], runs: Mapping[str, RunView]) -> list[TaskEvent]:
     """Returns the events that entries of the log amount to, in order.
 
     Args:

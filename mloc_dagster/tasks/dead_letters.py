@@ -17,14 +17,14 @@ from mloc_dagster.results.store import Folder, open_store
 from mloc_dagster.services.run_rows import runs_tagged
 from mloc_dagster.tasks.steps import StepFailure, Steps, failures_of, shard_of, steps_of
 from mloc_dagster.tasks.task_status import last_log_lines, plan_of, rows_finished, summary_of
-from mloc_dagster.tasks.workflows import Workflow, workflows
+from mloc_dagster.tasks.workflows import Workflow, find_workflows
 from mloc_dagster.wire import DeadLetterView
 
 _LOG_LINES = 10
 _NEVER = datetime.min.replace(tzinfo=UTC)
 
 
-def dead_letters(instance: dg.DagsterInstance) -> list[DeadLetterView]:
+def find_dead_letters(instance: dg.DagsterInstance) -> list[DeadLetterView]:
     """Returns the tasks that failed for good, the latest first.
 
     A run that somebody or something retried is none any more, whatever came of the retry.
@@ -39,7 +39,7 @@ def dead_letters(instance: dg.DagsterInstance) -> list[DeadLetterView]:
     if not rows:
         return []
     marked = instance.get_runs(dg.RunsFilter(run_ids=[each.run_id for each in rows]))
-    known = workflows(instance, {workflow_id(each) for each in marked})
+    known = find_workflows(instance, {workflow_id(each) for each in marked})
     letters = [letter for each in known.values() for letter in _of_workflow(instance, each)]
     return sorted(letters, key=lambda each: each.failed_at or _NEVER, reverse=True)
 

@@ -23,7 +23,7 @@ from dagster._core.utils import make_new_run_id
 from mloc_dagster.assets.task_graph import job_name
 from mloc_dagster.compile.compiler import CompiledTask, CompiledTemplate
 from mloc_dagster.errors import InputError
-from mloc_dagster.executors.open_task import task_id_for, task_record
+from mloc_dagster.executors.task_start import task_id_for, task_record
 from mloc_dagster.fleet.dagster.jobs import LIBRARY
 from mloc_dagster.results.record import write_record
 from mloc_dagster.results.store import open_store
@@ -84,7 +84,7 @@ def _shape(node: CompiledTask) -> tuple[object, ...]:
     return (node.task.name, node.task.depends_on, spec.task_type, needs)
 
 
-def launch(instance: dg.DagsterInstance, compiled: CompiledTemplate) -> Launched:
+def launch_template(instance: dg.DagsterInstance, compiled: CompiledTemplate) -> Launched:
     """Makes a template's tasks durable and queues their run.
 
     Args:

@@ -39,7 +39,9 @@ _OF_THE_OLD_RUN = {
 }
 
 
-def retry(instance: dg.DagsterInstance, task_or_run_id: str, *, failed_rows: bool = False) -> str:
+def retry_task(
+    instance: dg.DagsterInstance, task_or_run_id: str, *, failed_rows: bool = False
+) -> str:
     """Queues a run that goes on where the last run of a task ended; see `retry_run`.
 
     Returns:

@@ -70,7 +70,7 @@ class Found:
     tasks: tuple[RunTask, ...]
 
 
-def workflows(instance: dg.DagsterInstance, ids: Iterable[str]) -> dict[str, Workflow]:
+def find_workflows(instance: dg.DagsterInstance, ids: Iterable[str]) -> dict[str, Workflow]:
     """Returns workflows with all their runs, by id; what nobody knows is left out."""
     wanted = sorted(set(ids))
     if not wanted:
@@ -105,7 +105,7 @@ def latest_workflows(
     """
     runs = instance.get_runs(limit=limit, cursor=cursor)
     ids = dict.fromkeys(workflow_id(each) for each in runs if NODES_TAG in each.tags)
-    known = workflows(instance, ids)
+    known = find_workflows(instance, ids)
     following = runs[-1].run_id if len(runs) == limit else None
     return [known[each] for each in ids if each in known], following
 
@@ -118,7 +118,7 @@ def find(instance: dg.DagsterInstance, name: str) -> Found:
         InputError: If the run is none of a template.
     """
     for candidate in _workflows_named(instance, name):
-        workflow = workflows(instance, [candidate]).get(candidate)
+        workflow = find_workflows(instance, [candidate]).get(candidate)
         if workflow is None:
             continue
         if name == candidate or any(each.dagster_run.run_id == name for each in workflow.runs):

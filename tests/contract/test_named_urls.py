@@ -15,7 +15,7 @@ import pytest
 
 from mloc_dagster.data.dataset import dataset_rows
 from mloc_dagster.data.openai_batch import scan_batch
-from mloc_dagster.data.training_rows import training_rows
+from mloc_dagster.data.training_rows import open_training_rows
 from mloc_dagster.errors import MlocError
 from mloc_dagster.executors.adapters import adapter_folder
 from mloc_dagster.executors.images import ImageLoader
@@ -56,7 +56,9 @@ def read_dataset(url: str) -> object:
 
 
 def read_training_rows(url: str) -> object:
-    return training_rows(TrainingData(dataset_name=url, text_column="text"), SftSpec.method).found
+    return open_training_rows(
+        TrainingData(dataset_name=url, text_column="text"), SftSpec.method
+    ).found
 
 
 def load_image(url: str) -> object:

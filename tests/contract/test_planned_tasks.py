@@ -11,12 +11,12 @@ import pytest
 from mloc_dagster.data.spool import spool_input
 from mloc_dagster.errors import TaskCancelled, TerminalError
 from mloc_dagster.executors.base import ShardContext, ShardInput
-from mloc_dagster.executors.input_planning import input_planning
+from mloc_dagster.executors.input_planning import plan_input
 from mloc_dagster.executors.model_cache import ModelCache
 from mloc_dagster.executors.row_gate import RowGate
 from mloc_dagster.executors.shard_run import run_shard
 from mloc_dagster.planning.plan import Plan
-from mloc_dagster.results.export import export_rows
+from mloc_dagster.results.export import export_results
 from mloc_dagster.results.rows import InputRow, OutputRow
 from mloc_dagster.results.shard_files import read_rows
 from mloc_dagster.results.store import Folder, open_store
@@ -33,7 +33,7 @@ class Planned:
     def __init__(self, root: Path, strategy: str | None, **changes: Any) -> None:
         self.folder: Folder = open_store(str(root)).task(f"by-{strategy}")
         self.spec = self.read(strategy, **changes)
-        planning = input_planning(self.spec)
+        planning = plan_input(self.spec)
         data = self.spec.data
         self.plan: Plan = spool_input("t", data, self.folder, 4, 7, {}, planning)
         self.cache = ModelCache(1)
@@ -78,7 +78,7 @@ def test_the_same_rows_in_the_same_order(tmp_path: Path) -> None:
     assert planned.plan.data_version == plain.plan.data_version
     shards = [
         (r.prompt, r.shard)
-        for r in export_rows(read_rows(planned.folder), planned.plan, "m", None, UNPRICED)
+        for r in export_results(read_rows(planned.folder), planned.plan, "m", None, UNPRICED)
     ]
     computed_in = {
         row.index: shard.index

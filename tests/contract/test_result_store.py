@@ -15,8 +15,8 @@ import pytest
 
 from mloc_dagster.errors import IncompleteResultsError, InputError
 from mloc_dagster.planning.plan import Chunk, Plan, cut_shards
-from mloc_dagster.results.aggregate import aggregate
-from mloc_dagster.results.export import export
+from mloc_dagster.results.aggregate import aggregate_rows
+from mloc_dagster.results.export import export_results
 from mloc_dagster.results.manifest import verify_manifest, write_manifest
 from mloc_dagster.results.rows import OutputRow
 from mloc_dagster.results.shard_files import ShardWriter, finished_rows, read_rows
@@ -284,8 +284,8 @@ def test_from_shards_to_a_complete_manifest(folder: Folder) -> None:
     folder.write_bytes("input/0.jsonl", b"input")
     _write_rows(folder, plan)
 
-    summary = aggregate(folder, plan, model="echo", worker_id="host:1", started_at=_STARTED)
-    names = export(folder, plan, ["json", "parquet", "jsonl", "csv"], model="echo")
+    summary = aggregate_rows(folder, plan, model="echo", worker_id="host:1", started_at=_STARTED)
+    names = export_results(folder, plan, ["json", "parquet", "jsonl", "csv"], model="echo")
     required = ["responses.json", "responses.parquet", "checkpoints"]
     manifest = write_manifest(folder, required)
 
@@ -311,8 +311,8 @@ def test_writing_the_same_results_twice_changes_nothing(folder: Folder) -> None:
     _write_rows(folder, plan)
 
     def write_all() -> dict[str, bytes]:
-        aggregate(folder, plan, model="echo", worker_id="host:1", started_at=_STARTED)
-        export(folder, plan, ["parquet", "csv"], model="echo")
+        aggregate_rows(folder, plan, model="echo", worker_id="host:1", started_at=_STARTED)
+        export_results(folder, plan, ["parquet", "csv"], model="echo")
         write_manifest(folder, ["responses.json"])
         return {name: folder.read_bytes(name) for name in folder.list(recursive=True)}
 
@@ -324,9 +324,9 @@ def test_missing_rows_are_named_and_leave_no_results(folder: Folder) -> None:
     _write_rows(folder, plan, skip={3, *range(20, 30)})
 
     with pytest.raises(IncompleteResultsError) as caught:
-        aggregate(folder, plan, model="echo", worker_id="host:1", started_at=_STARTED)
+        aggregate_rows(folder, plan, model="echo", worker_id="host:1", started_at=_STARTED)
     with pytest.raises(IncompleteResultsError):
-        export(folder, plan, ["parquet", "csv"], model="echo")
+        export_results(folder, plan, ["parquet", "csv"], model="echo")
 
     text = str(caught.value)
     assert "29 of 40 rows" in text

@@ -29,7 +29,7 @@ from mloc_dagster.dispatch.batching import batch_key
 from mloc_dagster.dispatch.dispatcher import Dispatcher
 from mloc_dagster.events.bus import listening
 from mloc_dagster.events.model import TaskEvent, TaskEventType
-from mloc_dagster.executors.open_task import task_id_for
+from mloc_dagster.executors.task_start import task_id_for
 from mloc_dagster.ledger.ledger import Ledger
 from mloc_dagster.ledger.model import NewTask, Submission, TaskEntry
 from mloc_dagster.results.store import open_store

@@ -17,7 +17,7 @@ import pytest
 
 from mloc_dagster.compile.compiler import compile_mapping
 from mloc_dagster.errors import TaskCancelled, TerminalError, TransientError
-from mloc_dagster.executors.open_task import plan_training
+from mloc_dagster.executors.task_start import plan_training
 from mloc_dagster.executors.training.messages import Finished, Progress
 from mloc_dagster.executors.training.task import run_training
 from mloc_dagster.local_run import run_template

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from mloc_dagster.executors.open_task import plan_training
+from mloc_dagster.executors.task_start import plan_training
 from mloc_dagster.executors.training.messages import Finished, Progress
 from mloc_dagster.executors.training.task import Attempt, run_training
 from mloc_dagster.models import builtin_model_path

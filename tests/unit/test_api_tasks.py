@@ -17,7 +17,7 @@ from mloc_dagster.api.submission_body import SubmissionBody
 from mloc_dagster.compile.compiler import compile_files, compile_mapping
 from mloc_dagster.events.model import Payload, TaskEvent, TaskEventType, TrainingFigures
 from mloc_dagster.events.stream import open_redis, send
-from mloc_dagster.executors.open_task import task_record
+from mloc_dagster.executors.task_start import task_record
 from mloc_dagster.results.record import write_record
 from mloc_dagster.settings import settings
 from mloc_dagster.wire import Finding, SubmitReply, TaskPage, TaskState

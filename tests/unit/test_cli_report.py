@@ -11,7 +11,7 @@ from rich.console import Console
 from mloc_dagster.cli.display.report import TemplateRun, print_report, report_json
 from mloc_dagster.local_run import RunOutcome, TaskOutcome
 from mloc_dagster.planning.plan import Chunk, Plan, cut_shards
-from mloc_dagster.results.aggregate import aggregate
+from mloc_dagster.results.aggregate import aggregate_rows
 from mloc_dagster.results.rows import OutputRow
 from mloc_dagster.results.shard_files import ShardWriter
 from mloc_dagster.results.store import open_store
@@ -38,7 +38,7 @@ def task(node: str, *rows: OutputRow, rates: Rates = UNPRICED) -> TaskOutcome:
         for row in rows:
             writer.write(row)
     now = _STARTED + timedelta(seconds=2)
-    summary = aggregate(
+    summary = aggregate_rows(
         folder, plan, model="tiny", worker_id="w", started_at=_STARTED, rates=rates, now=now
     )
     return TaskOutcome(node, node, folder.url, summary)

@@ -70,7 +70,7 @@ LAYOUTS = ("schema/training/columns", "schema/training/method")
 """Where the columns of training rows are chosen, by the field's name."""
 OF_TRAININGS = (
     *("executors/training", "data/training", *LAYOUTS),
-    *("executors/open_task.py:plan_training", "assets/checks.py:judge_training"),
+    *("executors/task_start.py:plan_training", "assets/checks.py:judge_training"),
 )
 OF_ROWS = (
     *("executors/inference", "executors/echo", "executors/engines/vllm", "executors/batch"),

@@ -15,8 +15,7 @@ from mloc_dagster.compile.loader import anchor_files, parse_documents
 from mloc_dagster.errors import TemplateError, TerminalError
 from mloc_dagster.executors.base import ShardContext, ShardInput
 from mloc_dagster.executors.engines.choice import choose_engine, likely_engine, loader_of
-from mloc_dagster.executors.input_planning import input_planning
-from mloc_dagster.executors.open_task import task_executor
+from mloc_dagster.executors.input_planning import plan_input
 from mloc_dagster.executors.reuse_identity import (
     LoadedFiles,
     NoReuseError,
@@ -24,6 +23,7 @@ from mloc_dagster.executors.reuse_identity import (
     model_identity,
     remember_files,
 )
+from mloc_dagster.executors.task_start import task_executor
 from mloc_dagster.plugins import load_registered
 from mloc_dagster.results.rows import InputRow, OutputRow
 from mloc_dagster.schema.engine_type import engine_types, find_engine
@@ -244,7 +244,7 @@ def test_it_is_chosen_where_it_is_named_or_best(
     settings.cache_clear()
     assert choose_engine(bare).reason == "MLOC_ENGINE asks for it"
     assert likely_engine(bare) is find_engine("mirror")
-    planning = input_planning(bare)
+    planning = plan_input(bare)
     assert planning is not None
     assert planning.weights.block_tokens == 0
     assert choose_engine(spec_of("adapters: [{path: a/x}]")).engine is not find_engine("mirror")

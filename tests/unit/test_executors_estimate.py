@@ -12,9 +12,9 @@ from mloc_dagster.compile.compiler import compile_mapping
 from mloc_dagster.errors import DataError
 from mloc_dagster.executors.estimate import Estimate, Figure, add_up, estimate_rows
 from mloc_dagster.executors.input_planning import kind_of, usual_output_tokens
-from mloc_dagster.executors.open_task import start_task, task_record
+from mloc_dagster.executors.task_start import start_task, task_record
 from mloc_dagster.planning.plan import Chunk, Plan, cut_shards
-from mloc_dagster.results.aggregate import aggregate
+from mloc_dagster.results.aggregate import aggregate_rows
 from mloc_dagster.results.history import History, read_history
 from mloc_dagster.results.record import write_record
 from mloc_dagster.results.rows import OutputRow
@@ -98,7 +98,7 @@ def remember(
             for index in range(number, rows, max(len(attempts), 1)):
                 worker = f"host:{number if attempts else index % workers}"
                 writer.write(OutputRow(index, "p", "o", engine=engine, worker=worker, **figures))
-    aggregate(
+    aggregate_rows(
         folder,
         plan,
         model=model,

@@ -13,7 +13,7 @@ from jsonschema import Draft202012Validator
 from mloc_dagster.compile.compiler import compile_mapping
 from mloc_dagster.errors import TemplateError, TerminalError, UnknownNameError
 from mloc_dagster.executors.echo import EchoExecutor
-from mloc_dagster.executors.open_task import task_executor
+from mloc_dagster.executors.task_start import task_executor
 from mloc_dagster.plugins import load_registered
 from mloc_dagster.schema.json_schema import template_json_schema
 from mloc_dagster.schema.task_type import find_task_type, task_types

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from mloc_dagster.errors import IncompleteResultsError
 from mloc_dagster.planning.plan import Chunk, Plan, cut_shards
-from mloc_dagster.results.aggregate import aggregate, allowed_errors, read_summary
+from mloc_dagster.results.aggregate import aggregate_rows, allowed_errors, read_summary
 from mloc_dagster.results.rows import Message, OutputRow
 from mloc_dagster.results.shard_files import ShardWriter
 from mloc_dagster.results.store import Folder, open_store
@@ -45,7 +45,7 @@ def _write(folder: Folder, plan: Plan, rows: list[OutputRow], attempt: int = 1) 
 
 
 def _aggregate(folder: Folder, plan: Plan, budget: float = 0.0) -> TaskSummary:
-    return aggregate(
+    return aggregate_rows(
         folder,
         plan,
         model="tiny",

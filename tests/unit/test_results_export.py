@@ -11,7 +11,7 @@ import pytest
 
 from mloc_dagster import __version__
 from mloc_dagster.planning.plan import Chunk, Plan, cut_shards
-from mloc_dagster.results.export import export
+from mloc_dagster.results.export import export_results
 from mloc_dagster.results.rows import Message, OutputRow
 from mloc_dagster.results.shard_files import ShardWriter
 from mloc_dagster.results.store import Folder, open_store
@@ -57,7 +57,7 @@ def folder(plan: Plan) -> Folder:
 
 
 def test_parquet_has_every_row_with_where_it_came_from(folder: Folder, plan: Plan) -> None:
-    export(folder, plan, ["parquet"], model="tiny", revision="main")
+    export_results(folder, plan, ["parquet"], model="tiny", revision="main")
     table = pq.read_table(io.BytesIO(folder.read_bytes("responses.parquet")))
 
     first, chat, failed = table.to_pylist()
@@ -99,7 +99,7 @@ def test_parquet_has_every_row_with_where_it_came_from(folder: Folder, plan: Pla
 
 
 def test_every_format_has_the_same_columns(folder: Folder, plan: Plan) -> None:
-    export(folder, plan, ["csv", "parquet", "jsonl"], model="tiny")
+    export_results(folder, plan, ["csv", "parquet", "jsonl"], model="tiny")
     table = pq.read_table(io.BytesIO(folder.read_bytes("responses.parquet")))
     lines = [json.loads(line) for line in folder.read_bytes("responses.jsonl").splitlines()]
     text = folder.read_bytes("responses.csv").decode()
@@ -114,6 +114,6 @@ def test_every_format_has_the_same_columns(folder: Folder, plan: Plan) -> None:
 
 
 def test_only_what_was_asked_for_is_written(folder: Folder, plan: Plan) -> None:
-    assert export(folder, plan, ["json"], model="tiny") == []
-    assert export(folder, plan, ["jsonl"], model="tiny") == ["responses.jsonl"]
+    assert export_results(folder, plan, ["json"], model="tiny") == []
+    assert export_results(folder, plan, ["jsonl"], model="tiny") == ["responses.jsonl"]
     assert folder.list() == ["responses.jsonl", "shards"]

@@ -13,7 +13,7 @@ from mloc_dagster.errors import IncompleteResultsError
 from mloc_dagster.executors.input_planning import TokenCounter
 from mloc_dagster.planning.order import CostWeights
 from mloc_dagster.planning.plan import Plan
-from mloc_dagster.results.aggregate import aggregate
+from mloc_dagster.results.aggregate import aggregate_rows
 from mloc_dagster.results.rows import InputRow, OutputRow, SourceRow
 from mloc_dagster.results.shard_files import ShardWriter, finished_rows, read_rows, read_shard
 from mloc_dagster.results.store import Folder, open_store
@@ -139,7 +139,7 @@ def test_missing_rows_are_named_by_index() -> None:
     with ShardWriter(folder, plan.shards[0], 1, flush_rows=9, flush_interval_s=60) as writer:
         writer.write(answer(place, row))
     with pytest.raises(IncompleteResultsError, match=r"has 1 of 3 rows: it lacks 2 \(0, 2\)"):
-        aggregate(folder, plan, model="m", worker_id="w", started_at=datetime.now(UTC))
+        aggregate_rows(folder, plan, model="m", worker_id="w", started_at=datetime.now(UTC))
 
 
 def test_a_damaged_part_is_named() -> None:

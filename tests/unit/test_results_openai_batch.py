@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from mloc_dagster.planning.plan import Chunk, Plan, cut_shards
-from mloc_dagster.results.export import export
+from mloc_dagster.results.export import export_results
 from mloc_dagster.results.rows import Message, OutputRow, TokenLogprob
 from mloc_dagster.results.shard_files import ShardWriter
 from mloc_dagster.results.store import Folder, open_store
@@ -42,10 +42,10 @@ def written(rows: list[OutputRow]) -> tuple[Folder, Plan]:
 
 def batch(*rows: OutputRow) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     folder, plan = written(list(rows))
-    names = export(folder, plan, ["openai_batch"], model="tiny", submitted_at=ASKED)
+    names = export_results(folder, plan, ["openai_batch"], model="tiny", submitted_at=ASKED)
     assert names == ["batch_output.jsonl", "batch_errors.jsonl"]
     before = [folder.read_bytes(name) for name in names]
-    export(folder, plan, ["openai_batch"], model="tiny", submitted_at=ASKED)
+    export_results(folder, plan, ["openai_batch"], model="tiny", submitted_at=ASKED)
     assert [folder.read_bytes(name) for name in names] == before
     output, errors = ([json.loads(line) for line in data.splitlines()] for data in before)
     return output, errors
@@ -179,7 +179,7 @@ def test_many_failed_rows_at_the_beginning_take_no_vector_away(
     monkeypatch.setattr("mloc_dagster.results.export._BATCH_ROWS", 2)
     failed = [OutputRow(index, "x", "", "error", error="boom") for index in range(5)]
     folder, plan = written([*failed, OutputRow(5, "y", embedding=[0.5, 1.0, 2.0])])
-    export(folder, plan, ["parquet"], model="tiny", vectors=True)
+    export_results(folder, plan, ["parquet"], model="tiny", vectors=True)
     table = pq.read_table(io.BytesIO(folder.read_bytes("responses.parquet")))
     assert table["embedding"].to_pylist() == [None] * 5 + [[0.5, 1.0, 2.0]]
 
@@ -192,7 +192,7 @@ def test_parquet_has_vectors_as_lists_of_one_length() -> None:
             OutputRow(2, "z", embedding=[1.0]),
         ]
     )
-    export(folder, plan, ["parquet", "csv", "jsonl"], model="tiny", vectors=True)
+    export_results(folder, plan, ["parquet", "csv", "jsonl"], model="tiny", vectors=True)
     table = pq.read_table(io.BytesIO(folder.read_bytes("responses.parquet")))
     assert table.schema.field("embedding").type == pa.list_(pa.float32(), 2)
     assert table["embedding"].to_pylist() == [None, [0.5, 1.0], None]

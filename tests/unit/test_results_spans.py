@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from mloc_dagster.planning.plan import Chunk, Plan, cut_shards
-from mloc_dagster.results.aggregate import Span, aggregate, covered_s, mean_at_once
+from mloc_dagster.results.aggregate import Span, aggregate_rows, covered_s, mean_at_once
 from mloc_dagster.results.part_files import list_parts
 from mloc_dagster.results.rows import OutputRow
 from mloc_dagster.results.shard_files import ShardWriter, read_rows
@@ -52,7 +52,7 @@ class Task:
                 writer.write(OutputRow(index, "p", "o", completion_tokens=10, worker=worker))
 
     def summary(self, run_began_s: float) -> TaskSummary:
-        return aggregate(
+        return aggregate_rows(
             self.folder,
             self.plan,
             model="m",

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mloc_dagster.planning.plan import Chunk, Plan, cut_shards
-from mloc_dagster.results.aggregate import aggregate
-from mloc_dagster.results.export import export
+from mloc_dagster.results.aggregate import aggregate_rows
+from mloc_dagster.results.export import export_results
 from mloc_dagster.results.rows import OutputRow
 from mloc_dagster.results.shard_files import ShardWriter
 from mloc_dagster.results.store import Folder, open_store
@@ -111,7 +111,7 @@ def test_exported_rows_add_up_to_the_task(figures: list[tuple[float, float | Non
         for index, (engine_s, energy_j, cached) in enumerate(figures)
     ]
     folder, plan = _written(rows)
-    usage = aggregate(
+    usage = aggregate_rows(
         folder,
         plan,
         model="tiny",
@@ -120,7 +120,7 @@ def test_exported_rows_add_up_to_the_task(figures: list[tuple[float, float | Non
         rates=_RATES,
         now=_STARTED + timedelta(seconds=1),
     ).usage
-    export(folder, plan, ["parquet", "jsonl"], model="tiny", rates=_RATES)
+    export_results(folder, plan, ["parquet", "jsonl"], model="tiny", rates=_RATES)
 
     table = pq.read_table(io.BytesIO(folder.read_bytes("responses.parquet"))).to_pylist()
     lines = [json.loads(line) for line in folder.read_bytes("responses.jsonl").splitlines()]
@@ -141,7 +141,9 @@ def test_exported_rows_add_up_to_the_task(figures: list[tuple[float, float | Non
 
 def _summary(model: str, *rows: OutputRow, rates: Rates = _RATES) -> TaskSummary:
     folder, plan = _written(list(rows))
-    return aggregate(folder, plan, model=model, worker_id="w", started_at=_STARTED, rates=rates)
+    return aggregate_rows(
+        folder, plan, model=model, worker_id="w", started_at=_STARTED, rates=rates
+    )
 
 
 def _written(rows: list[OutputRow]) -> tuple[Folder, Plan]:

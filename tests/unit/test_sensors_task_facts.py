@@ -13,7 +13,7 @@ from dagster_shared.serdes import serialize_value
 
 from mloc_dagster.fleet.dagster.messages import Requeue, requeue_data
 from mloc_dagster.ops.run_tags import NODES_TAG, run_tasks
-from mloc_dagster.sensors.task_facts import RunView, dead_letters, task_facts, tasks_of
+from mloc_dagster.sensors.task_facts import RunView, dead_letters, task_events, tasks_of
 from mloc_dagster.services.event_log import EventRow
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -58,12 +58,12 @@ SHARD = "job__draft.run_shard[0007]"
 )
 def test_an_interrupted_step_is_no_failure(error: str) -> None:
     interrupted = row(DagsterEventType.STEP_FAILURE, SHARD, error)
-    assert task_facts([interrupted], {"r": view()}) == []
+    assert task_events([interrupted], {"r": view()}) == []
 
 
 def test_the_last_failure_of_a_shard_fails_its_task() -> None:
     failed = row(DagsterEventType.STEP_FAILURE, SHARD, "ValueError", number=9)
-    events = task_facts([failed], {"r": view(failed_attempts={SHARD: [3, 5, 12]})})
+    events = task_events([failed], {"r": view(failed_attempts={SHARD: [3, 5, 12]})})
     assert [(each.type, each.task_id, each.attempt) for each in events] == [
         ("SHARD_FAILED", "w-draft", 3),
         ("TASK_FAILED", "w-draft", 1),
@@ -76,7 +76,7 @@ def test_the_last_failure_of_a_shard_fails_its_task() -> None:
 def test_a_run_that_is_retried_leaves_no_dead_letters() -> None:
     failed = row(DagsterEventType.RUN_FAILURE)
     views = {"r": view(retried=True, ended_steps={"job__draft_export"})}
-    assert [(each.type, each.task_id) for each in task_facts([failed], views)] == [
+    assert [(each.type, each.task_id) for each in task_events([failed], views)] == [
         ("TASK_FAILED", "w-refine")
     ]
     assert dead_letters([failed], views) == {}
@@ -86,8 +86,8 @@ def test_a_run_that_is_retried_leaves_no_dead_letters() -> None:
 
 def test_runs_and_steps_of_others_say_nothing() -> None:
     start = row(DagsterEventType.STEP_START, "somebody__elses.run_shard[0001]")
-    assert task_facts([start], {"r": view()}) == []
-    assert task_facts([row(DagsterEventType.RUN_ENQUEUED)], {}) == []
+    assert task_events([start], {"r": view()}) == []
+    assert task_events([row(DagsterEventType.RUN_ENQUEUED)], {}) == []
     assert run_tasks("job", {}, "w") == ()
 
 
@@ -120,11 +120,11 @@ def test_a_lost_worker_puts_its_shard_back() -> None:
         dagster_event=event,
     )
     told = EventRow(9, "r", DagsterEventType.ENGINE_EVENT, SHARD, NOW, serialize_value(entry))
-    (requeued,) = task_facts([told], {"r": view(failed_attempts={SHARD: [3]})})
+    (requeued,) = task_events([told], {"r": view(failed_attempts={SHARD: [3]})})
     assert (requeued.type, requeued.worker_id, requeued.attempt) == ("TASK_REQUEUED", "w9", 2)
     assert requeued.payload.losses == 2
     assert requeued.shard is not None
     assert requeued.shard.index == 7
     assert '"mloc/' in serialize_value(entry)  # by which the query finds it
     other = row(DagsterEventType.ENGINE_EVENT, SHARD)
-    assert task_facts([other], {"r": view()}) == []
+    assert task_events([other], {"r": view()}) == []

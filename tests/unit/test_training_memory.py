@@ -10,7 +10,7 @@ import pytest
 from mloc_dagster.errors import TerminalError
 from mloc_dagster.executors.training.memory_estimate import (
     MemoryEstimate,
-    estimate,
+    estimate_memory,
     explain_oom,
     is_out_of_memory,
     shape_of,
@@ -40,7 +40,7 @@ def make_spec(kind: type[TrainingSpec] = SftSpec, **blocks: Any) -> TrainingSpec
 
 
 def of(spec: TrainingSpec, config: dict[str, Any] = LLAMA_8B, **how: Any) -> MemoryEstimate:
-    found = estimate(config, spec, **how)
+    found = estimate_memory(config, spec, **how)
     assert found is not None
     return found
 
@@ -111,7 +111,7 @@ def test_small_optimisers_and_cpus_are_known() -> None:
 
 
 def test_a_model_of_unknown_shape_has_no_estimate() -> None:
-    assert estimate({"model_type": "other"}, make_spec()) is None
+    assert estimate_memory({"model_type": "other"}, make_spec()) is None
 
 
 def test_the_text_names_parts_in_readable_units() -> None:
@@ -174,7 +174,7 @@ def test_the_explanation_offers_only_what_is_not_done_yet() -> None:
 def test_fewer_bits_take_less_memory_on_a_gpu_alone(option: str, each: float) -> None:
     source = {"type": "builtin", "identifier": "tiny-chat"}
     spec = make_spec(LoraSftSpec, model={"source": source, "transformers": {option: True}})
-    on_gpu, on_cpu = estimate(LLAMA_8B, spec), estimate(LLAMA_8B, spec, device="cpu")
+    on_gpu, on_cpu = estimate_memory(LLAMA_8B, spec), estimate_memory(LLAMA_8B, spec, device="cpu")
     assert on_gpu is not None
     assert on_cpu is not None
     adapter = 4 * on_gpu.trained

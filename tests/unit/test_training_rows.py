@@ -15,7 +15,7 @@ from mloc_dagster.data.training_rows import (
     TrainingInputSummary,
     check_budget,
     evaluation_rows,
-    training_rows,
+    open_training_rows,
     write_evaluation_rows,
     write_training_rows,
 )
@@ -50,14 +50,14 @@ def inline(*rows: dict[str, Any], **fields: Any) -> TrainingData:
 
 
 def rows_of(task_type: str, *rows: dict[str, Any], **fields: Any) -> list[dict[str, Any]]:
-    found = training_rows(inline(*rows, **fields), method(task_type))
+    found = open_training_rows(inline(*rows, **fields), method(task_type))
     result = list(found)
     assert found.bad == []
     return result
 
 
 def reason(task_type: str, *rows: dict[str, Any], **fields: Any) -> str:
-    found = training_rows(inline(*rows, **fields), method(task_type))
+    found = open_training_rows(inline(*rows, **fields), method(task_type))
     list(found)
     assert found.bad_count == 1
     return found.bad[0][1]
@@ -109,14 +109,14 @@ def test_a_column_that_is_not_there_is_told_with_those_that_are(
     task_type: str, fields: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(DataError, match=message):
-        training_rows(inline({"question": "q", "answer": "a"}, **fields), method(task_type))
+        open_training_rows(inline({"question": "q", "answer": "a"}, **fields), method(task_type))
 
 
 def test_preferences() -> None:
     texts = {"prompt": "Hi", "chosen": "Hello!", "rejected": "Go away"}
     assert rows_of("dpo", texts) == rows_of("reward", texts) == [texts]
     data = TrainingData(preferences=(texts,))  # pyright: ignore[reportArgumentType]
-    assert list(training_rows(data, method("dpo"))) == [texts]
+    assert list(open_training_rows(data, method("dpo"))) == [texts]
     named = {"q": "Hi", "a": "Hello!", "b": "Go away"}
     fields = {"prompt_column": "q", "chosen_column": "a", "rejected_column": "b"}
     assert rows_of("dpo", named, **fields) == [texts]
@@ -154,18 +154,20 @@ def test_online_tasks_keep_the_other_columns(task_type: str) -> None:
     odd = {"riddle": "2+2?", "n": 4}
     assert rows_of(task_type, odd) == [{"prompt": "2+2?", "n": 4}]
     data = TrainingData(prompts=("a", "b"))
-    assert list(training_rows(data, method(task_type))) == [{"prompt": "a"}, {"prompt": "b"}]
+    assert list(open_training_rows(data, method(task_type))) == [{"prompt": "a"}, {"prompt": "b"}]
 
 
 def test_a_prompt_column_that_another_replaces_is_told() -> None:
-    found = training_rows(inline({"prompt": "old", "q": "new"}, prompt_column="q"), method("ppo"))
+    found = open_training_rows(
+        inline({"prompt": "old", "q": "new"}, prompt_column="q"), method("ppo")
+    )
     assert list(found) == [{"prompt": "new"}]
     assert found.source.endswith("(prompt: q; the column 'prompt' is left out)")
 
 
 def test_an_ambiguous_prompt_is_asked_for() -> None:
     with pytest.raises(DataError, match=r"data\.prompt_column.*columns: left, right"):
-        training_rows(inline({"left": "a", "right": "b"}), method("ppo"))
+        open_training_rows(inline({"left": "a", "right": "b"}), method("ppo"))
 
 
 @pytest.mark.parametrize(
@@ -259,27 +261,27 @@ def test_each_format_gives_the_same_rows(tmp_path: Path, suffix: str) -> None:
     _write(path, rows)
     data = TrainingData(dataset_name=str(path), split="train[10%:20%]")
     expected = [{"prompt": f"p{n}", "completion": f"c{n}"} for n in range(5, 10)]
-    assert list(training_rows(data, method("sft"))) == expected
-    online = list(training_rows(data, method("grpo")))
+    assert list(open_training_rows(data, method("sft"))) == expected
+    online = list(open_training_rows(data, method("grpo")))
     assert [str(row["n"]) for row in online] == ["5", "6", "7", "8", "9"]
 
 
 def test_the_shuffle_is_of_the_slice_and_before_the_cut(tmp_path: Path) -> None:
     path = lines(tmp_path / "rows.jsonl", [{"text": str(n)} for n in range(100)])
     data = TrainingData(dataset_name=path, split="train[:50]", shuffle=True, seed=3, max_samples=10)
-    first = [row["text"] for row in training_rows(data, method("sft"))]
-    assert first == [row["text"] for row in training_rows(data, method("sft"))]
+    first = [row["text"] for row in open_training_rows(data, method("sft"))]
+    assert first == [row["text"] for row in open_training_rows(data, method("sft"))]
     assert len(set(first)) == 10
     assert max(map(int, first)) > 10
     assert max(map(int, first)) < 50
     other = data.model_copy(update={"seed": 4})
-    assert first != [row["text"] for row in training_rows(other, method("sft"))]
+    assert first != [row["text"] for row in open_training_rows(other, method("sft"))]
 
 
 def test_a_bad_row_keeps_its_place_through_the_shuffle(tmp_path: Path) -> None:
     rows = [{"text": "" if n == 17 else str(n)} for n in range(30)]
     data = TrainingData(dataset_name=lines(tmp_path / "r.jsonl", rows), shuffle=True)
-    found = training_rows(data, method("sft"))
+    found = open_training_rows(data, method("sft"))
     assert len(list(found)) == 29
     assert found.bad == [(17, "text is empty")]
     assert found.count == 30
@@ -287,7 +289,7 @@ def test_a_bad_row_keeps_its_place_through_the_shuffle(tmp_path: Path) -> None:
 
 def test_a_row_that_lacks_a_column_is_only_a_bad_row(tmp_path: Path) -> None:
     rows = [{"prompt": "a"}, {"prompt": "a", "completion": "b"}]
-    found = training_rows(
+    found = open_training_rows(
         TrainingData(dataset_name=lines(tmp_path / "r.jsonl", rows)), method("sft")
     )
     assert list(found) == [{"prompt": "a", "completion": "b"}]
@@ -297,7 +299,7 @@ def test_a_row_that_lacks_a_column_is_only_a_bad_row(tmp_path: Path) -> None:
 def test_what_a_data_frame_writes_for_missing_is_missing(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text('{"text": NaN}\n{"text": "a"}\n')
-    found = training_rows(TrainingData(dataset_name=str(path)), method("sft"))
+    found = open_training_rows(TrainingData(dataset_name=str(path)), method("sft"))
     assert list(found) == [{"text": "a"}]
     assert found.bad == [(0, "text is missing")]
 
@@ -307,7 +309,7 @@ def test_rows_are_streamed(tmp_path: Path) -> None:
     lines(path, [{"text": str(n)} for n in range(1000)])
     with path.open("a") as file:
         file.write("{broken")
-    stream = iter(training_rows(TrainingData(dataset_name=str(path)), method("sft")))
+    stream = iter(open_training_rows(TrainingData(dataset_name=str(path)), method("sft")))
     assert next(stream) == {"text": "0"}
     with pytest.raises(DataError, match=r"rows\.jsonl:1001: broken JSON"):
         list(stream)
@@ -316,11 +318,11 @@ def test_rows_are_streamed(tmp_path: Path) -> None:
 def test_messages_name_the_fields_of_this_block(tmp_path: Path) -> None:
     path = lines(tmp_path / "rows.jsonl", [{"text": "a"}])
     with pytest.raises(DataError, match=r"data\.config_name selects .* data\.dataset_name"):
-        training_rows(TrainingData(dataset_name=path, config_name="main"), method("sft"))
+        open_training_rows(TrainingData(dataset_name=path, config_name="main"), method("sft"))
     with pytest.raises(DataError, match=r"data\.dataset_name 'no such' is neither"):
-        training_rows(TrainingData(dataset_name="no such"), method("sft"))
+        open_training_rows(TrainingData(dataset_name="no such"), method("sft"))
     with pytest.raises(DataError, match="no split 'tset'"):
-        training_rows(TrainingData(dataset_name=path, split="tset"), method("sft"))
+        open_training_rows(TrainingData(dataset_name=path, split="tset"), method("sft"))
 
 
 @pytest.mark.parametrize("shuffle", [True, False])
@@ -345,7 +347,7 @@ def test_rows_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, shu
         messages_column="chat",
         shuffle=shuffle,
     )
-    found = training_rows(data, method("sft"))
+    found = open_training_rows(data, method("sft"))
     said = sorted(row["messages"][1]["content"] for row in found)
     assert said == [f"Hello {n}" for n in range(2, 6)]
     assert found.bad == [(4, "chat is missing")]

@@ -15,7 +15,7 @@ from mloc_dagster.compile.compiler import compile_mapping
 from mloc_dagster.events.model import Payload, ShardPlace, TaskEvent, TaskEventType, TrainingFigures
 from mloc_dagster.events.recall import LastNews, last_training_news
 from mloc_dagster.events.stream import open_redis, send
-from mloc_dagster.executors.open_task import task_record
+from mloc_dagster.executors.task_start import task_record
 from mloc_dagster.results.record import write_record
 from mloc_dagster.results.store import open_store
 from mloc_dagster.results.training_summary import TrainingSummary, write_training

@@ -165,7 +165,7 @@ class MemoryEstimate:
         )
 
 
-def estimate(
+def estimate_memory(
     config: Mapping[str, Any],
     spec: TrainingSpec,
     *,
@@ -344,5 +344,5 @@ def estimate_of(spec: TrainingSpec, start_from: Path | None = None) -> MemoryEst
         if config.is_file():  # an adapter has none
             on_gpu = not spec.enforce_cpu and spec.resources.hardware.gpu.count > 0
             device = "cuda" if on_gpu else "cpu"
-            return estimate(json.loads(config.read_text()), spec, device=device)
+            return estimate_memory(json.loads(config.read_text()), spec, device=device)
     return None

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import msgspec
 
 from mloc_dagster.errors import TerminalError
-from mloc_dagster.executors.open_task import task_executor
+from mloc_dagster.executors.task_start import task_executor
 from mloc_dagster.executors.training.base import (
     Hooks,
     Metrics,

@@ -21,8 +21,8 @@ from mloc_dagster.data.training_rows import EVALUATION_ROWS_NAME, TRAINING_ROWS_
 from mloc_dagster.errors import MlocError, TerminalError, TransientError
 from mloc_dagster.executors.energy import gpu_count
 from mloc_dagster.executors.model_cache import ModelCache
-from mloc_dagster.executors.open_task import OpenTask, bad_row_count
 from mloc_dagster.executors.shard_run import ShardLog, worker_name
+from mloc_dagster.executors.task_start import OpenTask, bad_row_count
 from mloc_dagster.executors.training.checkpoints import Shelf
 from mloc_dagster.executors.training.harness import check_packages
 from mloc_dagster.executors.training.messages import (

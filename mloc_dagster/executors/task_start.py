@@ -25,7 +25,7 @@ from mloc_dagster.data.training_rows import (
     write_training_rows,
 )
 from mloc_dagster.errors import DataError, InputError, TerminalError
-from mloc_dagster.executors.input_planning import input_planning, usual_output_tokens
+from mloc_dagster.executors.input_planning import plan_input, usual_output_tokens
 from mloc_dagster.executors.model_source import check_leave
 from mloc_dagster.net.reach import Origin, Reach
 from mloc_dagster.planning.plan import PLAN_NAME, Chunk, Plan, cut_shards
@@ -252,7 +252,7 @@ def _plan(opened: OpenTask) -> Plan:
         spec.parallel.shards,
         seed_of(spec),
         opened.upstream,
-        input_planning(spec, usual_output_tokens(spec, opened.folder.store)),
+        plan_input(spec, usual_output_tokens(spec, opened.folder.store)),
     )
 
 
