@@ -30,7 +30,7 @@ from control_plane_checker import check, settle  # noqa: E402
 from control_plane_stories import stories  # noqa: E402
 from control_plane_users import Users  # noqa: E402
 
-from mloc_dagster.fleet.redis.records import connect  # noqa: E402
+from mloc_dagster.fleet import connect  # noqa: E402
 from tests.e2e.stack import Stack  # noqa: E402
 
 VICTIMS = ("api", "dispatcher", "daemon", "worker-1", "worker-2", "runs-1", "redis")

@@ -18,8 +18,7 @@ from typing import Any
 import psutil
 from fleet_stack import FleetStack, own_environment, until
 
-from mloc_dagster.services.stack.lifecycle import kill_stack
-from mloc_dagster.services.stack.supervisor import component_states
+from mloc_dagster.services import component_states, kill_stack
 
 OPEN = ("WAITING", "PENDING", "DISPATCHED", "RUNNING", "FAILED")
 """States of tasks that have not ended for good."""

@@ -17,10 +17,9 @@ from control_plane_options import Options
 from control_plane_stack import ControlPlane, echo, percentiles
 from sqlalchemy import create_engine, text
 
-from mloc_dagster.compile.compiler import compile_text
-from mloc_dagster.dispatch.batching import batch_key
-from mloc_dagster.ledger.ledger import Ledger
-from mloc_dagster.ledger.model import NewTask, PlannedRun, Submission, TaskChange
+from mloc_dagster.compile import compile_text
+from mloc_dagster.dispatch import batch_key
+from mloc_dagster.ledger import Ledger, NewTask, PlannedRun, Submission, TaskChange
 from mloc_dagster.wire import TaskState
 
 _AT_ONCE = 500

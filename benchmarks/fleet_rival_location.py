@@ -6,10 +6,9 @@ from collections.abc import Mapping
 
 import dagster as dg
 
-from mloc_dagster.assets.task_graph import job_name
-from mloc_dagster.assets.template_job import template_definitions
+from mloc_dagster.assets import job_name, template_definitions
 from mloc_dagster.definitions import runnable_library
-from mloc_dagster.ops.io import reference_io_manager
+from mloc_dagster.ops import reference_io_manager
 
 BROKER = "BENCHMARK_BROKER_URL"
 """The environment variable with the Redis of the Celery workers."""

@@ -24,7 +24,7 @@ from fleet_client import Client
 from fleet_rival_location import BROKER, run_config
 from fleet_stack import FleetStack, own_environment, until
 
-from mloc_dagster.services.stack.answers import code_answers
+from mloc_dagster.services import code_answers
 
 LOCATION = Path(__file__).with_name("fleet_rival_location.py")
 

@@ -16,12 +16,17 @@ import psutil
 from fleet_client import Client
 
 from mloc_dagster.fleet import RUNS_QUEUE, WorkerInfo, WorkerStatus, open_engine
-from mloc_dagster.services.stack.dagster_home import DAEMON_WORKSPACE
-from mloc_dagster.services.stack.layout import StackLayout
-from mloc_dagster.services.stack.lifecycle import kill_stack
-from mloc_dagster.services.stack.plan import STACK, StackPlan, choose_port, saved_plan
-from mloc_dagster.services.stack.processes import stack_processes
-from mloc_dagster.services.stack.supervisor import component_states
+from mloc_dagster.services import (
+    DAEMON_WORKSPACE,
+    STACK,
+    StackLayout,
+    StackPlan,
+    choose_port,
+    component_states,
+    kill_stack,
+    saved_plan,
+    stack_processes,
+)
 
 ROOT = Path(__file__).parents[1]
 CONTROL_PLANE = ("daemon", "code", "webserver", "redis", "postgres")

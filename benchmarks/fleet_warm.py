@@ -10,9 +10,14 @@ from fleet_phases import phases_of
 from fleet_stack import FleetStack, until
 from fleet_templates import write_chat
 
-from mloc_dagster.events.log import BEGINNING, Channel
-from mloc_dagster.events.model import TaskEvent, TaskEventType
-from mloc_dagster.events.stream import open_redis, read_events
+from mloc_dagster.events import (
+    BEGINNING,
+    Channel,
+    TaskEvent,
+    TaskEventType,
+    open_redis,
+    read_events,
+)
 
 _LIMIT = 100_000
 

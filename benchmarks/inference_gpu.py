@@ -16,7 +16,7 @@ from inference_stack import write_template
 from inference_warm import in_turns, warm_stack
 from inference_workloads import Workloads
 
-from mloc_dagster.executors.engines.vllm.loader import vllm_build
+from mloc_dagster.executors import vllm_build
 
 HIDDEN, LAYERS, CONTEXT = 2048, 22, 4096  # about a billion parameters
 ENGINE = {"max_model_len": CONTEXT, "gpu_memory_utilization": 0.4}

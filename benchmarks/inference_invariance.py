@@ -10,11 +10,9 @@ from inference_options import Options
 from inference_warm import ENGINE
 from inference_workloads import Workloads, questions_in
 
-from mloc_dagster.executors.engines.protocol import Engine, EngineRequest, Replies
-from mloc_dagster.executors.inference import InferenceExecutor
-from mloc_dagster.results.rows import InputRow
-from mloc_dagster.schema.inference import Inference
-from mloc_dagster.schema.task import InferenceSpec
+from mloc_dagster.executors import Engine, EngineRequest, InferenceExecutor, Replies
+from mloc_dagster.results import InputRow
+from mloc_dagster.schema import Inference, InferenceSpec
 
 ROWS = 300
 SIZES = (1, 8, 64)

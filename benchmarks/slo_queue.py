@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, replace
 
-from mloc_dagster.fleet.slo import QueuedRun, estimate_s, queue_order, raised_priorities
+from mloc_dagster.fleet import QueuedRun, estimate_s, queue_order, raised_priorities
 
 TICK_S = 1.0
 """As often as the sensor looks."""

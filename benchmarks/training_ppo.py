@@ -31,13 +31,9 @@ import torch
 import transformers
 from record import record
 
-from mloc_dagster.executors.training.base import Hooks, TrainingRun
-from mloc_dagster.executors.training.ppo.prompts import encode_prompts
-from mloc_dagster.executors.training.ppo.rollouts import Sampler
-from mloc_dagster.executors.training.ppo.trainer import PpoTrainer
+from mloc_dagster.executors import Hooks, PpoTrainer, Sampler, TrainingRun, encode_prompts
 from mloc_dagster.models import builtin_model_path
-from mloc_dagster.schema.task import PpoSpec
-from mloc_dagster.schema.training.spec import Generation
+from mloc_dagster.schema import Generation, PpoSpec
 
 WANTED = "I do not know."
 QUESTIONS = (

@@ -18,9 +18,14 @@ from fleet_stack import FleetStack, until
 from training_options import Options
 from training_tasks import Trainings
 
-from mloc_dagster.events.log import BEGINNING, Channel
-from mloc_dagster.events.model import TaskEvent, TaskEventType
-from mloc_dagster.events.stream import open_redis, read_events
+from mloc_dagster.events import (
+    BEGINNING,
+    Channel,
+    TaskEvent,
+    TaskEventType,
+    open_redis,
+    read_events,
+)
 
 JOB = "training"
 ONE_STEP = {"max_steps": 1, "save_strategy": "no", "save_model": False}

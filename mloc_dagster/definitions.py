@@ -7,14 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 
 import dagster as dg
 
-from mloc_dagster.assets.task_graph import job_name
-from mloc_dagster.assets.template_job import batch_definitions, template_definitions
-from mloc_dagster.compile.compiler import CompiledTemplate, compile_files
-from mloc_dagster.fleet.dagster.executor import job_executor
+from mloc_dagster.assets import batch_definitions, job_name, template_definitions
+from mloc_dagster.compile import CompiledTemplate, compile_files
+from mloc_dagster.fleet import job_executor
 from mloc_dagster.library import library_files
-from mloc_dagster.ops.io import reference_io_manager
-from mloc_dagster.sensors.events import publish_events_sensor
-from mloc_dagster.sensors.slo import slo_sensor
+from mloc_dagster.ops import reference_io_manager
+from mloc_dagster.sensors import publish_events_sensor, slo_sensor
 
 _log = logging.getLogger("dagster.mloc")
 

@@ -10,20 +10,21 @@ import dagster as dg
 from dagster import DagsterEventType
 
 from mloc_dagster import errors
-from mloc_dagster.assets.task_graph import job_name
-from mloc_dagster.compile.compiler import CompiledTask, CompiledTemplate
-from mloc_dagster.compile.diagnostics import Diagnostic
+from mloc_dagster.assets import job_name
+from mloc_dagster.compile import CompiledTask, CompiledTemplate, Diagnostic
 from mloc_dagster.definitions import build_definitions
-from mloc_dagster.executors.task_start import task_executor, task_id_for
-from mloc_dagster.fleet.hardware import misfit, requirements_of
-from mloc_dagster.fleet.worker.detection import detect_hardware
-from mloc_dagster.ops.failures import step_error
-from mloc_dagster.ops.plan import WORKFLOW_TAG
-from mloc_dagster.ops.shard import CHANGED_MODEL_TAG, RETRY_ERRORS_TAG
-from mloc_dagster.results.aggregate import TaskSummary
-from mloc_dagster.results.record import read_record
-from mloc_dagster.results.store import Folder, open_store
-from mloc_dagster.results.training_summary import TRAINING_NAME, TrainingSummary, read_training
+from mloc_dagster.executors import task_executor, task_id_for
+from mloc_dagster.fleet import detect_hardware, misfit, requirements_of
+from mloc_dagster.ops import CHANGED_MODEL_TAG, RETRY_ERRORS_TAG, WORKFLOW_TAG, step_error
+from mloc_dagster.results import (
+    TRAINING_NAME,
+    Folder,
+    TaskSummary,
+    TrainingSummary,
+    open_store,
+    read_record,
+    read_training,
+)
 
 
 @dataclass(frozen=True, slots=True)

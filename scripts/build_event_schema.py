@@ -14,7 +14,7 @@ from typing import get_args
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from mloc_dagster.events.model import TaskEvent, WorkerEvent
+from mloc_dagster.events import TaskEvent, WorkerEvent
 
 ROOT = Path(__file__).parents[1]
 SCHEMA = ROOT / "mloc_dagster" / "events" / "events.schema.json"

@@ -15,13 +15,19 @@ from pydantic import SecretStr
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from mloc_dagster.compile.effects import idle_fields
-from mloc_dagster.schema.base import Annotation, Block, alternatives
-from mloc_dagster.schema.json_schema import template_json_schema
-from mloc_dagster.schema.legacy import SPELLINGS
-from mloc_dagster.schema.resources import Schedule
-from mloc_dagster.schema.task import Metadata, TaskSpec, TrainingSpec
-from mloc_dagster.schema.task_type import task_types
+from mloc_dagster.compile import idle_fields
+from mloc_dagster.schema import (
+    SPELLINGS,
+    Annotation,
+    Block,
+    Metadata,
+    Schedule,
+    TaskSpec,
+    TrainingSpec,
+    alternatives,
+    task_types,
+    template_json_schema,
+)
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs" / "templates.md"

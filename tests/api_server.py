@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from starlette.testclient import TestClient
 
-from mloc_dagster.api.app import create_app
-from mloc_dagster.results.store import Folder, open_store
+from mloc_dagster.api import create_app
+from mloc_dagster.results import Folder, open_store
 from tests.memory_ledger import MemoryLedger
 
 ECHO = """\

@@ -27,26 +27,29 @@ from dagster._core.remote_origin import (
 )
 from dagster._core.storage.event_log import InMemoryEventLogStorage
 
-from mloc_dagster.events.model import WorkerEvent
+from mloc_dagster.events import WorkerEvent
 from mloc_dagster.fleet import (
+    CPU_QUEUE,
+    LIBRARY,
     RUNS_QUEUE,
     Claim,
     FleetEngine,
+    FleetRunLauncher,
+    Hardware,
+    Jobs,
     Leases,
+    MemoryFleetEngine,
+    RedisFleetEngine,
+    RunWorker,
     StepTicket,
+    StepWorker,
     TicketClaims,
+    Worker,
     WorkerInfo,
     WorkerStatus,
+    queues_for,
 )
-from mloc_dagster.fleet.dagster.jobs import LIBRARY, Jobs
-from mloc_dagster.fleet.dagster.run_launcher import FleetRunLauncher
-from mloc_dagster.fleet.dagster.run_worker import RunWorker
-from mloc_dagster.fleet.hardware import CPU_QUEUE, Hardware, queues_for
-from mloc_dagster.fleet.memory.engine import MemoryFleetEngine
-from mloc_dagster.fleet.redis.engine import RedisFleetEngine
-from mloc_dagster.fleet.worker.process import StepWorker, Worker
-from mloc_dagster.services.event_log import captured
-from mloc_dagster.services.stack.dagster_home import fleet_instance
+from mloc_dagster.services import captured, fleet_instance
 from mloc_dagster.settings import settings
 
 if TYPE_CHECKING:

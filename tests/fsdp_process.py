@@ -16,10 +16,8 @@ import msgspec
 from accelerate import state
 from accelerate.utils import DistributedType
 
+from mloc_dagster.executors import Hooks, Message, TrainingJob, train
 from mloc_dagster.executors.training import arguments, spread
-from mloc_dagster.executors.training.base import Hooks
-from mloc_dagster.executors.training.messages import Message, TrainingJob
-from mloc_dagster.executors.training.session import train
 
 
 def allow_fsdp_on_cpus() -> None:

@@ -10,8 +10,7 @@ from datetime import UTC, datetime
 
 from pydantic import JsonValue
 
-from mloc_dagster.ledger.acceptance import Accepted, KeyReused
-from mloc_dagster.ledger.model import PlannedRun, Submission, TaskEntry, TaskFilter
+from mloc_dagster.ledger import Accepted, KeyReused, PlannedRun, Submission, TaskEntry, TaskFilter
 from mloc_dagster.wire import TaskState
 
 

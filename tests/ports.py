@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import random
 
-from mloc_dagster.services.stack.plan import is_free
+from mloc_dagster.services import is_free
 
 _FIRST, _EACH = 10_000, 2_500
 

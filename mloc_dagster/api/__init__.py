@@ -1,1 +1,5 @@
 """The HTTP API: accepts templates durably, and shows what became of them."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

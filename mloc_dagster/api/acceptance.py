@@ -18,13 +18,9 @@ from mloc_dagster.api.compiled_bodies import CompiledBodies, PreparedBody
 from mloc_dagster.api.metrics import Metrics
 from mloc_dagster.api.problems import Refusal
 from mloc_dagster.api.submission_body import SubmissionBody, Upload
-from mloc_dagster.ledger.acceptance import Accepted, KeyReused
-from mloc_dagster.ledger.ledger import Ledger
-from mloc_dagster.ledger.model import Request, Submission
-from mloc_dagster.net.fetch import has_content
-from mloc_dagster.net.reach import UPLOADS_FOLDER
-from mloc_dagster.results.files import BUFFER_BYTES
-from mloc_dagster.results.store import ResultStore, open_store
+from mloc_dagster.ledger import Accepted, KeyReused, Ledger, Request, Submission
+from mloc_dagster.net import UPLOADS_FOLDER, has_content
+from mloc_dagster.results import BUFFER_BYTES, ResultStore, open_store
 from mloc_dagster.wire import SubmitReply, SubmittedTask, TaskState
 
 

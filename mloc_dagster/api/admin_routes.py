@@ -18,10 +18,8 @@ from mloc_dagster.api.parameters import Cursor
 from mloc_dagster.api.problems import Refusal
 from mloc_dagster.api.state import ApiState, State, reply
 from mloc_dagster.errors import nearest_hint
-from mloc_dagster.ledger.model import TaskEntry, TaskFilter
-from mloc_dagster.results.record import RECORD_NAME
-from mloc_dagster.results.record import forget as forget_secrets
-from mloc_dagster.results.store import Folder, ResultStore
+from mloc_dagster.ledger import TaskEntry, TaskFilter
+from mloc_dagster.results import RECORD_NAME, Folder, ResultStore, forget as forget_secrets
 from mloc_dagster.wire import (
     CleanupItem,
     CleanupReport,
@@ -65,9 +63,7 @@ def _letter(api: ApiState, entry: TaskEntry) -> DeadLetterView:
 
 def _of_run(api: ApiState, entry: TaskEntry, run_id: str) -> dict[str, object]:
     """Returns which shards of a run failed, how often, and what they said last."""
-    from mloc_dagster.tasks.dead_letters import failed_steps
-    from mloc_dagster.tasks.steps import failures_of, steps_of
-    from mloc_dagster.tasks.workflows import find_workflows
+    from mloc_dagster.tasks import failed_steps, failures_of, find_workflows, steps_of
 
     instance = api.fleet.instance()
     workflow = find_workflows(instance, [entry.workflow_id]).get(entry.workflow_id)

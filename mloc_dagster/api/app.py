@@ -17,7 +17,7 @@ from mloc_dagster.api.limits import Limits, RequestGuard
 from mloc_dagster.api.metrics import AccessLog, Metrics, Observed
 from mloc_dagster.api.openapi import describe, install_docs
 from mloc_dagster.api.state import ApiState, FleetAccess
-from mloc_dagster.ledger.ledger import Ledger
+from mloc_dagster.ledger import Ledger
 from mloc_dagster.settings import settings
 
 _ABOUT = """\

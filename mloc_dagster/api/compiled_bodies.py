@@ -15,12 +15,11 @@ from pydantic import JsonValue
 from mloc_dagster.api.limits import Limits
 from mloc_dagster.api.policy import Policy
 from mloc_dagster.api.problems import Refusal, finding, invalid_template
-from mloc_dagster.compile.compiled import CompiledTask, CompiledTemplate
-from mloc_dagster.compile.compiler import compile_text
-from mloc_dagster.dispatch.batching import batch_key
-from mloc_dagster.executors.task_start import task_id_for
-from mloc_dagster.ledger.model import NewTask, Request, Submission
-from mloc_dagster.schema.data import ListData
+from mloc_dagster.compile import CompiledTask, CompiledTemplate, compile_text
+from mloc_dagster.dispatch import batch_key
+from mloc_dagster.executors import task_id_for
+from mloc_dagster.ledger import NewTask, Request, Submission
+from mloc_dagster.schema import ListData
 from mloc_dagster.settings import settings
 from mloc_dagster.wire import Finding
 

@@ -25,11 +25,10 @@ from mloc_dagster.api.openapi import problems
 from mloc_dagster.api.parameters import Cursor, TaskId
 from mloc_dagster.api.problems import Refusal
 from mloc_dagster.api.state import ApiState, State, reply
-from mloc_dagster.fleet.dagster.messages import requeue_in
-from mloc_dagster.ledger.model import TaskEntry
-from mloc_dagster.ops.failures import step_error
-from mloc_dagster.ops.run_tags import RunTask
-from mloc_dagster.results.store import Folder
+from mloc_dagster.fleet import requeue_in
+from mloc_dagster.ledger import TaskEntry
+from mloc_dagster.ops import RunTask, step_error
+from mloc_dagster.results import Folder
 from mloc_dagster.wire import LogEnd, LogLevel, LogLine, LogPage, TaskState
 
 _STAMPED = re.compile(rb"(\d{4}-\d\d-\d\dT[0-9:.]+Z) (.*)", re.DOTALL)
@@ -242,7 +241,7 @@ class TaskLogs:
         """Returns which of a run's steps are the task's; None for all."""
         if entry.task_id == entry.workflow_id:
             return None
-        from mloc_dagster.tasks.workflows import find_workflows
+        from mloc_dagster.tasks import find_workflows
 
         known = find_workflows(self._api.fleet.instance(), [entry.workflow_id]).get(
             entry.workflow_id

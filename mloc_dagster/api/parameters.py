@@ -13,8 +13,8 @@ from fastapi import Path, Query, Request
 
 from mloc_dagster.api.problems import Refusal
 from mloc_dagster.errors import InputError, nearest_hint
-from mloc_dagster.ledger.model import TaskFilter
-from mloc_dagster.results.store import Folder, check_name, check_task_id
+from mloc_dagster.ledger import TaskFilter
+from mloc_dagster.results import Folder, check_name, check_task_id
 from mloc_dagster.wire import Finding, Moment, TaskState
 
 MAX_NAME_BYTES = 1_000

@@ -7,12 +7,9 @@ import re
 from collections.abc import Iterable, Mapping
 from urllib.parse import urlsplit
 
-from mloc_dagster.compile.compiled import CompiledTemplate
-from mloc_dagster.compile.diagnostics import Diagnostic, at_value, find
-from mloc_dagster.compile.tree import Tree, format_path
-from mloc_dagster.net.reach import FALSE, OutOfReachError, Reach
-from mloc_dagster.schema.markers import FileRef, Marked, Url, marked
-from mloc_dagster.schema.template import marked_values
+from mloc_dagster.compile import CompiledTemplate, Diagnostic, Tree, at_value, find, format_path
+from mloc_dagster.net import FALSE, OutOfReachError, Reach
+from mloc_dagster.schema import FileRef, Marked, Url, marked, marked_values
 
 _HTTP_URL = re.compile(r"https?://\S+", re.IGNORECASE)
 _UNSTORABLE = re.compile("[\\x00\\ud800-\\udfff]")

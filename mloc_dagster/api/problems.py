@@ -14,7 +14,7 @@ from sqlalchemy.exc import DBAPIError, TimeoutError
 from starlette.exceptions import HTTPException
 from starlette.routing import Match, Route
 
-from mloc_dagster.compile.diagnostics import Diagnostic
+from mloc_dagster.compile import Diagnostic
 from mloc_dagster.errors import (
     IncompleteResultsError,
     InputError,

@@ -29,7 +29,7 @@ from mloc_dagster.api.stored_files import (
     tar_blocks,
 )
 from mloc_dagster.api.submission_body import Upload
-from mloc_dagster.results.store import Folder
+from mloc_dagster.results import Folder
 from mloc_dagster.wire import FilePage, FilesStored, ResultIn, ResultStored
 
 ResultFormat = Literal["json", "parquet", "jsonl", "csv"]

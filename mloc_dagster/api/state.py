@@ -19,12 +19,10 @@ from mloc_dagster.api.metrics import Metrics
 from mloc_dagster.api.parameters import safe_task_id
 from mloc_dagster.api.problems import no_such_task
 from mloc_dagster.errors import InputError, TransientError
-from mloc_dagster.events.recall import LastNews, last_training_news
-from mloc_dagster.events.stream import STREAM_AWAY, open_redis
+from mloc_dagster.events import STREAM_AWAY, LastNews, last_training_news, open_redis
 from mloc_dagster.fleet import FleetEngine, WorkerInfo, fleet_url, open_engine, require_fleet
-from mloc_dagster.ledger.ledger import Ledger
-from mloc_dagster.ledger.model import TaskEntry
-from mloc_dagster.results.store import ResultStore, open_store
+from mloc_dagster.ledger import Ledger, TaskEntry
+from mloc_dagster.results import ResultStore, open_store
 
 if TYPE_CHECKING:
     import dagster as dg
@@ -46,7 +44,7 @@ class FleetAccess:
 
     def instance(self) -> dg.DagsterInstance:
         """Returns Dagster's instance, its connections pooled."""
-        from mloc_dagster.services.instance import open_instance
+        from mloc_dagster.services import open_instance
 
         with self._lock:
             if self._instance is None:

@@ -25,17 +25,17 @@ from mloc_dagster.api.problems import Refusal
 from mloc_dagster.api.state import ApiState
 from mloc_dagster.api.submission_body import Upload
 from mloc_dagster.errors import IncompleteResultsError, nearest_hint
-from mloc_dagster.results.aggregate import RESPONSES_NAME
-from mloc_dagster.results.files import BUFFER_BYTES
-from mloc_dagster.results.manifest import (
+from mloc_dagster.results import (
+    BUFFER_BYTES,
     MANIFEST_NAME,
+    RECORD_NAME,
+    RESPONSES_NAME,
+    Folder,
     Manifest,
     is_own_name,
     read_manifest,
     write_manifest,
 )
-from mloc_dagster.results.record import RECORD_NAME
-from mloc_dagster.results.store import Folder
 from mloc_dagster.wire import FileView, ResultIn, ResultStored
 
 BLOCK_BYTES = 1 << 20

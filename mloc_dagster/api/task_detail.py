@@ -7,9 +7,9 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from mloc_dagster.api.state import ApiState
-from mloc_dagster.ledger.model import TaskEntry
-from mloc_dagster.schema.task_type import task_types
-from mloc_dagster.tasks.task_status import plan_of, summary_of
+from mloc_dagster.ledger import TaskEntry
+from mloc_dagster.schema import task_types
+from mloc_dagster.tasks import plan_of, summary_of
 from mloc_dagster.wire import (
     ProgressReply,
     Shards,
@@ -21,8 +21,8 @@ from mloc_dagster.wire import (
 )
 
 if TYPE_CHECKING:
-    from mloc_dagster.ops.run_tags import RunTask
-    from mloc_dagster.tasks.workflows import Workflow
+    from mloc_dagster.ops import RunTask
+    from mloc_dagster.tasks import Workflow
 
 
 _WORST_FIRST = (
@@ -99,7 +99,7 @@ def _training(api: ApiState, entry: TaskEntry) -> TrainingView | None:
     known = task_types().get(entry.task_type)
     if known is None or not known.trains:
         return None
-    from mloc_dagster.tasks.task_status import training_status
+    from mloc_dagster.tasks import training_status
 
     runs = entry.state is TaskState.RUNNING
     return training_status(entry.task_id, entry.submitted_at, api.fleet.last_word, runs=runs)
@@ -136,7 +136,7 @@ def live_status(api: ApiState, entry: TaskEntry) -> TaskDetail | None:
     if found is None:
         return None
     from mloc_dagster.errors import MlocError
-    from mloc_dagster.tasks.task_status import status_of
+    from mloc_dagster.tasks import status_of
 
     workflow, task = found
     try:
@@ -151,7 +151,7 @@ def _setbacks(api: ApiState, entry: TaskEntry) -> dict[str, object]:
     found = _in_dagster(api, entry)
     if found is None or entry.run_id is None:
         return {}
-    from mloc_dagster.tasks.steps import setbacks_of
+    from mloc_dagster.tasks import setbacks_of
 
     setbacks = setbacks_of(api.fleet.instance(), entry.run_id, found[1])
     return {"retries": setbacks.retries, "losses": setbacks.losses}
@@ -161,7 +161,7 @@ def _in_dagster(api: ApiState, entry: TaskEntry) -> tuple[Workflow, RunTask] | N
     """Returns a task as its newest run has it; None without one, and for one of a batch."""
     if entry.run_id is None or entry.batch_key is not None:
         return None
-    from mloc_dagster.tasks.workflows import find_workflows
+    from mloc_dagster.tasks import find_workflows
 
     workflow = find_workflows(api.fleet.instance(), [entry.workflow_id]).get(entry.workflow_id)
     if workflow is None or workflow.latest.run_id != entry.run_id:

@@ -21,7 +21,7 @@ from mloc_dagster.api.problems import Refusal, no_such_task
 from mloc_dagster.api.state import State, reply
 from mloc_dagster.api.submission_body import read_submission
 from mloc_dagster.api.task_detail import progress_reply, task_reply, task_view, workflow_state
-from mloc_dagster.ledger.model import TaskEntry, TaskFilter
+from mloc_dagster.ledger import TaskEntry, TaskFilter
 from mloc_dagster.wire import (
     ChangedTask,
     ChangeReply,

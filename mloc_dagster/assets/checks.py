@@ -7,14 +7,19 @@ from dataclasses import dataclass
 import dagster as dg
 
 from mloc_dagster.assets.task_graph import asset_key, node_name
-from mloc_dagster.compile.compiler import CompiledTask, CompiledTemplate
-from mloc_dagster.executors.task_start import open_task
-from mloc_dagster.ops.io import TaskRef
-from mloc_dagster.ops.run_tags import PROCESS_TAG
-from mloc_dagster.results.aggregate import RowCounts, allowed_errors, budget_problem, count_rows
-from mloc_dagster.results.shard_files import read_rows
-from mloc_dagster.results.training_summary import TrainingSummary, read_training
-from mloc_dagster.schema.task import RowSpec
+from mloc_dagster.compile import CompiledTask, CompiledTemplate
+from mloc_dagster.executors import open_task
+from mloc_dagster.ops import PROCESS_TAG, TaskRef
+from mloc_dagster.results import (
+    RowCounts,
+    TrainingSummary,
+    allowed_errors,
+    budget_problem,
+    count_rows,
+    read_rows,
+    read_training,
+)
+from mloc_dagster.schema import RowSpec
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,17 +7,11 @@ from typing import Any
 import dagster as dg
 from pydantic import Field
 
-from mloc_dagster.compile.compiler import CompiledTask, CompiledTemplate
-from mloc_dagster.executors.base import TaskExecutor, model_key_text
-from mloc_dagster.executors.task_start import task_executor
-from mloc_dagster.fleet.dagster.tickets import fleet_tags
-from mloc_dagster.fleet.hardware import requirements_of
-from mloc_dagster.ops.aggregate import aggregate_op
-from mloc_dagster.ops.plan import plan_op
-from mloc_dagster.ops.run_tags import op_name
-from mloc_dagster.ops.shard import shard_op
-from mloc_dagster.schema.task import ModelSpec, TaskSpec
-from mloc_dagster.schema.task_type import find_task_type
+from mloc_dagster.compile import CompiledTask, CompiledTemplate
+from mloc_dagster.executors import TaskExecutor, model_key_text, task_executor
+from mloc_dagster.fleet import fleet_tags, requirements_of
+from mloc_dagster.ops import aggregate_op, op_name, plan_op, shard_op
+from mloc_dagster.schema import ModelSpec, TaskSpec, find_task_type
 
 
 def job_name(compiled: CompiledTemplate) -> str:

@@ -9,18 +9,22 @@ from typing import TYPE_CHECKING
 import dagster as dg
 
 from mloc_dagster.assets.checks import row_checks, training_checks
-from mloc_dagster.assets.task_graph import asset_key, job_name, op_name, task_graph
-from mloc_dagster.compile.compiler import CompiledTask, CompiledTemplate
-from mloc_dagster.fleet.dagster.executor import execution_config
-from mloc_dagster.fleet.dagster.tickets import fleet_tags
-from mloc_dagster.fleet.hardware import Requirements
-from mloc_dagster.ops.batch import BatchConfig, batch_shard, hand_out, plan_batch
-from mloc_dagster.ops.export import export_responses
-from mloc_dagster.ops.io import TaskRef
-from mloc_dagster.ops.run_tags import NODES_TAG, SLO_TAG
-from mloc_dagster.schema.resources import Retries
-from mloc_dagster.schema.task import ModelSpec, TrainingSpec
-from mloc_dagster.services.stack.plan import STACK
+from mloc_dagster.assets.task_graph import asset_key, job_name, task_graph
+from mloc_dagster.compile import CompiledTask, CompiledTemplate
+from mloc_dagster.fleet import Requirements, execution_config, fleet_tags
+from mloc_dagster.ops import (
+    NODES_TAG,
+    SLO_TAG,
+    BatchConfig,
+    TaskRef,
+    batch_shard,
+    export_responses,
+    hand_out,
+    op_name,
+    plan_batch,
+)
+from mloc_dagster.schema import ModelSpec, Retries, TrainingSpec
+from mloc_dagster.services import STACK
 
 if TYPE_CHECKING:
     from dagster._core.definitions.unresolved_asset_job_definition import (

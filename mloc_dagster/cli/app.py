@@ -233,7 +233,7 @@ def _schema() -> None:
     """Print the JSON Schema of templates; editors complete and check with it."""
     import json
 
-    from mloc_dagster.schema.json_schema import template_json_schema
+    from mloc_dagster.schema import template_json_schema
 
     typer.echo(json.dumps(template_json_schema(), indent=2, ensure_ascii=False))
 

@@ -25,20 +25,27 @@ from mloc_dagster.cli.display.report import report_json
 from mloc_dagster.cli.resume import check_not_running, resumable
 from mloc_dagster.cli.session import Session
 from mloc_dagster.cli.terminal import FAILED, OK
-from mloc_dagster.compile.compiler import CompiledTemplate, compile_document
-from mloc_dagster.compile.loader import Document
-from mloc_dagster.compile.overrides import apply_sets
-from mloc_dagster.compile.tree import Position, tree_of
-from mloc_dagster.data.openai_batch import check_endpoints, scan_batch
+from mloc_dagster.compile import (
+    CompiledTemplate,
+    Document,
+    Position,
+    apply_sets,
+    compile_document,
+    tree_of,
+)
+from mloc_dagster.data import check_endpoints, scan_batch
 from mloc_dagster.errors import DamagedFileError, InputError
-from mloc_dagster.planning.plan import PLAN_NAME
-from mloc_dagster.results.openai_batch import BatchFiles
-from mloc_dagster.results.record import RECORD_NAME, read_record
-from mloc_dagster.results.shard_files import read_rows
-from mloc_dagster.results.store import Folder, open_store
-from mloc_dagster.results.tally import Tally
-from mloc_dagster.schema.data import OpenaiBatchData
-from mloc_dagster.schema.task import RowSpec
+from mloc_dagster.planning import PLAN_NAME
+from mloc_dagster.results import (
+    RECORD_NAME,
+    BatchFiles,
+    Folder,
+    Tally,
+    open_store,
+    read_record,
+    read_rows,
+)
+from mloc_dagster.schema import OpenaiBatchData, RowSpec
 from mloc_dagster.settings import settings
 
 
@@ -225,7 +232,7 @@ def _write(options: BatchOptions, folder: Folder, session: Session) -> BatchOutc
     summary = tasks[0].summary if tasks else None
     if summary is None or any(run.interrupted for run in session.runs):
         return None
-    from mloc_dagster.executors.task_start import open_task
+    from mloc_dagster.executors import open_task
 
     plan, submitted_at = open_task(folder.name).plan(), read_record(folder).submitted_at
     with replacing(options.output) as answers, replacing(options.errors_file) as failures:

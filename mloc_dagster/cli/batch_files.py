@@ -17,13 +17,12 @@ from pydantic import JsonValue
 from rich.console import Console
 
 from mloc_dagster.cli.display.tables import duration, print_table, rate
-from mloc_dagster.compile.compiler import CompiledTemplate
-from mloc_dagster.data.openai_batch import BatchFile
+from mloc_dagster.compile import CompiledTemplate
+from mloc_dagster.data import BatchFile
 from mloc_dagster.errors import InputError, TerminalError
 from mloc_dagster.models import BUILTIN_MODELS
-from mloc_dagster.results.summary import TaskSummary
-from mloc_dagster.schema.base import canonical_json
-from mloc_dagster.schema.task import ModelSpec
+from mloc_dagster.results import TaskSummary
+from mloc_dagster.schema import ModelSpec, canonical_json
 from mloc_dagster.settings import settings
 
 
@@ -114,7 +113,7 @@ def batch_task_id(compiled: CompiledTemplate, found: BatchFile) -> str:
     Raises:
         InputError: If there is no such model.
     """
-    from mloc_dagster.executors.reuse_identity import file_contents
+    from mloc_dagster.executors import file_contents
 
     spec = compiled.tasks[0].task.spec
     try:

@@ -12,9 +12,8 @@ import typer
 from mloc_dagster.cli.display.tables import duration, print_table
 from mloc_dagster.cli.run_command import compile_with_sets, template_path
 from mloc_dagster.cli.terminal import OK
-from mloc_dagster.compile.compiled import whole_reference
-from mloc_dagster.compile.compiler import CompiledTask, CompiledTemplate
-from mloc_dagster.executors.estimate import (
+from mloc_dagster.compile import CompiledTask, CompiledTemplate, whole_reference
+from mloc_dagster.executors import (
     Estimate,
     Figure,
     TrainingEstimate,
@@ -22,14 +21,11 @@ from mloc_dagster.executors.estimate import (
     add_up,
     estimate_rows,
     estimate_training,
+    kind_of,
     unknown_estimate,
 )
-from mloc_dagster.executors.input_planning import kind_of
-from mloc_dagster.results.history import read_history
-from mloc_dagster.results.store import ResultStore, open_store
-from mloc_dagster.schema.data import GraphTemplateData, UpstreamData
-from mloc_dagster.schema.model import Model
-from mloc_dagster.schema.task import RowSpec, TrainingSpec
+from mloc_dagster.results import ResultStore, open_store, read_history
+from mloc_dagster.schema import GraphTemplateData, Model, RowSpec, TrainingSpec, UpstreamData
 from mloc_dagster.settings import settings
 
 

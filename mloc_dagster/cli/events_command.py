@@ -16,11 +16,21 @@ from rich.text import Text
 from mloc_dagster.cli.display.tables import count
 from mloc_dagster.cli.terminal import OK
 from mloc_dagster.errors import InputError
-from mloc_dagster.events.log import Channel, LoggedEvent
-from mloc_dagster.events.model import Event, Payload, TaskEvent, WorkerEvent, WorkerPayload
-from mloc_dagster.events.stream import STREAM_AWAY, StreamClient, open_redis, read_events
+from mloc_dagster.events import (
+    STREAM_AWAY,
+    Channel,
+    Event,
+    LoggedEvent,
+    Payload,
+    StreamClient,
+    TaskEvent,
+    WorkerEvent,
+    WorkerPayload,
+    open_redis,
+    read_events,
+)
 from mloc_dagster.fleet import fleet_url, require_fleet
-from mloc_dagster.planning.plan import shard_key
+from mloc_dagster.planning import shard_key
 
 _UNITS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*([smhd])")

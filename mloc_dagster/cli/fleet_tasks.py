@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import dagster as dg
 
     from mloc_dagster.fleet import FleetEngine
-    from mloc_dagster.tasks.workflows import Found
+    from mloc_dagster.tasks import Found
 
 
 _TAKEN_OVER = ("DAGSTER_HOME", "MLOC_RESULTS_URL", "MLOC_TEMPLATES_DIR")
@@ -57,7 +57,7 @@ def open_fleet() -> Generator[Fleet]:
     if settings().redis_url is None:
         use_stack()
     from mloc_dagster.fleet import open_engine, require_fleet
-    from mloc_dagster.services.instance import open_instance
+    from mloc_dagster.services import open_instance
 
     require_fleet()
     with open_instance() as instance:
@@ -70,9 +70,7 @@ def use_stack() -> None:
     Raises:
         InputError: If none is up.
     """
-    from mloc_dagster.services.stack.layout import stack_layout
-    from mloc_dagster.services.stack.plan import saved_plan
-    from mloc_dagster.services.stack.processes import supervisor_process
+    from mloc_dagster.services import saved_plan, stack_layout, supervisor_process
 
     layout = stack_layout()
     supervisor, plan = supervisor_process(layout), saved_plan(layout)
@@ -99,16 +97,15 @@ def details(task_or_run_id: str) -> Sequence[TaskDetail]:
         InputError: If there is no such task or run.
     """
     with open_fleet() as fleet:
-        from mloc_dagster.tasks.workflows import find
+        from mloc_dagster.tasks import find
 
         return _details(fleet, find(fleet.instance, task_or_run_id))
 
 
 def _details(fleet: Fleet, found: Found) -> Sequence[TaskDetail]:
-    from mloc_dagster.events.recall import last_training_news
-    from mloc_dagster.events.stream import open_redis
+    from mloc_dagster.events import last_training_news, open_redis
     from mloc_dagster.fleet import fleet_url
-    from mloc_dagster.tasks.task_status import detail_of
+    from mloc_dagster.tasks import detail_of
 
     with open_redis(fleet_url()) as client:
         last_word = partial(last_training_news, client)
@@ -125,8 +122,7 @@ def latest(wanted: Collection[TaskState], limit: int) -> Sequence[TaskDetail]:
 
 
 def _latest(fleet: Fleet, wanted: Collection[TaskState]) -> Iterator[TaskDetail]:
-    from mloc_dagster.tasks.task_status import status_of
-    from mloc_dagster.tasks.workflows import latest_workflows
+    from mloc_dagster.tasks import latest_workflows, status_of
 
     seen: set[str] = set()
     cursor: str | None = None
@@ -147,7 +143,7 @@ def _latest(fleet: Fleet, wanted: Collection[TaskState]) -> Iterator[TaskDetail]
 def find_dead_letters() -> Sequence[DeadLetterView]:
     """Returns the tasks that failed for good, the latest first."""
     with open_fleet() as fleet:
-        from mloc_dagster.tasks.dead_letters import find_dead_letters
+        from mloc_dagster.tasks import find_dead_letters
 
         return find_dead_letters(fleet.instance)
 
@@ -159,7 +155,7 @@ def cancel(task_or_run_id: str, *, wait: bool) -> Sequence[TaskDetail]:
         InputError: If there is no such task, or it has ended.
     """
     with open_fleet() as fleet:
-        from mloc_dagster.tasks.workflows import cancel
+        from mloc_dagster.tasks import cancel
 
         run_id = cancel(fleet.instance, task_or_run_id)
         return _wait(fleet, [run_id]) if wait else ()
@@ -172,9 +168,8 @@ def retry_task(task_or_run_id: str, *, failed_rows: bool, wait: bool) -> Sequenc
         InputError: If there is no such task, or nothing to retry.
     """
     with open_fleet() as fleet:
-        from mloc_dagster.sensors.task_facts import tasks_of
-        from mloc_dagster.tasks.retry import retry_task
-        from mloc_dagster.tasks.workflows import find
+        from mloc_dagster.sensors import tasks_of
+        from mloc_dagster.tasks import find, retry_task
 
         run_id = retry_task(fleet.instance, task_or_run_id, failed_rows=failed_rows)
         tasks = tasks_of(find(fleet.instance, run_id).workflow.latest)
@@ -191,8 +186,8 @@ def launch_template(template: str, *, sets: Sequence[str], wait: bool) -> Sequen
     with open_fleet() as fleet:
         path = _library_path(template)
         from mloc_dagster.cli.run_command import compile_with_sets
-        from mloc_dagster.compile.compiler import compile_file
-        from mloc_dagster.tasks.launch import check_launchable, launch_template
+        from mloc_dagster.compile import compile_file
+        from mloc_dagster.tasks import check_launchable, launch_template
 
         changed = compile_with_sets(path, sets)
         for before, after in zip(compile_file(path), changed, strict=True):
@@ -224,7 +219,7 @@ def _print_ids(run_id: str, task_ids: Sequence[str]) -> None:
 
 def _wait(fleet: Fleet, run_ids: Sequence[str]) -> Sequence[TaskDetail]:
     """Returns the tasks of runs when these have ended; Ctrl-C ends the waiting and not the runs."""
-    from mloc_dagster.tasks.workflows import find
+    from mloc_dagster.tasks import find
 
     for run_id in run_ids:
         try:

@@ -6,11 +6,17 @@ import os
 import socket
 from typing import TYPE_CHECKING
 
-from mloc_dagster.compile.compiler import CompiledTemplate, compile_mapping
+from mloc_dagster.compile import CompiledTemplate, compile_mapping
 from mloc_dagster.errors import InputError
-from mloc_dagster.ops.run_tags import PROCESS_TAG
-from mloc_dagster.results.record import RECORD_NAME, TaskRecord, read_record, submitted_template
-from mloc_dagster.results.store import ResultStore, open_store
+from mloc_dagster.ops import PROCESS_TAG
+from mloc_dagster.results import (
+    RECORD_NAME,
+    ResultStore,
+    TaskRecord,
+    open_store,
+    read_record,
+    submitted_template,
+)
 
 if TYPE_CHECKING:
     import dagster as dg
@@ -49,7 +55,7 @@ def start_over(compiled: CompiledTemplate, workflow_id: str) -> None:
     Raises:
         InputError: If a process computes them.
     """
-    from mloc_dagster.executors.task_start import task_id_for
+    from mloc_dagster.executors import task_id_for
 
     check_not_running(workflow_id)
     store = open_store()
@@ -66,8 +72,8 @@ def check_not_running(workflow_id: str) -> None:
     Raises:
         InputError: If one does.
     """
-    from mloc_dagster.ops.plan import WORKFLOW_TAG
-    from mloc_dagster.services.instance import open_instance
+    from mloc_dagster.ops import WORKFLOW_TAG
+    from mloc_dagster.services import open_instance
 
     with open_instance() as instance:
         close_dead_runs(instance, WORKFLOW_TAG, workflow_id)

@@ -14,11 +14,16 @@ from mloc_dagster.cli.display.report import print_folders, report_json
 from mloc_dagster.cli.resume import resumable, start_over
 from mloc_dagster.cli.session import Session
 from mloc_dagster.cli.terminal import OK
-from mloc_dagster.compile.compiler import CompiledTemplate, compile_document, compile_file
-from mloc_dagster.compile.diagnostics import Diagnostic, errors_of
-from mloc_dagster.compile.loader import load_documents
-from mloc_dagster.compile.overrides import apply_sets
-from mloc_dagster.data.look import look_at_data
+from mloc_dagster.compile import (
+    CompiledTemplate,
+    Diagnostic,
+    apply_sets,
+    compile_document,
+    compile_file,
+    errors_of,
+    load_documents,
+)
+from mloc_dagster.data import look_at_data
 from mloc_dagster.errors import InputError, TemplateError
 from mloc_dagster.library import library_file
 from mloc_dagster.settings import settings

@@ -13,9 +13,14 @@ from typing import TYPE_CHECKING
 
 from mloc_dagster.cli.terminal import OK
 from mloc_dagster.errors import InputError, TransientError
-from mloc_dagster.fleet import RUNS_QUEUE, require_fleet
-from mloc_dagster.fleet.worker.detection import detect_hardware
-from mloc_dagster.fleet.worker.group import gpu_groups, group_environment, run_worker_group
+from mloc_dagster.fleet import (
+    RUNS_QUEUE,
+    detect_hardware,
+    gpu_groups,
+    group_environment,
+    require_fleet,
+    run_worker_group,
+)
 from mloc_dagster.settings import settings
 
 if TYPE_CHECKING:
@@ -43,11 +48,8 @@ def serve(host: str | None, port: int | None) -> int:
         use_stack()
     import uvicorn
 
-    from mloc_dagster.api.app import create_app
-    from mloc_dagster.api.auth import Tokens
-    from mloc_dagster.api.limits import PatientProtocol
-    from mloc_dagster.api.metrics import access_log_on_stdout
-    from mloc_dagster.ledger.ledger import Ledger
+    from mloc_dagster.api import PatientProtocol, Tokens, access_log_on_stdout, create_app
+    from mloc_dagster.ledger import Ledger
 
     host = host or settings().api_host
     if not Tokens.of(settings()).asked_for and not _is_loopback(host):
@@ -91,7 +93,7 @@ def dispatch() -> int:
         from mloc_dagster.cli.fleet_tasks import use_stack
 
         use_stack()
-    from mloc_dagster.dispatch.process import run
+    from mloc_dagster.dispatch import run
 
     run()
     return OK
@@ -137,7 +139,7 @@ def work(options: WorkerOptions) -> int:
         if len(groups) > 1:
             return run_worker_group(groups, queues, tags)
         os.environ.update(group_environment(groups[0]))  # before anything starts CUDA
-    from mloc_dagster.fleet.worker.process import run_worker_process
+    from mloc_dagster.fleet import run_worker_process
 
     run_worker_process(queues, tags)
     return 0
@@ -169,8 +171,8 @@ def serve_webserver(host: str, port: int, workspace: Path) -> int:
     from dagster_webserver.app import create_app_from_workspace_process_context
     from dagster_webserver.version import __version__
 
-    from mloc_dagster.api.limits import PatientProtocol
-    from mloc_dagster.services.instance import open_instance
+    from mloc_dagster.api import PatientProtocol
+    from mloc_dagster.services import open_instance
 
     configure_loggers(log_level="INFO")
     with (
@@ -199,7 +201,7 @@ def guarded(ui: ASGIApp, host: str) -> ASGIApp:
         ui: Dagster's.
         host: Where it listens.
     """
-    from mloc_dagster.api.auth import OriginGuard
+    from mloc_dagster.api import OriginGuard
 
     return OriginGuard(ReadsByGet(ui), bound=host, hosts=settings().allowed_hosts)
 
@@ -216,7 +218,7 @@ class ReadsByGet:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handles a connection."""
-        from mloc_dagster.api.problems import Refusal, problem_response
+        from mloc_dagster.api import Refusal, problem_response
 
         if scope["type"] == "http" and scope["method"] == "GET" and not _only_asks(scope):
             detail = "a GET to /graphql may only hold queries: send mutations by POST"

@@ -24,9 +24,8 @@ from mloc_dagster.cli.display.progress import Monitor, View, monitoring, view_fo
 from mloc_dagster.cli.display.report import TemplateRun, print_problems, print_report
 from mloc_dagster.cli.resume import close_dead_runs, this_process
 from mloc_dagster.cli.terminal import BAD_INPUT, FAILED, OK, debugging, quiet_terminal
-from mloc_dagster.compile.compiler import CompiledTemplate
-from mloc_dagster.compile.diagnostics import Diagnostic
-from mloc_dagster.ops.run_tags import PROCESS_TAG
+from mloc_dagster.compile import CompiledTemplate, Diagnostic
+from mloc_dagster.ops import PROCESS_TAG
 
 if TYPE_CHECKING:
     import dagster as dg
@@ -207,8 +206,8 @@ class Session:
     def _open(self, stack: ExitStack) -> None:
         with monitoring(self._new_view()):
             from mloc_dagster.local_run import check_runnable, misfits
-            from mloc_dagster.ops.plan import WORKFLOW_TAG
-            from mloc_dagster.services.instance import open_instance
+            from mloc_dagster.ops import WORKFLOW_TAG
+            from mloc_dagster.services import open_instance
 
             for compiled in self._templates:
                 check_runnable(compiled)

@@ -9,17 +9,18 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from mloc_dagster.errors import TerminalError
-from mloc_dagster.services.stack.answers import (
+from mloc_dagster.services import (
+    ComponentState,
+    StackPlan,
     api_answers,
     code_answers,
+    component_states,
     daemon_answers,
     dispatcher_answers,
     postgres_answers,
     redis_answers,
     webserver_answers,
 )
-from mloc_dagster.services.stack.plan import StackPlan
-from mloc_dagster.services.stack.supervisor import ComponentState, component_states
 
 _PATIENCE_S = 300.0
 _LOOK_EVERY_S = 0.5

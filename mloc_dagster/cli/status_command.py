@@ -14,16 +14,18 @@ import typer
 from mloc_dagster.cli.api_choice import ask
 from mloc_dagster.cli.display.tables import count, duration, print_table
 from mloc_dagster.cli.terminal import FAILED, OK
-from mloc_dagster.fleet import WorkerInfo, open_engine, require_fleet
-from mloc_dagster.fleet.hardware import GPU_QUEUE, Hardware
-from mloc_dagster.services.stack.answers import redis_answers
-from mloc_dagster.services.stack.layout import StackLayout, stack_layout
-from mloc_dagster.services.stack.plan import StackPlan, addresses, saved_plan
-from mloc_dagster.services.stack.processes import stack_processes
-from mloc_dagster.services.stack.supervisor import (
+from mloc_dagster.fleet import GPU_QUEUE, Hardware, WorkerInfo, open_engine, require_fleet
+from mloc_dagster.services import (
     ComponentState,
+    StackLayout,
+    StackPlan,
     SupervisorGone,
+    addresses,
     component_states,
+    redis_answers,
+    saved_plan,
+    stack_layout,
+    stack_processes,
 )
 
 if TYPE_CHECKING:

@@ -15,15 +15,20 @@ from pydantic import TypeAdapter, ValidationError
 
 from mloc_dagster.cli.display.tables import count, print_table
 from mloc_dagster.cli.terminal import BAD_INPUT, OK
-from mloc_dagster.compile.compiler import CompiledTemplate, compile_file, compile_files
-from mloc_dagster.compile.diagnostics import errors_of, in_file_order
-from mloc_dagster.compile.loader import parse_documents
-from mloc_dagster.compile.tree import Tree
-from mloc_dagster.data.look import look_at_data
+from mloc_dagster.compile import (
+    CompiledTemplate,
+    Tree,
+    compile_file,
+    compile_files,
+    errors_of,
+    in_file_order,
+    parse_documents,
+)
+from mloc_dagster.data import look_at_data
 from mloc_dagster.errors import InputError, TemplateError
 from mloc_dagster.library import library_dir, library_file, library_files
 from mloc_dagster.models import BUILTIN_MODELS, builtin_model_path
-from mloc_dagster.schema.base import Name
+from mloc_dagster.schema import Name
 
 
 def validate(paths: Sequence[Path], *, as_json: bool, strict: bool, look: bool = True) -> int:

@@ -18,21 +18,23 @@ from mloc_dagster.cli.display.tables import duration, print_table
 from mloc_dagster.cli.stack_readiness import Readiness
 from mloc_dagster.cli.terminal import FAILED, INTERRUPTED, OK
 from mloc_dagster.errors import InputError, MlocError
-from mloc_dagster.services.stack.layout import StackLayout, stack_layout
-from mloc_dagster.services.stack.lifecycle import (
+from mloc_dagster.services import (
+    ComponentState,
+    StackLayout,
+    StackPlan,
+    SupervisorGone,
+    addresses,
     clear_remains,
+    component_states,
     kill_stack,
+    make_plan,
     require_postgres_free,
+    saved_plan,
+    stack_layout,
     start_stack,
     starting_alone,
     stop_stack,
-)
-from mloc_dagster.services.stack.plan import StackPlan, addresses, make_plan, saved_plan
-from mloc_dagster.services.stack.processes import supervisor_process
-from mloc_dagster.services.stack.supervisor import (
-    ComponentState,
-    SupervisorGone,
-    component_states,
+    supervisor_process,
 )
 from mloc_dagster.settings import settings
 
@@ -126,7 +128,7 @@ def _prepare(layout: StackLayout, options: UpOptions, console: Console) -> Stack
 def _worker_gpus(workers: int | None) -> Sequence[str | None]:
     if workers == 0:
         return ()
-    from mloc_dagster.fleet.worker.detection import detect_hardware
+    from mloc_dagster.fleet import detect_hardware
 
     return share_gpus([gpu.index for gpu in detect_hardware().gpus], workers)
 

@@ -22,7 +22,7 @@ from pydantic_core import from_json
 from mloc_dagster.client.errors import ApiAwayError, ApiError
 from mloc_dagster.client.transport import Ask
 from mloc_dagster.errors import DataError
-from mloc_dagster.results.files import LocalFiles
+from mloc_dagster.results import LocalFiles
 from mloc_dagster.wire import LogLevel, LogLine
 
 _MOST_BREAKS = 8

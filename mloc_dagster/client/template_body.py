@@ -10,13 +10,21 @@ from pathlib import Path, PurePosixPath
 import yaml
 from pydantic import JsonValue
 
-from mloc_dagster.compile.compiler import compile_document
-from mloc_dagster.compile.diagnostics import Diagnostic, Findings, at_value
-from mloc_dagster.compile.loader import Document, anchored_files, load_documents, parse_documents
-from mloc_dagster.compile.overrides import apply_sets
-from mloc_dagster.compile.tree import Position, Tree
+from mloc_dagster.compile import (
+    Diagnostic,
+    Document,
+    Findings,
+    Position,
+    Tree,
+    anchored_files,
+    apply_sets,
+    at_value,
+    compile_document,
+    load_documents,
+    parse_documents,
+)
 from mloc_dagster.errors import InputError, TemplateError
-from mloc_dagster.results.store import check_name
+from mloc_dagster.results import check_name
 
 _SET = "--set "
 

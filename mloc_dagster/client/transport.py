@@ -51,7 +51,7 @@ def default_address() -> Address:
     url = configured_url()
     if url is not None:
         return Address(url)
-    from mloc_dagster.services.stack.plan import reachable
+    from mloc_dagster.services import reachable
 
     return stack_api() or Address(f"http://{reachable(settings().api_host)}:{settings().api_port}")
 
@@ -63,9 +63,7 @@ def stack_api() -> Address | None:
     """
     if settings().redis_url is not None:
         return None
-    from mloc_dagster.services.stack.layout import stack_layout
-    from mloc_dagster.services.stack.plan import saved_plan
-    from mloc_dagster.services.stack.processes import supervisor_process
+    from mloc_dagster.services import saved_plan, stack_layout, supervisor_process
 
     layout = stack_layout()
     plan = saved_plan(layout)

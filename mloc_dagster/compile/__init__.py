@@ -1,1 +1,5 @@
 """YAML → typed tasks: load, merge, normalise, check. Knows neither Dagster nor Redis."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

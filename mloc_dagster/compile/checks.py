@@ -9,29 +9,31 @@ from mloc_dagster.compile.diagnostics import Findings, at_key, at_value, find
 from mloc_dagster.compile.effects import Effects
 from mloc_dagster.compile.tree import Path, Tree
 from mloc_dagster.errors import DataError, InputError, nearest_hint
-from mloc_dagster.schema.data import (
-    ChatMessage,
-    DatasetData,
-    GraphTemplateData,
-    ListData,
-    TemplateColumn,
-    TextPart,
-    TrainingData,
-    UpstreamData,
-    hub_only,
-    names_files,
-)
-from mloc_dagster.schema.engines import refusals
-from mloc_dagster.schema.output import (
+from mloc_dagster.schema import (
     BATCH_ERRORS_NAME,
     BATCH_OUTPUT_NAME,
     CHECKPOINTS_NAME,
     FINAL_LORA,
     FINAL_MODEL,
+    UPSTREAM_VALUES,
+    ChatMessage,
+    DatasetData,
+    GraphTemplateData,
+    InferenceSpec,
+    ListData,
+    ModelSpec,
+    TaskSpec,
+    TemplateColumn,
+    TextPart,
+    TrainingData,
+    TrainingSpec,
+    UpstreamData,
     artifact_name,
+    hub_only,
+    names_files,
+    parse_placeholders,
+    refusals,
 )
-from mloc_dagster.schema.placeholders import UPSTREAM_VALUES, parse_placeholders
-from mloc_dagster.schema.task import InferenceSpec, ModelSpec, TaskSpec, TrainingSpec
 
 FORM_MAY_BREAK = (
     "an answer that a stop string ends may lack the rest of its form: structured_outputs alone "

@@ -12,8 +12,7 @@ from pydantic import JsonValue
 from mloc_dagster.compile.diagnostics import Diagnostic
 from mloc_dagster.compile.tree import Path, Tree
 from mloc_dagster.errors import InputError, TemplateError
-from mloc_dagster.schema.resources import Schedule
-from mloc_dagster.schema.task import Metadata, Task
+from mloc_dagster.schema import Metadata, Schedule, Task
 
 Step = str | int
 """A field name, an index, or `"*"` for every item."""

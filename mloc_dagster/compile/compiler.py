@@ -38,18 +38,19 @@ from mloc_dagster.compile.training_check import check_training
 from mloc_dagster.compile.tree import Position, Tree, tree_of
 from mloc_dagster.compile.typed import shown, validate
 from mloc_dagster.errors import TemplateError, TerminalError, UnknownNameError, nearest_hint
-from mloc_dagster.schema.base import canonical_json
-from mloc_dagster.schema.legacy import SLO_ANNOTATION
-from mloc_dagster.schema.resources import Schedule
-from mloc_dagster.schema.task import Task, TaskSpec
-from mloc_dagster.schema.task_type import (
+from mloc_dagster.schema import (
+    SLO_ANNOTATION,
+    Schedule,
+    Task,
+    TaskSpec,
     TaskType,
+    Template,
     all_kinds,
+    canonical_json,
     find_task_type,
     task_types,
     types_of_kind,
 )
-from mloc_dagster.schema.template import Template
 
 __all__ = [
     "CompiledTask",

@@ -10,7 +10,7 @@ from pydantic import JsonValue
 
 from mloc_dagster.compile.tree import Path, Position, Tree, format_path
 from mloc_dagster.errors import TemplateError
-from mloc_dagster.schema.legacy import SPELLINGS, KeyPath, Spelling
+from mloc_dagster.schema import SPELLINGS, KeyPath, Spelling
 
 Severity = Literal["error", "warning"]
 

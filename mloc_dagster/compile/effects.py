@@ -13,26 +13,31 @@ from typing import Any
 
 from mloc_dagster.compile.diagnostics import Diagnostic, Findings, at_key
 from mloc_dagster.compile.tree import Path, Position, Tree
-from mloc_dagster.schema.data import OpenaiBatchData
-from mloc_dagster.schema.engine_type import EngineType, engine_types
-from mloc_dagster.schema.engines import certain_engine, idle_options
-from mloc_dagster.schema.legacy import KeyPath
-from mloc_dagster.schema.model import TrainedModel
-from mloc_dagster.schema.task import (
+from mloc_dagster.schema import (
+    ANSWERLESS_METRICS,
+    Condition,
     DpoSpec,
+    EngineType,
+    Idle,
     InferenceSpec,
+    KeyPath,
     KtoSpec,
     LoraSftSpec,
     ModelSpec,
     OnlineSpec,
+    OpenaiBatchData,
     PpoSpec,
     RewardSpec,
     SftSpec,
     TaskSpec,
+    TaskType,
+    TrainedModel,
     TrainingSpec,
+    certain_engine,
+    engine_types,
+    idle_options,
+    task_types,
 )
-from mloc_dagster.schema.task_type import Condition, Idle, TaskType, task_types
-from mloc_dagster.schema.training.gate import ANSWERLESS_METRICS
 
 _Place = tuple[Position, Path]
 

@@ -13,11 +13,9 @@ from pydantic import JsonValue
 
 from mloc_dagster.compile.builder import TreeBuilder
 from mloc_dagster.compile.diagnostics import Diagnostic, Findings, at_value
-from mloc_dagster.compile.tree import Path as Place
-from mloc_dagster.compile.tree import Tree
+from mloc_dagster.compile.tree import Path as Place, Tree
 from mloc_dagster.errors import NOT_A_FILE, TemplateError, nearest_hint
-from mloc_dagster.schema.markers import FileRef
-from mloc_dagster.schema.template import marked_values
+from mloc_dagster.schema import FileRef, marked_values
 
 
 def anchor_files(root: Tree, folder: Path) -> Tree:

@@ -10,8 +10,7 @@ from mloc_dagster.compile.diagnostics import Findings, at_key, at_value, find, n
 from mloc_dagster.compile.tree import Tree, tree_of
 from mloc_dagster.compile.typed import fields_of, validate
 from mloc_dagster.errors import TemplateError, nearest_hint
-from mloc_dagster.schema.task_type import TaskType, task_types
-from mloc_dagster.schema.template import Graph, Node
+from mloc_dagster.schema import Graph, Node, TaskType, task_types
 from mloc_dagster.settings import settings
 
 STRUCTURE_KEYS = ("stages", "graph", "schedule")

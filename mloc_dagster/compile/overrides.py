@@ -13,7 +13,7 @@ from mloc_dagster.compile.loader import Document, parse_documents
 from mloc_dagster.compile.nodes import merge
 from mloc_dagster.compile.tree import Path, Position, Tree, format_path, tree_of
 from mloc_dagster.errors import InputError, TemplateError, UnknownNameError, nearest_hint
-from mloc_dagster.schema.legacy import SPELLINGS, KeyPath
+from mloc_dagster.schema import SPELLINGS, KeyPath
 
 _STEP = re.compile(
     r"""(?:^|\.)(?P<key>[A-Za-z0-9_-]+)|\[(?:"(?P<quoted>[^"]*)"|(?P<item>[^\]]+))\]"""

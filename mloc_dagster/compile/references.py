@@ -25,11 +25,7 @@ from mloc_dagster.compile.diagnostics import Findings, at_value, find
 from mloc_dagster.compile.tree import Path, Tree, tree_of
 from mloc_dagster.compile.typed import fields_of, step_into, task_from_mapping
 from mloc_dagster.errors import DataError, InputError, nearest_hint
-from mloc_dagster.schema.base import alternatives
-from mloc_dagster.schema.placeholders import literal
-from mloc_dagster.schema.task import Task
-from mloc_dagster.schema.task_type import TaskType
-from mloc_dagster.schema.template import marked_in_spec
+from mloc_dagster.schema import Task, TaskType, alternatives, literal, marked_in_spec
 
 __all__ = [
     "Reference",

@@ -17,25 +17,30 @@ from mloc_dagster.plugins import (
     registered_function,
     unfit_options,
 )
-from mloc_dagster.schema.data import TrainingData
-from mloc_dagster.schema.task import OnlineSpec, TaskSpec, TrainingSpec
-from mloc_dagster.schema.training.columns import Columns, Layout, columns_of, inline_records
-from mloc_dagster.schema.training.gate import BUILTIN_METRICS, GateError, parse_gate
-from mloc_dagster.schema.training.library_options import (
-    lora_argument_names,
-    refused_argument,
-    refused_lora_value,
-    refused_value,
-)
-from mloc_dagster.schema.training.method import evaluation_layout
-from mloc_dagster.schema.training.options import (
+from mloc_dagster.schema import (
+    BUILTIN_METRICS,
     REPORTERS,
     WEIGHTS_ONLY,
+    Columns,
+    GateError,
+    Layout,
+    OnlineSpec,
+    RewardFunction,
+    TaskSpec,
+    TrainingData,
+    TrainingSpec,
+    columns_of,
+    evaluation_layout,
+    inline_records,
+    lora_argument_names,
+    parse_gate,
+    refused_argument,
     refused_in_training,
+    refused_lora_value,
+    refused_value,
     reporters,
     weights_only,
 )
-from mloc_dagster.schema.training.spec import RewardFunction
 
 _OURS = "mloc_dagster."
 

@@ -20,10 +20,15 @@ from mloc_dagster.compile.diagnostics import (
 )
 from mloc_dagster.compile.tree import Path, Position, Tree, tree_of
 from mloc_dagster.errors import TemplateError, nearest_hint
-from mloc_dagster.schema.base import Annotation, Block, alternatives, tags_of
-from mloc_dagster.schema.markers import hides
-from mloc_dagster.schema.task import Task
-from mloc_dagster.schema.task_type import find_task_type
+from mloc_dagster.schema import (
+    Annotation,
+    Block,
+    Task,
+    alternatives,
+    find_task_type,
+    hides,
+    tags_of,
+)
 
 
 def fields_of(block: type[BaseModel]) -> dict[str, Annotation]:

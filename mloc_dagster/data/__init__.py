@@ -1,1 +1,5 @@
 """Row sources: lists, datasets, graph templates, upstream results; and the spool."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

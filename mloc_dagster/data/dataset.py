@@ -14,12 +14,9 @@ from mloc_dagster.data.formats import choose_column, to_prompt
 from mloc_dagster.data.images import cell_images, check_image_columns, with_images
 from mloc_dagster.data.shuffle import shuffle_all, shuffle_window
 from mloc_dagster.errors import DataError, MissingExtraError, TransientError
-from mloc_dagster.net.fetch import guard_fsspec
-from mloc_dagster.net.reach import current_reach
-from mloc_dagster.results.rows import Prompt
-from mloc_dagster.schema.base import known_names
-from mloc_dagster.schema.data import DatasetData, hub_only
-from mloc_dagster.schema.split import SplitPart, parse_split
+from mloc_dagster.net import current_reach, guard_fsspec
+from mloc_dagster.results import Prompt
+from mloc_dagster.schema import DatasetData, SplitPart, hub_only, known_names, parse_split
 
 
 class HubTable:

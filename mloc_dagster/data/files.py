@@ -37,11 +37,9 @@ from mloc_dagster.errors import (
     TransientError,
     nearest_hint,
 )
-from mloc_dagster.net.addresses import RefusedAddressError
-from mloc_dagster.net.fetch import check_upload, file_system
-from mloc_dagster.net.reach import current_reach
-from mloc_dagster.results.rows import Prompt
-from mloc_dagster.schema.data import COMPRESSIONS, SUFFIXES, data_suffix, is_glob, names_files
+from mloc_dagster.net import RefusedAddressError, check_upload, current_reach, file_system
+from mloc_dagster.results import Prompt
+from mloc_dagster.schema import COMPRESSIONS, SUFFIXES, data_suffix, is_glob, names_files
 
 _WORD = re.compile(r"[^a-z]+")
 _SPLIT_WORDS = {

@@ -18,9 +18,8 @@ from typing import BinaryIO, Protocol, cast
 import msgspec
 
 from mloc_dagster.errors import DataError, nearest_hint
-from mloc_dagster.results.rows import Message, Prompt
-from mloc_dagster.schema.base import known_names
-from mloc_dagster.schema.training.columns import PROMPT_COLUMNS
+from mloc_dagster.results import Message, Prompt
+from mloc_dagster.schema import PROMPT_COLUMNS, known_names
 
 _ROLES = frozenset(("system", "user", "assistant", "tool"))
 

@@ -16,9 +16,8 @@ from urllib.parse import unquote_to_bytes
 import msgspec
 
 from mloc_dagster.errors import DataError
-from mloc_dagster.results.rows import Message, Prompt, SourceRow
-from mloc_dagster.results.store import Folder
-from mloc_dagster.schema.base import known_names
+from mloc_dagster.results import Folder, Message, Prompt, SourceRow
+from mloc_dagster.schema import known_names
 
 Resolve = Callable[[str], str]
 """Makes a relative path, as a data file has it, one that is good everywhere."""

@@ -8,17 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from mloc_dagster.compile.compiled import CompiledTask, CompiledTemplate
-from mloc_dagster.compile.diagnostics import Diagnostic, at_value
-from mloc_dagster.compile.tree import Path
+from mloc_dagster.compile import CompiledTask, CompiledTemplate, Diagnostic, Path, at_value
 from mloc_dagster.data.dataset import check_hub_id, known_split, open_table
 from mloc_dagster.data.files import is_local, looks_like_files
 from mloc_dagster.data.openai_batch import first_request
 from mloc_dagster.data.training_rows import evaluation_rows, open_training_rows
 from mloc_dagster.errors import DataError, MlocError
-from mloc_dagster.schema.data import DatasetData, OpenaiBatchData, TrainingData
-from mloc_dagster.schema.split import parse_split
-from mloc_dagster.schema.task import TrainingSpec
+from mloc_dagster.schema import (
+    DatasetData,
+    OpenaiBatchData,
+    TrainingData,
+    TrainingSpec,
+    parse_split,
+)
 
 _DATA: Path = ("data",)
 _EVALUATION: Path = ("evaluation", "data")

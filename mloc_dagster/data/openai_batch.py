@@ -29,10 +29,9 @@ from mloc_dagster.data.openai_options import (
     prompts_of,
 )
 from mloc_dagster.errors import DataError, TransientError, nearest_hint
-from mloc_dagster.net.addresses import RefusedAddressError
-from mloc_dagster.net.fetch import check_upload, file_system
-from mloc_dagster.results.rows import BASE64, SourceRow
-from mloc_dagster.schema.data import OpenaiBatchData
+from mloc_dagster.net import RefusedAddressError, check_upload, file_system
+from mloc_dagster.results import BASE64, SourceRow
+from mloc_dagster.schema import OpenaiBatchData
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Set
 from typing import Any, cast
 
 from mloc_dagster.errors import nearest_hint
-from mloc_dagster.results.rows import Message, Prompt
+from mloc_dagster.results import Message, Prompt
 
 CHAT, COMPLETIONS, EMBEDDINGS = "/v1/chat/completions", "/v1/completions", "/v1/embeddings"
 ENDPOINTS = (CHAT, COMPLETIONS, EMBEDDINGS)

@@ -9,15 +9,22 @@ from typing import cast
 import msgspec
 from pydantic import JsonValue
 
-from mloc_dagster.compile.references import Reference, parse_expression
+from mloc_dagster.compile import Reference, parse_expression
 from mloc_dagster.data.dataset import dataset_rows, describe_dataset
 from mloc_dagster.data.openai_batch import batch_rows, block_of
 from mloc_dagster.data.shuffle import shuffle_all
 from mloc_dagster.errors import DataError, UnknownNameError
-from mloc_dagster.results.rows import UPSTREAM_FAULT, Message, OutputRow, Prompt, SourceRow
-from mloc_dagster.results.shard_files import read_rows
-from mloc_dagster.results.store import Folder
-from mloc_dagster.schema.data import (
+from mloc_dagster.results import (
+    UPSTREAM_FAULT,
+    Folder,
+    Message,
+    OutputRow,
+    Prompt,
+    SourceRow,
+    read_rows,
+)
+from mloc_dagster.schema import (
+    UPSTREAM_VALUES,
     ChatMessage,
     DatasetData,
     GraphTemplate,
@@ -27,8 +34,8 @@ from mloc_dagster.schema.data import (
     OnUpstreamError,
     OpenaiBatchData,
     UpstreamData,
+    parse_placeholders,
 )
-from mloc_dagster.schema.placeholders import UPSTREAM_VALUES, parse_placeholders
 
 _SUMMARY = frozenset(("ok", "model", "usage"))
 

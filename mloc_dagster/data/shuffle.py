@@ -17,7 +17,7 @@ from typing import Any
 
 import msgspec
 
-from mloc_dagster.results.rows import Prompt
+from mloc_dagster.results import Prompt
 
 MEMORY_BYTES = 64 << 20
 """What the full shuffle holds in memory before it turns to temporary files."""

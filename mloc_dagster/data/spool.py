@@ -19,21 +19,31 @@ import msgspec
 from mloc_dagster.data.images import externalize
 from mloc_dagster.data.rows import open_rows
 from mloc_dagster.errors import DataError
-from mloc_dagster.planning.order import (
+from mloc_dagster.planning import (
+    Chunk,
     CostWeights,
+    Expectation,
     LoadLine,
+    Plan,
     RowKey,
+    Shard,
+    ShardLoad,
+    cut_shards,
     planned_order,
     row_load,
     shared_beginnings,
     tokens_along,
 )
-from mloc_dagster.planning.plan import Chunk, Expectation, Plan, Shard, ShardLoad, cut_shards
-from mloc_dagster.results.record import damaged, read_plan, write_plan
-from mloc_dagster.results.rows import InputRow, Message, SourceRow
-from mloc_dagster.results.store import Folder
-from mloc_dagster.schema.base import HALF_A_CHARACTER
-from mloc_dagster.schema.data import InferenceData
+from mloc_dagster.results import (
+    Folder,
+    InputRow,
+    Message,
+    SourceRow,
+    damaged,
+    read_plan,
+    write_plan,
+)
+from mloc_dagster.schema import HALF_A_CHARACTER, InferenceData
 
 _ENCODE = msgspec.json.Encoder().encode
 

@@ -18,20 +18,21 @@ from pydantic import BaseModel, ConfigDict
 from mloc_dagster.data.dataset import describe_dataset, known_split, open_table, sliced
 from mloc_dagster.data.shuffle import shuffle_all
 from mloc_dagster.errors import DataError
-from mloc_dagster.results.aggregate import allowed_errors
-from mloc_dagster.results.store import Folder
-from mloc_dagster.schema.data import DatasetData, TrainingData
-from mloc_dagster.schema.split import parse_split
-from mloc_dagster.schema.training.columns import (
+from mloc_dagster.results import Folder, allowed_errors
+from mloc_dagster.schema import (
     Columns,
+    DatasetData,
+    Evaluation,
     Layout,
     Record,
+    TrainingData,
+    TrainingMethod,
     TrainingRow,
     columns_of,
+    evaluation_layout,
     inline_records,
+    parse_split,
 )
-from mloc_dagster.schema.training.method import TrainingMethod, evaluation_layout
-from mloc_dagster.schema.training.spec import Evaluation
 
 _PEEKED_ROWS = 20  # JSON lines need not all have the same keys
 

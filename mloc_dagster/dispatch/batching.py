@@ -8,13 +8,10 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import batched
 
-from mloc_dagster.compile.compiled import CompiledTemplate
-from mloc_dagster.fleet.slo import QueuedRun, wanted_order
-from mloc_dagster.ledger.model import TaskEntry
-from mloc_dagster.schema.base import canonical_json
-from mloc_dagster.schema.data import ListData
-from mloc_dagster.schema.output import HttpDestination
-from mloc_dagster.schema.task import RowSpec
+from mloc_dagster.compile import CompiledTemplate
+from mloc_dagster.fleet import QueuedRun, wanted_order
+from mloc_dagster.ledger import TaskEntry
+from mloc_dagster.schema import HttpDestination, ListData, RowSpec, canonical_json
 
 MOST_ROWS = 64
 """Rows of a task that counts as small."""

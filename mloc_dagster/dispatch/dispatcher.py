@@ -30,11 +30,9 @@ from mloc_dagster.dispatch.outcomes import (
 from mloc_dagster.dispatch.recovery import Mending, Stopping
 from mloc_dagster.errors import MlocError, TransientError
 from mloc_dagster.fleet import RUNS_QUEUE, FleetEngine
-from mloc_dagster.ledger.ledger import Ledger
-from mloc_dagster.ledger.model import PlannedRun, TaskChange
-from mloc_dagster.results.batch_members import read_outcome
-from mloc_dagster.results.store import open_store
-from mloc_dagster.services.storages import DATABASE_AWAY
+from mloc_dagster.ledger import Ledger, PlannedRun, TaskChange
+from mloc_dagster.results import open_store, read_outcome
+from mloc_dagster.services import DATABASE_AWAY
 from mloc_dagster.settings import settings
 from mloc_dagster.wire import TaskState
 

@@ -19,25 +19,17 @@ from dagster._core.definitions.reconstruct import ReconstructableRepository
 from dagster._core.errors import DagsterRunAlreadyExists
 from dagster._core.launcher import LaunchRunContext
 
-from mloc_dagster.assets.task_graph import fleet_tags_of, job_name
-from mloc_dagster.assets.template_job import JOB, batch_run_config
-from mloc_dagster.compile.compiler import CompiledTemplate, compile_mapping
+from mloc_dagster.assets import JOB, batch_run_config, fleet_tags_of, job_name
+from mloc_dagster.compile import CompiledTemplate, compile_mapping
 from mloc_dagster.dispatch.submitted_location import keep_document, pointer_of
 from mloc_dagster.errors import TerminalError
-from mloc_dagster.executors.task_start import task_id_for, task_record
-from mloc_dagster.fleet.dagster.jobs import CONTENT_TAG, LIBRARY, Jobs
-from mloc_dagster.ledger.ledger import Ledger
-from mloc_dagster.ledger.model import PlannedRun, TaskEntry
-from mloc_dagster.ops.plan import WORKFLOW_TAG
-from mloc_dagster.ops.run_tags import SUBMITTED_TAG
-from mloc_dagster.ops.shard import RETRY_ERRORS_TAG
-from mloc_dagster.results.batch_members import Batch, Member, write_batch
-from mloc_dagster.results.record import RECORD_NAME, write_record
-from mloc_dagster.results.store import open_store
-from mloc_dagster.services.stack.dagster_home import SUBMITTED_LOCATION
-from mloc_dagster.tasks.launch import CODE_LOCATION, job_origin
-from mloc_dagster.tasks.retry import retry_run
-from mloc_dagster.tasks.workflows import find_workflows, launcher_of
+from mloc_dagster.executors import task_id_for, task_record
+from mloc_dagster.fleet import CONTENT_TAG, LIBRARY, Jobs
+from mloc_dagster.ledger import Ledger, PlannedRun, TaskEntry
+from mloc_dagster.ops import RETRY_ERRORS_TAG, SUBMITTED_TAG, WORKFLOW_TAG
+from mloc_dagster.results import RECORD_NAME, Batch, Member, open_store, write_batch, write_record
+from mloc_dagster.services import SUBMITTED_LOCATION
+from mloc_dagster.tasks import CODE_LOCATION, find_workflows, job_origin, launcher_of, retry_run
 
 
 class FairQueue[ItemT]:

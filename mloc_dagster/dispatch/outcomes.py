@@ -11,18 +11,13 @@ from dagster import DagsterEventType, DagsterRun, DagsterRunStatus, RunRecord
 from dagster._core.storage.runs import SqlRunStorage
 from dagster._core.storage.tags import PARENT_RUN_ID_TAG
 
-from mloc_dagster.events.bus import publish
-from mloc_dagster.events.model import TaskEvent, TaskEventType
+from mloc_dagster.events import TaskEvent, TaskEventType, publish
 from mloc_dagster.fleet import FleetEngine
-from mloc_dagster.ledger.ledger import Ledger
-from mloc_dagster.ledger.model import PlannedRun, TaskChange, TaskEntry
-from mloc_dagster.ops.failures import step_error
-from mloc_dagster.ops.plan import WORKFLOW_TAG
-from mloc_dagster.results.batch_members import MemberOutcome, read_outcome
-from mloc_dagster.results.store import open_store
-from mloc_dagster.services.run_rows import runs_tagged
-from mloc_dagster.tasks.task_status import status_of, summary_of
-from mloc_dagster.tasks.workflows import Workflow, find_workflows
+from mloc_dagster.ledger import Ledger, PlannedRun, TaskChange, TaskEntry
+from mloc_dagster.ops import WORKFLOW_TAG, step_error
+from mloc_dagster.results import MemberOutcome, open_store, read_outcome
+from mloc_dagster.services import runs_tagged
+from mloc_dagster.tasks import Workflow, find_workflows, status_of, summary_of
 from mloc_dagster.wire import TaskDetail, TaskState
 
 _MARKED_WITHIN = timedelta(seconds=30)

@@ -13,14 +13,16 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from mloc_dagster.dispatch.dispatcher import AWAY, Dispatcher
 from mloc_dagster.dispatch.submitted_location import latest_hashes
-from mloc_dagster.events.redis import publishing_to_redis
+from mloc_dagster.events import publishing_to_redis
 from mloc_dagster.fleet import open_engine
-from mloc_dagster.ledger.ledger import Ledger
-from mloc_dagster.services.instance import open_fleet_instance
-from mloc_dagster.services.stack.dagster_home import SUBMITTED_LOCATION
-from mloc_dagster.services.stack.layout import stack_layout
-from mloc_dagster.services.stack.plan import saved_plan
-from mloc_dagster.services.storages import AdvisoryLock
+from mloc_dagster.ledger import Ledger
+from mloc_dagster.services import (
+    SUBMITTED_LOCATION,
+    AdvisoryLock,
+    open_fleet_instance,
+    saved_plan,
+    stack_layout,
+)
 
 _log = logging.getLogger(__name__)
 

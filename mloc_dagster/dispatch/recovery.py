@@ -10,12 +10,10 @@ import dagster as dg
 from dagster import DagsterRun, DagsterRunStatus
 from dagster._core.launcher import ResumeRunContext
 
-from mloc_dagster.fleet import FleetEngine, TicketState
-from mloc_dagster.fleet.dagster.tickets import run_ticket_id
-from mloc_dagster.ledger.model import PlannedRun, TaskEntry
-from mloc_dagster.results.batch_members import cancelled_members, mark_cancelled
-from mloc_dagster.results.store import open_store
-from mloc_dagster.tasks.workflows import launcher_of
+from mloc_dagster.fleet import FleetEngine, TicketState, run_ticket_id
+from mloc_dagster.ledger import PlannedRun, TaskEntry
+from mloc_dagster.results import cancelled_members, mark_cancelled, open_store
+from mloc_dagster.tasks import launcher_of
 
 _log = logging.getLogger(__name__)
 

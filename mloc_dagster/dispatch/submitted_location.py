@@ -20,14 +20,13 @@ from dagster._core.storage.runs.schema import RunTagsTable
 from pydantic import JsonValue
 from sqlalchemy import select
 
-from mloc_dagster.assets.task_graph import job_name
-from mloc_dagster.compile.compiler import CompiledTemplate, compile_mapping
+from mloc_dagster.assets import job_name
+from mloc_dagster.compile import CompiledTemplate, compile_mapping
 from mloc_dagster.definitions import build_definitions
 from mloc_dagster.errors import TerminalError
-from mloc_dagster.fleet.dagster.jobs import CONTENT_TAG, submitted_pointer
-from mloc_dagster.results.record import put_aside, put_back
-from mloc_dagster.results.store import open_store
-from mloc_dagster.services.instance import open_instance
+from mloc_dagster.fleet import CONTENT_TAG, submitted_pointer
+from mloc_dagster.results import open_store, put_aside, put_back
+from mloc_dagster.services import open_instance
 
 FOLDER = ".submitted"
 """Where documents lie in the results."""

@@ -1,23 +1,5 @@
 """What computes tasks; here stands what authors of task types need."""
 
-from mloc_dagster.executors.base import (
-    ModelKey,
-    RowExecutor,
-    ShardContext,
-    ShardInput,
-    TaskExecutor,
-)
-from mloc_dagster.executors.prompts import last_user_text
-from mloc_dagster.results.rows import InputRow, OutputRow, failed_row
+import lazy_loader
 
-__all__ = [
-    "InputRow",
-    "ModelKey",
-    "OutputRow",
-    "RowExecutor",
-    "ShardContext",
-    "ShardInput",
-    "TaskExecutor",
-    "failed_row",
-    "last_user_text",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -19,11 +19,9 @@ from urllib.parse import urlsplit
 
 from mloc_dagster.errors import InputError, MissingExtraError
 from mloc_dagster.executors.training.weight_files import weights_kind
-from mloc_dagster.net.fetch import download
-from mloc_dagster.net.reach import current_reach
-from mloc_dagster.results.files import BUFFER_BYTES
-from mloc_dagster.results.store import Folder
-from mloc_dagster.schema.model import Adapter
+from mloc_dagster.net import current_reach, download
+from mloc_dagster.results import BUFFER_BYTES, Folder
+from mloc_dagster.schema import Adapter
 
 SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz")
 """What `unpack` reads."""

@@ -19,8 +19,8 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 from mloc_dagster.errors import DataError, TaskCancelled
-from mloc_dagster.results.rows import InputRow, OutputRow, failed_row
-from mloc_dagster.schema.task import RowSpec
+from mloc_dagster.results import InputRow, OutputRow, failed_row
+from mloc_dagster.schema import RowSpec
 
 _question: ContextVar[Callable[[], bool] | None] = ContextVar("cancel_requested", default=None)
 

@@ -12,11 +12,10 @@ from functools import lru_cache
 import msgspec
 from pydantic import JsonValue
 
-from mloc_dagster.compile.compiled import CompiledTask, CompiledTemplate
-from mloc_dagster.compile.compiler import compile_mapping
-from mloc_dagster.data.spool import spool_input
+from mloc_dagster.compile import CompiledTask, CompiledTemplate, compile_mapping
+from mloc_dagster.data import spool_input
 from mloc_dagster.errors import IncompleteResultsError, MlocError
-from mloc_dagster.events.model import Payload, SloMiss
+from mloc_dagster.events import Payload, SloMiss
 from mloc_dagster.executors.shard_run import worker_name
 from mloc_dagster.executors.task_start import (
     OpenTask,
@@ -26,22 +25,30 @@ from mloc_dagster.executors.task_start import (
     start_task,
     task_record,
 )
-from mloc_dagster.net.reach import Reach
-from mloc_dagster.planning.plan import Plan, cut_shards
-from mloc_dagster.results.aggregate import aggregate_rows, budget_problem
-from mloc_dagster.results.batch_members import Batch, Member, MemberOutcome
-from mloc_dagster.results.delivery import deliver
-from mloc_dagster.results.export import export_results
-from mloc_dagster.results.manifest import MANIFEST_NAME, read_manifest, write_manifest
-from mloc_dagster.results.part_files import part_name
-from mloc_dagster.results.record import RECORD_NAME, read_record, write_record
-from mloc_dagster.results.rows import OutputRow
-from mloc_dagster.results.shard_files import keep_to_model
-from mloc_dagster.results.store import Folder, ResultStore
-from mloc_dagster.results.summary import Rates
-from mloc_dagster.schema.base import canonical_json
-from mloc_dagster.schema.data import ListData
-from mloc_dagster.schema.task import RowSpec
+from mloc_dagster.net import Reach
+from mloc_dagster.planning import Plan, cut_shards
+from mloc_dagster.results import (
+    MANIFEST_NAME,
+    RECORD_NAME,
+    Batch,
+    Folder,
+    Member,
+    MemberOutcome,
+    OutputRow,
+    Rates,
+    ResultStore,
+    aggregate_rows,
+    budget_problem,
+    deliver,
+    export_results,
+    keep_to_model,
+    part_name,
+    read_manifest,
+    read_record,
+    write_manifest,
+    write_record,
+)
+from mloc_dagster.schema import ListData, RowSpec, canonical_json
 
 ROWS_OF_A_SHARD = 64
 """Rows for which another shard of a batch is worth its overhead."""

@@ -20,15 +20,18 @@ from typing import Self
 import msgspec
 
 from mloc_dagster.executors.base import ShardContext
-from mloc_dagster.planning.plan import Shard
-from mloc_dagster.results.rows import InputRow, OutputRow, ServerFault, failed_row
-from mloc_dagster.results.shard_files import (
+from mloc_dagster.planning import Shard
+from mloc_dagster.results import (
+    Folder,
     InFlight,
+    InputRow,
+    OutputRow,
+    ServerFault,
     delete_in_flight,
+    failed_row,
     read_in_flight,
     write_in_flight,
 )
-from mloc_dagster.results.store import Folder
 
 DEADLY = ServerFault("the worker died twice while it computed this row alone")
 DEATHS_ALONE = 2

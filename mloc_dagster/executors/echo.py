@@ -13,11 +13,9 @@ from pydantic import Field
 from mloc_dagster.errors import TaskCancelled, TransientError
 from mloc_dagster.executors.base import ModelKey, ShardContext, ShardInput
 from mloc_dagster.executors.prompts import last_user_text
-from mloc_dagster.planning.plan import shard_key
-from mloc_dagster.results.rows import InputRow, OutputRow, failed_row
-from mloc_dagster.schema.base import Block
-from mloc_dagster.schema.task import RowSpec
-from mloc_dagster.schema.task_type import Idle, TaskType
+from mloc_dagster.planning import shard_key
+from mloc_dagster.results import InputRow, OutputRow, failed_row
+from mloc_dagster.schema import Block, Idle, RowSpec, TaskType
 
 ENGINE = "echo"
 ROWS_PER_LOOK = 256  # asking whether to stop may cost far more than echoing a row

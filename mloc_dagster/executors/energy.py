@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from mloc_dagster.results.rows import OutputRow
+from mloc_dagster.results import OutputRow
 
 _log = logging.getLogger(__name__)
 

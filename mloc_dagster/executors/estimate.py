@@ -7,27 +7,31 @@ from dataclasses import dataclass
 from itertools import batched
 from pathlib import Path
 
-from mloc_dagster.data.rows import open_rows
-from mloc_dagster.data.spool import IMAGE_TOKENS, image_count, row_key
-from mloc_dagster.data.training_rows import check_budget, open_training_rows
+from mloc_dagster.data import (
+    IMAGE_TOKENS,
+    check_budget,
+    image_count,
+    open_rows,
+    open_training_rows,
+    row_key,
+)
 from mloc_dagster.errors import DataError
 from mloc_dagster.executors.input_planning import TokenCounter, kind_of, row_forecast
 from mloc_dagster.executors.task_start import input_of
 from mloc_dagster.executors.training.arguments import StepCount, count_steps
 from mloc_dagster.executors.training.memory_estimate import CONFIG_NAME, estimate_of
-from mloc_dagster.results.history import (
+from mloc_dagster.results import (
     History,
     Kind,
     Pace,
+    Rates,
+    ResultStore,
+    SourceRow,
     TrainingHistory,
     TrainingKind,
     read_training_history,
 )
-from mloc_dagster.results.rows import SourceRow
-from mloc_dagster.results.store import ResultStore
-from mloc_dagster.results.summary import Rates
-from mloc_dagster.schema.model import Model, ModelSource
-from mloc_dagster.schema.task import ModelSpec, RowSpec, TrainingSpec
+from mloc_dagster.schema import Model, ModelSource, ModelSpec, RowSpec, TrainingSpec
 
 _ROWS_AT_ONCE = 256  # of the largest rows, what one batch holds in memory
 

@@ -21,12 +21,11 @@ from tenacity import (
     wait_random,
 )
 
-from mloc_dagster.data.images import TASK_PROTOCOL, data_uri_bytes, image_kind
+from mloc_dagster.data import TASK_PROTOCOL, data_uri_bytes, image_kind
 from mloc_dagster.errors import InputError
-from mloc_dagster.net.fetch import Fetcher, FetchError, OpenedFile, PassingFetchError
-from mloc_dagster.net.reach import current_reach
+from mloc_dagster.net import Fetcher, FetchError, OpenedFile, PassingFetchError, current_reach
 from mloc_dagster.redaction import redact
-from mloc_dagster.results.rows import Prompt
+from mloc_dagster.results import Prompt
 from mloc_dagster.settings import settings
 
 THREAD_NAME = "mloc-timed"

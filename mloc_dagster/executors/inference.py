@@ -32,13 +32,18 @@ from mloc_dagster.executors.reuse_identity import (
     remember_files,
 )
 from mloc_dagster.executors.row_reuse import RequestKeys, RowReuse
-from mloc_dagster.results.rows import InputRow, OutputRow, failed_row
-from mloc_dagster.schema.base import canonical_json
-from mloc_dagster.schema.engine_type import changed_options
-from mloc_dagster.schema.engines import certain_engine, idle_options
-from mloc_dagster.schema.inference import Inference, Pooling
-from mloc_dagster.schema.model import ModelSource
-from mloc_dagster.schema.task import EmbeddingSpec, ModelSpec
+from mloc_dagster.results import InputRow, OutputRow, failed_row
+from mloc_dagster.schema import (
+    EmbeddingSpec,
+    Inference,
+    ModelSource,
+    ModelSpec,
+    Pooling,
+    canonical_json,
+    certain_engine,
+    changed_options,
+    idle_options,
+)
 
 
 class InferenceExecutor:

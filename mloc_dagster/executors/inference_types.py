@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mloc_dagster.schema.task import EmbeddingSpec, InferenceSpec
-from mloc_dagster.schema.task_type import TaskType
+from mloc_dagster.schema import EmbeddingSpec, InferenceSpec, TaskType
 
 if TYPE_CHECKING:
     from mloc_dagster.executors.inference import InferenceExecutor

@@ -8,17 +8,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mloc_dagster.data.spool import InputPlanning, RowForecast
+from mloc_dagster.data import InputPlanning, RowForecast
 from mloc_dagster.executors.engines.choice import likely_engine, loader_of
 from mloc_dagster.executors.prompts import RowOptions
 from mloc_dagster.models import builtin_model_path
-from mloc_dagster.planning.order import CostWeights
-from mloc_dagster.results.history import Kind, read_history
-from mloc_dagster.results.rows import SourceRow
-from mloc_dagster.results.store import ResultStore
-from mloc_dagster.schema.inference import Inference, Pooling
-from mloc_dagster.schema.model import ModelSource
-from mloc_dagster.schema.task import InferenceSpec, ModelSpec, RowSpec
+from mloc_dagster.planning import CostWeights
+from mloc_dagster.results import Kind, ResultStore, SourceRow, read_history
+from mloc_dagster.schema import Inference, InferenceSpec, ModelSource, ModelSpec, Pooling, RowSpec
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

@@ -23,11 +23,15 @@ from pydantic import JsonValue
 from mloc_dagster.errors import MlocError, TerminalError, TransientError
 from mloc_dagster.executors.training.weight_files import refuse_pickles
 from mloc_dagster.models import builtin_model_path
-from mloc_dagster.net.reach import current_reach
-from mloc_dagster.schema.base import digest_of
-from mloc_dagster.schema.engines import certain_engine
-from mloc_dagster.schema.model import ModelSource
-from mloc_dagster.schema.task import ModelSpec, Task, TrainingSpec
+from mloc_dagster.net import current_reach
+from mloc_dagster.schema import (
+    ModelSource,
+    ModelSpec,
+    Task,
+    TrainingSpec,
+    certain_engine,
+    digest_of,
+)
 from mloc_dagster.settings import settings
 
 

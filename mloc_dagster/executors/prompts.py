@@ -8,10 +8,8 @@ from typing import Any, cast, get_origin
 
 from pydantic import TypeAdapter, ValidationError
 
-from mloc_dagster.results.rows import InputRow, Message, Prompt, SourceRow
-from mloc_dagster.schema.base import canonical_json
-from mloc_dagster.schema.engines import refused_in_inference
-from mloc_dagster.schema.inference import Inference, Pooling
+from mloc_dagster.results import InputRow, Message, Prompt, SourceRow
+from mloc_dagster.schema import Inference, Pooling, canonical_json, refused_in_inference
 
 RowBlock = Inference | Pooling
 """How a row is answered, or embedded."""

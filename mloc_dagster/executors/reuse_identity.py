@@ -21,12 +21,8 @@ from mloc_dagster.executors.model_source import (
     paths_in,
     stamps_of,
 )
-from mloc_dagster.results.row_cache import CACHE_FOLDER, RowCache
-from mloc_dagster.results.store import open_store
-from mloc_dagster.schema.base import canonical_json, digest_of
-from mloc_dagster.schema.engines import adapter_name
-from mloc_dagster.schema.model import Adapter, Model
-from mloc_dagster.schema.task import ModelSpec
+from mloc_dagster.results import CACHE_FOLDER, RowCache, open_store
+from mloc_dagster.schema import Adapter, Model, ModelSpec, adapter_name, canonical_json, digest_of
 from mloc_dagster.settings import settings
 
 FORMAT = 3

@@ -7,8 +7,8 @@ from collections.abc import Callable, Container, Iterable, Iterator
 import msgspec
 
 from mloc_dagster.errors import TerminalError
-from mloc_dagster.planning.plan import Shard
-from mloc_dagster.results.rows import InputRow, OutputRow
+from mloc_dagster.planning import Shard
+from mloc_dagster.results import InputRow, OutputRow
 
 LOGGED_ERRORS = 20  # the rows carry all of them
 NAMED_ROWS = 10

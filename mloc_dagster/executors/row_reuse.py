@@ -12,9 +12,8 @@ from typing import Protocol
 import msgspec
 
 from mloc_dagster.executors.engines.protocol import Completion, EngineRequest
-from mloc_dagster.results.rows import InputRow, OutputRow
-from mloc_dagster.schema.base import canonical_json, digest_of
-from mloc_dagster.schema.inference import Inference, Pooling
+from mloc_dagster.results import InputRow, OutputRow
+from mloc_dagster.schema import Inference, Pooling, canonical_json, digest_of
 
 KEY_BYTES = 32
 _NO_PART_OF_THE_ANSWER = {"error_budget", "seed"}  # the request has the seed that counts

@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 import msgspec
 from pydantic import AwareDatetime, BaseModel, ConfigDict
 
-from mloc_dagster.data.spool import read_places
+from mloc_dagster.data import read_places
 from mloc_dagster.errors import (
     DamagedFileError,
     MlocError,
@@ -26,12 +26,17 @@ from mloc_dagster.executors.energy import find_meter, gpu_count, measuring
 from mloc_dagster.executors.model_cache import ModelCache
 from mloc_dagster.executors.row_gate import RowGate
 from mloc_dagster.executors.task_start import task_executor
-from mloc_dagster.planning.plan import Plan, Shard
-from mloc_dagster.results.part_files import Part
-from mloc_dagster.results.rows import InputRow, OutputRow
-from mloc_dagster.results.shard_files import ShardWriter, finished_rows, keep_to_model
-from mloc_dagster.results.store import Folder
-from mloc_dagster.schema.task import ModelSpec, RowSpec
+from mloc_dagster.planning import Plan, Shard
+from mloc_dagster.results import (
+    Folder,
+    InputRow,
+    OutputRow,
+    Part,
+    ShardWriter,
+    finished_rows,
+    keep_to_model,
+)
+from mloc_dagster.schema import ModelSpec, RowSpec
 from mloc_dagster.settings import settings
 
 MAX_LINES = 10_000  # of one attempt: a log that grows with the rows would be a second result

@@ -13,35 +13,42 @@ from typing import Any
 from pydantic import JsonValue
 
 from mloc_dagster import __version__
-from mloc_dagster.compile.compiler import CompiledTask, CompiledTemplate, compile_mapping
-from mloc_dagster.compile.references import resolve_task
-from mloc_dagster.data.openai_batch import RequestBlock, Requests
-from mloc_dagster.data.rows import lookup_reference
-from mloc_dagster.data.spool import spool_input
-from mloc_dagster.data.training_rows import (
+from mloc_dagster.compile import CompiledTask, CompiledTemplate, compile_mapping, resolve_task
+from mloc_dagster.data import (
     TRAINING_ROWS_NAME,
+    RequestBlock,
+    Requests,
     TrainingInputSummary,
+    lookup_reference,
+    spool_input,
     write_evaluation_rows,
     write_training_rows,
 )
 from mloc_dagster.errors import DataError, InputError, TerminalError
 from mloc_dagster.executors.input_planning import plan_input, usual_output_tokens
 from mloc_dagster.executors.model_source import check_leave
-from mloc_dagster.net.reach import Origin, Reach
-from mloc_dagster.planning.plan import PLAN_NAME, Chunk, Plan, cut_shards
-from mloc_dagster.results.record import (
+from mloc_dagster.net import Origin, Reach
+from mloc_dagster.planning import PLAN_NAME, Chunk, Plan, cut_shards
+from mloc_dagster.results import (
+    Folder,
+    Rates,
     TaskRecord,
+    open_store,
     read_plan,
     read_record,
     submitted_template,
     write_plan,
     write_record,
 )
-from mloc_dagster.results.store import Folder, open_store
-from mloc_dagster.results.summary import Rates
-from mloc_dagster.schema.data import InferenceData, OpenaiBatchData
-from mloc_dagster.schema.task import ModelSpec, RowSpec, Task, TrainingSpec
-from mloc_dagster.schema.task_type import find_task_type
+from mloc_dagster.schema import (
+    InferenceData,
+    ModelSpec,
+    OpenaiBatchData,
+    RowSpec,
+    Task,
+    TrainingSpec,
+    find_task_type,
+)
 
 
 @dataclass(frozen=True, slots=True)

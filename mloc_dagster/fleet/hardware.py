@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from pydantic import BaseModel, ConfigDict
 
-from mloc_dagster.schema.resources import Hardware as HardwareSpec
+from mloc_dagster.schema import Hardware as HardwareSpec
 
 CPU_QUEUE = "cpu"
 GPU_QUEUE = "gpu"

@@ -26,11 +26,10 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import ARRAY, JSON, JSONB
 from sqlalchemy.engine import Connection, Engine, make_url
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
-from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, TimeoutError as PoolTimeout
 
 from mloc_dagster.errors import TransientError
-from mloc_dagster.services.storages import AdvisoryLock
+from mloc_dagster.services import AdvisoryLock
 
 SCHEMA = "mloc"
 

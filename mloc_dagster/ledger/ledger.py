@@ -19,7 +19,7 @@ from mloc_dagster.ledger.model import (
     TaskFilter,
 )
 from mloc_dagster.ledger.queries import counts, create_counts
-from mloc_dagster.services.postgres import postgres_url
+from mloc_dagster.services import postgres_url
 from mloc_dagster.wire import TaskState
 
 

@@ -25,7 +25,7 @@ from mloc_dagster.errors import InputError
 from mloc_dagster.ledger.acceptance import label_pairs
 from mloc_dagster.ledger.database import SCHEMA, documents, metadata, submissions, tasks
 from mloc_dagster.ledger.model import TaskEntry, TaskFilter
-from mloc_dagster.services.storages import AdvisoryLock
+from mloc_dagster.services import AdvisoryLock
 from mloc_dagster.wire import TaskState
 
 _STATES = {each.value: each for each in TaskState}

@@ -22,10 +22,18 @@ from mloc_dagster.errors import InputError
 from mloc_dagster.library import library_dir
 from mloc_dagster.models import BUILTIN_MODELS
 from mloc_dagster.net.addresses import RefusedAddressError, addresses_of, check_address
-from mloc_dagster.schema.data import is_glob, names_files
-from mloc_dagster.schema.legacy import SPELLINGS
-from mloc_dagster.schema.markers import FileRef, LibraryOptions, Marked, ResultPath, Secret, Url
-from mloc_dagster.schema.template import marked_in_spec
+from mloc_dagster.schema import (
+    SPELLINGS,
+    FileRef,
+    LibraryOptions,
+    Marked,
+    ResultPath,
+    Secret,
+    Url,
+    is_glob,
+    marked_in_spec,
+    names_files,
+)
 from mloc_dagster.settings import credential_variables, settings
 
 Origin = Literal["local", "api"]

@@ -10,23 +10,20 @@ from itertools import pairwise
 import dagster as dg
 
 from mloc_dagster.errors import MlocError
-from mloc_dagster.executors.adapters import archive_folder
-from mloc_dagster.executors.shard_run import ShardReport, worker_name
-from mloc_dagster.executors.task_start import OpenTask, open_task
+from mloc_dagster.executors import OpenTask, ShardReport, archive_folder, open_task, worker_name
 from mloc_dagster.ops.failures import as_dagster
 from mloc_dagster.ops.io import TaskRef
-from mloc_dagster.planning.plan import Expectation, Plan
-from mloc_dagster.results.aggregate import TaskSummary, aggregate_rows
-from mloc_dagster.results.training_summary import (
+from mloc_dagster.planning import Expectation, Plan
+from mloc_dagster.results import (
     ARCHIVES_NAME,
+    TaskSummary,
     TrainingSummary,
+    aggregate_rows,
     compared,
     read_training,
     write_training_result,
 )
-from mloc_dagster.schema.base import canonical_json
-from mloc_dagster.schema.result import Usage
-from mloc_dagster.schema.task import TrainingSpec
+from mloc_dagster.schema import TrainingSpec, Usage, canonical_json
 
 
 def plan_metadata(

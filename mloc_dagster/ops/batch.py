@@ -7,29 +7,35 @@ from datetime import UTC, datetime
 import dagster as dg
 
 from mloc_dagster.errors import InputError, MlocError
-from mloc_dagster.events.bus import publish
-from mloc_dagster.events.model import Payload, TaskEvent, TaskEventType
-from mloc_dagster.executors.base import cancel_requested
-from mloc_dagster.executors.batch_task import HandOut, miss_of, node_of, start_batch, start_of
-from mloc_dagster.executors.shard_run import ShardReport, run_shard
-from mloc_dagster.executors.task_start import open_task
-from mloc_dagster.fleet.worker.heartbeat import process_model_cache
+from mloc_dagster.events import Payload, TaskEvent, TaskEventType, publish
+from mloc_dagster.executors import (
+    HandOut,
+    ShardReport,
+    cancel_requested,
+    miss_of,
+    node_of,
+    open_task,
+    run_shard,
+    start_batch,
+    start_of,
+)
+from mloc_dagster.fleet import process_model_cache
 from mloc_dagster.ops.failures import as_dagster, retry_or_fail
 from mloc_dagster.ops.io import TaskRef
-from mloc_dagster.planning.plan import Shard
-from mloc_dagster.results.batch_members import (
+from mloc_dagster.planning import Shard
+from mloc_dagster.results import (
     Batch,
     Member,
     MemberOutcome,
     Outcome,
     cancelled_members,
     delete_rows,
+    open_store,
     read_batch,
     read_outcome,
+    read_rows,
     write_outcome,
 )
-from mloc_dagster.results.shard_files import read_rows
-from mloc_dagster.results.store import open_store
 
 NODE = "batch"
 

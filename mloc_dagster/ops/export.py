@@ -3,16 +3,20 @@
 import dagster as dg
 
 from mloc_dagster.errors import MlocError
-from mloc_dagster.events.bus import publish
-from mloc_dagster.events.model import Payload, TaskEvent, TaskEventType
-from mloc_dagster.executors.task_start import OpenTask, open_task
+from mloc_dagster.events import Payload, TaskEvent, TaskEventType, publish
+from mloc_dagster.executors import OpenTask, open_task
 from mloc_dagster.ops.failures import as_dagster
 from mloc_dagster.ops.io import TaskRef
-from mloc_dagster.results.delivery import DeliveryReport, deliver
-from mloc_dagster.results.export import export_results
-from mloc_dagster.results.manifest import Manifest, write_manifest
-from mloc_dagster.results.training_summary import artifact_names, read_training
-from mloc_dagster.schema.task import TrainingSpec
+from mloc_dagster.results import (
+    DeliveryReport,
+    Manifest,
+    artifact_names,
+    deliver,
+    export_results,
+    read_training,
+    write_manifest,
+)
+from mloc_dagster.schema import TrainingSpec
 
 
 def export_responses(context: dg.AssetExecutionContext, responses: TaskRef) -> dg.Output[TaskRef]:

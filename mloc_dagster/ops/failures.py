@@ -4,7 +4,7 @@ import dagster as dg
 
 from mloc_dagster.errors import MlocError, TaskCancelled
 from mloc_dagster.redaction import redact_urls
-from mloc_dagster.schema.resources import Retries
+from mloc_dagster.schema import Retries
 
 
 def as_dagster(error: MlocError) -> dg.Failure:

@@ -8,9 +8,9 @@ import dagster as dg
 from dagster import DagsterRun
 from pydantic import BaseModel, ConfigDict
 
-from mloc_dagster.executors.shard_run import ShardReport
-from mloc_dagster.planning.plan import Shard
-from mloc_dagster.results.store import Folder, open_store
+from mloc_dagster.executors import ShardReport
+from mloc_dagster.planning import Shard
+from mloc_dagster.results import Folder, open_store
 
 
 class TaskRef(BaseModel):

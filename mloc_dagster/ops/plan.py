@@ -7,16 +7,15 @@ from functools import cache
 
 import dagster as dg
 
-from mloc_dagster.compile.overrides import merge_overrides
+from mloc_dagster.compile import merge_overrides
 from mloc_dagster.errors import MlocError
-from mloc_dagster.events.bus import publish
-from mloc_dagster.events.model import Payload, TaskEvent, TaskEventType
-from mloc_dagster.executors.task_start import OpenTask, start_task
-from mloc_dagster.fleet.dagster.jobs import CONTENT_TAG
-from mloc_dagster.net.reach import Origin
+from mloc_dagster.events import Payload, TaskEvent, TaskEventType, publish
+from mloc_dagster.executors import OpenTask, start_task
+from mloc_dagster.fleet import CONTENT_TAG
+from mloc_dagster.net import Origin
 from mloc_dagster.ops.failures import as_dagster
 from mloc_dagster.ops.io import TaskRef
-from mloc_dagster.planning.plan import Shard
+from mloc_dagster.planning import Shard
 
 WORKFLOW_TAG = "mloc/workflow_id"
 

@@ -7,10 +7,9 @@ from datetime import UTC, datetime
 from types import TracebackType
 from typing import NamedTuple
 
-from mloc_dagster.events.bus import publish
-from mloc_dagster.events.model import Payload, TaskEvent, TaskEventType
-from mloc_dagster.planning.plan import Shard
-from mloc_dagster.results.rows import OutputRow
+from mloc_dagster.events import Payload, TaskEvent, TaskEventType, publish
+from mloc_dagster.planning import Shard
+from mloc_dagster.results import OutputRow
 
 Say = Callable[[str, Mapping[str, int | float]], None]
 

@@ -10,25 +10,34 @@ from dagster import DagsterEvent
 from dagster._core.events import EngineEventData
 
 from mloc_dagster.errors import TaskCancelled
-from mloc_dagster.events.bus import publish
-from mloc_dagster.events.model import Payload, ShardPlace, TaskEvent, TaskEventType, TrainingFigures
-from mloc_dagster.executors.base import cancel_requested
-from mloc_dagster.executors.shard_run import ShardReport, run_shard, worker_name
-from mloc_dagster.executors.task_start import OpenTask, open_task
-from mloc_dagster.executors.training.messages import Progress
-from mloc_dagster.executors.training.task import (
+from mloc_dagster.events import (
+    Payload,
+    ShardPlace,
+    TaskEvent,
+    TaskEventType,
+    TrainingFigures,
+    publish,
+)
+from mloc_dagster.executors import (
+    OpenTask,
+    Progress,
+    ShardReport,
+    cancel_requested,
     conclude,
     make_room,
+    open_task,
     process_count,
+    run_shard,
     run_training,
     weights_of,
+    worker_name,
 )
-from mloc_dagster.fleet.worker.heartbeat import process_model_cache
+from mloc_dagster.fleet import process_model_cache
 from mloc_dagster.ops.failures import retry_or_fail
 from mloc_dagster.ops.progress import ProgressBatches, ProgressNotes
-from mloc_dagster.planning.plan import Shard
-from mloc_dagster.results.training_summary import TRAINING_NAME, TrainingSummary, read_training
-from mloc_dagster.schema.task import TrainingSpec
+from mloc_dagster.planning import Shard
+from mloc_dagster.results import TRAINING_NAME, TrainingSummary, read_training
+from mloc_dagster.schema import TrainingSpec
 from mloc_dagster.settings import settings
 
 EVENT_EVERY_S = 0.5

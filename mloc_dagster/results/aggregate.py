@@ -14,7 +14,7 @@ import msgspec
 from pydantic import JsonValue, ValidationError
 
 from mloc_dagster.errors import IncompleteResultsError
-from mloc_dagster.planning.plan import Plan
+from mloc_dagster.planning import Plan
 from mloc_dagster.results.part_files import Part, list_parts, read_rows
 from mloc_dagster.results.rows import UPSTREAM_FAULT, OutputRow
 from mloc_dagster.results.store import Folder

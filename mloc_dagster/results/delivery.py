@@ -16,14 +16,13 @@ import httpx
 from pydantic import BaseModel, ConfigDict
 
 from mloc_dagster.errors import DeliveryError, InputError
-from mloc_dagster.net.addresses import RefusedAddressError, guarded_client
-from mloc_dagster.net.reach import LOCAL, Reach, check_result_path
+from mloc_dagster.net import LOCAL, Reach, RefusedAddressError, check_result_path, guarded_client
 from mloc_dagster.redaction import redact_urls
 from mloc_dagster.results.aggregate import RESPONSES_NAME
 from mloc_dagster.results.files import BUFFER_BYTES
 from mloc_dagster.results.record import RECORD_NAME
 from mloc_dagster.results.store import Folder
-from mloc_dagster.schema.output import HttpDestination, LocalDestination
+from mloc_dagster.schema import HttpDestination, LocalDestination
 from mloc_dagster.settings import settings
 
 

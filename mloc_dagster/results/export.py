@@ -19,14 +19,14 @@ import pyarrow  # pyright: ignore[reportMissingTypeStubs]
 import pyarrow.parquet as pq  # pyright: ignore[reportMissingTypeStubs]
 
 from mloc_dagster import __version__
-from mloc_dagster.planning.plan import Plan
+from mloc_dagster.planning import Plan
 from mloc_dagster.results.openai_batch import BatchFiles
+from mloc_dagster.results.part_files import read_rows
 from mloc_dagster.results.rows import OutputRow, Prompt
-from mloc_dagster.results.shard_files import read_rows
 from mloc_dagster.results.store import Folder
 from mloc_dagster.results.summary import UNPRICED, Rates
 from mloc_dagster.results.tally import Tally
-from mloc_dagster.schema.output import BATCH_ERRORS_NAME, BATCH_OUTPUT_NAME, OutputFormat
+from mloc_dagster.schema import BATCH_ERRORS_NAME, BATCH_OUTPUT_NAME, OutputFormat
 
 
 class ExportRow(msgspec.Struct):

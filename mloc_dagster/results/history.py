@@ -14,7 +14,7 @@ from mloc_dagster.results.record import read_record
 from mloc_dagster.results.store import ResultStore
 from mloc_dagster.results.summary import SUMMARY_NAME, TaskSummary
 from mloc_dagster.results.training_summary import TRAINING_NAME, TrainingSummary, read_training
-from mloc_dagster.schema.output import FINAL_LORA
+from mloc_dagster.schema import FINAL_LORA
 
 LOOKED_AT = 200
 """Summaries that are read at most."""

@@ -16,7 +16,7 @@ from typing import IO, Any
 
 import msgspec
 
-from mloc_dagster.planning.plan import Plan
+from mloc_dagster.planning import Plan
 from mloc_dagster.results.rows import BASE64, SERVER_FAULT, OutputRow, TokenLogprob
 
 OK = 200

@@ -18,7 +18,7 @@ from zlib import crc32
 import msgspec
 
 from mloc_dagster.errors import DamagedFileError
-from mloc_dagster.planning.plan import Shard
+from mloc_dagster.planning import Shard
 from mloc_dagster.results.record import read_plan
 from mloc_dagster.results.rows import OutputRow
 from mloc_dagster.results.store import Folder

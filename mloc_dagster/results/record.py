@@ -25,12 +25,19 @@ from pydantic import (
 )
 
 from mloc_dagster.errors import DamagedFileError, InputError, TerminalError, UnknownNameError
-from mloc_dagster.net.reach import Origin
-from mloc_dagster.planning.plan import PLAN_NAME, Plan
+from mloc_dagster.net import Origin
+from mloc_dagster.planning import PLAN_NAME, Plan
 from mloc_dagster.redaction import MASK, redact_urls
 from mloc_dagster.results.store import Folder, ResultStore
-from mloc_dagster.schema.markers import Marker, Path, Secret, replaced, scalars
-from mloc_dagster.schema.template import marked_in_spec, marked_values
+from mloc_dagster.schema import (
+    Marker,
+    Path,
+    Secret,
+    marked_in_spec,
+    marked_values,
+    replaced,
+    scalars,
+)
 
 FOLDER = ".secrets"
 """Where values lie in the results: one file for a task or a submitted template that has any."""

@@ -23,7 +23,7 @@ import msgspec
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mloc_dagster.errors import InputError
-from mloc_dagster.planning.plan import Shard
+from mloc_dagster.planning import Shard
 from mloc_dagster.results.part_files import (
     FinishedRows,
     finished_rows,

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pydantic import AwareDatetime, BaseModel, ConfigDict
 
 from mloc_dagster.results.rows import OutputRow
-from mloc_dagster.schema.result import ReusedRows, Usage
+from mloc_dagster.schema import ReusedRows, Usage
 
 # From 0.1 ms to 10,000 s; a bucket is 12 % wide, which bounds the percentiles' error.
 _PER_DECADE = 20

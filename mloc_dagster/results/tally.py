@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from mloc_dagster.errors import IncompleteResultsError
-from mloc_dagster.planning.plan import Plan, shard_key
+from mloc_dagster.planning import Plan, shard_key
 from mloc_dagster.results.rows import UPSTREAM_FAULT, OutputRow, Prompt
 from mloc_dagster.results.summary import LatencyCounter, PreviewRow, UsageCounter
 

@@ -10,7 +10,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, JsonValue
 
 from mloc_dagster.errors import IncompleteResultsError
 from mloc_dagster.results.store import Folder
-from mloc_dagster.schema.output import artifact_name
+from mloc_dagster.schema import artifact_name
 
 TRAINING_NAME = "training.json"
 BEFORE_NAME = "evaluation-before.json"

@@ -1,7 +1,5 @@
 """The YAML as frozen types; here stands what authors of task types need."""
 
-from mloc_dagster.schema.base import Block
-from mloc_dagster.schema.task import ModelSpec, RowSpec, TrainingSpec
-from mloc_dagster.schema.task_type import Idle, TaskType
+import lazy_loader
 
-__all__ = ["Block", "Idle", "ModelSpec", "RowSpec", "TaskType", "TrainingSpec"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -15,12 +15,11 @@ from dagster._core.storage.event_log import SqlEventLogStorage
 from pydantic import BaseModel, ConfigDict
 
 from mloc_dagster.errors import TerminalError
-from mloc_dagster.events.model import TaskEvent
-from mloc_dagster.events.stream import STREAM_AWAY, StreamClient, open_redis, send
-from mloc_dagster.ops.run_tags import DEAD_LETTER_TAG
+from mloc_dagster.events import STREAM_AWAY, StreamClient, TaskEvent, open_redis, send
+from mloc_dagster.ops import DEAD_LETTER_TAG
 from mloc_dagster.sensors.polling import instance_of, looks
 from mloc_dagster.sensors.task_facts import RunView, dead_letters, kinds, run_views, task_events
-from mloc_dagster.services.event_log import EventRow, newest_id, rows_after, rows_in
+from mloc_dagster.services import EventRow, newest_id, rows_after, rows_in
 from mloc_dagster.settings import settings
 
 PATIENCE_S = 120.0

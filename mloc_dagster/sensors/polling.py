@@ -16,7 +16,7 @@ import dagster as dg
 from dagster._core.instance.ref import InstanceRef
 from dagster_shared.serdes import deserialize_value, serialize_value
 
-from mloc_dagster.services.instance import pool_connections
+from mloc_dagster.services import pool_connections
 
 
 def instance_of(context: dg.SensorEvaluationContext) -> dg.DagsterInstance:

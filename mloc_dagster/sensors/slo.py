@@ -7,9 +7,16 @@ import dagster as dg
 from dagster._core.storage.runs import SqlRunStorage
 
 from mloc_dagster.errors import TerminalError
-from mloc_dagster.events.model import Payload, SloMiss, TaskEvent, TaskEventType
-from mloc_dagster.events.stream import STREAM_AWAY, open_redis, send
-from mloc_dagster.fleet.slo import (
+from mloc_dagster.events import (
+    STREAM_AWAY,
+    Payload,
+    SloMiss,
+    TaskEvent,
+    TaskEventType,
+    open_redis,
+    send,
+)
+from mloc_dagster.fleet import (
     PromisedRun,
     QueuedRun,
     estimate_s,
@@ -17,10 +24,9 @@ from mloc_dagster.fleet.slo import (
     raised_priorities,
     slack_s,
 )
-from mloc_dagster.ops.plan import workflow_id
-from mloc_dagster.ops.run_tags import SLO_MISSED_TAG, SLO_TAG, SUBMITTED_TAG
+from mloc_dagster.ops import SLO_MISSED_TAG, SLO_TAG, SUBMITTED_TAG, workflow_id
 from mloc_dagster.sensors.polling import instance_of, looks
-from mloc_dagster.services.run_rows import RunRow, last_durations_s, queued_runs, runs_tagged
+from mloc_dagster.services import RunRow, last_durations_s, queued_runs, runs_tagged
 from mloc_dagster.settings import settings
 
 INTERVAL_S = 1

@@ -20,13 +20,12 @@ from dagster._core.remote_origin import (
 )
 from dagster._core.utils import make_new_run_id
 
-from mloc_dagster.assets.task_graph import job_name
-from mloc_dagster.compile.compiler import CompiledTask, CompiledTemplate
+from mloc_dagster.assets import job_name
+from mloc_dagster.compile import CompiledTask, CompiledTemplate
 from mloc_dagster.errors import InputError
-from mloc_dagster.executors.task_start import task_id_for, task_record
-from mloc_dagster.fleet.dagster.jobs import LIBRARY
-from mloc_dagster.results.record import write_record
-from mloc_dagster.results.store import open_store
+from mloc_dagster.executors import task_id_for, task_record
+from mloc_dagster.fleet import LIBRARY
+from mloc_dagster.results import open_store, write_record
 
 CODE_LOCATION = "mloc_dagster.definitions"
 """The library's code location in every workspace that mloc writes, and its default name."""

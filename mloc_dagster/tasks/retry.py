@@ -20,10 +20,16 @@ from dagster._core.storage.tags import (
 )
 
 from mloc_dagster.errors import InputError
-from mloc_dagster.fleet.dagster.jobs import Jobs
-from mloc_dagster.ops.run_tags import DEAD_LETTER_TAG, SLO_MISSED_TAG, SUBMITTED_TAG, RunTask
-from mloc_dagster.ops.shard import CHANGED_MODEL_TAG, RETRY_ERRORS_TAG
-from mloc_dagster.sensors.slo import SLACK_TAG
+from mloc_dagster.fleet import Jobs
+from mloc_dagster.ops import (
+    CHANGED_MODEL_TAG,
+    DEAD_LETTER_TAG,
+    RETRY_ERRORS_TAG,
+    SLO_MISSED_TAG,
+    SUBMITTED_TAG,
+    RunTask,
+)
+from mloc_dagster.sensors import SLACK_TAG
 from mloc_dagster.tasks.launch import job_origin, submit
 from mloc_dagster.tasks.steps import Steps, steps_of
 from mloc_dagster.tasks.workflows import Workflow, find

@@ -14,20 +14,24 @@ from dagster import DagsterRun, DagsterRunStatus, RunRecord
 from dagster._core.execution.stats import StepEventStatus
 
 from mloc_dagster.errors import DamagedFileError, IncompleteResultsError
-from mloc_dagster.events.recall import LastNews
-from mloc_dagster.executors.shard_run import shard_log_name
-from mloc_dagster.executors.training.checkpoints import published_checkpoints
-from mloc_dagster.fleet import FleetEngine, TicketState, TicketStatus
-from mloc_dagster.fleet.dagster.tickets import run_ticket_id
-from mloc_dagster.ops.run_tags import DEAD_LETTER_TAG, RunTask
-from mloc_dagster.planning.plan import Plan, Shard
-from mloc_dagster.results.record import RECORD_NAME, read_plan, read_record
-from mloc_dagster.results.shard_files import finished_rows
-from mloc_dagster.results.store import Folder, open_store
-from mloc_dagster.results.summary import SUMMARY_NAME, TaskSummary
-from mloc_dagster.results.training_summary import TrainingSummary, read_training
-from mloc_dagster.schema.resources import Retries
-from mloc_dagster.schema.task_type import find_task_type
+from mloc_dagster.events import LastNews
+from mloc_dagster.executors import published_checkpoints, shard_log_name
+from mloc_dagster.fleet import FleetEngine, TicketState, TicketStatus, run_ticket_id
+from mloc_dagster.ops import DEAD_LETTER_TAG, RunTask
+from mloc_dagster.planning import Plan, Shard
+from mloc_dagster.results import (
+    RECORD_NAME,
+    SUMMARY_NAME,
+    Folder,
+    TaskSummary,
+    TrainingSummary,
+    finished_rows,
+    open_store,
+    read_plan,
+    read_record,
+    read_training,
+)
+from mloc_dagster.schema import Retries, find_task_type
 from mloc_dagster.tasks.steps import Steps, failures_of, setbacks_of, shard_of, steps_of
 from mloc_dagster.tasks.workflows import Workflow
 from mloc_dagster.wire import Shards, TaskDetail, TaskState, TrainingView

@@ -12,12 +12,10 @@ from dagster import DagsterRun, DagsterRunStatus, RunRecord
 from dagster._core.storage.tags import ROOT_RUN_ID_TAG
 
 from mloc_dagster.errors import InputError, UnknownNameError
-from mloc_dagster.fleet.dagster.run_launcher import FleetRunLauncher
-from mloc_dagster.ops.plan import WORKFLOW_TAG, workflow_id
-from mloc_dagster.ops.run_tags import NODES_TAG, PROCESS_TAG, RunTask, run_tasks
-from mloc_dagster.results.record import RECORD_NAME, read_record
-from mloc_dagster.results.store import open_store
-from mloc_dagster.sensors.task_facts import tasks_of
+from mloc_dagster.fleet import FleetRunLauncher
+from mloc_dagster.ops import NODES_TAG, PROCESS_TAG, WORKFLOW_TAG, RunTask, run_tasks, workflow_id
+from mloc_dagster.results import RECORD_NAME, open_store, read_record
+from mloc_dagster.sensors import tasks_of
 
 _UUID = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 _TASK_OF_WORKFLOW = re.compile(rf"({_UUID})-.+")

@@ -5,7 +5,7 @@ after an upgrade of Dagster:
 
 1. Look the name up in Dagster's new source; each test says in its text what the fleet needs of it.
 2. Change `internals.py` alone, so that the rest of the fleet sees what it saw.
-3. Run `tests/contract/test_fleet_runs.py`, `tests/unit/test_fleet_replay.py` and
+3. Run `tests/contract/test_fleet_runs.py`, `tests/unit/fleet/test_replay.py` and
    `tests/e2e/test_fleet_engine.py`: they run what these names are for.
 """
 

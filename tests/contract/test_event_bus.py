@@ -8,11 +8,15 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from mloc_dagster.events.bus import MemoryEventLog
-from mloc_dagster.events.log import BEGINNING, Channel, EventLog, LoggedEvent
-from mloc_dagster.events.model import (
+from mloc_dagster.events import (
+    BEGINNING,
+    Channel,
     Event,
+    EventLog,
+    LoggedEvent,
+    MemoryEventLog,
     Payload,
+    RedisPublisher,
     ShardPlace,
     SloMiss,
     TaskEvent,
@@ -22,7 +26,6 @@ from mloc_dagster.events.model import (
     WorkerPayload,
     WorkerState,
 )
-from mloc_dagster.events.redis import RedisPublisher
 
 FROM_START = {Channel.TASKS: BEGINNING}
 

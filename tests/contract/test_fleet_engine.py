@@ -13,20 +13,27 @@ import redis
 from mloc_dagster.errors import FleetUnavailableError
 from mloc_dagster.fleet import (
     RUNS_QUEUE,
+    WARM_PATIENCE_S,
     Claim,
     FleetEngine,
+    GpuDevice,
+    Hardware,
     Leases,
+    MemoryFleetEngine,
+    RedisFleetEngine,
+    Requirements,
     StepTicket,
     StopReason,
     TicketState,
     WorkerInfo,
     WorkerStatus,
+    connect,
+    heartbeat_key,
+    lease_key,
+    queue_of,
+    queues_for,
+    ticket_key,
 )
-from mloc_dagster.fleet.hardware import GpuDevice, Hardware, Requirements, queue_of, queues_for
-from mloc_dagster.fleet.memory.engine import MemoryFleetEngine
-from mloc_dagster.fleet.placement import WARM_PATIENCE_S
-from mloc_dagster.fleet.redis.engine import RedisFleetEngine
-from mloc_dagster.fleet.redis.records import connect, heartbeat_key, lease_key, ticket_key
 from mloc_dagster.settings import settings
 from tests.ports import free_port
 

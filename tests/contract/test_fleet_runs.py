@@ -9,22 +9,26 @@ from random import Random
 
 import dagster as dg
 import pytest
-from dagster import DagsterEventType as Event
-from dagster import DagsterRunStatus as Status
-from dagster._core.launcher import ResumeRunContext
-from dagster._core.launcher import WorkerStatus as Health
+from dagster import DagsterEventType as Event, DagsterRunStatus as Status
+from dagster._core.launcher import ResumeRunContext, WorkerStatus as Health
 
-from mloc_dagster.fleet import RUNS_QUEUE, FleetEngine, StopReason, TicketState
-from mloc_dagster.fleet.dagster.jobs import Jobs
-from mloc_dagster.fleet.dagster.run_worker import RunWorker
-from mloc_dagster.fleet.dagster.tickets import run_ticket, run_ticket_id
-from mloc_dagster.fleet.hardware import CPU_QUEUE
-from mloc_dagster.fleet.memory.engine import MemoryFleetEngine
-from mloc_dagster.fleet.redis.engine import RedisFleetEngine
-from mloc_dagster.fleet.redis.records import connect
-from mloc_dagster.ops.run_tags import NODES_TAG, run_tasks
+from mloc_dagster.fleet import (
+    CPU_QUEUE,
+    RUNS_QUEUE,
+    FleetEngine,
+    Jobs,
+    MemoryFleetEngine,
+    RedisFleetEngine,
+    RunWorker,
+    StopReason,
+    TicketState,
+    connect,
+    run_ticket,
+    run_ticket_id,
+)
+from mloc_dagster.ops import NODES_TAG, run_tasks
 from mloc_dagster.settings import settings
-from mloc_dagster.tasks.steps import Setbacks, setbacks_of
+from mloc_dagster.tasks import Setbacks, setbacks_of
 from tests.fleet_threads import FleetThreads, open_instance, until
 
 SHARDS = 3

@@ -7,12 +7,17 @@ from contextlib import closing
 
 import pytest
 
-from mloc_dagster.events.model import WorkerEventType
-from mloc_dagster.fleet import RUNS_QUEUE, TicketState, WorkerStatus
-from mloc_dagster.fleet.hardware import Hardware, Requirements
-from mloc_dagster.fleet.memory.engine import MemoryFleetEngine
-from mloc_dagster.fleet.redis.engine import RedisFleetEngine
-from mloc_dagster.fleet.redis.records import connect
+from mloc_dagster.events import WorkerEventType
+from mloc_dagster.fleet import (
+    RUNS_QUEUE,
+    Hardware,
+    MemoryFleetEngine,
+    RedisFleetEngine,
+    Requirements,
+    TicketState,
+    WorkerStatus,
+    connect,
+)
 from tests.fleet_threads import IdleWorkers, blocked_clients, blocked_threads, until
 
 

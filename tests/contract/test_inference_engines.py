@@ -13,13 +13,10 @@ from typing import Any
 import pytest
 
 from mloc_dagster.errors import TaskCancelled
-from mloc_dagster.executors.engines.choice import loader_of
-from mloc_dagster.executors.engines.protocol import Completion, Engine, EngineRequest, Replies
+from mloc_dagster.executors import Completion, Engine, EngineRequest, Replies, loader_of
 from mloc_dagster.models import builtin_model_path
-from mloc_dagster.results.rows import InputRow, Message, Prompt
-from mloc_dagster.schema.engine_type import find_engine
-from mloc_dagster.schema.inference import Inference
-from mloc_dagster.schema.task import InferenceSpec
+from mloc_dagster.results import InputRow, Message, Prompt
+from mloc_dagster.schema import Inference, InferenceSpec, find_engine
 
 pytest.importorskip("torch")
 

@@ -13,22 +13,20 @@ from typing import Any
 
 import pytest
 
-from mloc_dagster.data.dataset import dataset_rows
-from mloc_dagster.data.openai_batch import scan_batch
-from mloc_dagster.data.training_rows import open_training_rows
+from mloc_dagster.data import dataset_rows, open_training_rows, scan_batch
 from mloc_dagster.errors import MlocError
-from mloc_dagster.executors.adapters import adapter_folder
-from mloc_dagster.executors.images import ImageLoader
-from mloc_dagster.executors.model_source import model_place
-from mloc_dagster.executors.training.weights import locate_weights
-from mloc_dagster.net.reach import LOCAL, Reach, current_reach
-from mloc_dagster.results.delivery import deliver
-from mloc_dagster.results.store import open_store
-from mloc_dagster.schema.data import DatasetData, TrainingData
-from mloc_dagster.schema.model import Adapter, ModelSource
-from mloc_dagster.schema.output import HttpDestination
-from mloc_dagster.schema.task import SftSpec
-from mloc_dagster.schema.training.spec import CheckpointLoad
+from mloc_dagster.executors import ImageLoader, adapter_folder, locate_weights, model_place
+from mloc_dagster.net import LOCAL, Reach, current_reach
+from mloc_dagster.results import deliver, open_store
+from mloc_dagster.schema import (
+    Adapter,
+    CheckpointLoad,
+    DatasetData,
+    HttpDestination,
+    ModelSource,
+    SftSpec,
+    TrainingData,
+)
 from mloc_dagster.settings import settings
 from tests.api_server import Served, serving
 from tests.image_server import ImageServer, image_server, send

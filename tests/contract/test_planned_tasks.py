@@ -8,20 +8,27 @@ from typing import Any
 
 import pytest
 
-from mloc_dagster.data.spool import spool_input
+from mloc_dagster.data import spool_input
 from mloc_dagster.errors import TaskCancelled, TerminalError
-from mloc_dagster.executors.base import ShardContext, ShardInput
-from mloc_dagster.executors.input_planning import plan_input
-from mloc_dagster.executors.model_cache import ModelCache
-from mloc_dagster.executors.row_gate import RowGate
-from mloc_dagster.executors.shard_run import run_shard
-from mloc_dagster.planning.plan import Plan
-from mloc_dagster.results.export import export_results
-from mloc_dagster.results.rows import InputRow, OutputRow
-from mloc_dagster.results.shard_files import read_rows
-from mloc_dagster.results.store import Folder, open_store
-from mloc_dagster.results.summary import UNPRICED
-from mloc_dagster.schema.task_type import spec_of
+from mloc_dagster.executors import (
+    ModelCache,
+    RowGate,
+    ShardContext,
+    ShardInput,
+    plan_input,
+    run_shard,
+)
+from mloc_dagster.planning import Plan
+from mloc_dagster.results import (
+    UNPRICED,
+    Folder,
+    InputRow,
+    OutputRow,
+    export_rows,
+    open_store,
+    read_rows,
+)
+from mloc_dagster.schema import spec_of
 
 ROWS = 60
 PROMPTS = [f"prefix {number * 7 % 5} question {number % 40}" for number in range(ROWS)]
@@ -78,7 +85,7 @@ def test_the_same_rows_in_the_same_order(tmp_path: Path) -> None:
     assert planned.plan.data_version == plain.plan.data_version
     shards = [
         (r.prompt, r.shard)
-        for r in export_results(read_rows(planned.folder), planned.plan, "m", None, UNPRICED)
+        for r in export_rows(read_rows(planned.folder), planned.plan, "m", None, UNPRICED)
     ]
     computed_in = {
         row.index: shard.index

@@ -9,18 +9,18 @@ from typing import Any
 
 import pytest
 
-from mloc_dagster.data.spool import spool_input
-from mloc_dagster.executors import shard_run
-from mloc_dagster.executors.engines.protocol import EngineRequest, Replies
-from mloc_dagster.executors.inference import InferenceExecutor
-from mloc_dagster.executors.model_cache import ModelCache
-from mloc_dagster.executors.shard_run import run_shard
-from mloc_dagster.results.record import read_plan
-from mloc_dagster.results.rows import OutputRow
-from mloc_dagster.results.shard_files import read_in_flight, read_rows
-from mloc_dagster.results.store import Folder, open_store
-from mloc_dagster.schema.task_type import spec_of
-from tests.unit.test_executors_row_reuse import CountingEngine
+from mloc_dagster.data import spool_input
+from mloc_dagster.executors import (
+    EngineRequest,
+    InferenceExecutor,
+    ModelCache,
+    Replies,
+    run_shard,
+    shard_run,
+)
+from mloc_dagster.results import Folder, OutputRow, open_store, read_in_flight, read_plan, read_rows
+from mloc_dagster.schema import spec_of
+from tests.unit.executors.test_row_reuse import CountingEngine
 
 ROWS = 40
 DEATH = 37

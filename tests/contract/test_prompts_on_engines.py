@@ -10,14 +10,18 @@ from typing import Any
 
 import pytest
 
-from mloc_dagster.executors.base import ShardContext, ShardInput
-from mloc_dagster.executors.engines.choice import loader_of
-from mloc_dagster.executors.engines.protocol import Engine, EngineRequest, Replies
-from mloc_dagster.executors.inference import answer_rows
+from mloc_dagster.executors import (
+    Engine,
+    EngineRequest,
+    Replies,
+    ShardContext,
+    ShardInput,
+    answer_rows,
+    loader_of,
+)
 from mloc_dagster.models import builtin_model_path
-from mloc_dagster.results.rows import InputRow, Message, OutputRow
-from mloc_dagster.schema.engine_type import find_engine
-from mloc_dagster.schema.task import InferenceSpec
+from mloc_dagster.results import InputRow, Message, OutputRow
+from mloc_dagster.schema import InferenceSpec, find_engine
 
 pytest.importorskip("torch")
 

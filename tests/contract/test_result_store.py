@@ -14,13 +14,20 @@ import pyarrow.parquet as pq
 import pytest
 
 from mloc_dagster.errors import IncompleteResultsError, InputError
-from mloc_dagster.planning.plan import Chunk, Plan, cut_shards
-from mloc_dagster.results.aggregate import aggregate_rows
-from mloc_dagster.results.export import export_results
-from mloc_dagster.results.manifest import verify_manifest, write_manifest
-from mloc_dagster.results.rows import OutputRow
-from mloc_dagster.results.shard_files import ShardWriter, finished_rows, read_rows
-from mloc_dagster.results.store import Folder, ResultStore, open_store
+from mloc_dagster.planning import Chunk, Plan, cut_shards
+from mloc_dagster.results import (
+    Folder,
+    OutputRow,
+    ResultStore,
+    ShardWriter,
+    aggregate_rows,
+    export_results,
+    finished_rows,
+    open_store,
+    read_rows,
+    verify_manifest,
+    write_manifest,
+)
 
 _STARTED = datetime(2026, 1, 1, tzinfo=UTC)
 

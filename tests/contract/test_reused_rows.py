@@ -7,14 +7,10 @@ from typing import Any
 
 import pytest
 
-from mloc_dagster.data.spool import spool_input
-from mloc_dagster.executors import shard_run
-from mloc_dagster.executors.inference import InferenceExecutor
-from mloc_dagster.executors.model_cache import ModelCache
-from mloc_dagster.executors.shard_run import ShardReport, run_shard
-from mloc_dagster.results.shard_files import read_rows
-from mloc_dagster.results.store import open_store
-from tests.unit.test_executors_row_reuse import CountingEngine, make_spec
+from mloc_dagster.data import spool_input
+from mloc_dagster.executors import InferenceExecutor, ModelCache, ShardReport, run_shard, shard_run
+from mloc_dagster.results import open_store, read_rows
+from tests.unit.executors.test_row_reuse import CountingEngine, make_spec
 
 
 def test_failed_rows_and_their_duplicates_are_computed_again_when_asked(
@@ -53,6 +49,6 @@ def test_failed_rows_and_their_duplicates_are_computed_again_when_asked(
 def _mended(request: Any) -> Any:
     from dataclasses import replace
 
-    from mloc_dagster.executors.engines.protocol import Rendered
+    from mloc_dagster.executors import Rendered
 
     return replace(request, rendered=Rendered("mended"))

@@ -9,18 +9,20 @@ from typing import Any
 
 import pytest
 
-from mloc_dagster.data.spool import spool_input
+from mloc_dagster.data import spool_input
 from mloc_dagster.errors import TaskCancelled, TerminalError, TransientError
-from mloc_dagster.executors import shard_run
-from mloc_dagster.executors.base import ModelKey, ShardContext, ShardInput
-from mloc_dagster.executors.model_cache import ModelCache
-from mloc_dagster.executors.shard_run import ShardReport, run_shard
-from mloc_dagster.planning.plan import Plan
-from mloc_dagster.results.part_files import list_parts
-from mloc_dagster.results.rows import OutputRow
-from mloc_dagster.results.shard_files import read_rows
-from mloc_dagster.results.store import Folder, open_store
-from mloc_dagster.schema.task_type import spec_of
+from mloc_dagster.executors import (
+    ModelCache,
+    ModelKey,
+    ShardContext,
+    ShardInput,
+    ShardReport,
+    run_shard,
+    shard_run,
+)
+from mloc_dagster.planning import Plan
+from mloc_dagster.results import Folder, OutputRow, list_parts, open_store, read_rows
+from mloc_dagster.schema import spec_of
 
 ROWS = 12
 PROMPTS = [f"question {number}" + " and more" * (number % 4) for number in range(ROWS)]

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import uvicorn
 from fastapi import FastAPI
 
-from mloc_dagster.api.limits import PatientProtocol
+from mloc_dagster.api import PatientProtocol
 
 
 @contextmanager

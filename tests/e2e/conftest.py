@@ -12,7 +12,7 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-from mloc_dagster.services.instance import open_instance
+from mloc_dagster.services import open_instance
 from mloc_dagster.settings import settings
 
 ROOT = Path(__file__).parents[2]

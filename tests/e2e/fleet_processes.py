@@ -21,12 +21,16 @@ from dagster._core.remote_origin import (
     RemoteRepositoryOrigin,
 )
 
-from mloc_dagster.fleet import TicketState, TicketStatus, open_engine
-from mloc_dagster.fleet.dagster.jobs import LIBRARY
-from mloc_dagster.fleet.redis.engine import RedisFleetEngine
-from mloc_dagster.fleet.redis.records import connect, members_key
-from mloc_dagster.services.instance import pool_connections
-from mloc_dagster.services.stack.dagster_home import fleet_instance
+from mloc_dagster.fleet import (
+    LIBRARY,
+    RedisFleetEngine,
+    TicketState,
+    TicketStatus,
+    connect,
+    members_key,
+    open_engine,
+)
+from mloc_dagster.services import fleet_instance, pool_connections
 from tests.e2e.stack import ROOT, until
 
 RUNS = ("runs",)

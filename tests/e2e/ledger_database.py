@@ -10,10 +10,8 @@ import pytest
 from sqlalchemy import create_engine, event, text
 from sqlalchemy.engine import Connection, make_url
 
-from mloc_dagster.ledger.acceptance import Accepted
-from mloc_dagster.ledger.ledger import Ledger
-from mloc_dagster.ledger.model import NewTask, PlannedRun, Request, Submission
-from mloc_dagster.services.postgres import postgres_url
+from mloc_dagster.ledger import Accepted, Ledger, NewTask, PlannedRun, Request, Submission
+from mloc_dagster.services import postgres_url
 from mloc_dagster.settings import settings
 
 

@@ -13,8 +13,8 @@ from dagster._core.remote_origin import (
     RemoteRepositoryOrigin,
 )
 
-from mloc_dagster.assets.task_graph import job_name
-from mloc_dagster.compile.compiler import CompiledTemplate, compile_mapping
+from mloc_dagster.assets import job_name
+from mloc_dagster.compile import CompiledTemplate, compile_mapping
 from mloc_dagster.definitions import build_definitions
 
 

@@ -17,11 +17,15 @@ from typing import Any, Self
 import psutil
 
 from mloc_dagster.cli.stack_readiness import component_answers
-from mloc_dagster.services.stack.layout import StackLayout
-from mloc_dagster.services.stack.lifecycle import kill_stack
-from mloc_dagster.services.stack.plan import StackPlan, saved_plan
-from mloc_dagster.services.stack.processes import stack_processes
-from mloc_dagster.services.stack.supervisor import ComponentState, component_states
+from mloc_dagster.services import (
+    ComponentState,
+    StackLayout,
+    StackPlan,
+    component_states,
+    kill_stack,
+    saved_plan,
+    stack_processes,
+)
 from tests.ports import free_port
 
 ROOT = Path(__file__).parents[2]

@@ -19,9 +19,9 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
-from mloc_dagster.api.app import create_app
-from mloc_dagster.ledger.ledger import Ledger
-from mloc_dagster.results.store import open_store
+from mloc_dagster.api import create_app
+from mloc_dagster.ledger import Ledger
+from mloc_dagster.results import open_store
 from mloc_dagster.settings import settings
 from tests.api_server import ECHO, STAGES
 from tests.e2e.api_process import served
@@ -211,7 +211,7 @@ def _database(home: Path) -> str:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLOC_HOME", str(home))
         settings.cache_clear()
-        from mloc_dagster.services.postgres import postgres_url
+        from mloc_dagster.services import postgres_url
 
         return postgres_url()
 

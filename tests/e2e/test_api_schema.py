@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from mloc_dagster.api.app import create_app
-from mloc_dagster.ledger.ledger import Ledger
+from mloc_dagster.api import create_app
+from mloc_dagster.ledger import Ledger
 from mloc_dagster.settings import settings
 from tests.e2e.api_process import served
 

@@ -13,13 +13,12 @@ import pytest
 import redis
 
 import mloc_dagster.client
-from mloc_dagster.api.app import create_app
+from mloc_dagster.api import create_app
 from mloc_dagster.cli import api_choice, entry
 from mloc_dagster.cli.api_choice import complete_task_ids
 from mloc_dagster.client import Address, Client
-from mloc_dagster.ledger.ledger import Ledger
-from mloc_dagster.ledger.model import PlannedRun, TaskChange, TaskEntry
-from mloc_dagster.results.store import open_store
+from mloc_dagster.ledger import Ledger, PlannedRun, TaskChange, TaskEntry
+from mloc_dagster.results import open_store
 from mloc_dagster.settings import settings
 from mloc_dagster.wire import TaskState
 from tests.e2e.api_process import served

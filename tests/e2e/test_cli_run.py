@@ -16,7 +16,7 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from mloc_dagster.ops.plan import WORKFLOW_TAG
+from mloc_dagster.ops import WORKFLOW_TAG
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 

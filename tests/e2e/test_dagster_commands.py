@@ -8,9 +8,7 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-from mloc_dagster.results.manifest import verify_manifest
-from mloc_dagster.results.shard_files import read_rows
-from mloc_dagster.results.store import open_store
+from mloc_dagster.results import open_store, read_rows, verify_manifest
 from tests.e2e.conftest import Command
 
 pytestmark = pytest.mark.e2e

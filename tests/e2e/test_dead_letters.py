@@ -17,12 +17,9 @@ from dagster import DagsterRunStatus
 
 from mloc_dagster.cli import entry
 from mloc_dagster.library import library_dir
-from mloc_dagster.results.part_files import list_parts
-from mloc_dagster.results.rows import OutputRow
-from mloc_dagster.results.shard_files import read_rows
-from mloc_dagster.results.store import Folder, open_store
-from mloc_dagster.sensors.events import publish_since
-from mloc_dagster.services.stack.dagster_home import fleet_instance
+from mloc_dagster.results import Folder, OutputRow, list_parts, open_store, read_rows
+from mloc_dagster.sensors import publish_since
+from mloc_dagster.services import fleet_instance
 from mloc_dagster.settings import settings
 from tests.e2e.fleet_processes import RUNS, FleetProcesses
 from tests.e2e.stack import until

@@ -22,20 +22,16 @@ from dagster._core.launcher import LaunchRunContext
 from sqlalchemy import create_engine, text
 from sqlalchemy.engine import make_url
 
-from mloc_dagster.api.app import create_app
-from mloc_dagster.compile.compiler import CompiledTemplate, compile_mapping
-from mloc_dagster.dispatch import launch as launch_module
-from mloc_dagster.dispatch.batching import batch_key
-from mloc_dagster.dispatch.dispatcher import Dispatcher
-from mloc_dagster.events.bus import listening
-from mloc_dagster.events.model import TaskEvent, TaskEventType
-from mloc_dagster.executors.task_start import task_id_for
-from mloc_dagster.ledger.ledger import Ledger
-from mloc_dagster.ledger.model import NewTask, Submission, TaskEntry
-from mloc_dagster.results.store import open_store
-from mloc_dagster.services.postgres import postgres_url
+from mloc_dagster.api import create_app
+from mloc_dagster.compile import CompiledTemplate, compile_mapping
+from mloc_dagster.dispatch import Dispatcher, batch_key, launch as launch_module
+from mloc_dagster.events import TaskEvent, TaskEventType, listening
+from mloc_dagster.executors import task_id_for
+from mloc_dagster.ledger import Ledger, NewTask, Submission, TaskEntry
+from mloc_dagster.results import open_store
+from mloc_dagster.services import postgres_url
 from mloc_dagster.settings import settings
-from mloc_dagster.tasks.retry import retry_run
+from mloc_dagster.tasks import retry_run
 from mloc_dagster.wire import TaskState
 from tests.e2e.api_process import served
 from tests.e2e.fleet_processes import RUNS, FleetProcesses

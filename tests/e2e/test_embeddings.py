@@ -15,15 +15,12 @@ import pytest
 
 pytest.importorskip("torch")
 
-from mloc_dagster.executors.engines.protocol import Completion
+from mloc_dagster.executors import Completion, PoolingEngine, VllmPoolingEngine, vllm_build
 from mloc_dagster.executors.engines.transformers import pooling as transformers_pooling
-from mloc_dagster.executors.engines.transformers.pooling import PoolingEngine
-from mloc_dagster.executors.engines.vllm.pooling import VllmPoolingEngine
-from mloc_dagster.executors.engines.vllm.process import vllm_build
-from mloc_dagster.schema.inference import Pooling
+from mloc_dagster.schema import Pooling
 from tests.e2e.conftest import ROOT
 from tests.e2e.test_cli_run import Place
-from tests.unit.test_executors_pooling import TEXTS, embedding, spec, vectors
+from tests.unit.executors.test_pooling import TEXTS, embedding, spec, vectors
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 

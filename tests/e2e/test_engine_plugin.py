@@ -11,7 +11,7 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-from tests.unit.test_executors_engines import TEMPLATE, lay_down
+from tests.unit.executors.test_engines import TEMPLATE, lay_down
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 

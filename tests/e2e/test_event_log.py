@@ -16,7 +16,7 @@ from dagster_postgres.utils import DagsterPostgresException
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import OperationalError
 
-from mloc_dagster.services.event_log import EventLog
+from mloc_dagster.services import EventLog
 
 pytestmark = pytest.mark.e2e
 

@@ -7,14 +7,19 @@ from collections import Counter
 import dagster as dg
 import pytest
 
-from mloc_dagster.events.bus import listening
-from mloc_dagster.events.log import BEGINNING, Channel
-from mloc_dagster.events.model import TaskEvent
-from mloc_dagster.events.stream import open_redis, read_events, send
+from mloc_dagster.events import (
+    BEGINNING,
+    Channel,
+    TaskEvent,
+    listening,
+    open_redis,
+    read_events,
+    send,
+)
 from mloc_dagster.local_run import run_template
-from mloc_dagster.ops.run_tags import DEAD_LETTER_TAG
-from mloc_dagster.sensors.events import LogCursor, facts_since, publish_events_sensor, publish_since
-from mloc_dagster.services.event_log import newest_id
+from mloc_dagster.ops import DEAD_LETTER_TAG
+from mloc_dagster.sensors import LogCursor, facts_since, publish_events_sensor, publish_since
+from mloc_dagster.services import newest_id
 from mloc_dagster.settings import settings
 from tests.e2e.queued_runs import echo_template, queued
 

@@ -11,16 +11,15 @@ from signal import SIGCONT, SIGSTOP, SIGTERM
 
 import dagster as dg
 import pytest
-from dagster import DagsterEventType as Event
-from dagster import DagsterRunStatus as Status
+from dagster import DagsterEventType as Event, DagsterRunStatus as Status
 from dagster._core.launcher import WorkerStatus as Health
 from sqlalchemy import create_engine, text
 from sqlalchemy.engine import make_url
 
-from mloc_dagster.ops.run_tags import NODES_TAG, run_tasks
-from mloc_dagster.services.postgres import postgres_url
+from mloc_dagster.ops import NODES_TAG, run_tasks
+from mloc_dagster.services import postgres_url
 from mloc_dagster.settings import settings
-from mloc_dagster.tasks.steps import Setbacks, setbacks_of
+from mloc_dagster.tasks import Setbacks, setbacks_of
 from tests.e2e.fleet_processes import RUNS, FleetProcesses
 from tests.e2e.stack import until
 from tests.redis_server import RedisServer

@@ -10,12 +10,8 @@ from typing import TYPE_CHECKING, cast
 
 import pytest
 
-from mloc_dagster.fleet import TicketState
-from mloc_dagster.fleet.redis.engine import RedisFleetEngine
-from mloc_dagster.fleet.redis.records import connect, members_key
-from mloc_dagster.results.rows import OutputRow
-from mloc_dagster.results.shard_files import read_rows
-from mloc_dagster.results.store import open_store
+from mloc_dagster.fleet import RedisFleetEngine, TicketState, connect, members_key
+from mloc_dagster.results import OutputRow, open_store, read_rows
 from tests.e2e.browser import CHROMIUM, Browser
 from tests.e2e.stack import Stack, until
 

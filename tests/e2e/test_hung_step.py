@@ -9,10 +9,15 @@ from datetime import UTC, datetime
 
 import pytest
 
-from mloc_dagster.fleet import Claim, StepTicket, TicketState, WorkerInfo
-from mloc_dagster.fleet.redis.engine import RedisFleetEngine
-from mloc_dagster.fleet.redis.records import connect
-from mloc_dagster.fleet.worker.process import Worker
+from mloc_dagster.fleet import (
+    Claim,
+    RedisFleetEngine,
+    StepTicket,
+    TicketState,
+    Worker,
+    WorkerInfo,
+    connect,
+)
 from tests.e2e.conftest import ROOT
 from tests.e2e.stack import until
 

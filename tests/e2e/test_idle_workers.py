@@ -13,10 +13,15 @@ from signal import SIGINT, SIGTERM
 import pytest
 import redis
 
-from mloc_dagster.fleet import StepTicket, TicketState, WorkerStatus
-from mloc_dagster.fleet.placement import queue_wake, worker_wake
-from mloc_dagster.fleet.redis.engine import RedisFleetEngine
-from mloc_dagster.fleet.redis.records import connect
+from mloc_dagster.fleet import (
+    RedisFleetEngine,
+    StepTicket,
+    TicketState,
+    WorkerStatus,
+    connect,
+    queue_wake,
+    worker_wake,
+)
 from tests.e2e.chaos.tcp_proxy import TcpProxy
 from tests.e2e.conftest import ROOT
 from tests.e2e.stack import until

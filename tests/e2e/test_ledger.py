@@ -14,11 +14,17 @@ import pytest
 from sqlalchemy import create_engine, text
 
 from mloc_dagster.errors import InputError, TransientError
-from mloc_dagster.ledger.acceptance import Accepted, KeyReused
-from mloc_dagster.ledger.database import transaction
-from mloc_dagster.ledger.ledger import Ledger
-from mloc_dagster.ledger.model import NewTask, PlannedRun, TaskChange, TaskFilter
-from mloc_dagster.services.storages import AdvisoryLock
+from mloc_dagster.ledger import (
+    Accepted,
+    KeyReused,
+    Ledger,
+    NewTask,
+    PlannedRun,
+    TaskChange,
+    TaskFilter,
+    transaction,
+)
+from mloc_dagster.services import AdvisoryLock
 from mloc_dagster.wire import TaskState
 from tests.e2e.ledger_database import accepted, own_database, planned, submission
 

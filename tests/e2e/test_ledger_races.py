@@ -15,11 +15,19 @@ from sqlalchemy import create_engine, text
 from sqlalchemy.engine import Connection
 
 from mloc_dagster.errors import TransientError
-from mloc_dagster.ledger import acceptance, dispatching
-from mloc_dagster.ledger.acceptance import Accepted, KeyReused
-from mloc_dagster.ledger.database import transaction
-from mloc_dagster.ledger.ledger import Ledger
-from mloc_dagster.ledger.model import PlannedRun, Request, Submission, TaskChange, TaskFilter
+from mloc_dagster.ledger import (
+    Accepted,
+    KeyReused,
+    Ledger,
+    PlannedRun,
+    Request,
+    Submission,
+    TaskChange,
+    TaskFilter,
+    acceptance,
+    dispatching,
+    transaction,
+)
 from mloc_dagster.wire import TaskState
 from tests.e2e.ledger_database import (
     KilledBefore,

@@ -13,13 +13,10 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-from mloc_dagster.compile.compiler import compile_document
-from mloc_dagster.compile.loader import load_documents
-from mloc_dagster.compile.overrides import apply_sets
+from mloc_dagster.compile import apply_sets, compile_document, load_documents
 from mloc_dagster.library import library_files
 from mloc_dagster.local_run import run_template
-from mloc_dagster.results.manifest import verify_manifest
-from mloc_dagster.results.store import open_store
+from mloc_dagster.results import open_store, verify_manifest
 from tests.e2e.conftest import ROOT
 
 pytestmark = pytest.mark.e2e

@@ -5,8 +5,7 @@ from __future__ import annotations
 import dagster as dg
 import pytest
 
-from mloc_dagster.events.bus import listening
-from mloc_dagster.events.model import TaskEvent
+from mloc_dagster.events import TaskEvent, listening
 from mloc_dagster.local_run import run_template
 from mloc_dagster.settings import settings
 from tests.e2e.queued_runs import echo_template

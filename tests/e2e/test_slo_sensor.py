@@ -12,19 +12,11 @@ from dagster._daemon.run_coordinator.queued_run_coordinator_daemon import (
     QueuedRunCoordinatorDaemon,
 )
 
-from mloc_dagster.events.log import BEGINNING, Channel
-from mloc_dagster.events.model import TaskEvent
-from mloc_dagster.events.stream import open_redis, read_events
+from mloc_dagster.events import BEGINNING, Channel, TaskEvent, open_redis, read_events
 from mloc_dagster.local_run import run_template
-from mloc_dagster.ops.run_tags import SLO_MISSED_TAG, SLO_TAG, SUBMITTED_TAG
-from mloc_dagster.sensors.slo import (
-    PRIORITY_TAG,
-    JobEstimates,
-    reorder_queue,
-    slo_sensor,
-    tell_missed,
-)
-from mloc_dagster.services.run_rows import queued_runs
+from mloc_dagster.ops import SLO_MISSED_TAG, SLO_TAG, SUBMITTED_TAG
+from mloc_dagster.sensors import PRIORITY_TAG, JobEstimates, reorder_queue, slo_sensor, tell_missed
+from mloc_dagster.services import queued_runs
 from mloc_dagster.settings import settings
 from tests.e2e.queued_runs import echo_template, queued
 

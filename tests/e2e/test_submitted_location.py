@@ -11,8 +11,8 @@ import httpx
 import pytest
 
 from mloc_dagster.client import Client
-from mloc_dagster.dispatch.process import reload_location
-from mloc_dagster.services.stack.dagster_home import SUBMITTED_LOCATION
+from mloc_dagster.dispatch import reload_location
+from mloc_dagster.services import SUBMITTED_LOCATION
 from tests.e2e.stack import Stack, until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]

@@ -12,15 +12,11 @@ import pytest
 import yaml
 
 from mloc_dagster.cli.resume import start_over
-from mloc_dagster.compile.compiler import CompiledTemplate, compile_mapping
+from mloc_dagster.compile import CompiledTemplate, compile_mapping
 from mloc_dagster.definitions import build_definitions, runnable_library
 from mloc_dagster.local_run import RunOutcome, run_template
 from mloc_dagster.models import builtin_model_path
-from mloc_dagster.results.manifest import verify_manifest
-from mloc_dagster.results.part_files import list_parts
-from mloc_dagster.results.rows import OutputRow
-from mloc_dagster.results.shard_files import read_rows
-from mloc_dagster.results.store import open_store
+from mloc_dagster.results import OutputRow, list_parts, open_store, read_rows, verify_manifest
 from mloc_dagster.settings import settings
 
 pytestmark = pytest.mark.e2e

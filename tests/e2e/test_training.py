@@ -15,16 +15,12 @@ import dagster as dg
 import psutil
 import pytest
 
-from mloc_dagster.compile.compiler import compile_mapping
+from mloc_dagster.compile import compile_mapping
 from mloc_dagster.errors import TaskCancelled, TerminalError, TransientError
-from mloc_dagster.executors.task_start import plan_training
-from mloc_dagster.executors.training.messages import Finished, Progress
-from mloc_dagster.executors.training.task import run_training
+from mloc_dagster.executors import Finished, Progress, plan_training, run_training
 from mloc_dagster.local_run import run_template
-from mloc_dagster.results.store import Folder, open_store
-from mloc_dagster.results.training_summary import read_training
-from mloc_dagster.schema.task import TrainingSpec
-from mloc_dagster.schema.task_type import find_task_type
+from mloc_dagster.results import Folder, open_store, read_training
+from mloc_dagster.schema import TrainingSpec, find_task_type
 from mloc_dagster.settings import settings
 
 pytest.importorskip("torch")

@@ -11,19 +11,15 @@ import dagster as dg
 import psutil
 import pytest
 import yaml
-from dagster import DagsterEventType as Event
-from dagster import DagsterRunStatus as Status
+from dagster import DagsterEventType as Event, DagsterRunStatus as Status
 from sqlalchemy import create_engine, text
 from sqlalchemy.engine import make_url
 
-from mloc_dagster.events.log import BEGINNING, Channel
-from mloc_dagster.events.model import TaskEvent
-from mloc_dagster.events.stream import open_redis, read_events
-from mloc_dagster.executors.training.checkpoints import published_checkpoints
+from mloc_dagster.events import BEGINNING, Channel, TaskEvent, open_redis, read_events
+from mloc_dagster.executors import published_checkpoints
 from mloc_dagster.fleet import WorkerInfo, fleet_url
-from mloc_dagster.results.store import open_store
-from mloc_dagster.results.training_summary import TrainingSummary, read_training
-from mloc_dagster.services.postgres import postgres_url
+from mloc_dagster.results import TrainingSummary, open_store, read_training
+from mloc_dagster.services import postgres_url
 from mloc_dagster.settings import settings
 from tests.e2e.fleet_processes import RUNS, FleetProcesses
 from tests.e2e.stack import ROOT, until

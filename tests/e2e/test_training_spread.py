@@ -16,12 +16,9 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("trl")
 
-from mloc_dagster.executors.training.evaluation import evaluate
-from mloc_dagster.executors.training.examples import rendered_rows
-from mloc_dagster.executors.training.messages import TrainingJob
+from mloc_dagster.executors import TrainingJob, evaluate, rendered_rows
 from mloc_dagster.models import builtin_model_path
-from mloc_dagster.schema.task import TrainingSpec
-from mloc_dagster.schema.task_type import find_task_type
+from mloc_dagster.schema import TrainingSpec, find_task_type
 from tests.ports import free_port
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]

@@ -18,12 +18,11 @@ import dagster as dg
 import pytest
 import yaml
 
-from mloc_dagster.compile.compiler import CompiledTemplate, compile_mapping
+from mloc_dagster.compile import CompiledTemplate, compile_mapping
 from mloc_dagster.local_run import run_template
 from mloc_dagster.models import builtin_model_path
-from mloc_dagster.results.store import open_store
-from mloc_dagster.results.training_summary import read_training
-from mloc_dagster.schema.task import TrainingSpec
+from mloc_dagster.results import open_store, read_training
+from mloc_dagster.schema import TrainingSpec
 
 pytest.importorskip("torch")
 pytest.importorskip("trl")

@@ -13,8 +13,7 @@ import dagster as dg
 import httpx
 import pytest
 
-from mloc_dagster.results.shard_files import read_rows
-from mloc_dagster.results.store import open_store
+from mloc_dagster.results import open_store, read_rows
 from tests.e2e.browser import CHROMIUM, Browser
 from tests.e2e.conftest import ROOT
 from tests.ports import free_port

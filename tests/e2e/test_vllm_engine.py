@@ -16,15 +16,19 @@ import psutil
 import pytest
 
 from mloc_dagster.errors import TaskCancelled, TerminalError
-from mloc_dagster.executors.engines.protocol import Completion, EngineRequest, Replies
-from mloc_dagster.executors.engines.vllm.engine import VllmEngine, load_engine
-from mloc_dagster.executors.engines.vllm.process import vllm_build
-from mloc_dagster.executors.inference import InferenceExecutor
-from mloc_dagster.executors.model_cache import ModelCache
+from mloc_dagster.executors import (
+    Completion,
+    EngineRequest,
+    InferenceExecutor,
+    ModelCache,
+    Replies,
+    VllmEngine,
+    load_engine,
+    vllm_build,
+)
 from mloc_dagster.models import builtin_model_path
-from mloc_dagster.results.rows import InputRow
-from mloc_dagster.schema.inference import Inference
-from mloc_dagster.schema.task import InferenceSpec
+from mloc_dagster.results import InputRow
+from mloc_dagster.schema import Inference, InferenceSpec
 
 pytestmark = [
     pytest.mark.slow,

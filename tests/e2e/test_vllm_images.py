@@ -9,14 +9,18 @@ from typing import Any
 
 import pytest
 
-from mloc_dagster.data.images import with_images
+from mloc_dagster.data import with_images
 from mloc_dagster.errors import InputError
-from mloc_dagster.executors.base import ShardContext, ShardInput
-from mloc_dagster.executors.engines.vllm.engine import VllmEngine, load_engine
-from mloc_dagster.executors.engines.vllm.process import vllm_build
-from mloc_dagster.executors.inference import InferenceExecutor
-from mloc_dagster.results.rows import InputRow, OutputRow
-from mloc_dagster.schema.task import InferenceSpec
+from mloc_dagster.executors import (
+    InferenceExecutor,
+    ShardContext,
+    ShardInput,
+    VllmEngine,
+    load_engine,
+    vllm_build,
+)
+from mloc_dagster.results import InputRow, OutputRow
+from mloc_dagster.schema import InferenceSpec
 from tests.older_vision import older
 from tests.tiny_vision import COLOURS, NO_IMAGE, square
 

@@ -12,13 +12,10 @@ from typing import Any
 
 import pytest
 
-from mloc_dagster.executors.task_start import plan_training
-from mloc_dagster.executors.training.messages import Finished, Progress
-from mloc_dagster.executors.training.task import Attempt, run_training
+from mloc_dagster.executors import Attempt, Finished, Progress, plan_training, run_training
 from mloc_dagster.models import builtin_model_path
-from mloc_dagster.results.store import open_store
-from mloc_dagster.schema.task import TrainingSpec
-from mloc_dagster.schema.task_type import find_task_type
+from mloc_dagster.results import open_store
+from mloc_dagster.schema import TrainingSpec, find_task_type
 from tests.gpu.devices import gpus, has_gpu
 
 pytestmark = [

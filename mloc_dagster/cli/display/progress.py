@@ -23,9 +23,8 @@ from rich.text import Text
 
 from mloc_dagster.cli.display.tables import count, shorten
 from mloc_dagster.cli.display.task_progress import TaskProgress, task_figures
-from mloc_dagster.events.bus import listening
-from mloc_dagster.events.model import TaskEvent, TaskEventType
-from mloc_dagster.planning.plan import shard_key
+from mloc_dagster.events import TaskEvent, TaskEventType, listening
+from mloc_dagster.planning import shard_key
 
 LINE_INTERVAL_S = 10.0
 

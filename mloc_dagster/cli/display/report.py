@@ -12,13 +12,12 @@ from rich.console import Console
 from rich.text import Text
 
 from mloc_dagster.cli.display.tables import count, duration, print_table, rate, shorten
-from mloc_dagster.compile.diagnostics import Diagnostic
-from mloc_dagster.results.summary import ModelUsage, usage_by_model
-from mloc_dagster.results.training_summary import TrainingSummary, compared
+from mloc_dagster.compile import Diagnostic
+from mloc_dagster.results import ModelUsage, TrainingSummary, compared, usage_by_model
 
 if TYPE_CHECKING:
     from mloc_dagster.local_run import RunOutcome, TaskOutcome
-    from mloc_dagster.results.summary import TaskSummary
+    from mloc_dagster.results import TaskSummary
 
 
 PREVIEW_ROWS = 5

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from mloc_dagster.cli.display.tables import count, duration, print_table, shorten
-from mloc_dagster.planning.plan import shard_key
+from mloc_dagster.planning import shard_key
 
 if TYPE_CHECKING:
     from mloc_dagster.wire import DeadLetterView, Shards, TaskDetail, TaskView, TrainingView

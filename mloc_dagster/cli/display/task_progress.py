@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from time import monotonic
 
 from mloc_dagster.cli.display.tables import count, duration, rate, short_rate
-from mloc_dagster.events.model import Payload, TaskEvent, TaskEventType, TrainingFigures
+from mloc_dagster.events import Payload, TaskEvent, TaskEventType, TrainingFigures
 
 WINDOW_S = 20.0
 """Speeds are those of the last seconds: a model that loads first does not spoil the estimate."""

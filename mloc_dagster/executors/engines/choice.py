@@ -8,9 +8,15 @@ from pkgutil import resolve_name
 
 from mloc_dagster.errors import TerminalError
 from mloc_dagster.executors.engines.protocol import EngineLoader
-from mloc_dagster.schema.engine_type import EngineType, engine_types, find_engine
-from mloc_dagster.schema.engines import candidates, certain_engine, claim_on
-from mloc_dagster.schema.task import ModelSpec
+from mloc_dagster.schema import (
+    EngineType,
+    ModelSpec,
+    candidates,
+    certain_engine,
+    claim_on,
+    engine_types,
+    find_engine,
+)
 from mloc_dagster.settings import settings
 
 

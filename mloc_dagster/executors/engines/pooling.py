@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from mloc_dagster.errors import TerminalError
 from mloc_dagster.executors.engines.protocol import EngineRequest
-from mloc_dagster.schema.inference import Pooling
+from mloc_dagster.schema import Pooling
 
 PoolingType = Literal["CLS", "LAST", "MEAN"]
 

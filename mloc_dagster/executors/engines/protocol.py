@@ -16,11 +16,8 @@ from typing import Any, Protocol, runtime_checkable
 from pydantic import JsonValue
 
 from mloc_dagster.executors.model_source import paths_in
-from mloc_dagster.results.rows import InputRow, TokenLogprob
-from mloc_dagster.schema.engine_type import EngineType, changed_options
-from mloc_dagster.schema.inference import Inference, Pooling
-from mloc_dagster.schema.model import Model
-from mloc_dagster.schema.task import ModelSpec
+from mloc_dagster.results import InputRow, TokenLogprob
+from mloc_dagster.schema import EngineType, Inference, Model, ModelSpec, Pooling, changed_options
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,18 +10,21 @@ from pathlib import Path
 from typing import Any
 
 from mloc_dagster.errors import TerminalError
-from mloc_dagster.schema.task import OnlineSpec, PpoSpec, TrainingSpec
-from mloc_dagster.schema.training.library_options import refused_argument
-from mloc_dagster.schema.training.options import (
+from mloc_dagster.schema import (
     ROLLOUTS,
+    OnlineSpec,
+    PpoSpec,
+    Training,
+    TrainingSpec,
+    check_training,
     generations_of,
     number_of,
     option_of,
+    ppo_options,
     processes_of,
+    refused_argument,
     refused_in_training,
 )
-from mloc_dagster.schema.training.ppo import check_training, ppo_options
-from mloc_dagster.schema.training.spec import Training
 
 DOCUMENTED = ("num_train_epochs", "gradient_checkpointing")
 """Fields of `Training` that are passed when the user said nothing, too: the schema promises one

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
-from mloc_dagster.schema.task import TrainingSpec
+from mloc_dagster.schema import TrainingSpec
 
 Row = Mapping[str, Any]
 """An example in TRL's format: `text`, or `messages`, or `prompt` and `completion`, or `prompt`,

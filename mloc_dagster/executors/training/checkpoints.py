@@ -22,9 +22,8 @@ from mloc_dagster.executors.training.weight_files import (
     sync_tree,
     take_file,
 )
-from mloc_dagster.results.files import TEMPORARY_PREFIX
-from mloc_dagster.results.store import Folder
-from mloc_dagster.schema.output import CHECKPOINTS_NAME
+from mloc_dagster.results import TEMPORARY_PREFIX, Folder
+from mloc_dagster.schema import CHECKPOINTS_NAME
 
 MANIFEST_NAME = "mloc_checkpoint.json"
 _NAME = re.compile(r"checkpoint-(\d+)")

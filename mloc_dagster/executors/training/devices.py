@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from mloc_dagster.errors import TerminalError
 from mloc_dagster.executors.engines.transformers.model import bitsandbytes_config
-from mloc_dagster.schema.task import TrainingSpec
+from mloc_dagster.schema import TrainingSpec
 
 Precision = Literal["no", "bf16", "fp16"]
 """What `accelerate` calls mixed precision: `no` computes in the precision of the weights."""

@@ -13,8 +13,7 @@ from mloc_dagster.executors.training.base import Row
 from mloc_dagster.executors.training.harness import harness_metrics
 from mloc_dagster.executors.training.metrics import Measurement, check_metrics, measure
 from mloc_dagster.executors.training.sequences import is_classifier
-from mloc_dagster.schema.training.gate import BUILTIN_METRICS, parse_gate
-from mloc_dagster.schema.training.spec import Evaluation
+from mloc_dagster.schema import BUILTIN_METRICS, Evaluation, parse_gate
 
 
 def evaluate(

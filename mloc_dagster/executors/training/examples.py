@@ -12,8 +12,7 @@ from typing import Any
 
 from mloc_dagster.errors import DataError
 from mloc_dagster.executors.training.base import Row
-from mloc_dagster.schema.data import TrainingData
-from mloc_dagster.schema.training.method import TrainingMethod
+from mloc_dagster.schema import TrainingData, TrainingMethod
 
 _ANSWERS = ("completion", "chosen", "rejected")
 _SPEECH = ("prompt", *_ANSWERS)

@@ -14,9 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mloc_dagster.errors import MissingExtraError, TerminalError, nearest_hint
-from mloc_dagster.schema.task import TrainingSpec
-from mloc_dagster.schema.training.options import REPORTERS, reporters
-from mloc_dagster.schema.training.spec import Harness
+from mloc_dagster.schema import REPORTERS, Harness, TrainingSpec, reporters
 
 TOLD_EVERY_S = 60.0
 """A benchmark may take longer than a training is allowed to be silent."""

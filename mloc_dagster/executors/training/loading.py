@@ -28,7 +28,7 @@ from mloc_dagster.executors.training.devices import (
 )
 from mloc_dagster.executors.training.lora import continue_adapter, merge_adapter, wrap
 from mloc_dagster.executors.training.weight_files import remember_source, weights_kind
-from mloc_dagster.schema.task import TrainingSpec
+from mloc_dagster.schema import TrainingSpec
 from mloc_dagster.settings import settings
 
 ADDED = "<|pad|>"

@@ -12,8 +12,7 @@ from typing import Any
 from mloc_dagster.errors import TerminalError, nearest_hint
 from mloc_dagster.executors.adapters import require_peft
 from mloc_dagster.executors.training.memory_estimate import is_out_of_memory
-from mloc_dagster.schema.task import TrainingSpec
-from mloc_dagster.schema.training.spec import Lora
+from mloc_dagster.schema import Lora, TrainingSpec
 
 ALL_LINEAR = "all-linear"
 

@@ -10,8 +10,7 @@ from typing import Any
 
 from mloc_dagster.executors.training.devices import mixed_precision, weights_dtype
 from mloc_dagster.models import builtin_model_path
-from mloc_dagster.schema.task import OnlineSpec, TrainingSpec
-from mloc_dagster.schema.training.spec import Lora
+from mloc_dagster.schema import Lora, OnlineSpec, TrainingSpec
 
 # The same sizes under other names, mostly GPT-2's.
 _NAMES = {

@@ -10,10 +10,8 @@ from typing import Annotated, Any, Literal
 import msgspec
 from pydantic import BaseModel, BeforeValidator, ConfigDict, SerializeAsAny
 
-from mloc_dagster.net.reach import Origin
-from mloc_dagster.schema.output import CHECKPOINTS_NAME
-from mloc_dagster.schema.task import TrainingSpec
-from mloc_dagster.schema.task_type import spec_of
+from mloc_dagster.net import Origin
+from mloc_dagster.schema import CHECKPOINTS_NAME, TrainingSpec, spec_of
 
 
 def _of_its_type(value: Any) -> Any:

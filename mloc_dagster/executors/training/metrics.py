@@ -23,8 +23,7 @@ from mloc_dagster.executors.training.sequences import (
     token_limit,
 )
 from mloc_dagster.plugins import METRICS_GROUP, entry_points, registered_function
-from mloc_dagster.schema.training.gate import BUILTIN_METRICS, CLASSIFIER_METRICS
-from mloc_dagster.schema.training.spec import Evaluation
+from mloc_dagster.schema import BUILTIN_METRICS, CLASSIFIER_METRICS, Evaluation
 
 
 def greedy_answers(

@@ -17,8 +17,7 @@ from mloc_dagster.executors.training.sequences import (
     messages,
     token_limit,
 )
-from mloc_dagster.schema.model import ModelSource
-from mloc_dagster.schema.training.spec import RewardModel
+from mloc_dagster.schema import ModelSource, RewardModel
 
 Pick = Callable[[Sequence[float]], float]
 """Makes a score of the logits of all classes."""

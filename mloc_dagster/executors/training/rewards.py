@@ -15,8 +15,7 @@ from typing import Any, Literal
 from mloc_dagster.errors import MlocError, TerminalError
 from mloc_dagster.executors.training.sequences import Speech
 from mloc_dagster.plugins import REWARDS_GROUP, registered_function, unfit_options
-from mloc_dagster.schema.task import OnlineSpec
-from mloc_dagster.schema.training.spec import RewardFunction
+from mloc_dagster.schema import OnlineSpec, RewardFunction
 
 Prompts = Sequence[Any]
 Columns = Mapping[str, Sequence[Any]]

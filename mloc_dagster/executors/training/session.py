@@ -27,7 +27,7 @@ from mloc_dagster.executors.training.messages import (
     TrainingJob,
     finite,
 )
-from mloc_dagster.net.reach import Reach
+from mloc_dagster.net import Reach
 
 
 def train(job: TrainingJob, hooks: Hooks, say: Callable[[Message], None]) -> Finished:

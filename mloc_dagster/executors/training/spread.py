@@ -17,8 +17,7 @@ from typing import Any
 from mloc_dagster.errors import TerminalError
 from mloc_dagster.executors.training.arguments import has_gpu
 from mloc_dagster.executors.training.base import TrainingRun
-from mloc_dagster.schema.task import TrainingSpec
-from mloc_dagster.schema.training.options import refused_spreading, spreads_weights
+from mloc_dagster.schema import TrainingSpec, refused_spreading, spreads_weights
 
 
 class RunReporter:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, assert_never
 import psutil
 
 from mloc_dagster import errors
-from mloc_dagster.data.training_rows import EVALUATION_ROWS_NAME, TRAINING_ROWS_NAME
+from mloc_dagster.data import EVALUATION_ROWS_NAME, TRAINING_ROWS_NAME
 from mloc_dagster.errors import MlocError, TerminalError, TransientError
 from mloc_dagster.executors.energy import gpu_count
 from mloc_dagster.executors.model_cache import ModelCache
@@ -36,22 +36,17 @@ from mloc_dagster.executors.training.messages import (
     TrainingJob,
 )
 from mloc_dagster.executors.training.processes import TrainingProcesses
-from mloc_dagster.net.reach import current_reach
-from mloc_dagster.results.store import ResultStore
-from mloc_dagster.results.training_summary import BEFORE_NAME, TrainingSummary, write_training
-from mloc_dagster.schema.output import CHECKPOINTS_NAME
-from mloc_dagster.schema.task import TrainingSpec
-from mloc_dagster.schema.training.gate import parse_gate
-from mloc_dagster.schema.training.options import weights_only
-from mloc_dagster.schema.training.spec import Evaluation
+from mloc_dagster.net import current_reach
+from mloc_dagster.results import BEFORE_NAME, ResultStore, TrainingSummary, write_training
+from mloc_dagster.schema import CHECKPOINTS_NAME, Evaluation, TrainingSpec, parse_gate, weights_only
 from mloc_dagster.settings import settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from mloc_dagster.planning.plan import Shard
-    from mloc_dagster.results.store import Folder
-    from mloc_dagster.schema.task import TrainingSpec
+    from mloc_dagster.planning import Shard
+    from mloc_dagster.results import Folder
+    from mloc_dagster.schema import TrainingSpec
 
 
 def make_room(spec: TrainingSpec, cache: ModelCache, log: Callable[[str], None]) -> None:

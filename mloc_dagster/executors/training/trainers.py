@@ -16,8 +16,8 @@ from mloc_dagster.executors.training.trl_run import (
     log_left_out,
     train_with,
 )
-from mloc_dagster.schema.result import TrainingResult
-from mloc_dagster.schema.task import (
+from mloc_dagster.schema import (
+    ANY_TRAINING,
     DpoSpec,
     GrpoSpec,
     KtoSpec,
@@ -26,8 +26,9 @@ from mloc_dagster.schema.task import (
     RewardSpec,
     RlooSpec,
     SftSpec,
+    TaskType,
+    TrainingResult,
 )
-from mloc_dagster.schema.task_type import ANY_TRAINING, TaskType
 
 FORMS = (("text",), ("messages",), ("prompt", "completion"))
 """The columns of a row, by form."""

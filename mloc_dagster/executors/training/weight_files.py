@@ -18,9 +18,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mloc_dagster.errors import IncompleteResultsError, InputError, TerminalError
-from mloc_dagster.results.files import BUFFER_BYTES, TEMPORARY_PREFIX
-from mloc_dagster.results.store import Folder
-from mloc_dagster.schema.output import FINAL_LORA, FINAL_MODEL
+from mloc_dagster.results import BUFFER_BYTES, TEMPORARY_PREFIX, Folder
+from mloc_dagster.schema import FINAL_LORA, FINAL_MODEL
 from mloc_dagster.settings import settings
 
 

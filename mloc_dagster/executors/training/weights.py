@@ -21,13 +21,17 @@ from mloc_dagster.executors.training.weight_files import (
     take_file,
     weights_kind,
 )
-from mloc_dagster.net.fetch import Fetcher, reasons_for, save, uploaded_sha256
-from mloc_dagster.net.reach import current_reach
-from mloc_dagster.results.files import TEMPORARY_PREFIX
-from mloc_dagster.results.manifest import MANIFEST_NAME, ManifestEntry, read_manifest
-from mloc_dagster.results.store import Folder, ResultStore, open_store
-from mloc_dagster.schema.output import FINAL_LORA, FINAL_MODEL
-from mloc_dagster.schema.training.spec import CheckpointLoad
+from mloc_dagster.net import Fetcher, current_reach, reasons_for, save, uploaded_sha256
+from mloc_dagster.results import (
+    MANIFEST_NAME,
+    TEMPORARY_PREFIX,
+    Folder,
+    ManifestEntry,
+    ResultStore,
+    open_store,
+    read_manifest,
+)
+from mloc_dagster.schema import FINAL_LORA, FINAL_MODEL, CheckpointLoad
 from mloc_dagster.settings import settings
 
 FINAL_NAMES = (FINAL_MODEL, FINAL_LORA)

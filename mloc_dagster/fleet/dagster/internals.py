@@ -31,8 +31,8 @@ from dagster._core.launcher import (
     LaunchRunContext,
     ResumeRunContext,
     RunLauncher,
+    WorkerStatus as RunWorkerStatus,
 )
-from dagster._core.launcher import WorkerStatus as RunWorkerStatus
 from dagster._core.storage.tags import GRPC_INFO_TAG, PRIORITY_TAG
 from dagster._serdes import ConfigurableClass, ConfigurableClassData
 from dagster_shared.error import SerializableErrorInfo

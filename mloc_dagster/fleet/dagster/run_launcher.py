@@ -7,7 +7,8 @@ from typing import Any
 
 from dagster import DagsterInstance, DagsterRun
 
-from mloc_dagster.fleet import FleetEngine, TicketState, open_engine
+from mloc_dagster.fleet.access import open_engine
+from mloc_dagster.fleet.claims import TicketState
 from mloc_dagster.fleet.dagster.internals import (
     GRPC_INFO_TAG,
     CheckRunHealthResult,
@@ -19,7 +20,8 @@ from mloc_dagster.fleet.dagster.internals import (
     RunWorkerStatus,
 )
 from mloc_dagster.fleet.dagster.tickets import run_ticket, run_ticket_id
-from mloc_dagster.services.instance import pool_connections
+from mloc_dagster.fleet.engine import FleetEngine
+from mloc_dagster.services import pool_connections
 
 _HEALTHY = (TicketState.QUEUED, TicketState.RUNNING)
 

@@ -21,8 +21,9 @@ from dagster import (
 )
 
 from mloc_dagster.errors import FleetUnavailableError
-from mloc_dagster.executors.base import cancellable
-from mloc_dagster.fleet import Claim, FleetEngine, StopReason, open_engine
+from mloc_dagster.executors import cancellable
+from mloc_dagster.fleet.access import open_engine
+from mloc_dagster.fleet.claims import Claim, StopReason
 from mloc_dagster.fleet.dagster.internals import (
     ActiveExecution,
     EngineEventData,
@@ -57,8 +58,8 @@ from mloc_dagster.fleet.dagster.tickets import (
     tags_of_step,
     ticket_for,
 )
-from mloc_dagster.services.event_log import EventLog, capturing
-from mloc_dagster.services.storages import DATABASE_AWAY
+from mloc_dagster.fleet.engine import FleetEngine
+from mloc_dagster.services import DATABASE_AWAY, EventLog, capturing
 from mloc_dagster.settings import settings
 
 _log = logging.getLogger(__name__)

@@ -7,12 +7,13 @@ from importlib import import_module
 
 from dagster import DagsterInstance, DagsterRun, DagsterRunStatus
 
-from mloc_dagster.fleet import Claim, FleetEngine, StopReason
+from mloc_dagster.fleet.claims import Claim, StopReason
 from mloc_dagster.fleet.dagster.internals import drive_run
 from mloc_dagster.fleet.dagster.jobs import LIBRARY, Jobs
 from mloc_dagster.fleet.dagster.run_launcher import end_cancelled_run, leave_pools
 from mloc_dagster.fleet.dagster.run_loop import Carrier, carried_by
-from mloc_dagster.services.storages import DATABASE_AWAY
+from mloc_dagster.fleet.engine import FleetEngine
+from mloc_dagster.services import DATABASE_AWAY
 
 _log = logging.getLogger(__name__)
 

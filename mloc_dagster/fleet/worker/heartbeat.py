@@ -12,8 +12,8 @@ from typing import Any
 import psutil
 
 from mloc_dagster.errors import FleetUnavailableError
-from mloc_dagster.events.model import WorkerEvent, WorkerEventType, WorkerPayload, WorkerState
-from mloc_dagster.executors.model_cache import ModelCache
+from mloc_dagster.events import WorkerEvent, WorkerEventType, WorkerPayload, WorkerState
+from mloc_dagster.executors import ModelCache
 from mloc_dagster.fleet.engine import Registry, WorkerInfo, WorkerStatus
 from mloc_dagster.fleet.worker.detection import memory_limit
 from mloc_dagster.settings import Settings, settings

@@ -21,25 +21,15 @@ from types import FrameType
 
 from dagster import DagsterInstance, DagsterRun, EventLogEntry
 
-from mloc_dagster.events.redis import publishing_to_redis
-from mloc_dagster.executors.base import ModelKey, cancellable, model_key_text
-from mloc_dagster.fleet import (
-    RUNS_QUEUE,
-    Claim,
-    FleetEngine,
-    Leases,
-    StepTicket,
-    StopReason,
-    TicketState,
-    WorkerInfo,
-    WorkerStatus,
-    fleet_url,
-    open_engine,
-)
+from mloc_dagster.events import publishing_to_redis
+from mloc_dagster.executors import ModelKey, cancellable, model_key_text
+from mloc_dagster.fleet.access import fleet_url, open_engine
+from mloc_dagster.fleet.claims import Claim, Leases, StopReason, TicketState
 from mloc_dagster.fleet.dagster.internals import run_step
 from mloc_dagster.fleet.dagster.jobs import LIBRARY, Jobs
 from mloc_dagster.fleet.dagster.messages import StepMessage, StepRequest, run_from_text
 from mloc_dagster.fleet.dagster.run_worker import RunWorker
+from mloc_dagster.fleet.engine import RUNS_QUEUE, FleetEngine, StepTicket, WorkerInfo, WorkerStatus
 from mloc_dagster.fleet.hardware import queues_for
 from mloc_dagster.fleet.worker.detection import detect_hardware
 from mloc_dagster.fleet.worker.heartbeat import (
@@ -48,8 +38,7 @@ from mloc_dagster.fleet.worker.heartbeat import (
     WorkerRegistry,
     process_model_cache,
 )
-from mloc_dagster.services.event_log import capturing
-from mloc_dagster.services.instance import open_fleet_instance
+from mloc_dagster.services import capturing, open_fleet_instance
 from mloc_dagster.settings import settings
 
 _log = logging.getLogger(__name__)

@@ -25,9 +25,9 @@ has too many clients."""
 
 def check_redis(url: str) -> None:
     """Returns if Redis lets this user in; see `events.stream.check_redis`."""
-    from mloc_dagster.events import stream
+    from mloc_dagster.events import check_redis as let_in
 
-    stream.check_redis(url)
+    let_in(url)
 
 
 def redis_answers(url: str) -> bool:

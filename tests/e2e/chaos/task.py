@@ -11,9 +11,7 @@ import httpx
 import psycopg2
 import pyarrow.parquet as pq
 
-from mloc_dagster.events.log import BEGINNING, Channel
-from mloc_dagster.events.model import TaskEvent
-from mloc_dagster.events.stream import open_redis, read_events
+from mloc_dagster.events import BEGINNING, Channel, TaskEvent, open_redis, read_events
 from tests.e2e.stack import Stack, until
 
 JOB = "chaos"

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import psutil
 import pytest
 
-from mloc_dagster.events.stream import open_redis
+from mloc_dagster.events import open_redis
 from mloc_dagster.settings import Settings
 from tests.e2e.chaos.task import Task
 from tests.e2e.chaos.tcp_proxy import TcpProxy

@@ -34,10 +34,8 @@ from mloc_dagster.executors.engines.transformers.sampling import GrammarShelf
 from mloc_dagster.executors.image_stream import windows
 from mloc_dagster.executors.model_cache import release_memory
 from mloc_dagster.executors.prompts import render_chat, render_plain
-from mloc_dagster.results.rows import InputRow, ServerFault
-from mloc_dagster.schema.inference import Inference
-from mloc_dagster.schema.model import TransformersOptions
-from mloc_dagster.schema.task import EmbeddingSpec, ModelSpec
+from mloc_dagster.results import InputRow, ServerFault
+from mloc_dagster.schema import EmbeddingSpec, Inference, ModelSpec, TransformersOptions
 
 WINDOW_ROWS = 1024  # long enough to sort by length, short enough for bounded memory
 

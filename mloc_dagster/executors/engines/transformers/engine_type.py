@@ -6,8 +6,7 @@ from collections.abc import Mapping
 
 from pydantic import JsonValue
 
-from mloc_dagster.schema.engine_type import EngineType
-from mloc_dagster.schema.model import TransformersOptions
+from mloc_dagster.schema import EngineType, TransformersOptions
 
 
 def _shares(options: TransformersOptions) -> Mapping[str, JsonValue]:

@@ -17,8 +17,8 @@ from mloc_dagster.errors import TaskCancelled
 from mloc_dagster.executors.engines.protocol import Answer, EngineRequest
 from mloc_dagster.executors.engines.transformers.model import LoadedModel, batch_pixels
 from mloc_dagster.executors.engines.transformers.sampling import GrammarMask, logits_processors
-from mloc_dagster.results.rows import TokenLogprob
-from mloc_dagster.schema.inference import Inference
+from mloc_dagster.results import TokenLogprob
+from mloc_dagster.schema import Inference
 
 if TYPE_CHECKING:
     import torch

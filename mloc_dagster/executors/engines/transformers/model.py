@@ -25,8 +25,7 @@ from mloc_dagster.executors.model_source import (
     model_place,
     trusts_remote_code,
 )
-from mloc_dagster.schema.engines import adapter_name, shared_options
-from mloc_dagster.schema.model import Adapter, Model, TransformersOptions
+from mloc_dagster.schema import Adapter, Model, TransformersOptions, adapter_name, shared_options
 
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory")
 """What PyTorch says where memory is scarce."""

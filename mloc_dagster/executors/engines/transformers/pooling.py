@@ -33,10 +33,8 @@ from mloc_dagster.executors.model_source import (
     trusts_remote_code,
 )
 from mloc_dagster.executors.prompts import render_plain
-from mloc_dagster.results.rows import InputRow, ServerFault
-from mloc_dagster.schema.inference import Pooling
-from mloc_dagster.schema.model import TransformersOptions
-from mloc_dagster.schema.task import EmbeddingSpec
+from mloc_dagster.results import InputRow, ServerFault
+from mloc_dagster.schema import EmbeddingSpec, Pooling, TransformersOptions
 
 WINDOW_ROWS = 2048  # as for text: long enough to sort by length, short enough for bounded memory
 

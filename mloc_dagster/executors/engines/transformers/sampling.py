@@ -27,8 +27,7 @@ import numpy as np
 
 from mloc_dagster.errors import MissingExtraError
 from mloc_dagster.executors.engines.transformers.engine_type import TRANSFORMERS
-from mloc_dagster.schema.engines import refused_in_inference
-from mloc_dagster.schema.inference import Inference, StructuredOutputs
+from mloc_dagster.schema import Inference, StructuredOutputs, refused_in_inference
 
 if TYPE_CHECKING:
     import torch

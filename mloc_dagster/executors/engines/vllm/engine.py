@@ -34,8 +34,8 @@ from mloc_dagster.executors.engines.vllm.start import EnginePlan, plan_engine, s
 from mloc_dagster.executors.model_cache import release_memory, weights_bytes
 from mloc_dagster.executors.model_source import folder_revision
 from mloc_dagster.executors.prompts import render_chat, render_plain
-from mloc_dagster.results.rows import InputRow
-from mloc_dagster.schema.task import ModelSpec
+from mloc_dagster.results import InputRow
+from mloc_dagster.schema import ModelSpec
 
 STEP_TOKENS = 4096
 """Tokens of a step at most while prompts are read in pieces: what `vllm.LLM` takes on a CPU."""

@@ -10,11 +10,17 @@ from typing import ClassVar
 from pydantic import ConfigDict, Field, JsonValue
 
 from mloc_dagster.errors import nearest_hint
-from mloc_dagster.schema.base import Block
-from mloc_dagster.schema.engine_type import Demand, EngineType, Refusal
-from mloc_dagster.schema.markers import LibraryOptions, Path
-from mloc_dagster.schema.safe_options import is_plain
-from mloc_dagster.schema.training.library_options import class_fields, library_source
+from mloc_dagster.schema import (
+    Block,
+    Demand,
+    EngineType,
+    LibraryOptions,
+    Path,
+    Refusal,
+    class_fields,
+    is_plain,
+    library_source,
+)
 
 MAX_LOGPROBS = 20
 """What vLLM allows unless its argument `max_logprobs` says otherwise."""

@@ -21,7 +21,7 @@ from mloc_dagster.executors.engines.vllm.process import (
     noticing_breakdowns,
     one_line,
 )
-from mloc_dagster.results.rows import ServerFault
+from mloc_dagster.results import ServerFault
 
 LOOK_EVERY_S = 0.1
 """How often somebody is asked whether the task was cancelled."""

@@ -11,8 +11,7 @@ from mloc_dagster.executors.engines.protocol import Engine, EngineLoader, Option
 from mloc_dagster.executors.engines.vllm.engine_type import VllmOptions
 from mloc_dagster.executors.engines.vllm.process import vllm_build
 from mloc_dagster.executors.model_source import is_commit, paths_in
-from mloc_dagster.schema.model import Model
-from mloc_dagster.schema.task import EmbeddingSpec, ModelSpec
+from mloc_dagster.schema import EmbeddingSpec, Model, ModelSpec
 
 BLOCK_TOKENS = 16
 """vLLM's block of the prefix cache on GPUs, where the template names no `block_size`."""

@@ -13,8 +13,8 @@ from mloc_dagster.executors.engines.vllm.requests import prepare_adapters
 from mloc_dagster.executors.engines.vllm.start import plan_engine
 from mloc_dagster.executors.model_source import clear_load_errors
 from mloc_dagster.executors.prompts import render_plain
-from mloc_dagster.results.rows import InputRow
-from mloc_dagster.schema.task import EmbeddingSpec
+from mloc_dagster.results import InputRow
+from mloc_dagster.schema import EmbeddingSpec
 
 
 def load_engine(spec: EmbeddingSpec) -> VllmPoolingEngine:

@@ -18,11 +18,15 @@ from mloc_dagster.executors.engines.protocol import Answer, Completion, EngineRe
 from mloc_dagster.executors.engines.vllm.process import is_dead
 from mloc_dagster.executors.engines.vllm.start import EnginePlan
 from mloc_dagster.executors.model_source import clear_load_errors, content_digest, is_commit
-from mloc_dagster.results.rows import TokenLogprob
-from mloc_dagster.schema.base import canonical_json, digest_of
-from mloc_dagster.schema.engines import adapter_name
-from mloc_dagster.schema.inference import Inference, StructuredOutputs
-from mloc_dagster.schema.model import Adapter
+from mloc_dagster.results import TokenLogprob
+from mloc_dagster.schema import (
+    Adapter,
+    Inference,
+    StructuredOutputs,
+    adapter_name,
+    canonical_json,
+    digest_of,
+)
 from mloc_dagster.settings import settings
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)

@@ -33,9 +33,7 @@ from mloc_dagster.executors.model_source import (
     model_place,
     trusts_remote_code,
 )
-from mloc_dagster.schema.engines import shared_options
-from mloc_dagster.schema.model import Model, ModelSource
-from mloc_dagster.schema.task import ModelSpec
+from mloc_dagster.schema import Model, ModelSource, ModelSpec, shared_options
 
 CPU_CACHE_BYTES = 1 << 30
 """Key-value cache on a CPU, where vLLM would take most of the machine's memory."""

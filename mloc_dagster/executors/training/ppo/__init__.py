@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mloc_dagster.schema.task import PpoSpec
-from mloc_dagster.schema.task_type import ANY_TRAINING, TaskType
+from mloc_dagster.schema import ANY_TRAINING, PpoSpec, TaskType
 
 if TYPE_CHECKING:
     from mloc_dagster.executors.training.ppo.trainer import PpoTrainer

@@ -23,7 +23,7 @@ from mloc_dagster.executors.training.ppo.losses import (
 )
 from mloc_dagster.executors.training.ppo.policy import Policy, Reference
 from mloc_dagster.executors.training.ppo.rollouts import Rollouts
-from mloc_dagster.schema.training.ppo import PpoOptions
+from mloc_dagster.schema import PpoOptions
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from mloc_dagster.schema.training.ppo import PpoOptions
+from mloc_dagster.schema import PpoOptions
 
 if TYPE_CHECKING:
     from torch import Tensor

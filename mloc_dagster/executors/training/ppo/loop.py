@@ -17,7 +17,7 @@ from mloc_dagster.executors.training.ppo.prompts import PromptOrder, encode_prom
 from mloc_dagster.executors.training.ppo.rollouts import Sampler
 from mloc_dagster.executors.training.ppo.state import Progress, Trained, save_checkpoint
 from mloc_dagster.executors.training.ppo.update import Learner
-from mloc_dagster.schema.training.ppo import PpoOptions
+from mloc_dagster.schema import PpoOptions
 
 # Sampling and mini-batches draw from generators of their own, seeded for each update, so that what
 # an update does depends on its number and not on what was drawn before it.

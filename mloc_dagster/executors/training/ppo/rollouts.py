@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from mloc_dagster.executors.engines.transformers.generation import StopWhenCancelled
-from mloc_dagster.schema.training.spec import Generation
+from mloc_dagster.schema import Generation
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -16,7 +16,7 @@ from typing import Any
 
 from mloc_dagster.errors import TerminalError
 from mloc_dagster.executors.training.ppo.policy import Policy
-from mloc_dagster.results.files import TEMPORARY_PREFIX
+from mloc_dagster.results import TEMPORARY_PREFIX
 
 _HEAD, _OPTIMIZER, _STATE = "value_head.safetensors", "optimizer.pt", "trainer_state.json"
 

@@ -15,9 +15,7 @@ from mloc_dagster.executors.training.ppo.prompts import prompt_limit
 from mloc_dagster.executors.training.ppo.rollouts import Sampler
 from mloc_dagster.executors.training.ppo.state import Progress, Trained, load_checkpoint
 from mloc_dagster.executors.training.ppo.update import Learner, make_optimizer
-from mloc_dagster.schema.task import PpoSpec
-from mloc_dagster.schema.training.ppo import PpoOptions, ppo_options
-from mloc_dagster.schema.training.spec import Training
+from mloc_dagster.schema import PpoOptions, PpoSpec, Training, ppo_options
 
 ScorerOf = Callable[[PpoSpec, Any, Callable[[str], None]], Scores]
 """Builds what scores answers from the spec, the device, and where to log."""

@@ -17,7 +17,7 @@ from mloc_dagster.executors.training.ppo.losses import (
     masked_sum,
 )
 from mloc_dagster.executors.training.ppo.policy import Policy, recomputing
-from mloc_dagster.schema.training.ppo import PpoOptions
+from mloc_dagster.schema import PpoOptions
 
 if TYPE_CHECKING:
     from torch import Tensor

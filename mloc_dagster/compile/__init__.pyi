@@ -1,0 +1,39 @@
+from .compiled import (
+    CompiledTask as CompiledTask,
+    CompiledTemplate as CompiledTemplate,
+    Reference as Reference,
+    parse_expression as parse_expression,
+    whole_reference as whole_reference,
+)
+from .compiler import (
+    compile_document as compile_document,
+    compile_file as compile_file,
+    compile_files as compile_files,
+    compile_mapping as compile_mapping,
+    compile_text as compile_text,
+)
+from .diagnostics import (
+    Diagnostic as Diagnostic,
+    Findings as Findings,
+    at_value as at_value,
+    errors_of as errors_of,
+    find as find,
+    in_file_order as in_file_order,
+)
+from .effects import idle_fields as idle_fields
+from .loader import (
+    Document as Document,
+    anchor_files as anchor_files,
+    anchored_files as anchored_files,
+    load_documents as load_documents,
+    parse_documents as parse_documents,
+)
+from .overrides import apply_sets as apply_sets, merge_overrides as merge_overrides
+from .references import resolve_references as resolve_references, resolve_task as resolve_task
+from .tree import (
+    Path as Path,
+    Position as Position,
+    Tree as Tree,
+    format_path as format_path,
+    tree_of as tree_of,
+)

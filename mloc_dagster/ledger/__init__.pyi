@@ -1,0 +1,12 @@
+from .acceptance import Accepted as Accepted, KeyReused as KeyReused
+from .database import transaction as transaction
+from .ledger import Ledger as Ledger
+from .model import (
+    NewTask as NewTask,
+    PlannedRun as PlannedRun,
+    Request as Request,
+    Submission as Submission,
+    TaskChange as TaskChange,
+    TaskEntry as TaskEntry,
+    TaskFilter as TaskFilter,
+)

@@ -1,0 +1,118 @@
+from .aggregate import (
+    RESPONSES_NAME as RESPONSES_NAME,
+    RowCounts as RowCounts,
+    aggregate_rows as aggregate_rows,
+    allowed_errors as allowed_errors,
+    budget_problem as budget_problem,
+    count_rows as count_rows,
+    read_summary as read_summary,
+)
+from .batch_members import (
+    Batch as Batch,
+    Member as Member,
+    MemberOutcome as MemberOutcome,
+    Outcome as Outcome,
+    batch_folder as batch_folder,
+    cancelled_members as cancelled_members,
+    delete_rows as delete_rows,
+    mark_cancelled as mark_cancelled,
+    read_batch as read_batch,
+    read_outcome as read_outcome,
+    write_batch as write_batch,
+    write_outcome as write_outcome,
+)
+from .delivery import DeliveryReport as DeliveryReport, deliver as deliver
+from .export import export_results as export_results, export_rows as export_rows
+from .files import (
+    BUFFER_BYTES as BUFFER_BYTES,
+    TEMPORARY_PREFIX as TEMPORARY_PREFIX,
+    LocalFiles as LocalFiles,
+)
+from .history import (
+    History as History,
+    Kind as Kind,
+    Pace as Pace,
+    TrainingHistory as TrainingHistory,
+    TrainingKind as TrainingKind,
+    read_history as read_history,
+    read_training_history as read_training_history,
+)
+from .manifest import (
+    MANIFEST_NAME as MANIFEST_NAME,
+    Manifest as Manifest,
+    ManifestEntry as ManifestEntry,
+    is_own_name as is_own_name,
+    read_manifest as read_manifest,
+    verify_manifest as verify_manifest,
+    write_manifest as write_manifest,
+)
+from .openai_batch import BatchFiles as BatchFiles
+from .part_files import (
+    Part as Part,
+    finished_rows as finished_rows,
+    list_parts as list_parts,
+    part_name as part_name,
+    read_rows as read_rows,
+)
+from .record import (
+    RECORD_NAME as RECORD_NAME,
+    TaskRecord as TaskRecord,
+    damaged as damaged,
+    forget as forget,
+    put_aside as put_aside,
+    put_back as put_back,
+    read_plan as read_plan,
+    read_record as read_record,
+    submitted_template as submitted_template,
+    write_plan as write_plan,
+    write_record as write_record,
+)
+from .row_cache import CACHE_FOLDER as CACHE_FOLDER, RowCache as RowCache
+from .rows import (
+    BASE64 as BASE64,
+    UPSTREAM_FAULT as UPSTREAM_FAULT,
+    InputRow as InputRow,
+    Message as Message,
+    OutputRow as OutputRow,
+    Prompt as Prompt,
+    ServerFault as ServerFault,
+    SourceRow as SourceRow,
+    TokenLogprob as TokenLogprob,
+    failed_row as failed_row,
+)
+from .shard_files import (
+    InFlight as InFlight,
+    ShardWriter as ShardWriter,
+    delete_in_flight as delete_in_flight,
+    keep_to_model as keep_to_model,
+    read_in_flight as read_in_flight,
+    write_in_flight as write_in_flight,
+)
+from .store import (
+    Folder as Folder,
+    ResultStore as ResultStore,
+    check_name as check_name,
+    check_task_id as check_task_id,
+    open_store as open_store,
+)
+from .summary import (
+    SUMMARY_NAME as SUMMARY_NAME,
+    UNPRICED as UNPRICED,
+    ModelUsage as ModelUsage,
+    Rates as Rates,
+    TaskSummary as TaskSummary,
+    UsageCounter as UsageCounter,
+    usage_by_model as usage_by_model,
+)
+from .tally import Tally as Tally
+from .training_summary import (
+    ARCHIVES_NAME as ARCHIVES_NAME,
+    BEFORE_NAME as BEFORE_NAME,
+    TRAINING_NAME as TRAINING_NAME,
+    TrainingSummary as TrainingSummary,
+    artifact_names as artifact_names,
+    compared as compared,
+    read_training as read_training,
+    write_training as write_training,
+    write_training_result as write_training_result,
+)

@@ -1,0 +1,206 @@
+from .answer_forms import form_problems as form_problems
+from .base import (
+    HALF_A_CHARACTER as HALF_A_CHARACTER,
+    Annotation as Annotation,
+    Block as Block,
+    Name as Name,
+    alternatives as alternatives,
+    canonical_json as canonical_json,
+    digest_of as digest_of,
+    known_names as known_names,
+    tags_of as tags_of,
+)
+from .data import (
+    COMPRESSIONS as COMPRESSIONS,
+    SUFFIXES as SUFFIXES,
+    ChatMessage as ChatMessage,
+    DatasetData as DatasetData,
+    GraphTemplate as GraphTemplate,
+    GraphTemplateData as GraphTemplateData,
+    InferenceData as InferenceData,
+    ListData as ListData,
+    OnUpstreamError as OnUpstreamError,
+    OpenaiBatchData as OpenaiBatchData,
+    TemplateColumn as TemplateColumn,
+    TextPart as TextPart,
+    TrainingData as TrainingData,
+    UpstreamData as UpstreamData,
+    data_suffix as data_suffix,
+    hub_only as hub_only,
+    is_glob as is_glob,
+    names_files as names_files,
+)
+from .engine_type import (
+    Demand as Demand,
+    EngineType as EngineType,
+    Refusal as Refusal,
+    changed_options as changed_options,
+    engine_types as engine_types,
+    find_engine as find_engine,
+)
+from .engines import (
+    adapter_name as adapter_name,
+    candidates as candidates,
+    certain_engine as certain_engine,
+    claim_on as claim_on,
+    idle_options as idle_options,
+    refusals as refusals,
+    refused_in_inference as refused_in_inference,
+    shared_options as shared_options,
+)
+from .inference import (
+    Inference as Inference,
+    Pooling as Pooling,
+    StructuredOutputs as StructuredOutputs,
+)
+from .json_schema import template_json_schema as template_json_schema
+from .legacy import (
+    SLO_ANNOTATION as SLO_ANNOTATION,
+    SPELLINGS as SPELLINGS,
+    KeyPath as KeyPath,
+    Spelling as Spelling,
+)
+from .markers import (
+    FileRef as FileRef,
+    LibraryOptions as LibraryOptions,
+    Marked as Marked,
+    Marker as Marker,
+    Path as Path,
+    ResultPath as ResultPath,
+    Secret as Secret,
+    Url as Url,
+    hides as hides,
+    marked as marked,
+    replaced as replaced,
+    scalars as scalars,
+)
+from .model import (
+    Adapter as Adapter,
+    Model as Model,
+    ModelSource as ModelSource,
+    TrainedModel as TrainedModel,
+    TransformersOptions as TransformersOptions,
+)
+from .output import (
+    BATCH_ERRORS_NAME as BATCH_ERRORS_NAME,
+    BATCH_OUTPUT_NAME as BATCH_OUTPUT_NAME,
+    CHECKPOINTS_NAME as CHECKPOINTS_NAME,
+    FINAL_LORA as FINAL_LORA,
+    FINAL_MODEL as FINAL_MODEL,
+    HttpDestination as HttpDestination,
+    LocalDestination as LocalDestination,
+    OutputFormat as OutputFormat,
+    artifact_name as artifact_name,
+)
+from .placeholders import (
+    UPSTREAM_VALUES as UPSTREAM_VALUES,
+    literal as literal,
+    parse_placeholders as parse_placeholders,
+)
+from .resources import Hardware as Hardware, Retries as Retries, Schedule as Schedule
+from .result import (
+    LoraTrainingResult as LoraTrainingResult,
+    ReusedRows as ReusedRows,
+    TrainingResult as TrainingResult,
+    Usage as Usage,
+)
+from .safe_options import is_plain as is_plain
+from .split import SplitPart as SplitPart, parse_split as parse_split
+from .task import (
+    PPO_ARGUMENTS as PPO_ARGUMENTS,
+    DpoSpec as DpoSpec,
+    EmbeddingSpec as EmbeddingSpec,
+    GrpoSpec as GrpoSpec,
+    InferenceSpec as InferenceSpec,
+    KtoSpec as KtoSpec,
+    LoraSftSpec as LoraSftSpec,
+    Metadata as Metadata,
+    ModelSpec as ModelSpec,
+    OnlineSpec as OnlineSpec,
+    PpoSpec as PpoSpec,
+    RewardSpec as RewardSpec,
+    RlooSpec as RlooSpec,
+    RowSpec as RowSpec,
+    SftSpec as SftSpec,
+    Task as Task,
+    TaskSpec as TaskSpec,
+    TrainingSpec as TrainingSpec,
+)
+from .task_type import (
+    ANY_TRAINING as ANY_TRAINING,
+    Condition as Condition,
+    Idle as Idle,
+    TaskType as TaskType,
+    all_kinds as all_kinds,
+    find_task_type as find_task_type,
+    spec_of as spec_of,
+    task_types as task_types,
+    types_of_kind as types_of_kind,
+)
+from .template import (
+    Graph as Graph,
+    Node as Node,
+    Template as Template,
+    marked_in_spec as marked_in_spec,
+    marked_values as marked_values,
+)
+from .training.columns import (
+    PROMPT_COLUMNS as PROMPT_COLUMNS,
+    Columns as Columns,
+    Layout as Layout,
+    Record as Record,
+    TrainingRow as TrainingRow,
+    columns_of as columns_of,
+    inline_records as inline_records,
+)
+from .training.gate import (
+    ANSWERLESS_METRICS as ANSWERLESS_METRICS,
+    BUILTIN_METRICS as BUILTIN_METRICS,
+    CLASSIFIER_METRICS as CLASSIFIER_METRICS,
+    GateError as GateError,
+    parse_gate as parse_gate,
+)
+from .training.library_options import (
+    OURS as OURS,
+    OWNED as OWNED,
+    class_fields as class_fields,
+    library_source as library_source,
+    lora_argument_names as lora_argument_names,
+    refused_argument as refused_argument,
+    refused_lora_value as refused_lora_value,
+    refused_value as refused_value,
+    trainer_argument_names as trainer_argument_names,
+)
+from .training.method import (
+    TrainingMethod as TrainingMethod,
+    evaluation_layout as evaluation_layout,
+)
+from .training.options import (
+    REPORTERS as REPORTERS,
+    ROLLOUTS as ROLLOUTS,
+    WEIGHTS_ONLY as WEIGHTS_ONLY,
+    generations_of as generations_of,
+    number_of as number_of,
+    option_of as option_of,
+    processes_of as processes_of,
+    refused_in_training as refused_in_training,
+    refused_spreading as refused_spreading,
+    reporters as reporters,
+    spreads_weights as spreads_weights,
+    weights_only as weights_only,
+)
+from .training.ppo import (
+    PpoOptions as PpoOptions,
+    check_training as check_training,
+    ppo_options as ppo_options,
+)
+from .training.spec import (
+    CheckpointLoad as CheckpointLoad,
+    Evaluation as Evaluation,
+    Generation as Generation,
+    Harness as Harness,
+    Lora as Lora,
+    RewardFunction as RewardFunction,
+    RewardModel as RewardModel,
+    Training as Training,
+)

@@ -1,0 +1,15 @@
+from .events import (
+    LogCursor as LogCursor,
+    facts_since as facts_since,
+    publish_events_sensor as publish_events_sensor,
+    publish_since as publish_since,
+)
+from .slo import (
+    PRIORITY_TAG as PRIORITY_TAG,
+    SLACK_TAG as SLACK_TAG,
+    JobEstimates as JobEstimates,
+    reorder_queue as reorder_queue,
+    slo_sensor as slo_sensor,
+    tell_missed as tell_missed,
+)
+from .task_facts import tasks_of as tasks_of

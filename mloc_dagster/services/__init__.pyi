@@ -1,0 +1,67 @@
+from .event_log import (
+    EventLog as EventLog,
+    EventRow as EventRow,
+    captured as captured,
+    capturing as capturing,
+    newest_id as newest_id,
+    rows_after as rows_after,
+    rows_in as rows_in,
+    rows_of_type as rows_of_type,
+    setback_rows as setback_rows,
+)
+from .instance import (
+    open_fleet_instance as open_fleet_instance,
+    open_instance as open_instance,
+    pool_connections as pool_connections,
+)
+from .postgres import postgres_url as postgres_url
+from .run_rows import (
+    RunRow as RunRow,
+    last_durations_s as last_durations_s,
+    queued_runs as queued_runs,
+    runs_tagged as runs_tagged,
+)
+from .stack.answers import (
+    api_answers as api_answers,
+    check_postgres as check_postgres,
+    code_answers as code_answers,
+    daemon_answers as daemon_answers,
+    dispatcher_answers as dispatcher_answers,
+    postgres_answers as postgres_answers,
+    redis_answers as redis_answers,
+    webserver_answers as webserver_answers,
+)
+from .stack.dagster_home import (
+    DAEMON_WORKSPACE as DAEMON_WORKSPACE,
+    SUBMITTED_LOCATION as SUBMITTED_LOCATION,
+    fleet_instance as fleet_instance,
+)
+from .stack.layout import StackLayout as StackLayout, stack_layout as stack_layout
+from .stack.lifecycle import (
+    clear_remains as clear_remains,
+    kill_stack as kill_stack,
+    require_postgres_free as require_postgres_free,
+    start_stack as start_stack,
+    starting_alone as starting_alone,
+    stop_stack as stop_stack,
+)
+from .stack.plan import (
+    STACK as STACK,
+    StackPlan as StackPlan,
+    addresses as addresses,
+    choose_port as choose_port,
+    is_free as is_free,
+    make_plan as make_plan,
+    reachable as reachable,
+    saved_plan as saved_plan,
+)
+from .stack.processes import (
+    stack_processes as stack_processes,
+    supervisor_process as supervisor_process,
+)
+from .stack.supervisor import (
+    ComponentState as ComponentState,
+    SupervisorGone as SupervisorGone,
+    component_states as component_states,
+)
+from .storages import DATABASE_AWAY as DATABASE_AWAY, AdvisoryLock as AdvisoryLock

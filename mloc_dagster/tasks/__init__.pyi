@@ -1,0 +1,30 @@
+from .dead_letters import failed_steps as failed_steps, find_dead_letters as find_dead_letters
+from .launch import (
+    CODE_LOCATION as CODE_LOCATION,
+    check_launchable as check_launchable,
+    job_origin as job_origin,
+    launch_template as launch_template,
+)
+from .retry import retry_run as retry_run, retry_task as retry_task
+from .steps import (
+    Setbacks as Setbacks,
+    failures_of as failures_of,
+    setbacks_of as setbacks_of,
+    steps_of as steps_of,
+)
+from .task_status import (
+    detail_of as detail_of,
+    plan_of as plan_of,
+    status_of as status_of,
+    summary_of as summary_of,
+    training_status as training_status,
+)
+from .workflows import (
+    Found as Found,
+    Workflow as Workflow,
+    cancel as cancel,
+    find as find,
+    find_workflows as find_workflows,
+    latest_workflows as latest_workflows,
+    launcher_of as launcher_of,
+)
