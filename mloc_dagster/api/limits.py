@@ -28,7 +28,7 @@ _PROBLEM = (
 )
 
 
-class PatientProtocol(HttpToolsProtocol):
+class TimeoutProtocol(HttpToolsProtocol):
     """uvicorn's protocol, patient with headers that do not come and answers that nobody reads.
 
     Its headers may be large, but have an end.
@@ -162,7 +162,7 @@ class Limits:
 class RequestGuard:
     """Refuses bodies that are too large or never end.
 
-    Who does not read the answer is `connections.PatientProtocol`'s.
+    Who does not read the answer is `connections.TimeoutProtocol`'s.
 
     Args:
         app: What is behind.

@@ -19,7 +19,7 @@ from mloc_dagster.api.metrics import Metrics
 from mloc_dagster.api.parameters import safe_task_id
 from mloc_dagster.api.problems import no_such_task
 from mloc_dagster.errors import InputError, TransientError
-from mloc_dagster.events import STREAM_AWAY, LastNews, last_training_news, open_redis
+from mloc_dagster.events import STREAM_AWAY, LastProgress, last_training_progress, open_redis
 from mloc_dagster.fleet import FleetEngine, WorkerInfo, fleet_url, open_engine, require_fleet
 from mloc_dagster.ledger import Ledger, TaskEntry
 from mloc_dagster.results import ResultStore, open_store
@@ -95,11 +95,11 @@ class FleetAccess:
         """Returns how many tickets wait, by queue."""
         return self.engine().queue_depths()
 
-    def last_word(self, task_id: str, since: datetime) -> LastNews | None:
+    def last_progress(self, task_id: str, since: datetime) -> LastProgress | None:
         """Returns how far a training said it was; None where nobody can tell."""
         try:
             with open_redis(fleet_url()) as client:
-                return last_training_news(client, task_id, since)
+                return last_training_progress(client, task_id, since)
         except (InputError, *STREAM_AWAY):  # its checkpoints still tell
             return None
 

@@ -102,7 +102,7 @@ def _training(api: ApiState, entry: TaskEntry) -> TrainingView | None:
     from mloc_dagster.tasks import training_status
 
     runs = entry.state is TaskState.RUNNING
-    return training_status(entry.task_id, entry.submitted_at, api.fleet.last_word, runs=runs)
+    return training_status(entry.task_id, entry.submitted_at, api.fleet.last_progress, runs=runs)
 
 
 def _of_status(status: TaskDetail) -> dict[str, object]:

@@ -103,14 +103,14 @@ def details(task_or_run_id: str) -> Sequence[TaskDetail]:
 
 
 def _details(fleet: Fleet, found: Found) -> Sequence[TaskDetail]:
-    from mloc_dagster.events import last_training_news, open_redis
+    from mloc_dagster.events import last_training_progress, open_redis
     from mloc_dagster.fleet import fleet_url
     from mloc_dagster.tasks import detail_of
 
     with open_redis(fleet_url()) as client:
-        last_word = partial(last_training_news, client)
+        last_progress = partial(last_training_progress, client)
         return [
-            detail_of(fleet.instance, fleet.engine, found.workflow, each, last_word)
+            detail_of(fleet.instance, fleet.engine, found.workflow, each, last_progress)
             for each in found.tasks
         ]
 

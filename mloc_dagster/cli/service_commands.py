@@ -48,7 +48,7 @@ def serve(host: str | None, port: int | None) -> int:
         use_stack()
     import uvicorn
 
-    from mloc_dagster.api import PatientProtocol, Tokens, access_log_on_stdout, create_app
+    from mloc_dagster.api import TimeoutProtocol, Tokens, access_log_on_stdout, create_app
     from mloc_dagster.ledger import Ledger
 
     host = host or settings().api_host
@@ -61,7 +61,7 @@ def serve(host: str | None, port: int | None) -> int:
             create_app(ledger, host=host),
             host=host,
             port=port or settings().api_port,
-            http=PatientProtocol,
+            http=TimeoutProtocol,
             loop="uvloop",
             ws="none",
             lifespan="on",
@@ -171,7 +171,7 @@ def serve_webserver(host: str, port: int, workspace: Path) -> int:
     from dagster_webserver.app import create_app_from_workspace_process_context
     from dagster_webserver.version import __version__
 
-    from mloc_dagster.api import PatientProtocol
+    from mloc_dagster.api import TimeoutProtocol
     from mloc_dagster.services import open_instance
 
     configure_loggers(log_level="INFO")
@@ -186,7 +186,7 @@ def serve_webserver(host: str, port: int, workspace: Path) -> int:
             guarded(ui, host),
             host=host,
             port=port,
-            http=PatientProtocol,
+            http=TimeoutProtocol,
             log_level="warning",
             access_log=False,
             server_header=False,

@@ -21,11 +21,11 @@ from mloc_dagster.dispatch.outcomes import (
     changes_of_workflow,
     has_members_left,
     is_fresh,
+    publish_cancelled,
+    publish_ended,
+    publish_submitted,
     refused,
     run_records,
-    tell_cancelled,
-    tell_ended,
-    tell_submitted,
 )
 from mloc_dagster.dispatch.recovery import Mending, Stopping
 from mloc_dagster.errors import MlocError, TransientError
@@ -91,7 +91,7 @@ class Dispatcher:
             TransientError: If the database or Redis is away.
         """
         self._open.update({each.run_id: each for each in self._adoption.look()})
-        tell_cancelled(self._ledger)
+        publish_cancelled(self._ledger)
         self._stopping.stop(self._ledger.cancelling(), self._open)
         self._look()
         self._dispatch()
@@ -115,7 +115,7 @@ class Dispatcher:
         keys = {str(uuid.uuid4()): group for group in groups}
         planned = [self._planned(run_id, group) for run_id, group in keys.items()]
         decided = self._ledger.plan_runs(planned)
-        tell_submitted(self._ledger, decided)
+        publish_submitted(self._ledger, decided)
         for each in decided:
             self._open[each.run_id] = each
             group = keys[each.run_id]
@@ -257,7 +257,7 @@ class Dispatcher:
 
     def _end_untold(self, planned: PlannedRun, changes: Sequence[TaskChange]) -> None:
         """Ends a run that says nothing of its tasks."""
-        tell_ended(self._ledger, changes)
+        publish_ended(self._ledger, changes)
         self._end(planned, changes)
 
     def _end(self, planned: PlannedRun, changes: Sequence[TaskChange]) -> None:

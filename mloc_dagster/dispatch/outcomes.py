@@ -193,13 +193,13 @@ _ENDS = {
 _AT_ONCE = 1_000
 
 
-def tell_submitted(ledger: Ledger, planned: Sequence[PlannedRun]) -> None:
+def publish_submitted(ledger: Ledger, planned: Sequence[PlannedRun]) -> None:
     """Says that tasks were submitted: their runs never stand in Dagster's queue."""
     for task in ledger.tasks([task for each in planned for task in each.task_ids]).values():
         publish(_submitted(task))
 
 
-def tell_cancelled(ledger: Ledger) -> None:
+def publish_cancelled(ledger: Ledger) -> None:
     """Says which tasks were cancelled before they had a run; again, if this is interrupted."""
     untold = ledger.untold(_AT_ONCE)
     for task in untold:
@@ -210,7 +210,7 @@ def tell_cancelled(ledger: Ledger) -> None:
         ledger.told([each.task_id for each in untold])
 
 
-def tell_ended(ledger: Ledger, changes: Iterable[TaskChange]) -> None:
+def publish_ended(ledger: Ledger, changes: Iterable[TaskChange]) -> None:
     """Says how tasks end whose run does not say so: it was never made, or it is a batch's."""
     ends = {each.task_id: each for each in changes if each.state in _ENDS}
     for task in ledger.tasks(list(ends)).values() if ends else ():

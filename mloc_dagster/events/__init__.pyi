@@ -1,4 +1,8 @@
 from .bus import MemoryEventLog as MemoryEventLog, listening as listening, publish as publish
+from .last_progress import (
+    LastProgress as LastProgress,
+    last_training_progress as last_training_progress,
+)
 from .log import (
     BEGINNING as BEGINNING,
     Channel as Channel,
@@ -18,7 +22,6 @@ from .model import (
     WorkerPayload as WorkerPayload,
     WorkerState as WorkerState,
 )
-from .recall import LastNews as LastNews, last_training_news as last_training_news
 from .redis import RedisPublisher as RedisPublisher, publishing_to_redis as publishing_to_redis
 from .stream import (
     STREAM_AWAY as STREAM_AWAY,

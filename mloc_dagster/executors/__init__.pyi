@@ -13,7 +13,7 @@ from .base import (
     model_key_text as model_key_text,
 )
 from .batch_task import (
-    HandOut as HandOut,
+    MemberResults as MemberResults,
     miss_of as miss_of,
     node_of as node_of,
     start_batch as start_batch,

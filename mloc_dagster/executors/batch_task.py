@@ -147,7 +147,7 @@ def _shared(task: CompiledTask) -> dict[str, JsonValue]:
 
 
 @dataclass(frozen=True, slots=True)
-class HandOut:
+class MemberResults:
     """Gives members their own results.
 
     Attributes:

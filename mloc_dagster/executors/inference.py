@@ -158,21 +158,23 @@ def answer_rows(shard: ShardInput, spec: ModelSpec, engine: Engine, context: Sha
     options = RowOptions(spec.row_block)
     with earlier_answers(spec, engine, context.log) as earlier:
         reuse = RowReuse(RequestKeys(earlier.identity), context.emit, earlier.rows)
-        desk = _Desk(engine, context, reuse)
-        rendered = chain.from_iterable(_windows(shard, options, engine, desk))
+        results = _Answers(engine, context, reuse)
+        rendered = chain.from_iterable(_windows(shard, options, engine, results))
         # Before reuse: which pictures a row shows is part of what makes it equal to another.
         pictured = with_pictures(
-            rendered, WINDOW_ROWS, shard.open_file, desk.refuse_request, context.cancelled
+            rendered, WINDOW_ROWS, shard.open_file, results.refuse_request, context.cancelled
         )
         with closing(pictured):  # whatever the engine raises, no download goes on
             engine.run(
                 reuse.needed(pictured),
-                Replies(desk.done, desk.failed, context.cancelled, context.log, desk.started),
+                Replies(
+                    results.done, results.failed, context.cancelled, context.log, results.started
+                ),
             )
 
 
 @dataclass(frozen=True, slots=True)
-class _Desk:
+class _Answers:
     """Turns what becomes of a request into a row."""
 
     engine: Engine
@@ -218,7 +220,7 @@ class _Desk:
 
 
 def _windows(
-    shard: ShardInput, options: RowOptions, engine: Engine, desk: _Desk
+    shard: ShardInput, options: RowOptions, engine: Engine, results: _Answers
 ) -> Iterator[list[EngineRequest]]:
     """Yields what the engine can answer, rendering a window of rows when the engine wants more."""
     rows = iter(shard.rows)
@@ -229,12 +231,12 @@ def _windows(
                 block = options.of(row)
                 ready.append((row, block, _render(row, block, engine)))
             except ValueError as error:
-                desk.refuse(row, str(error))
+                results.refuse(row, str(error))
         tokens = _tokens([rendered for _, _, rendered in ready], engine)
         requests: list[EngineRequest] = []
         for (row, block, rendered), ids in zip(ready, tokens, strict=True):
             if not ids:
-                desk.refuse(row, "the prompt is empty: it has no token at all")
+                results.refuse(row, "the prompt is empty: it has no token at all")
             else:
                 requests.append(_request(row, block, rendered, ids, shard.seed))
         yield requests

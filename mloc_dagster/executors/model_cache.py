@@ -203,7 +203,7 @@ class ModelCache:
         self._sizes: dict[ModelKey, int] = {}
         self._lock = threading.Lock()
         self._told: tuple[ModelKey, ...] = ()
-        self._telling = threading.Lock()
+        self._reporting = threading.Lock()
 
     @contextmanager
     def lease[SpecT, ModelT](
@@ -244,7 +244,7 @@ class ModelCache:
         for key in self.keys():
             self.evict(key)
         self._sleeping.clear()
-        self._tell()
+        self._report()
 
     def keys(self) -> tuple[ModelKey, ...]:
         """Returns what is loaded or being loaded, least recently used first."""
@@ -310,7 +310,7 @@ class ModelCache:
         with self._lock:
             entry.size_bytes = self._sizes[key] = size_bytes
         self._trim()
-        self._tell()
+        self._report()
 
     def _load_with_room(self, executor: TaskExecutor[Any, Any], spec: object) -> Any:
         try:
@@ -338,7 +338,7 @@ class ModelCache:
             if not (sleeps and self._sleeping.put(entry.key, entry.executor, entry.model)):
                 entry.executor.unload(entry.model)
         if entries:
-            self._tell()
+            self._report()
         return bool(entries)
 
     def _take_surplus(self) -> list[_Entry]:
@@ -362,8 +362,8 @@ class ModelCache:
         held = sum(entry.size_bytes for entry in self._entries.values())
         return 0 < self._capacity_bytes < held
 
-    def _tell(self) -> None:
-        with self._telling:
+    def _report(self) -> None:
+        with self._reporting:
             with self._lock:
                 loaded = [key for key, entry in self._entries.items() if entry.ready.is_set()]
             at_hand = {*loaded, *self._sleeping.keys()}

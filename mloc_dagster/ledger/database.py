@@ -235,7 +235,7 @@ def may_delete_contents(connection: Connection) -> None:
     )
 
 
-class News:
+class Notifications:
     """Listens to the ledger on a connection of its own.
 
     A notification is sent when the transaction that brings news has committed.

@@ -10,7 +10,13 @@ from sqlalchemy.engine import Engine
 
 from mloc_dagster.ledger import acceptance, dispatching, queries, requests
 from mloc_dagster.ledger.acceptance import Accepted, KeyReused
-from mloc_dagster.ledger.database import News, create_tables, open_engine, tasks, transaction
+from mloc_dagster.ledger.database import (
+    Notifications,
+    create_tables,
+    open_engine,
+    tasks,
+    transaction,
+)
 from mloc_dagster.ledger.model import (
     PlannedRun,
     Submission,
@@ -56,9 +62,9 @@ class Ledger:
         """Closes the connections that nobody uses."""
         self._engine.dispose()
 
-    def listen(self) -> News:
+    def listen(self) -> Notifications:
         """Returns a connection that hears of news."""
-        return News(self._url)
+        return Notifications(self._url)
 
     # Accepting
 

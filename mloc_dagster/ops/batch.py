@@ -9,7 +9,7 @@ import dagster as dg
 from mloc_dagster.errors import InputError, MlocError
 from mloc_dagster.events import Payload, TaskEvent, TaskEventType, publish
 from mloc_dagster.executors import (
-    HandOut,
+    MemberResults,
     ShardReport,
     cancel_requested,
     miss_of,
@@ -141,7 +141,7 @@ def _give_all(batch: Batch, run_id: str, reports: list[ShardReport]) -> Outcome:
     began = min(each.started_at for each in reports)
     ended = max(each.finished_at for each in reports)
     rows = {row.index: row for row in read_rows(folder)}
-    giver = HandOut(store, batch, run_id, began, ended, rows)
+    giver = MemberResults(store, batch, run_id, began, ended, rows)
     given = [
         MemberOutcome(task_id=each.task_id, state="CANCELLED")
         if each.task_id in cancelled

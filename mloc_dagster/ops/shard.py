@@ -61,7 +61,7 @@ def train_shard(
         ranks=process_count(spec),
         start_from=weights_of(spec, folder.store),
         cancelled=cancel_requested,
-        on_progress=TrainingNews(context, about).tell,
+        on_progress=TrainingProgress(context, about).report,
     )
     return _report(shard, attempt, conclude(opened, done), rows_computed=shard.rows)
 
@@ -87,7 +87,7 @@ def _report(
     )
 
 
-class TrainingNews:
+class TrainingProgress:
     """Publishes how far a training is, and notes it in the run's log now and then."""
 
     def __init__(self, context: dg.OpExecutionContext, about: TaskEvent) -> None:
@@ -97,7 +97,7 @@ class TrainingNews:
         self._began: tuple[float, int] | None = None
         self._known: dict[str, float] = {}
 
-    def tell(self, progress: Progress) -> None:
+    def report(self, progress: Progress) -> None:
         """Takes one report of the training."""
         now = time.monotonic()
         if self._began is None:

@@ -8,8 +8,8 @@ from .slo import (
     PRIORITY_TAG as PRIORITY_TAG,
     SLACK_TAG as SLACK_TAG,
     JobEstimates as JobEstimates,
+    publish_missed as publish_missed,
     reorder_queue as reorder_queue,
     slo_sensor as slo_sensor,
-    tell_missed as tell_missed,
 )
 from .task_facts import tasks_of as tasks_of

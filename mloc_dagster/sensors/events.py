@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict
 from mloc_dagster.errors import TerminalError
 from mloc_dagster.events import STREAM_AWAY, StreamClient, TaskEvent, open_redis, send
 from mloc_dagster.ops import DEAD_LETTER_TAG
-from mloc_dagster.sensors.polling import instance_of, looks
+from mloc_dagster.sensors.polling import instance_of, polls
 from mloc_dagster.sensors.task_facts import RunView, dead_letters, kinds, run_views, task_events
 from mloc_dagster.services import EventRow, newest_id, rows_after, rows_in
 from mloc_dagster.settings import settings
@@ -173,7 +173,7 @@ def publish_events_sensor() -> dg.SensorDefinition:
         events: list[TaskEvent] = []
         try:
             with open_redis(url) as client:
-                for _ in looks(instance):
+                for _ in polls(instance):
                     found, reached = publish_since(instance, client, cursor)
                     events += found
                     if reached != cursor:

@@ -42,7 +42,7 @@ EVERY_S = 1.0
 _LOOKS = 5
 
 
-def looks(instance: dg.DagsterInstance) -> Iterator[int]:
+def polls(instance: dg.DagsterInstance) -> Iterator[int]:
     """Yields once a second until the daemon is about to come again.
 
     Where the daemon evaluates sensors one after the other it yields once: others would wait.

@@ -25,7 +25,7 @@ from mloc_dagster.fleet import (
     slack_s,
 )
 from mloc_dagster.ops import SLO_MISSED_TAG, SLO_TAG, SUBMITTED_TAG, workflow_id
-from mloc_dagster.sensors.polling import instance_of, looks
+from mloc_dagster.sensors.polling import instance_of, polls
 from mloc_dagster.services import RunRow, last_durations_s, queued_runs, runs_tagged
 from mloc_dagster.settings import settings
 
@@ -81,7 +81,7 @@ def reorder_queue(instance: dg.DagsterInstance, estimates: JobEstimates) -> Mapp
     return raised
 
 
-def tell_missed(instance: dg.DagsterInstance, now_s: float | None = None) -> list[TaskEvent]:
+def publish_missed(instance: dg.DagsterInstance, now_s: float | None = None) -> list[TaskEvent]:
     """Publishes runs that are late for the first time, and tags them with how late.
 
     While a late run goes on its tag says how late it was when that was noticed; the seconds of
@@ -135,9 +135,9 @@ def slo_sensor() -> dg.SensorDefinition:
         instance = instance_of(context)
         raised = missed = 0
         try:
-            for _ in looks(instance):
+            for _ in polls(instance):
                 raised += len(reorder_queue(instance, estimates))
-                missed += len(tell_missed(instance))
+                missed += len(publish_missed(instance))
         except STREAM_AWAY as error:
             return dg.SkipReason(f"Redis cannot be reached, missed SLOs follow later: {error}")
         if not raised and not missed:

@@ -14,7 +14,7 @@ from dagster import DagsterRun, DagsterRunStatus, RunRecord
 from dagster._core.execution.stats import StepEventStatus
 
 from mloc_dagster.errors import DamagedFileError, IncompleteResultsError
-from mloc_dagster.events import LastNews
+from mloc_dagster.events import LastProgress
 from mloc_dagster.executors import published_checkpoints, shard_log_name
 from mloc_dagster.fleet import FleetEngine, TicketState, TicketStatus, run_ticket_id
 from mloc_dagster.ops import DEAD_LETTER_TAG, RunTask
@@ -216,12 +216,12 @@ def detail_of(
     engine: FleetEngine | None,
     workflow: Workflow,
     task: RunTask,
-    last_word: LastWord,
+    last_progress: FindLastProgress,
 ) -> TaskDetail:
     """Returns how a task is now, and how far it is if it is a training; see `status_of`."""
     status = status_of(instance, engine, workflow, task)
     runs = status.status is TaskState.RUNNING
-    training = training_status(status.task_id, status.submitted_at, last_word, runs=runs)
+    training = training_status(status.task_id, status.submitted_at, last_progress, runs=runs)
     if training is None:
         return status
     # A training finishes steps and not rows.
@@ -318,14 +318,14 @@ def _waiting_for(
     return "; ".join(filter(None, reasons))
 
 
-LastWord = Callable[[str, datetime], LastNews | None]
+FindLastProgress = Callable[[str, datetime], LastProgress | None]
 """Takes a task and when it was submitted; returns what it last said."""
 
 
 def training_status(
     task_id: str,
     submitted_at: datetime,
-    last_word: LastWord,
+    last_progress: FindLastProgress,
     *,
     runs: bool,
     now: datetime | None = None,
@@ -335,7 +335,7 @@ def training_status(
     Args:
         task_id: The task.
         submitted_at: Before that it said nothing.
-        last_word: Tells what a task last said.
+        last_progress: Tells what a task last said.
         runs: Whether it is at work.
         now: The time; the clock's by default.
     """
@@ -346,7 +346,7 @@ def training_status(
     try:
         return _done(read_training(folder), checkpoint)
     except IncompleteResultsError:
-        news = last_word(task_id, submitted_at)
+        news = last_progress(task_id, submitted_at)
     if news is None or news.event.payload.training is None:
         return TrainingView(step=checkpoint or 0, checkpoint=checkpoint)
     figures, told_at = news.event.payload.training, news.event.ts
@@ -393,7 +393,7 @@ def _done(summary: TrainingSummary, checkpoint: int | None) -> TrainingView:
     )
 
 
-def _left(news: LastNews, now: datetime) -> float | None:
+def _left(news: LastProgress, now: datetime) -> float | None:
     told = news.event.payload.eta_s
     if told is None:
         return None

@@ -316,15 +316,15 @@ def test_who_lost_a_ticket_has_no_voice(fleet: Fleet) -> None:
     assert list(fleet.engine.messages("run")) == ["done by the second"]
 
 
-@pytest.mark.parametrize("last_word", [Claim.say, Claim.finish])
+@pytest.mark.parametrize("last_progress", [Claim.say, Claim.finish])
 def test_a_lapse_that_nobody_noticed_is_no_loss(
-    fleet: Fleet, last_word: Callable[[Claim, str], bool]
+    fleet: Fleet, last_progress: Callable[[Claim, str], bool]
 ) -> None:
     worker = Worker(fleet, "w1")
     fleet.engine.submit(ticket())
     claim = worker.must_take()
     fleet.let_lapse("run:shard:1")
-    assert last_word(claim, "still here")
+    assert last_progress(claim, "still here")
     assert list(fleet.engine.messages("run")) == ["still here"]
 
 

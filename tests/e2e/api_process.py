@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import uvicorn
 from fastapi import FastAPI
 
-from mloc_dagster.api import PatientProtocol
+from mloc_dagster.api import TimeoutProtocol
 
 
 @contextmanager
@@ -19,7 +19,7 @@ def served(app: FastAPI) -> Iterator[str]:
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
     config = uvicorn.Config(
-        app, http=PatientProtocol, ws="none", lifespan="on", log_level="error", access_log=False
+        app, http=TimeoutProtocol, ws="none", lifespan="on", log_level="error", access_log=False
     )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})

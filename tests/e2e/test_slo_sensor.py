@@ -15,7 +15,13 @@ from dagster._daemon.run_coordinator.queued_run_coordinator_daemon import (
 from mloc_dagster.events import BEGINNING, Channel, TaskEvent, open_redis, read_events
 from mloc_dagster.local_run import run_template
 from mloc_dagster.ops import SLO_MISSED_TAG, SLO_TAG, SUBMITTED_TAG
-from mloc_dagster.sensors import PRIORITY_TAG, JobEstimates, reorder_queue, slo_sensor, tell_missed
+from mloc_dagster.sensors import (
+    PRIORITY_TAG,
+    JobEstimates,
+    publish_missed,
+    reorder_queue,
+    slo_sensor,
+)
 from mloc_dagster.services import queued_runs
 from mloc_dagster.settings import settings
 from tests.e2e.queued_runs import echo_template, queued
@@ -30,7 +36,7 @@ def nothing_left_behind(instance: dg.DagsterInstance) -> Iterator[None]:
     """No queue, and no missed SLO untold: other files' runs lie in the same database."""
     for run in instance.get_runs(QUEUED):
         instance.delete_run(run.run_id)
-    tell_missed(instance)
+    publish_missed(instance)
     yield
     for run in instance.get_runs(QUEUED):
         instance.delete_run(run.run_id)
@@ -91,9 +97,9 @@ def test_a_missed_slo_is_told_once(instance: dg.DagsterInstance, with_redis: str
     record = instance.get_run_record_by_id(run.run_id)
     assert record is not None
     submitted = record.create_timestamp.timestamp()
-    assert [each.run_id for each in tell_missed(instance, submitted + 595)] == []
-    (event,) = tell_missed(instance, submitted + 605)
-    assert tell_missed(instance, submitted + 606) == []
+    assert [each.run_id for each in publish_missed(instance, submitted + 595)] == []
+    (event,) = publish_missed(instance, submitted + 605)
+    assert publish_missed(instance, submitted + 606) == []
     assert (event.task_id, event.run_id) == (run.run_id, run.run_id)
     tagged = instance.get_run_by_id(run.run_id)
     assert tagged is not None
@@ -117,16 +123,16 @@ def test_an_slo_counts_from_the_submission_of_what_waited_for_its_run(
     later = queued(instance, echo_template("just-now", more=slo(300)))
     reorder_queue(instance, JobEstimates())
     assert taken_order(instance)[:2] == [run.run_id, later.run_id]
-    assert tell_missed(instance, submitted + 595) == []
-    assert [each.run_id for each in tell_missed(instance, submitted + 605)] == [run.run_id]
+    assert publish_missed(instance, submitted + 595) == []
+    assert [each.run_id for each in publish_missed(instance, submitted + 605)] == [run.run_id]
 
 
 def test_a_run_that_ended_late_is_told_of(instance: dg.DagsterInstance) -> None:
     tags = {SLO_TAG: "0.001"}
     outcome = run_template(echo_template("ended-late"), instance, tags=tags)
-    (event,) = [each for each in tell_missed(instance) if each.run_id == outcome.run_id]
+    (event,) = [each for each in publish_missed(instance) if each.run_id == outcome.run_id]
     assert event.payload.reason == "ended late"
-    assert tell_missed(instance) == []
+    assert publish_missed(instance) == []
 
 
 def test_without_redis_nothing_is_tagged_that_was_not_published(
@@ -153,7 +159,7 @@ def test_times_are_right_whatever_the_zone_of_the_database(
         run = queued(elsewhere, echo_template("elsewhere"), {SLO_TAG: "100"})
         (row,) = queued_runs(elsewhere.run_storage, (SLO_TAG,))  # type: ignore[arg-type]
         outcome = run_template(echo_template("ended-there"), elsewhere, tags={SLO_TAG: "0.001"})
-        told = [each.run_id for each in tell_missed(elsewhere)]
+        told = [each.run_id for each in publish_missed(elsewhere)]
     assert row.run_id == run.run_id
     assert began - 1 <= row.created_s <= time()
     assert told == [outcome.run_id]

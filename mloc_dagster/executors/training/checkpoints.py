@@ -247,7 +247,7 @@ def _sizes(folder: Path) -> dict[str, int]:
     return {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
 
 
-class Shelf:
+class TrainingFolder:
     """The store's side of a training.
 
     Args:

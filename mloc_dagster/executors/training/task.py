@@ -23,7 +23,7 @@ from mloc_dagster.executors.energy import gpu_count
 from mloc_dagster.executors.model_cache import ModelCache
 from mloc_dagster.executors.shard_run import ShardLog, worker_name
 from mloc_dagster.executors.task_start import OpenTask, bad_row_count
-from mloc_dagster.executors.training.checkpoints import Shelf
+from mloc_dagster.executors.training.checkpoints import TrainingFolder
 from mloc_dagster.executors.training.harness import check_packages
 from mloc_dagster.executors.training.messages import (
     Evaluated,
@@ -167,9 +167,11 @@ def run_training(
     try:
         check_packages(spec)
         with _scratch(task_id, attempt) as scratch:
-            shelf = Shelf(folder, scratch, keep=spec.training.save_total_limit, log=log.line)
+            kept = TrainingFolder(
+                folder, scratch, keep=spec.training.save_total_limit, log=log.line
+            )
             # Without its optimiser a training would go on as another one, and nothing would show.
-            resume_from = None if weights_only(spec) else shelf.fetch_newest()
+            resume_from = None if weights_only(spec) else kept.fetch_newest()
             if resume_from is not None:
                 done.resumed_step = int(resume_from.name.rpartition("-")[2])
                 log.line(f"goes on from step {done.resumed_step}")
@@ -186,7 +188,7 @@ def run_training(
                 origin=current_reach().origin,
                 before=done.before,
             )
-            hear = _Hearing(folder, done, shelf, log.line, on_progress)
+            handler = _MessageHandler(folder, done, kept, log.line, on_progress)
             with TrainingProcesses(
                 job.write(),
                 ranks=ranks,
@@ -195,14 +197,14 @@ def run_training(
             ) as processes:
                 try:
                     for message in processes.messages(cancelled):
-                        hear.take(message)
+                        handler.take(message)
                 finally:
-                    shelf.keep_file(scratch / "training.out", OUTPUT_NAME)
+                    kept.keep_file(scratch / "training.out", OUTPUT_NAME)
             if done.finished is None:
                 raise TransientError("the training ended without a word")
-            shelf.keep_folder(scratch / "logs", "logs")
+            kept.keep_folder(scratch / "logs", "logs")
             if done.finished.final:
-                shelf.keep_folder(scratch / done.finished.final, done.finished.final)
+                kept.keep_folder(scratch / done.finished.final, done.finished.final)
     except MlocError as error:
         log.line(f"ended: {type(error).__name__}: {error}")
         raise
@@ -212,20 +214,20 @@ def run_training(
     return done
 
 
-class _Hearing:
+class _MessageHandler:
     """Does what the messages of a training ask for."""
 
     def __init__(
         self,
         folder: Folder,
         attempt: Attempt,
-        shelf: Shelf,
+        kept: TrainingFolder,
         log: Callable[[str], None],
         on_progress: Callable[[Progress], None],
     ) -> None:
         self._folder = folder
         self._attempt = attempt
-        self._shelf = shelf
+        self._kept = kept
         self._log = log
         self._on_progress = on_progress
 
@@ -236,7 +238,7 @@ class _Hearing:
             case LogLine():
                 self._log(message.text)
             case Saved():
-                self._shelf.put(Path(message.path))
+                self._kept.put(Path(message.path))
                 self._log(f"checkpoint of step {message.step}")
             case Evaluated():
                 self._evaluated(message)

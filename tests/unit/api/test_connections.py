@@ -9,7 +9,7 @@ from fastapi.responses import PlainTextResponse
 from uvicorn import Config
 from uvicorn.server import ServerState
 
-from mloc_dagster.api.limits import PatientProtocol
+from mloc_dagster.api.limits import TimeoutProtocol
 
 _BLOCK = 16 * 1024
 _MANY = 1_000
@@ -53,10 +53,10 @@ def _app() -> FastAPI:
 
 async def _send(*blocks: bytes) -> tuple[_Wire, int]:
     """Sends blocks until the server hangs up; returns the wire and how many were taken."""
-    config = Config(_app(), http=PatientProtocol, lifespan="off", log_level="error")
+    config = Config(_app(), http=TimeoutProtocol, lifespan="off", log_level="error")
     config.load()
     state, wire = ServerState(), _Wire()
-    protocol = PatientProtocol(config, state, {})
+    protocol = TimeoutProtocol(config, state, {})
     protocol.connection_made(wire)
     taken = 0
     while taken < len(blocks) and not wire.is_closing():

@@ -13,7 +13,7 @@ xgrammar = pytest.importorskip("xgrammar")
 
 from mloc_dagster.errors import MissingExtraError
 from mloc_dagster.executors.engines.transformers import sampling
-from mloc_dagster.executors.engines.transformers.sampling import GrammarMask, GrammarShelf
+from mloc_dagster.executors.engines.transformers.sampling import GrammarCache, GrammarMask
 from mloc_dagster.models import builtin_model_path
 from mloc_dagster.schema import Inference
 
@@ -30,8 +30,8 @@ def tokenizer() -> Any:
 
 
 @pytest.fixture(scope="module")
-def shelf(tokenizer: Any) -> GrammarShelf:
-    return GrammarShelf(tokenizer, VOCABULARY)
+def shelf(tokenizer: Any) -> GrammarCache:
+    return GrammarCache(tokenizer, VOCABULARY)
 
 
 def asking(**form: Any) -> Inference:
@@ -39,7 +39,7 @@ def asking(**form: Any) -> Inference:
 
 
 def write(
-    shelf: GrammarShelf, tokenizer: Any, forms: list[Inference], steps: int = 200
+    shelf: GrammarCache, tokenizer: Any, forms: list[Inference], steps: int = 200
 ) -> list[str]:
     """Returns random answers of the given forms, written side by side by no model at all."""
     grammars = [shelf.of(form) for form in forms]
@@ -56,7 +56,7 @@ def write(
     return tokenizer.batch_decode(ids[:, 1:], skip_special_tokens=True)
 
 
-def test_answers_of_a_batch_have_each_their_form(shelf: GrammarShelf, tokenizer: Any) -> None:
+def test_answers_of_a_batch_have_each_their_form(shelf: GrammarCache, tokenizer: Any) -> None:
     schema = {"type": "object", "properties": {"age": {"type": "integer"}}, "required": ["age"]}
     forms = [
         asking(regex=r"\d{3}-[a-f]{2}"),
@@ -75,7 +75,7 @@ def test_answers_of_a_batch_have_each_their_form(shelf: GrammarShelf, tokenizer:
     assert texts[5] in ("x", "y")
 
 
-def test_equal_options_share_a_grammar_and_free_answers_have_none(shelf: GrammarShelf) -> None:
+def test_equal_options_share_a_grammar_and_free_answers_have_none(shelf: GrammarCache) -> None:
     form = asking(regex="a+")
     assert shelf.of(form) is shelf.of(form) is not None
     assert shelf.of(Inference()) is None
@@ -92,25 +92,25 @@ def test_equal_options_share_a_grammar_and_free_answers_have_none(shelf: Grammar
     ],
 )
 def test_a_form_without_a_grammar_says_why(
-    shelf: GrammarShelf, fields: dict[str, Any], reason: str
+    shelf: GrammarCache, fields: dict[str, Any], reason: str
 ) -> None:
     for _ in range(2):
         with pytest.raises(ValueError, match=reason):
             shelf.of(asking(**fields))
 
 
-def test_options_that_contradict_each_other_are_refused(shelf: GrammarShelf) -> None:
+def test_options_that_contradict_each_other_are_refused(shelf: GrammarCache) -> None:
     both = Inference.model_validate({"min_tokens": 2, "structured_outputs": {"regex": "a"}})
     with pytest.raises(ValueError, match=r"inference\.min_tokens: min_tokens cannot be kept"):
         shelf.of(both)
 
 
-def test_a_grammar_without_end_ends_with_an_error(shelf: GrammarShelf, tokenizer: Any) -> None:
+def test_a_grammar_without_end_ends_with_an_error(shelf: GrammarCache, tokenizer: Any) -> None:
     with pytest.raises(ValueError, match="no token fits structured_outputs after 0 tokens"):
         write(shelf, tokenizer, [asking(grammar="root ::= root")])
 
 
-def test_a_model_without_an_end_cannot_be_guided(shelf: GrammarShelf) -> None:
+def test_a_model_without_an_end_cannot_be_guided(shelf: GrammarCache) -> None:
     with pytest.raises(ValueError, match="name one in stop_token_ids"):
         GrammarMask([shelf.of(asking(regex="a"))], [], width=1)
 
@@ -118,4 +118,4 @@ def test_a_model_without_an_end_cannot_be_guided(shelf: GrammarShelf) -> None:
 def test_a_missing_library_names_the_extra(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sampling.importlib.util, "find_spec", lambda _: None)
     with pytest.raises(MissingExtraError, match=r"structured_outputs needs the extra 'hf'"):
-        GrammarShelf(tokenizer, VOCABULARY).of(asking(regex="a"))
+        GrammarCache(tokenizer, VOCABULARY).of(asking(regex="a"))

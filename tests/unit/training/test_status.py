@@ -13,13 +13,13 @@ import redis
 from mloc_dagster.cli.display.task_lines import task_lines
 from mloc_dagster.compile import compile_mapping
 from mloc_dagster.events import (
-    LastNews,
+    LastProgress,
     Payload,
     ShardPlace,
     TaskEvent,
     TaskEventType,
     TrainingFigures,
-    last_training_news,
+    last_training_progress,
     open_redis,
     send,
 )
@@ -84,21 +84,21 @@ def happened(task_id: str, kind: TaskEventType, at: datetime) -> TaskEvent:
     return TaskEvent(type=kind, task_id=task_id, run_id="run", node="taught", shard=place, ts=at)
 
 
-def training_of(status: TaskDetail, news: LastNews | None) -> TrainingView | None:
+def training_of(status: TaskDetail, news: LastProgress | None) -> TrainingView | None:
     runs = status.status is TaskState.RUNNING
     return training_status(
         status.task_id, status.submitted_at, lambda *_: news, runs=runs, now=LATER
     )
 
 
-def shown(status: TaskDetail, news: LastNews | None) -> dict[str, str]:
+def shown(status: TaskDetail, news: LastProgress | None) -> dict[str, str]:
     training = training_of(status, news)
     return dict(task_lines(status.model_copy(update={"training": training})))
 
 
 def test_a_running_training_says_how_far_it_is() -> None:
     status = submitted()
-    lines = shown(status, LastNews(progress(status.task_id, 24), superseded=False))
+    lines = shown(status, LastProgress(progress(status.task_id, 24), superseded=False))
     assert lines["steps"] == "24 of 48, about 43.0 s left"  # told 5 seconds ago
     assert lines["training"] == "loss 0.75, learning rate 0.0001, 1,234 tokens/s, 0.5 steps/s"
     assert lines["rows"] == "192"
@@ -110,14 +110,14 @@ def test_a_training_that_has_not_begun_has_done_no_step() -> None:
 
 def test_steps_before_a_restart_count_no_more() -> None:
     status = submitted()
-    lines = shown(status, LastNews(progress(status.task_id, 24), superseded=True))
+    lines = shown(status, LastProgress(progress(status.task_id, 24), superseded=True))
     assert lines["steps"] == "0 of 48"
     assert "training" not in lines
 
 
 def test_a_stopped_training_has_no_time_left() -> None:
     status = submitted(state=TaskState.CANCELLED)
-    lines = shown(status, LastNews(progress(status.task_id, 24), superseded=False))
+    lines = shown(status, LastProgress(progress(status.task_id, 24), superseded=False))
     assert lines["steps"] == "24 of 48"
     assert "steps/s" not in lines["training"]
 
@@ -161,11 +161,11 @@ def test_the_last_word_is_found_among_those_of_others(client: redis.Redis) -> No
     events = [progress("mine", 1, at=NOW), progress("mine", 2, at=LATER)]
     others = [progress(f"other-{number}", 9) for number in range(1_200)]
     send(client, [*events, *others])
-    found = last_training_news(client, "mine", NOW - timedelta(minutes=1))
-    assert found == LastNews(events[1], superseded=False)
-    assert last_training_news(client, "min", NOW - timedelta(minutes=1)) is None
-    assert last_training_news(client, "mine", NOW + timedelta(days=1)) is None
-    assert last_training_news(client, "mine", NOW - timedelta(minutes=1), looked_at=500) is None
+    found = last_training_progress(client, "mine", NOW - timedelta(minutes=1))
+    assert found == LastProgress(events[1], superseded=False)
+    assert last_training_progress(client, "min", NOW - timedelta(minutes=1)) is None
+    assert last_training_progress(client, "mine", NOW + timedelta(days=1)) is None
+    assert last_training_progress(client, "mine", NOW - timedelta(minutes=1), looked_at=500) is None
 
 
 @pytest.mark.parametrize(
@@ -175,14 +175,14 @@ def test_a_later_restart_is_seen(client: redis.Redis, kind: TaskEventType) -> No
     told = progress("mine", 2)
     send(client, [happened("mine", TaskEventType.SHARD_STARTED, NOW - timedelta(seconds=9)), told])
     since = NOW - timedelta(minutes=1)
-    assert last_training_news(client, "mine", since) == LastNews(told, superseded=False)
+    assert last_training_progress(client, "mine", since) == LastProgress(told, superseded=False)
     send(client, [happened("mine", kind, LATER).model_copy(update={"attempt": 2})])
-    assert last_training_news(client, "mine", since) == LastNews(told, superseded=True)
+    assert last_training_progress(client, "mine", since) == LastProgress(told, superseded=True)
 
 
 def test_the_document_names_its_figures() -> None:
     status = submitted()
-    news = LastNews(progress(status.task_id, 24), superseded=False)
+    news = LastProgress(progress(status.task_id, 24), superseded=False)
     training = training_of(status, news)
     assert isinstance(training, TrainingView)
     document = training.model_dump(mode="json")

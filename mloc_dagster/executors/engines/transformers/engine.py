@@ -30,7 +30,7 @@ from mloc_dagster.executors.engines.transformers.model import (
     options_of,
     with_pixels,
 )
-from mloc_dagster.executors.engines.transformers.sampling import GrammarShelf
+from mloc_dagster.executors.engines.transformers.sampling import GrammarCache
 from mloc_dagster.executors.image_stream import windows
 from mloc_dagster.executors.model_cache import release_memory
 from mloc_dagster.executors.prompts import render_chat, render_plain
@@ -76,7 +76,7 @@ class TransformersEngine:
         self._options = options
         self._sees = loaded.processor is not None
         vocab_size = loaded.model.config.get_text_config().vocab_size
-        self._shelf = GrammarShelf(loaded.tokenizer, vocab_size)
+        self._shelf = GrammarCache(loaded.tokenizer, vocab_size)
 
     @property
     def device(self) -> str:

@@ -205,7 +205,7 @@ class _Shelved:
     grammar: Any | None = None
 
 
-class GrammarShelf:
+class GrammarCache:
     """Compiles the forms that answers are to have, each once.
 
     Args:

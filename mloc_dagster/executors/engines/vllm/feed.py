@@ -104,7 +104,7 @@ class Feed:
         except BaseException:
             self._abandon()
             raise
-        self._tell_condemned()
+        self._report_condemned()
 
     def _pump(self, source: RequestSource) -> list[EngineRequest]:
         """Feeds until all are answered; returns what was in an engine that broke down."""
@@ -168,7 +168,7 @@ class Feed:
             self._replies.failed(running.request, one_line(error))
             return
         self._answered += 1
-        self._tell_condemned()  # an engine that answers was not what broke
+        self._report_condemned()  # an engine that answers was not what broke
         self._replies.done(running.request, completion)
 
     def _look(self, now: float) -> None:
@@ -215,7 +215,7 @@ class Feed:
         if not self._answered and self._culprits >= MAX_CULPRITS_AT_FIRST:
             raise TransientError(f"the engine breaks down on every row, last: {self._why}")
 
-    def _tell_condemned(self) -> None:
+    def _report_condemned(self) -> None:
         condemned, self._condemned = self._condemned, []
         for request, reason in condemned:
             self._replies.failed(request, ServerFault(reason))

@@ -23,7 +23,7 @@ _RESTARTS = frozenset(
 
 
 @dataclass(frozen=True, slots=True)
-class LastNews:
+class LastProgress:
     """How far a training said it was.
 
     Attributes:
@@ -35,9 +35,9 @@ class LastNews:
     superseded: bool
 
 
-def last_training_news(
+def last_training_progress(
     client: StreamClient, task_id: str, since: datetime, *, looked_at: int = LOOKED_AT
-) -> LastNews | None:
+) -> LastProgress | None:
     """Returns how far a training said it was; None where the log has no word of it.
 
     Args:
@@ -62,7 +62,7 @@ def last_training_news(
                 restarted = max(restarted or event.ts, event.ts)
             elif event.payload.training is not None:
                 superseded = restarted is not None and restarted > event.ts
-                return LastNews(event, superseded)
+                return LastProgress(event, superseded)
         if len(page) < _PAGE:
             return None
         position = f"({page[-1][0]}"

@@ -6,7 +6,7 @@ import dagster as dg
 import pytest
 
 from mloc_dagster.sensors import polling as module
-from mloc_dagster.sensors.polling import looks
+from mloc_dagster.sensors.polling import polls
 
 
 @pytest.mark.parametrize(("threads", "count"), [(True, 5), (False, 1)])
@@ -16,4 +16,4 @@ def test_looks_depend_on_whether_others_would_wait(
     monkeypatch.setattr(module, "EVERY_S", 0.0)
     sensors = {"sensors": {"use_threads": threads, "num_workers": 2}}
     with dg.instance_for_test(overrides=sensors) as instance:
-        assert list(looks(instance)) == list(range(count))
+        assert list(polls(instance)) == list(range(count))
