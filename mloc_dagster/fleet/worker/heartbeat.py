@@ -69,24 +69,24 @@ class WorkerRegistry:
     def register(self, info: WorkerInfo) -> None:
         """Adds a worker, or replaces what an earlier process of the same name left."""
         self._workers.register(info)
-        self._publish(WorkerEventType.REGISTER, info, since=info.started_at)
+        self._announce(WorkerEventType.REGISTER, info, since=info.started_at)
 
     def heartbeat(self, info: WorkerInfo) -> None:
         """Says that a worker lives and how it is; one that was struck off or forgotten is back."""
         before = self._workers.register(info)
         if before is None:
-            self._publish(WorkerEventType.REGISTER, info, since=info.last_seen)
+            self._announce(WorkerEventType.REGISTER, info, since=info.last_seen)
         elif before == info.status:
-            self._publish(WorkerEventType.HEARTBEAT, info)
+            self._announce(WorkerEventType.HEARTBEAT, info)
         else:
-            self._publish(WorkerEventType.STATUS, info)
+            self._announce(WorkerEventType.STATUS, info)
 
     def unregister(self, worker_id: str) -> None:
         """Takes a worker out that ends as it should; unknown ones are no error."""
         known = self._workers.unregister(worker_id)
         if known is not None:
             stopped = WorkerState.STOPPED
-            self._publish(WorkerEventType.UNREGISTER, known, stopped, since=known.started_at)
+            self._announce(WorkerEventType.UNREGISTER, known, stopped, since=known.started_at)
 
     def lost(self) -> list[str]:
         """Strikes off the workers whose heartbeat has lapsed.
@@ -98,10 +98,10 @@ class WorkerRegistry:
         for each in lost:
             known = self._workers.worker(each)
             if known is not None:
-                self._publish(WorkerEventType.LOST, known, WorkerState.LOST, since=known.last_seen)
+                self._announce(WorkerEventType.LOST, known, WorkerState.LOST, since=known.last_seen)
         return lost
 
-    def _publish(
+    def _announce(
         self,
         kind: WorkerEventType,
         info: WorkerInfo,
