@@ -22,6 +22,7 @@ from dagster._core.execution.plan.active import ActiveExecution
 from dagster._core.execution.plan.instance_concurrency_context import InstanceConcurrencyContext
 from dagster._core.execution.retries import RetryMode
 from dagster._core.launcher import RunLauncher
+from dagster._core.storage.event_log.sql_event_log import SqlEventLogStorage
 
 import mloc_dagster.fleet
 from mloc_dagster.fleet.dagster import internals
@@ -140,6 +141,8 @@ def test_pools_show_who_waits_for_a_slot() -> None:
             assert list(slots.pending_claim_steps()) == []
         info = instance.event_log_storage.get_concurrency_info
         assert "concurrency_key" in inspect.signature(info).parameters
+    for each in (SqlEventLogStorage.has_unassigned_slots, SqlEventLogStorage.assign_pending_steps):
+        assert callable(each), "`free_ended_steps` does what a dead run worker left undone"
 
 
 def test_the_state_of_a_run_can_be_cut_down_to_one_step() -> None:

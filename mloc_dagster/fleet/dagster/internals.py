@@ -6,7 +6,7 @@ here what the fleet relies on, and what to do when a new version fails it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from dagster import DagsterEvent, DagsterInstance, DagsterRun, EventLogEntry
 from dagster._core.code_pointer import CodePointer, CustomPointer, ModuleCodePointer
@@ -33,6 +33,8 @@ from dagster._core.launcher import (
     RunLauncher,
     WorkerStatus as RunWorkerStatus,
 )
+from dagster._core.storage.event_log.base import EventLogStorage
+from dagster._core.storage.event_log.sql_event_log import SqlEventLogStorage
 from dagster._core.storage.tags import GRPC_INFO_TAG, PRIORITY_TAG
 from dagster._serdes import ConfigurableClass, ConfigurableClassData
 from dagster_shared.error import SerializableErrorInfo
@@ -66,6 +68,7 @@ __all__ = [
     "ask_again",
     "drive_run",
     "fact_of",
+    "free_ended_steps",
     "in_flight",
     "rebuild",
     "reconstruct_repository_def_from_pointer",
@@ -200,16 +203,36 @@ def ask_again(active: ActiveExecution, instance: DagsterInstance, run_id: str) -
 
 
 def _free_ended(slots: InstanceConcurrencyContext, active: ActiveExecution) -> None:
-    """Frees what steps of this run hold that have ended.
-
-    A run worker may die after it wrote how a step ended and before it freed the step's slot, which
-    nobody else would ever free.
-    """
-    run_id, storage = slots._run_id, slots._instance.event_log_storage  # noqa: SLF001
+    """Frees what steps of this run hold that have ended; see `free_ended_steps`."""
     known = active._success | active._failed | set(active.retry_state.snapshot_attempts())  # noqa: SLF001
     ended = known - active._in_flight  # noqa: SLF001
-    pools = {active.get_step_by_key(each).pool for each in ended}
-    for pool in pools - {None}:
-        for slot in storage.get_concurrency_info(str(pool)).claimed_slots:
-            if slot.run_id == run_id and slot.step_key in ended:
-                storage.free_concurrency_slot_for_step(run_id, slot.step_key)
+    storage = slots._instance.event_log_storage  # noqa: SLF001
+    for pool in {active.get_step_by_key(each).pool for each in ended} - {None}:
+        free_ended_steps(storage, str(pool), slots._run_id, ended)  # noqa: SLF001
+
+
+def free_ended_steps(
+    storage: EventLogStorage, pool: str, run_id: str, ended: Collection[str]
+) -> None:
+    """Gives slots of a pool that ended steps held to steps that wait.
+
+    Dagster does this in three transactions once the end of a step is in the log: the slot is freed,
+    the step's entry in the queue removed, the next entry assigned. A run worker may die before any
+    of them, and nobody else would ever do the rest: the pool would stand still.
+
+    Args:
+        storage: Where the pools are.
+        pool: The pool.
+        run_id: The run whose worker died.
+        ended: Its steps that have ended.
+    """
+    info = storage.get_concurrency_info(pool)
+    kept = {(each.run_id, each.step_key) for each in (*info.claimed_slots, *info.pending_steps)}
+    for step_key in ended:
+        if (run_id, step_key) in kept:
+            storage.free_concurrency_slot_for_step(run_id, step_key)
+    if isinstance(storage, SqlEventLogStorage):
+        waiting = sum(each.assigned_timestamp is None for each in info.pending_steps)
+        for _ in range(min(waiting, info.slot_count)):
+            if storage.has_unassigned_slots(pool):
+                storage.assign_pending_steps([pool])

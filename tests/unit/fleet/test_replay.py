@@ -11,8 +11,14 @@ from dagster import DagsterEvent, EventLogEntry
 from dagster._core.execution.api import create_execution_plan
 from dagster._core.execution.plan.active import ActiveExecution
 from dagster._core.execution.retries import RetryMode
+from dagster._core.storage.event_log.sql_event_log import SqlEventLogStorage
 
-from mloc_dagster.fleet.dagster.internals import fact_of, rebuild, replayable
+from mloc_dagster.fleet.dagster.internals import (
+    fact_of,
+    free_ended_steps,
+    rebuild,
+    replayable,
+)
 
 
 @dg.op(out=dg.DynamicOut(int))
@@ -162,3 +168,32 @@ def test_every_event_of_a_run_is_told_from_the_others(log: Sequence[EventLogEntr
     assert [fact_of(entry) for entry in log] == [fact_of(entry) for entry in log]
     later = log[0]._replace(timestamp=time.time())
     assert fact_of(later) != fact_of(log[0])
+
+
+@pytest.mark.parametrize("done", [(), ("slot",), ("slot", "entry")])
+def test_a_pool_goes_on_wherever_its_run_worker_died(done: Sequence[str]) -> None:
+    """Dagster frees a slot in three transactions; the last one assigns it to who waits longest."""
+    with dg.DagsterInstance.local_temp() as instance:
+        pools = instance.event_log_storage
+        assert isinstance(pools, SqlEventLogStorage)
+        pools.set_concurrency_slots("narrow", 1)
+        first, *others = [pools.claim_concurrency_slot("narrow", "run", each) for each in "abc"]
+        assert [each.is_claimed for each in (first, *others)] == [True, False, False]
+        if "slot" in done:
+            pools._free_concurrency_slots("run", "a")
+        if "entry" in done:
+            pools._remove_pending_steps("run", "a")
+        free_ended_steps(pools, "narrow", "run", {"a"})
+        again = [pools.claim_concurrency_slot("narrow", "run", each).is_claimed for each in "bc"]
+        assert again == [True, False]
+
+
+def test_a_pool_whose_steps_have_not_ended_stays_as_it_is() -> None:
+    with dg.DagsterInstance.local_temp() as instance:
+        pools = instance.event_log_storage
+        pools.set_concurrency_slots("narrow", 1)
+        for each in "ab":
+            pools.claim_concurrency_slot("narrow", "run", each)
+        before = pools.get_concurrency_info("narrow")
+        free_ended_steps(pools, "narrow", "run", {"z"})
+        assert pools.get_concurrency_info("narrow") == before
