@@ -28,7 +28,6 @@ from mloc_dagster.services.stack.supervisor import (
 
 if TYPE_CHECKING:
     from mloc_dagster.client import Client
-    from mloc_dagster.fleet import WorkerInfo
 
 
 @dataclass(frozen=True, slots=True)

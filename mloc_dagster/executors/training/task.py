@@ -51,7 +51,6 @@ if TYPE_CHECKING:
 
     from mloc_dagster.planning.plan import Shard
     from mloc_dagster.results.store import Folder
-    from mloc_dagster.schema.task import TrainingSpec
 
 
 def make_room(spec: TrainingSpec, cache: ModelCache, log: Callable[[str], None]) -> None:
