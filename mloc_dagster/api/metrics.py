@@ -40,6 +40,19 @@ _WAITING_LINES = 10_000
 _SHOWN_PATH = 500
 
 
+class _Answer:
+    """Sends on what answers a request, and keeps the status; 500 as long as there is none."""
+
+    def __init__(self, send: Send) -> None:
+        self.status = 500
+        self._send = send
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+        await self._send(message)
+
+
 class AccessLog:
     """Logs requests when they have been answered, but no probe that found all well.
 
@@ -55,19 +68,12 @@ class AccessLog:
         if scope["type"] != "http" or not _log.isEnabledFor(logging.INFO):
             await self._app(scope, receive, send)
             return
-        began, status = time.perf_counter(), 500
-
-        async def watch(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            await send(message)
-
+        began, answer = time.perf_counter(), _Answer(send)
         try:
-            await self._app(scope, receive, watch)
+            await self._app(scope, receive, answer)
         finally:
-            if status >= 400 or scope["path"] not in _PROBES:
-                _log.info("%s", _line(scope, status, time.perf_counter() - began))
+            if answer.status >= 400 or scope["path"] not in _PROBES:
+                _log.info("%s", _line(scope, answer.status, time.perf_counter() - began))
 
 
 def _line(scope: Scope, status: int, took_s: float) -> str:
@@ -206,21 +212,14 @@ class Observed:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        began, status = time.perf_counter(), 500
-
-        async def watch(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            await send(message)
-
+        began, answer = time.perf_counter(), _Answer(send)
         try:
-            await self._app(scope, receive, watch)
+            await self._app(scope, receive, answer)
         finally:
             # The route's pattern, never the path: paths are without number.
             route = getattr(scope.get("route"), "path", "none")
             method = scope["method"] if scope["method"] in _METHODS else "other"
-            self._metrics.observe(method, route, status, time.perf_counter() - began)
+            self._metrics.observe(method, route, answer.status, time.perf_counter() - began)
 
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})

@@ -30,7 +30,6 @@ from mloc_dagster.services import (
 
 if TYPE_CHECKING:
     from mloc_dagster.client import Client
-    from mloc_dagster.fleet import WorkerInfo
 
 
 @dataclass(frozen=True, slots=True)

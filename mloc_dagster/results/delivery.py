@@ -256,9 +256,6 @@ def _shown(url: str) -> str:
     return redact_urls(urlunsplit(parts._replace(netloc=parts.netloc.rsplit("@", 1)[-1])))
 
 
-__all__ = ["DeliveredItem", "DeliveryReport", "deliver", "find_files"]
-
-
 def deliver(
     folder: Folder,
     task_id: str,

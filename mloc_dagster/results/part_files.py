@@ -206,9 +206,6 @@ def _least(one: int | None, other: int | None) -> int | None:
     return min(bounds) if bounds else None
 
 
-__all__ = ["FinishedRows", "Part", "finished_rows", "list_parts", "read_rows", "read_shard"]
-
-
 class FinishedRows:
     """The places of a shard that have a row: a byte each.
 

@@ -46,7 +46,6 @@ if TYPE_CHECKING:
 
     from mloc_dagster.planning import Shard
     from mloc_dagster.results import Folder
-    from mloc_dagster.schema import TrainingSpec
 
 
 def make_room(spec: TrainingSpec, cache: ModelCache, log: Callable[[str], None]) -> None:
