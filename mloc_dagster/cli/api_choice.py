@@ -30,18 +30,18 @@ def ask[T](over_api: Callable[[Client], T], direct: Callable[[], T]) -> T:
         over_api: Asks the API.
         direct: Looks without one.
     """
-    from mloc_dagster import client as api
+    from mloc_dagster.client import NotFoundError, configured_url, stack_api
 
-    if api.configured_url() is not None:
+    if configured_url() is not None:
         with api_client() as client:
             return over_api(client)
-    stack = api.stack_api()
+    stack = stack_api()
     if stack is None or not _answers(stack):
         return direct()
     with _client(stack) as client:
         try:
             return over_api(client)
-        except api.NotFoundError:
+        except NotFoundError:
             return direct()
 
 

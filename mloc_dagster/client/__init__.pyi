@@ -11,4 +11,8 @@ from .template_body import (
     TemplateBody as TemplateBody,
     body_of_file as body_of_file,
 )
-from .transport import Address as Address
+from .transport import (
+    Address as Address,
+    configured_url as configured_url,
+    stack_api as stack_api,
+)
