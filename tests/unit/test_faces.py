@@ -27,7 +27,6 @@ REPLACED = {
     "tests/e2e/test_vllm_images.py": {"executors"},
     "tests/fsdp_process.py": {"executors"},
     "tests/gpu/test_vllm_gpu.py": {"executors"},
-    "tests/unit/client/test_address.py": {"services"},
     "tests/unit/compile/test_vllm_check.py": {"executors"},
     "tests/unit/dispatch/test_submitted.py": {"fleet"},
     "tests/unit/executors/test_sleeping_models.py": {"fleet"},

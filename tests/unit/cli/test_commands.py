@@ -170,7 +170,7 @@ def test_a_fault_of_ours_shows_no_traceback_unless_asked(
     def explode() -> None:
         raise ZeroDivisionError("by zero")
 
-    monkeypatch.setattr("mloc_dagster.schema.json_schema.template_json_schema", explode)
+    monkeypatch.setattr("mloc_dagster.schema.template_json_schema", explode)
     code, _, err = mloc("schema")
     assert code == 1
     assert "ZeroDivisionError: by zero" in err
