@@ -196,7 +196,8 @@ def _validate(
 ) -> None:
     """Check templates: every error of every file, as file:line:col: path: message.
 
-    Data files of this machine are looked at, too: are they there, with the split and the column?
+    Files of this machine are looked at, too: data (is it there, with the split and the column?),
+    models, adapters and checkpoints.
 
     Exit code: 0, or 2 when there is an error.
     """

@@ -16,7 +16,7 @@ import typer
 from pydantic import JsonValue
 from rich.console import Console
 
-from mloc_dagster.cli.display.tables import duration, print_table, rate
+from mloc_dagster.cli.display.tables import count, duration, print_table, rate
 from mloc_dagster.compile import CompiledTemplate
 from mloc_dagster.data import BatchFile
 from mloc_dagster.errors import InputError, TerminalError
@@ -214,7 +214,7 @@ def print_batch(outcome: BatchOutcome) -> None:
         first = outcome.summary.first_errors[0]
         named = f"row {first.index}" if first.custom_id is None else first.custom_id
         out.print(
-            f"{outcome.failed:,} requests failed; the first, {named}: {first.error}",
+            f"{count(outcome.failed, 'request')} failed; the first, {named}: {first.error}",
             markup=False,
             soft_wrap=True,
         )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+
+from pydantic import JsonValue
 
 from mloc_dagster.compile.compiled import split_string
 from mloc_dagster.compile.diagnostics import Findings, at_key, at_value, find
@@ -18,6 +20,7 @@ from mloc_dagster.schema import (
     UPSTREAM_VALUES,
     ChatMessage,
     DatasetData,
+    FileRef,
     GraphTemplateData,
     InferenceSpec,
     ListData,
@@ -30,6 +33,7 @@ from mloc_dagster.schema import (
     UpstreamData,
     artifact_name,
     hub_only,
+    marked,
     names_files,
     parse_placeholders,
     refusals,
@@ -173,6 +177,29 @@ def data_places(spec: Tree) -> dict[Path, Tree]:
         for key, child in block.fields.items()
         if not isinstance(child.content, dict | list)
     }
+
+
+def file_places(
+    spec: Tree, block: type[TaskSpec], mapping: Mapping[str, JsonValue]
+) -> dict[Path, Tree]:
+    """Returns the values that name files outside the data blocks, by their path in the spec.
+
+    Args:
+        spec: The task's spec, merged with its base.
+        block: What it is typed as.
+        mapping: The spec without positions.
+    """
+    rest = {name: value for name, value in mapping.items() if name != "data"}
+    found: dict[Path, Tree] = {}
+    for path, value, marker, _ in marked(block, rest):
+        place = find(spec, path)
+        if not isinstance(marker, FileRef) or path[:2] == _EVALUATION or place is None:
+            continue
+        kind = find(spec, (*path[:-1], "type"))
+        is_path = marker.anchored or (kind is not None and kind.content == "local")
+        if is_path or str(value).startswith(("/", "./", "../", "~")):
+            found[path] = place
+    return found
 
 
 def _check_training(spec: Tree, path: Path, data: TrainingData, findings: Findings) -> None:

@@ -147,8 +147,8 @@ class CompiledTask:
         mapping: Its spec, merged and in today's spelling, references unresolved.
         references: What it reads of upstream results, in strings and in columns. Their nodes
             are among `task.depends_on`.
-        places: The single values of its data blocks and where each stands, by their path in the
-            spec: for what is found when somebody looks at the data.
+        places: The single values of its data blocks, those that name other files, and where each
+            stands, by their path in the spec: for what is found when somebody looks at the files.
         unbuilt: Why nothing here can run it, and where the template asks for it; None if all is
             well.
     """

@@ -9,7 +9,13 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
-from mloc_dagster.compile.checks import check_artifacts, check_data, check_engine, data_places
+from mloc_dagster.compile.checks import (
+    check_artifacts,
+    check_data,
+    check_engine,
+    data_places,
+    file_places,
+)
 from mloc_dagster.compile.compiled import CompiledTask, CompiledTemplate
 from mloc_dagster.compile.diagnostics import (
     MOST_FINDINGS,
@@ -300,7 +306,8 @@ class _Compiler:
         mapping = spec.mapping()
         references = tuple(dict.fromkeys(check.found))
         unbuilt = self._unbuilt(spec.fields["taskType"], descriptor)
-        return [CompiledTask(task, mapping, references, data_places(spec), unbuilt)]
+        places = {**data_places(spec), **file_places(spec, descriptor.spec, mapping)}
+        return [CompiledTask(task, mapping, references, places, unbuilt)]
 
     def _unbuilt(self, given: Tree, descriptor: TaskType) -> Diagnostic | None:
         """Returns why nothing can run a task, with a warning about it."""

@@ -1,19 +1,20 @@
-"""A look at the data files that templates name, before anything runs.
+"""A look at the files that templates name, before anything runs.
 
-Only files of this machine are looked at, and of these the first rows. Addresses of other machines
+Only files of this machine are looked at, and of data the first rows. Addresses of other machines
 and hub ids may be slow, or out of reach from here and not from a worker.
 """
 
 from __future__ import annotations
 
+import pathlib
 from collections.abc import Iterable, Iterator
 
-from mloc_dagster.compile import CompiledTask, CompiledTemplate, Diagnostic, Path, at_value
+from mloc_dagster.compile import CompiledTask, CompiledTemplate, Diagnostic, Path, Tree, at_value
 from mloc_dagster.data.dataset import check_hub_id, known_split, open_table
 from mloc_dagster.data.files import is_local, looks_like_files
 from mloc_dagster.data.openai_batch import first_request
 from mloc_dagster.data.training_rows import evaluation_rows, open_training_rows
-from mloc_dagster.errors import DataError, MlocError
+from mloc_dagster.errors import DataError, MlocError, nearest_hint
 from mloc_dagster.schema import (
     DatasetData,
     OpenaiBatchData,
@@ -27,9 +28,10 @@ _EVALUATION: Path = ("evaluation", "data")
 
 
 def look_at_data(templates: Iterable[CompiledTemplate]) -> list[Diagnostic]:
-    """Returns what is wrong with the data files of templates: each with its place.
+    """Returns what is wrong with the files of templates: each with its place.
 
-    A missing file, split or column is an error. A file that cannot be read just now is a warning.
+    A missing file, model folder, split or column is an error. A file that cannot be read just now
+    is a warning.
     """
     findings = (found for each in templates for task in each.tasks for found in _look(task))
     return list(dict.fromkeys(findings))
@@ -43,6 +45,21 @@ def _look(task: CompiledTask) -> Iterator[Diagnostic]:
             yield from _look_at(task, _EVALUATION, spec.evaluation.data)
     else:
         yield from _look_at(task, _DATA, getattr(spec, "data", None))
+    for path, place in task.places.items():
+        if path[:1] != _DATA and path[:2] != _EVALUATION:
+            yield from _look_for(place)
+
+
+def _look_for(place: Tree) -> Iterator[Diagnostic]:
+    """Yields that a model, an adapter or a checkpoint of this machine is not there."""
+    named = place.text
+    if not named or "${" in named or not is_local(named):
+        return
+    file = pathlib.Path(named.removeprefix("file://")).expanduser()
+    if not file.exists():
+        near = [each.name for each in file.parent.iterdir()] if file.parent.is_dir() else []
+        hint = nearest_hint(file.name, near)
+        yield at_value(place, f"{named}: no such file or folder{hint}")
 
 
 def _look_at(task: CompiledTask, path: Path, data: object) -> Iterator[Diagnostic]:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import json
 import lzma
 import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO, cast
 
@@ -31,7 +32,7 @@ from mloc_dagster.data.openai_options import (
 from mloc_dagster.errors import DataError, TransientError, nearest_hint
 from mloc_dagster.net import RefusedAddressError, check_upload, file_system
 from mloc_dagster.results import BASE64, SourceRow
-from mloc_dagster.schema import OpenaiBatchData
+from mloc_dagster.schema import HALF_A_CHARACTER, OpenaiBatchData
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,9 +249,7 @@ def _request(line: bytes) -> dict[str, Any]:
         ValueError: If it is none; says why.
     """
     try:
-        request = msgspec.json.decode(line)
-    except msgspec.DecodeError as error:
-        raise ValueError(f"not a JSON object in one line: {error}") from None
+        request = _decoded(line)
     except RecursionError:
         raise ValueError("nested too deeply") from None
     if not isinstance(request, dict):
@@ -259,12 +258,31 @@ def _request(line: bytes) -> dict[str, Any]:
     custom_id = given.get("custom_id")
     if not isinstance(custom_id, str) or not custom_id:
         raise ValueError(f"custom_id is missing{_shown(given, 'custom_id')}; it must be text")
+    try:
+        custom_id.encode()
+    except UnicodeEncodeError:
+        shown = _shown(given, "custom_id")
+        raise ValueError(f"custom_id is {HALF_A_CHARACTER}{shown}") from None
     if given.get("url") not in ENDPOINTS:
         hint = nearest_hint(str(given.get("url")), ENDPOINTS)
         raise ValueError(f"url is no endpoint of a batch{_shown(given, 'url')}{hint}")
     if "body" not in given:
         raise ValueError("body is missing")
     return given
+
+
+def _decoded(line: bytes) -> object:
+    try:
+        return msgspec.json.decode(line)
+    except msgspec.DecodeError as error:
+        # Half of a surrogate pair, which only the standard library reads, is its request's error.
+        with suppress(ValueError):
+            return json.loads(line, parse_constant=_no_number)
+        raise ValueError(f"not a JSON object in one line: {error}") from None
+
+
+def _no_number(word: str) -> None:
+    raise ValueError(f"{word} is no JSON")
 
 
 def _other_method(request: dict[str, Any]) -> str:

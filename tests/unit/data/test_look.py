@@ -129,3 +129,39 @@ def test_an_address_that_a_reference_gives_is_left_alone() -> None:
     - {name: last, spec: {data: {type: dataset, url: './${first.result.items[0].output}.jsonl'}}}
 """
     assert found(MODEL + stages) == []
+
+
+def test_models_adapters_and_checkpoints_of_this_machine_are_looked_for() -> None:
+    Path("weights").mkdir()
+    rows = "  data: {type: list, items: [a]}\n"
+    missing = found(
+        rows + "  model:\n"
+        "    source: {type: local, identifier: weight}\n"
+        "    adapters: [{path: ./none}, {path: weights}, {url: https://example.invalid/a.zip}]\n"
+    )
+    model, adapter = missing
+    assert model.startswith("t.yaml:7:39: spec.model.source.identifier: weight: no such file or")
+    assert model.endswith("did you mean 'weights'?")
+    assert adapter.startswith("t.yaml:8:23: spec.model.adapters[0].path: ./none: no such file or")
+    assert found(f"{rows}  model: {{source: {{type: local, identifier: weights}}}}\n") == []
+    (gone,) = found(
+        f"  taskType: sft\n{MODEL}  data: {{rows: [{{prompt: a, completion: b}}]}}\n"
+        "  checkpoint: {load: {path: gone.zip}}\n"
+    )
+    assert "spec.checkpoint.load.path: gone.zip: no such file or folder" in gone
+
+
+def test_a_model_of_the_hub_or_of_an_earlier_stage_is_left_alone() -> None:
+    stages = """  stages:
+    - name: train
+      spec:
+        taskType: sft
+        model: {source: {identifier: my/model}}
+        data: {dataset_name: pairs.jsonl}
+    - name: use
+      spec:
+        taskType: inference
+        model: {source: {type: local, identifier: "${train.result.final_model_path}"}}
+        data: {type: list, items: [a]}
+"""
+    assert found(stages) == []

@@ -13,12 +13,13 @@ from typing import Any
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from mloc_dagster.data.openai_batch import RequestBlock, batch_rows, scan_batch
+from mloc_dagster.data.openai_batch import RequestBlock, Requests, batch_rows, scan_batch
 from mloc_dagster.data.rows import open_rows
+from mloc_dagster.data.spool import read_input, spool_input
 from mloc_dagster.errors import DataError
 from mloc_dagster.executors import RowOptions
-from mloc_dagster.results import InputRow, Message, SourceRow
-from mloc_dagster.schema import Inference, OpenaiBatchData
+from mloc_dagster.results import InputRow, Message, SourceRow, open_store
+from mloc_dagster.schema import HALF_A_CHARACTER, Inference, OpenaiBatchData
 
 CHAT, COMPLETIONS, EMBEDDINGS = "/v1/chat/completions", "/v1/completions", "/v1/embeddings"
 
@@ -168,6 +169,35 @@ def test_the_model_of_a_request_may_name_an_adapter(tmp_path: Path) -> None:
     block = RequestBlock(adapters=frozenset({"polite"}))
     rows = read(tmp_path, request("a", model="polite"), request("b", model="gpt-4o"), block=block)
     assert [row.adapter for row in rows] == ["polite", None]
+
+
+def test_half_of_a_surrogate_pair_spoils_its_request_only(tmp_path: Path) -> None:
+    """A word that JSON can escape and UTF-8 cannot hold, in a prompt, a key and an option."""
+    half = "\ud83d"
+    requests = [
+        request("a"),
+        request("b", messages=[{"role": "user", "content": f"Hi {half}"}]),
+        request("c", **{half: 1}),
+        request("d", stop=half),
+        request("e"),
+    ]
+    path = write(tmp_path / "batch.jsonl", *requests)
+    folder = open_store(str(tmp_path / "results")).task("t")
+    data = Requests(type="openai_batch", url=path, block=RequestBlock())
+    plan = spool_input("t", data, folder, 1, 1, {})
+    errors = {row.custom_id: row.error for row in read_input(folder, plan, 0, 5)}
+    assert [each for each in "abcde" if errors[each] is not None] == ["b", "c", "d"]
+    assert (errors["b"], errors["d"]) == (HALF_A_CHARACTER, HALF_A_CHARACTER)
+
+
+def test_half_of_a_surrogate_pair_is_no_custom_id(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"batch\.jsonl:2: custom_id is not valid Unicode"):
+        read(tmp_path, request("a"), request("\ud83d"))
+
+
+def test_what_is_no_number_in_json_is_none_here(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"batch\.jsonl:1: not a JSON object in one line"):
+        read(tmp_path, request("a", temperature=float("nan")))
 
 
 def test_defects_of_the_file_are_told_all_at_once(tmp_path: Path) -> None:
