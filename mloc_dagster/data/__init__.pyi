@@ -21,6 +21,7 @@ from .spool import (
     image_count as image_count,
     read_input as read_input,
     read_places as read_places,
+    respool_failed as respool_failed,
     row_key as row_key,
     spool_input as spool_input,
 )

@@ -35,6 +35,7 @@ from mloc_dagster.planning import (
     tokens_along,
 )
 from mloc_dagster.results import (
+    UPSTREAM_FAULT,
     Folder,
     InputRow,
     Message,
@@ -311,6 +312,53 @@ def spool_input(
     return plan
 
 
+def respool_failed(
+    plan: Plan, data: InferenceData, folder: Folder, upstream: Mapping[str, Folder]
+) -> Plan:
+    """Spools the rows anew that had failed upstream, when the tasks before have been tried again.
+
+    All others, and the place of each, stay as they are: what was computed of them stays right.
+
+    Args:
+        plan: The task's plan.
+        data: Where its rows come from.
+        folder: The task's folder.
+        upstream: Folders of the finished tasks before this one, by node name.
+
+    Returns:
+        The plan with the new input.
+
+    Raises:
+        DataError: If there are more or fewer rows now.
+    """
+    every = read_input(folder, plan, 0, plan.rows)
+    places = {row.index: place for place, row in enumerate(every) if row.fault == UPSTREAM_FAULT}
+    if not places:
+        return plan
+    source, rows = open_rows(data, upstream)
+    digest = hashlib.sha256()
+    chunks = list(plan.chunks)
+    lines: dict[int, bytes] = {}
+    count = size = 0
+    for _, line in _encode(externalize(rows, folder), digest.update):
+        if count in places:
+            lines[places[count]] = line
+            size += len(line)
+        count += 1
+        if size >= WINDOW_BYTES:
+            chunks = [_with_lines(folder, chunk, lines) for chunk in chunks]
+            lines, size = {}, 0
+    if count != plan.rows:
+        raise DataError(f"{source} gave {plan.rows:,} rows when the task began, and {count:,} now")
+    chunks = [_with_lines(folder, chunk, lines) for chunk in chunks]
+    update = {"chunks": tuple(chunks), "data_version": digest.hexdigest()}
+    renewed = plan.model_copy(update=update)
+    write_plan(folder, renewed)
+    for name in set(folder.list(INPUT_NAME)) - {chunk.name for chunk in chunks}:
+        folder.delete(name)
+    return renewed
+
+
 def read_input(
     folder: Folder, plan: Plan, start: int, stop: int, skip: Container[int] = ()
 ) -> Iterator[InputRow]:
@@ -399,6 +447,18 @@ def _write_chunk(folder: Folder, start: int, lines: list[bytes]) -> Chunk:
     data = b"".join(lines)
     folder.write_bytes(name, data)
     return Chunk(name=name, start=start, rows=len(lines), crc32=crc32(data))
+
+
+def _with_lines(folder: Folder, chunk: Chunk, lines: Mapping[int, bytes]) -> Chunk:
+    """Returns a chunk with other lines at some places, in a file of its own."""
+    if not any(chunk.start <= place < chunk.start + chunk.rows for place in lines):
+        return chunk
+    old = [line + b"\n" for line in _read_chunk(folder, chunk)]
+    data = b"".join(lines.get(place, line) for place, line in enumerate(old, start=chunk.start))
+    checksum = crc32(data)
+    name = f"{INPUT_NAME}/{chunk.start:012d}.{checksum:08x}.jsonl"
+    folder.write_bytes(name, data)
+    return chunk.model_copy(update={"name": name, "crc32": checksum})
 
 
 def _read_chunk(folder: Folder, chunk: Chunk) -> list[bytes]:

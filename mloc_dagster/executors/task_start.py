@@ -20,6 +20,7 @@ from mloc_dagster.data import (
     Requests,
     TrainingInputSummary,
     lookup_reference,
+    respool_failed,
     spool_input,
     write_evaluation_rows,
     write_training_rows,
@@ -215,6 +216,7 @@ def start_task(
     run_id: str,
     upstream: Mapping[str, str],
     origin: Origin = "local",
+    retry_errors: bool = False,
 ) -> tuple[OpenTask, Plan]:
     """Writes `task.json`, then the input and `plan.json`; what is already there is kept.
 
@@ -225,6 +227,7 @@ def start_task(
         run_id: The Dagster run.
         upstream: Task ids of the nodes that this one depends on, by node name.
         origin: Where the task comes from.
+        retry_errors: Whether rows that failed upstream are built anew.
 
     Raises:
         UnknownNameError: If nobody registered an executor for the task type.
@@ -245,7 +248,13 @@ def start_task(
         write_record(folder, record)
     opened = open_task(task_id)
     with opened.reach.applied():
-        return opened, read_plan(folder) or _plan(opened)
+        plan = read_plan(folder)
+        if plan is None:
+            return opened, _plan(opened)
+        if retry_errors and opened.upstream and isinstance(opened.task.spec, RowSpec):
+            spec = opened.spec
+            plan = respool_failed(plan, input_of(spec), folder, opened.upstream)
+        return opened, plan
 
 
 def _plan(opened: OpenTask) -> Plan:

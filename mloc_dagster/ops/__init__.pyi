@@ -8,7 +8,12 @@ from .batch import (
 from .export import export_responses as export_responses
 from .failures import step_error as step_error
 from .io import TaskRef as TaskRef, reference_io_manager as reference_io_manager
-from .plan import WORKFLOW_TAG as WORKFLOW_TAG, plan_op as plan_op, workflow_id as workflow_id
+from .plan import (
+    RETRY_ERRORS_TAG as RETRY_ERRORS_TAG,
+    WORKFLOW_TAG as WORKFLOW_TAG,
+    plan_op as plan_op,
+    workflow_id as workflow_id,
+)
 from .run_tags import (
     DEAD_LETTER_TAG as DEAD_LETTER_TAG,
     NODES_TAG as NODES_TAG,
@@ -20,8 +25,4 @@ from .run_tags import (
     op_name as op_name,
     run_tasks as run_tasks,
 )
-from .shard import (
-    CHANGED_MODEL_TAG as CHANGED_MODEL_TAG,
-    RETRY_ERRORS_TAG as RETRY_ERRORS_TAG,
-    shard_op as shard_op,
-)
+from .shard import CHANGED_MODEL_TAG as CHANGED_MODEL_TAG, shard_op as shard_op

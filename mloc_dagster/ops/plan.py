@@ -18,6 +18,7 @@ from mloc_dagster.ops.io import TaskRef
 from mloc_dagster.planning import Shard
 
 WORKFLOW_TAG = "mloc/workflow_id"
+RETRY_ERRORS_TAG = "mloc/retry_errors"
 
 
 class PlanConfig(dg.Config):
@@ -65,6 +66,7 @@ def plan_task(
             run_id=context.run_id,
             upstream={each.node: each.task_id for each in upstream},
             origin=origin_of(context.run),
+            retry_errors=retries_errors(context.run),
         )
     except MlocError as error:
         raise as_dagster(error) from error
@@ -96,6 +98,11 @@ def _start_of(opened: OpenTask, rows: int) -> Payload:
 def origin_of(run: dg.DagsterRun) -> Origin:
     """Returns where the template of a run came from; whatever starts it again changes nothing."""
     return "api" if CONTENT_TAG in run.tags else "local"
+
+
+def retries_errors(run: dg.DagsterRun) -> bool:
+    """Whether a run computes rows again that ended with an error."""
+    return run.tags.get(RETRY_ERRORS_TAG) == "true"
 
 
 def workflow_id(run: dg.DagsterRun) -> str:

@@ -34,6 +34,7 @@ from mloc_dagster.executors import (
 )
 from mloc_dagster.fleet import process_model_cache
 from mloc_dagster.ops.failures import retry_or_fail
+from mloc_dagster.ops.plan import retries_errors
 from mloc_dagster.ops.progress import ProgressBatches, ProgressNotes
 from mloc_dagster.planning import Shard
 from mloc_dagster.results import TRAINING_NAME, TrainingSummary, read_training
@@ -136,7 +137,6 @@ class TrainingProgress:
         DagsterEvent.engine_event(step, text, EngineEventData(metadata=dict(self._known)))
 
 
-RETRY_ERRORS_TAG = "mloc/retry_errors"
 CHANGED_MODEL_TAG = "mloc/accept_changed_model"
 
 
@@ -229,7 +229,7 @@ def _compute_rows(
             on_rows=progress.add,
             on_resumed=resumed,
             on_damaged=damaged,
-            retry_errors=context.run.tags.get(RETRY_ERRORS_TAG) == "true",
+            retry_errors=retries_errors(context.run),
             accept_changed_model=context.run.tags.get(CHANGED_MODEL_TAG) == "true",
         )
 

@@ -16,7 +16,16 @@ from mloc_dagster.compile import CompiledTemplate, compile_mapping
 from mloc_dagster.definitions import build_definitions, runnable_library
 from mloc_dagster.local_run import RunOutcome, run_template
 from mloc_dagster.models import builtin_model_path
-from mloc_dagster.results import OutputRow, list_parts, open_store, read_rows, verify_manifest
+from mloc_dagster.results import (
+    UPSTREAM_FAULT,
+    OutputRow,
+    ShardWriter,
+    list_parts,
+    open_store,
+    read_plan,
+    read_rows,
+    verify_manifest,
+)
 from mloc_dagster.settings import settings
 
 pytestmark = pytest.mark.e2e
@@ -298,6 +307,28 @@ def test_a_row_that_failed_upstream_carries_its_error_and_costs_no_budget(
     assert result["items"][1]["error"].startswith("upstream: row 1 of 'first' failed: poisoned")
     figures = json.loads(third.read_bytes("summary.json"))
     assert (figures["errors"], figures["allowed_errors"]) == (1, 1)
+
+
+def test_rows_that_failed_upstream_are_tried_again_through_all_stages(
+    instance: dg.DagsterInstance,
+) -> None:
+    chain = template("chain", STAGES_AFTER_A_FAILED_ROW)
+    first = run_template(chain, instance)
+    begun = open_store().task(first.tasks[0].task_id)
+    # Echo's poison never heals; a real row's cause does, such as an address that did not answer.
+    (shard,) = [each for each in read_plan(begun).shards if each.start <= 1 < each.stop]
+    with ShardWriter(begun, shard, 2, flush_rows=1, flush_interval_s=60) as writer:
+        writer.write(OutputRow(1, "b", "b"))
+    kept = run_template(chain, instance, workflow_id=first.workflow_id)
+    assert rows_of(kept, "third")[1].fault == UPSTREAM_FAULT
+    again = run_template(chain, instance, workflow_id=first.workflow_id, retry_errors=True)
+    assert again.succeeded, again.failures
+    before, after = rows_of(first, "third"), rows_of(again, "third")
+    assert [row.output for row in after] == ["a!?", "b!?", "c!?", "d!?"]
+    assert [row.error for row in after] == [None] * 4
+    assert before[::2] == after[::2], "what was there is not computed again"
+    for task in again.tasks:
+        verify_manifest(open_store().task(task.task_id))
 
 
 def test_failed_attempts_are_retried_for_the_missing_rows_only(

@@ -3,6 +3,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tracemalloc
+from collections.abc import Container
 from pathlib import Path
 
 import msgspec
@@ -10,10 +11,11 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from mloc_dagster.data import spool
-from mloc_dagster.data.spool import read_input, spool_input
+from mloc_dagster.data.spool import read_input, respool_failed, spool_input
 from mloc_dagster.errors import DamagedFileError, DataError
-from mloc_dagster.results import Folder, InputRow, open_store, read_plan
-from mloc_dagster.schema import HALF_A_CHARACTER, ChatMessage, DatasetData, ListData
+from mloc_dagster.planning import cut_shards
+from mloc_dagster.results import Folder, InputRow, OutputRow, ShardWriter, open_store, read_plan
+from mloc_dagster.schema import HALF_A_CHARACTER, ChatMessage, DatasetData, ListData, UpstreamData
 
 
 @pytest.fixture
@@ -101,6 +103,54 @@ def test_a_resumed_task_keeps_its_input(folder: Folder, tmp_path: Path) -> None:
     Path(data.url).unlink()
 
     assert spool_input("t", data, folder, 8, 2, {}) == plan
+
+
+def finish(folder: Folder, failed: Container[int], rows: int) -> None:
+    for shard in cut_shards("first", rows, 2):
+        with ShardWriter(folder, shard, 1, flush_rows=999, flush_interval_s=60) as writer:
+            for index in range(shard.start, shard.stop):
+                error = "no answer" if index in failed else None
+                writer.write(OutputRow(index, "q", "" if error else f"answer {index}", error=error))
+
+
+@pytest.mark.parametrize("bytes_at_once", [1, 1 << 20])
+def test_rows_that_failed_upstream_are_spooled_again_in_their_places(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bytes_at_once: int
+) -> None:
+    monkeypatch.setattr(spool, "WINDOW_BYTES", bytes_at_once)
+    monkeypatch.setattr(spool, "CHUNK_ROWS", 4)
+    store = open_store(str(tmp_path / "results"))
+    first, again, then = (store.task(name) for name in ("first", "again", "then"))
+    data = UpstreamData(type="upstream", node="a", text="{output}")
+    finish(first, {0, 4, 5, 6, 21}, 23)
+    finish(again, {6}, 23)
+    plan = spool_input("then", data, then, 3, 1, {"a": first})
+    untouched = [then.read_bytes(each.name) for each in plan.chunks[2:5]]
+
+    renewed = respool_failed(plan, data, then, {"a": again})
+
+    rows = list(read_input(then, renewed, 0, 23))
+    assert [row.index for row in rows] == list(range(23))
+    assert [row.index for row in rows if row.error is not None] == [6]
+    assert [rows[place].prompt for place in (0, 5, 21)] == ["answer 0", "answer 5", "answer 21"]
+    assert (renewed.shards, renewed.rows) == (plan.shards, plan.rows)
+    assert [then.read_bytes(each.name) for each in renewed.chunks[2:5]] == untouched
+    assert then.list("input") == sorted(each.name for each in renewed.chunks)
+    assert read_plan(then) == renewed
+    fresh = spool_input("then", data, store.task("fresh"), 3, 1, {"a": again})
+    assert renewed.data_version == fresh.data_version
+
+
+def test_an_upstream_task_that_has_other_rows_now_is_no_input(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path / "results"))
+    first, fewer, then = (store.task(name) for name in ("first", "fewer", "then"))
+    data = UpstreamData(type="upstream", node="a", text="{output}")
+    finish(first, {1}, 5)
+    finish(fewer, {}, 4)
+    plan = spool_input("then", data, then, 1, 1, {"a": first})
+    with pytest.raises(DataError, match="gave 5 rows when the task began, and 4 now"):
+        respool_failed(plan, data, then, {"a": fewer})
+    assert read_plan(then) == plan
 
 
 def test_spooling_again_after_an_interruption_starts_over(folder: Folder, tmp_path: Path) -> None:
