@@ -14,7 +14,6 @@ from operator import itemgetter
 from typing import Annotated
 
 from dagster import DagsterEventType, EventLogEntry
-from dagster._core.event_api import EventLogCursor
 from fastapi import APIRouter, Header, Query, Request
 from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -29,6 +28,7 @@ from mloc_dagster.fleet import requeue_in
 from mloc_dagster.ledger import TaskEntry
 from mloc_dagster.ops import RunTask, step_error
 from mloc_dagster.results import Folder
+from mloc_dagster.services import EventLogCursor
 from mloc_dagster.wire import LogEnd, LogLevel, LogLine, LogPage, TaskState
 
 _STAMPED = re.compile(rb"(\d{4}-\d\d-\d\dT[0-9:.]+Z) (.*)", re.DOTALL)

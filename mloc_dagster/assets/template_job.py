@@ -27,9 +27,7 @@ from mloc_dagster.schema import ModelSpec, Retries, TrainingSpec
 from mloc_dagster.services import STACK
 
 if TYPE_CHECKING:
-    from dagster._core.definitions.unresolved_asset_job_definition import (
-        UnresolvedAssetJobDefinition,
-    )
+    from mloc_dagster.services import UnresolvedAssetJobDefinition
 
 
 _EMAIL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._%+-]*@[A-Za-z0-9.-]+\.[A-Za-z]{2,7}")

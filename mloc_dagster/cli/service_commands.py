@@ -165,23 +165,11 @@ def serve_webserver(host: str, port: int, workspace: Path) -> int:
         workspace: What the UI shows.
     """
     import uvicorn
-    from dagster._core.workspace.context import WorkspaceProcessContext
-    from dagster._core.workspace.load_target import WorkspaceFileTarget
-    from dagster._utils.log import configure_loggers
-    from dagster_webserver.app import create_app_from_workspace_process_context
-    from dagster_webserver.version import __version__
 
     from mloc_dagster.api import TimeoutProtocol
-    from mloc_dagster.services import open_instance
+    from mloc_dagster.services import open_instance, open_webserver
 
-    configure_loggers(log_level="INFO")
-    with (
-        open_instance() as instance,
-        WorkspaceProcessContext(
-            instance, WorkspaceFileTarget(paths=[str(workspace)]), version=__version__
-        ) as context,
-    ):
-        ui = create_app_from_workspace_process_context(context, live_data_poll_rate=_POLL_MS)
+    with open_instance() as instance, open_webserver(instance, workspace, _POLL_MS) as ui:
         uvicorn.run(
             guarded(ui, host),
             host=host,

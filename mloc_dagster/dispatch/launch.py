@@ -14,21 +14,24 @@ from itertools import count
 
 import dagster as dg
 from dagster import DagsterRun, DagsterRunStatus, JobDefinition
-from dagster._core.code_pointer import CodePointer
-from dagster._core.definitions.reconstruct import ReconstructableRepository
-from dagster._core.errors import DagsterRunAlreadyExists
-from dagster._core.launcher import LaunchRunContext
 
 from mloc_dagster.assets import JOB, batch_run_config, fleet_tags_of, job_name
 from mloc_dagster.compile import CompiledTemplate, compile_mapping
 from mloc_dagster.dispatch.submitted_location import keep_document, pointer_of
 from mloc_dagster.errors import TerminalError
 from mloc_dagster.executors import task_id_for, task_record
-from mloc_dagster.fleet import CONTENT_TAG, LIBRARY, Jobs
+from mloc_dagster.fleet import (
+    CONTENT_TAG,
+    LIBRARY,
+    CodePointer,
+    Jobs,
+    LaunchRunContext,
+    ReconstructableRepository,
+)
 from mloc_dagster.ledger import Ledger, PlannedRun, TaskEntry
 from mloc_dagster.ops import RETRY_ERRORS_TAG, SUBMITTED_TAG, WORKFLOW_TAG
 from mloc_dagster.results import RECORD_NAME, Batch, Member, open_store, write_batch, write_record
-from mloc_dagster.services import SUBMITTED_LOCATION
+from mloc_dagster.services import SUBMITTED_LOCATION, DagsterRunAlreadyExists
 from mloc_dagster.tasks import CODE_LOCATION, find_workflows, job_origin, launcher_of, retry_run
 
 

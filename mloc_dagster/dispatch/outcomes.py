@@ -8,15 +8,13 @@ from datetime import UTC, datetime, timedelta
 
 import dagster as dg
 from dagster import DagsterEventType, DagsterRun, DagsterRunStatus, RunRecord
-from dagster._core.storage.runs import SqlRunStorage
-from dagster._core.storage.tags import PARENT_RUN_ID_TAG
 
 from mloc_dagster.events import TaskEvent, TaskEventType, publish
 from mloc_dagster.fleet import FleetEngine
 from mloc_dagster.ledger import Ledger, PlannedRun, TaskChange, TaskEntry
 from mloc_dagster.ops import WORKFLOW_TAG, step_error
 from mloc_dagster.results import MemberOutcome, open_store, read_outcome
-from mloc_dagster.services import runs_tagged
+from mloc_dagster.services import PARENT_RUN_ID_TAG, SqlRunStorage, runs_tagged
 from mloc_dagster.tasks import Workflow, find_workflows, status_of, summary_of
 from mloc_dagster.wire import TaskDetail, TaskState
 

@@ -8,9 +8,8 @@ from collections.abc import Iterable, Mapping
 
 import dagster as dg
 from dagster import DagsterRun, DagsterRunStatus
-from dagster._core.launcher import ResumeRunContext
 
-from mloc_dagster.fleet import FleetEngine, TicketState, run_ticket_id
+from mloc_dagster.fleet import FleetEngine, ResumeRunContext, TicketState, run_ticket_id
 from mloc_dagster.ledger import PlannedRun, TaskEntry
 from mloc_dagster.results import cancelled_members, mark_cancelled, open_store
 from mloc_dagster.tasks import launcher_of

@@ -14,9 +14,6 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 
 import dagster as dg
-from dagster._core.code_pointer import CustomPointer
-from dagster._core.storage.runs import SqlRunStorage
-from dagster._core.storage.runs.schema import RunTagsTable
 from pydantic import JsonValue
 from sqlalchemy import select
 
@@ -24,9 +21,9 @@ from mloc_dagster.assets import job_name
 from mloc_dagster.compile import CompiledTemplate, compile_mapping
 from mloc_dagster.definitions import build_definitions
 from mloc_dagster.errors import TerminalError
-from mloc_dagster.fleet import CONTENT_TAG, submitted_pointer
+from mloc_dagster.fleet import CONTENT_TAG, CustomPointer, submitted_pointer
 from mloc_dagster.results import open_store, put_aside, put_back
-from mloc_dagster.services import open_instance
+from mloc_dagster.services import RunTagsTable, SqlRunStorage, open_instance
 
 FOLDER = ".submitted"
 """Where documents lie in the results."""

@@ -11,6 +11,21 @@ from .claims import (
     TicketState as TicketState,
 )
 from .dagster.executor import execution_config as execution_config, job_executor as job_executor
+from .dagster.internals import (
+    SINGLETON_REPOSITORY_NAME as SINGLETON_REPOSITORY_NAME,
+    CodePointer as CodePointer,
+    CustomPointer as CustomPointer,
+    KnownExecutionState as KnownExecutionState,
+    LaunchRunContext as LaunchRunContext,
+    ReconstructableRepository as ReconstructableRepository,
+    RegisteredCodeLocationOrigin as RegisteredCodeLocationOrigin,
+    RemoteJobOrigin as RemoteJobOrigin,
+    RemoteRepositoryOrigin as RemoteRepositoryOrigin,
+    ResumeRunContext as ResumeRunContext,
+    create_execution_plan as create_execution_plan,
+    reconstruct_repository_def_from_pointer as reconstruct_repository_def_from_pointer,
+    snapshot_from_execution_plan as snapshot_from_execution_plan,
+)
 from .dagster.jobs import (
     CONTENT_TAG as CONTENT_TAG,
     LIBRARY as LIBRARY,

@@ -26,7 +26,7 @@ PROCESS_TAG = "mloc/process"
 def op_name(text: str) -> str:
     """Returns `text` as Dagster's names may be: no other characters, none of its own words."""
     # Light commands know the tags without Dagster.
-    from dagster._core.definitions.utils import DISALLOWED_NAMES
+    from mloc_dagster.services import DISALLOWED_NAMES
 
     name = re.sub(r"[^A-Za-z0-9_]", "_", text)
     return f"{name}_" if name in DISALLOWED_NAMES else name

@@ -7,7 +7,6 @@ from functools import cache
 
 import dagster as dg
 from dagster import DagsterEvent
-from dagster._core.events import EngineEventData
 
 from mloc_dagster.errors import TaskCancelled
 from mloc_dagster.events import (
@@ -39,6 +38,7 @@ from mloc_dagster.ops.progress import ProgressBatches, ProgressNotes
 from mloc_dagster.planning import Shard
 from mloc_dagster.results import TRAINING_NAME, TrainingSummary, read_training
 from mloc_dagster.schema import TrainingSpec
+from mloc_dagster.services import EngineEventData
 from mloc_dagster.settings import settings
 
 EVENT_EVERY_S = 0.5

@@ -11,7 +11,6 @@ from time import time
 
 import dagster as dg
 from dagster import DagsterEventType
-from dagster._core.storage.event_log import SqlEventLogStorage
 from pydantic import BaseModel, ConfigDict
 
 from mloc_dagster.errors import TerminalError
@@ -19,7 +18,7 @@ from mloc_dagster.events import STREAM_AWAY, StreamClient, TaskEvent, open_redis
 from mloc_dagster.ops import DEAD_LETTER_TAG
 from mloc_dagster.sensors.polling import instance_of, polls
 from mloc_dagster.sensors.task_facts import RunView, dead_letters, kinds, run_views, task_events
-from mloc_dagster.services import EventRow, newest_id, rows_after, rows_in
+from mloc_dagster.services import EventRow, SqlEventLogStorage, newest_id, rows_after, rows_in
 from mloc_dagster.settings import settings
 
 PATIENCE_S = 120.0

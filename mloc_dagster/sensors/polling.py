@@ -13,10 +13,9 @@ from functools import lru_cache
 from time import monotonic, sleep
 
 import dagster as dg
-from dagster._core.instance.ref import InstanceRef
-from dagster_shared.serdes import deserialize_value, serialize_value
+from dagster import deserialize_value, serialize_value
 
-from mloc_dagster.services import pool_connections
+from mloc_dagster.services import InstanceRef, pool_connections
 
 
 def instance_of(context: dg.SensorEvaluationContext) -> dg.DagsterInstance:

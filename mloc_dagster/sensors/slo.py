@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from time import monotonic, time
 
 import dagster as dg
-from dagster._core.storage.runs import SqlRunStorage
 
 from mloc_dagster.errors import TerminalError
 from mloc_dagster.events import (
@@ -26,7 +25,7 @@ from mloc_dagster.fleet import (
 )
 from mloc_dagster.ops import SLO_MISSED_TAG, SLO_TAG, SUBMITTED_TAG, workflow_id
 from mloc_dagster.sensors.polling import instance_of, polls
-from mloc_dagster.services import RunRow, last_durations_s, queued_runs, runs_tagged
+from mloc_dagster.services import RunRow, SqlRunStorage, last_durations_s, queued_runs, runs_tagged
 from mloc_dagster.settings import settings
 
 INTERVAL_S = 1

@@ -9,13 +9,11 @@ from dataclasses import dataclass, field
 
 import dagster as dg
 from dagster import DagsterEventType, EventLogEntry
-from dagster._core.storage.event_log import SqlEventLogStorage
-from dagster_shared.error import SerializableErrorInfo
 
 from mloc_dagster.events import Payload, ShardPlace, TaskEvent, TaskEventType
 from mloc_dagster.fleet import requeue_in
 from mloc_dagster.ops import RunTask, run_tasks, workflow_id
-from mloc_dagster.services import EventRow, rows_of_type
+from mloc_dagster.services import EventRow, SerializableErrorInfo, SqlEventLogStorage, rows_of_type
 
 OF_STEPS = frozenset(
     {

@@ -14,6 +14,26 @@ from .instance import (
     open_instance as open_instance,
     pool_connections as pool_connections,
 )
+from .internals import (
+    DISALLOWED_NAMES as DISALLOWED_NAMES,
+    PARENT_RUN_ID_TAG as PARENT_RUN_ID_TAG,
+    PRIORITY_TAG as PRIORITY_TAG,
+    RESUME_RETRY_TAG as RESUME_RETRY_TAG,
+    ROOT_RUN_ID_TAG as ROOT_RUN_ID_TAG,
+    TAGS_TO_MAYBE_OMIT_ON_RETRY as TAGS_TO_MAYBE_OMIT_ON_RETRY,
+    ConfigurableClassData as ConfigurableClassData,
+    DagsterRunAlreadyExists as DagsterRunAlreadyExists,
+    EngineEventData as EngineEventData,
+    EventLogCursor as EventLogCursor,
+    InstanceRef as InstanceRef,
+    RunTagsTable as RunTagsTable,
+    SerializableErrorInfo as SerializableErrorInfo,
+    SqlEventLogStorage as SqlEventLogStorage,
+    SqlRunStorage as SqlRunStorage,
+    StepEventStatus as StepEventStatus,
+    UnresolvedAssetJobDefinition as UnresolvedAssetJobDefinition,
+    open_webserver as open_webserver,
+)
 from .postgres import postgres_url as postgres_url
 from .run_rows import (
     RunRow as RunRow,

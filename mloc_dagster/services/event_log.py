@@ -21,12 +21,8 @@ from datetime import UTC, datetime
 from typing import cast
 
 import sqlalchemy as db
-from dagster import DagsterEventType, EventLogEntry
-from dagster._core.events import ASSET_CHECK_EVENTS, ASSET_EVENTS
-from dagster._core.storage.event_log import SqlEventLogStorage
-from dagster._core.storage.event_log.schema import SqlEventLogStorageTable
+from dagster import DagsterEventType, EventLogEntry, deserialize_value
 from dagster_postgres.event_log import PostgresEventLogStorage
-from dagster_shared.serdes import deserialize_value
 from sqlalchemy import exists, select
 from sqlalchemy.engine import Connection
 from tenacity import (
@@ -38,6 +34,12 @@ from tenacity import (
 )
 
 from mloc_dagster.redaction import redact_urls
+from mloc_dagster.services.internals import (
+    ASSET_CHECK_EVENTS,
+    ASSET_EVENTS,
+    SqlEventLogStorage,
+    SqlEventLogStorageTable,
+)
 from mloc_dagster.services.storages import DATABASE_AWAY, Pooled
 
 _WITH_TEXT = [

@@ -7,15 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import dagster as dg
-from dagster._core.instance.ref import InstanceRef
-from dagster._core.storage.local_compute_log_manager import LocalComputeLogManager
 
-from mloc_dagster.services.stack.dagster_home import fleet_instance
+from mloc_dagster.services.internals import InstanceRef, LocalComputeLogManager
+from mloc_dagster.services.stack.dagster_home import NO_COMPUTE_LOGS, fleet_instance
 from mloc_dagster.services.stack.layout import private_home
 from mloc_dagster.settings import settings
 
 if TYPE_CHECKING:
-    from dagster._serdes import ConfigurableClassData
+    from mloc_dagster.services.internals import ConfigurableClassData
 
 
 class ComputeLogs(LocalComputeLogManager):
@@ -40,16 +39,9 @@ _PACKAGE = Path(__file__).parent.parent
 _POOL = {"statement_timeout": 60_000, "pool_recycle": 3_600, "max_overflow": 20}
 
 
-# Capturing what a step prints starts two processes per step and redirects this whole process.
-_NO_CAPTURE = {
-    "module": "dagster._core.storage.noop_compute_log_manager",
-    "class": "NoOpComputeLogManager",
-}
-
-
 def open_instance() -> dg.DagsterInstance:
     """Opens the instance of `DAGSTER_HOME`, or that of this folder's (or our own) dagster.yaml."""
-    return _open({"compute_logs": _NO_CAPTURE})
+    return _open({"compute_logs": NO_COMPUTE_LOGS})
 
 
 def _open(overrides: dict[str, object]) -> dg.DagsterInstance:

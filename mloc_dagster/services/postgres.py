@@ -32,7 +32,7 @@ from mloc_dagster.services.storages import DATABASE_AWAY, RunStorage, ScheduleSt
 from mloc_dagster.settings import settings
 
 if TYPE_CHECKING:
-    from dagster._serdes import ConfigurableClassData
+    from mloc_dagster.services.internals import ConfigurableClassData
 
 # A supervised server that was killed is back, and has recovered, in a few seconds.
 _PATIENCE_S = 60.0

@@ -12,8 +12,8 @@ from typing import cast
 
 import sqlalchemy as db
 from dagster import DagsterRunStatus
-from dagster._core.storage.runs import SqlRunStorage
-from dagster._core.storage.runs.schema import RunsTable, RunTagsTable
+
+from mloc_dagster.services.internals import RunsTable, RunTagsTable, SqlRunStorage
 
 _runs = RunsTable.c
 

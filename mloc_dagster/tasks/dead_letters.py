@@ -8,12 +8,11 @@ from typing import TypedDict
 
 import dagster as dg
 from dagster import DagsterEventType, DagsterRunStatus, RunRecord
-from dagster._core.storage.runs import SqlRunStorage
 
 from mloc_dagster.errors import TerminalError
 from mloc_dagster.ops import DEAD_LETTER_TAG, WORKFLOW_TAG, RunTask, workflow_id
 from mloc_dagster.results import Folder, open_store
-from mloc_dagster.services import runs_tagged
+from mloc_dagster.services import SqlRunStorage, runs_tagged
 from mloc_dagster.tasks.steps import StepFailure, Steps, failures_of, shard_of, steps_of
 from mloc_dagster.tasks.task_status import last_log_lines, plan_of, rows_finished, summary_of
 from mloc_dagster.tasks.workflows import Workflow, find_workflows

@@ -3,28 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from uuid import uuid4
 
 import dagster as dg
 from dagster import DagsterRun, DagsterRunStatus, JobDefinition
-from dagster._core.definitions.reconstruct import (
-    ReconstructableRepository,
-    reconstruct_repository_def_from_pointer,
-)
-from dagster._core.definitions.repository_definition.valid_definitions import (
-    SINGLETON_REPOSITORY_NAME,
-)
-from dagster._core.remote_origin import (
-    RegisteredCodeLocationOrigin,
-    RemoteJobOrigin,
-    RemoteRepositoryOrigin,
-)
-from dagster._core.utils import make_new_run_id
 
 from mloc_dagster.assets import job_name
 from mloc_dagster.compile import CompiledTask, CompiledTemplate
 from mloc_dagster.errors import InputError
 from mloc_dagster.executors import task_id_for, task_record
-from mloc_dagster.fleet import LIBRARY
+from mloc_dagster.fleet import (
+    LIBRARY,
+    SINGLETON_REPOSITORY_NAME,
+    ReconstructableRepository,
+    RegisteredCodeLocationOrigin,
+    RemoteJobOrigin,
+    RemoteRepositoryOrigin,
+    reconstruct_repository_def_from_pointer,
+)
 from mloc_dagster.results import open_store, write_record
 
 CODE_LOCATION = "mloc_dagster.definitions"
@@ -97,7 +93,7 @@ def launch_template(instance: dg.DagsterInstance, compiled: CompiledTemplate) ->
     origin = ReconstructableRepository(LIBRARY).get_reconstructable_job(definition.name)
     run = instance.create_run_for_job(
         definition,
-        run_id=make_new_run_id(),
+        run_id=str(uuid4()),
         run_config=definition.run_config or {},
         tags=definition.tags,
         status=DagsterRunStatus.NOT_STARTED,

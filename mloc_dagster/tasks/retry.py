@@ -6,21 +6,15 @@ import uuid
 from collections.abc import Collection, Iterable
 
 import dagster as dg
-from dagster import DagsterRun, DagsterRunStatus, JobDefinition
-from dagster._core.errors import DagsterInvariantViolationError, DagsterRunAlreadyExists
-from dagster._core.execution.api import create_execution_plan
-from dagster._core.execution.plan.state import KnownExecutionState
-from dagster._core.snap import snapshot_from_execution_plan
-from dagster._core.storage.tags import (
-    PARENT_RUN_ID_TAG,
-    PRIORITY_TAG,
-    RESUME_RETRY_TAG,
-    ROOT_RUN_ID_TAG,
-    TAGS_TO_MAYBE_OMIT_ON_RETRY,
-)
+from dagster import DagsterInvariantViolationError, DagsterRun, DagsterRunStatus, JobDefinition
 
 from mloc_dagster.errors import InputError
-from mloc_dagster.fleet import Jobs
+from mloc_dagster.fleet import (
+    Jobs,
+    KnownExecutionState,
+    create_execution_plan,
+    snapshot_from_execution_plan,
+)
 from mloc_dagster.ops import (
     CHANGED_MODEL_TAG,
     DEAD_LETTER_TAG,
@@ -30,6 +24,14 @@ from mloc_dagster.ops import (
     RunTask,
 )
 from mloc_dagster.sensors import SLACK_TAG
+from mloc_dagster.services import (
+    PARENT_RUN_ID_TAG,
+    PRIORITY_TAG,
+    RESUME_RETRY_TAG,
+    ROOT_RUN_ID_TAG,
+    TAGS_TO_MAYBE_OMIT_ON_RETRY,
+    DagsterRunAlreadyExists,
+)
 from mloc_dagster.tasks.launch import job_origin, submit
 from mloc_dagster.tasks.steps import Steps, steps_of
 from mloc_dagster.tasks.workflows import Workflow, find

@@ -8,12 +8,10 @@ from dataclasses import dataclass
 
 import dagster as dg
 from dagster import DagsterEventType, DagsterRun
-from dagster._core.execution.stats import StepEventStatus
-from dagster._core.storage.event_log import SqlEventLogStorage
 
 from mloc_dagster.fleet import requeue_in
 from mloc_dagster.ops import RunTask, step_error
-from mloc_dagster.services import setback_rows
+from mloc_dagster.services import SqlEventLogStorage, StepEventStatus, setback_rows
 
 _SHARD = re.compile(r"\.run_shard\[(\d+)\]$")
 _KEY = re.compile(r"\[[^\]]*\]$")

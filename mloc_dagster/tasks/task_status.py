@@ -11,7 +11,6 @@ from datetime import UTC, datetime
 
 import dagster as dg
 from dagster import DagsterRun, DagsterRunStatus, RunRecord
-from dagster._core.execution.stats import StepEventStatus
 
 from mloc_dagster.errors import DamagedFileError, IncompleteResultsError
 from mloc_dagster.events import LastProgress
@@ -32,6 +31,7 @@ from mloc_dagster.results import (
     read_training,
 )
 from mloc_dagster.schema import Retries, find_task_type
+from mloc_dagster.services import StepEventStatus
 from mloc_dagster.tasks.steps import Steps, failures_of, setbacks_of, shard_of, steps_of
 from mloc_dagster.tasks.workflows import Workflow
 from mloc_dagster.wire import Shards, TaskDetail, TaskState, TrainingView

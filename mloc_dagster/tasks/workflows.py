@@ -9,13 +9,13 @@ from dataclasses import dataclass
 
 import dagster as dg
 from dagster import DagsterRun, DagsterRunStatus, RunRecord
-from dagster._core.storage.tags import ROOT_RUN_ID_TAG
 
 from mloc_dagster.errors import InputError, UnknownNameError
 from mloc_dagster.fleet import FleetRunLauncher
 from mloc_dagster.ops import NODES_TAG, PROCESS_TAG, WORKFLOW_TAG, RunTask, run_tasks, workflow_id
 from mloc_dagster.results import RECORD_NAME, open_store, read_record
 from mloc_dagster.sensors import tasks_of
+from mloc_dagster.services import ROOT_RUN_ID_TAG
 
 _UUID = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 _TASK_OF_WORKFLOW = re.compile(rf"({_UUID})-.+")

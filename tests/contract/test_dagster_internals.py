@@ -1,12 +1,14 @@
-"""What the fleet relies on in Dagster's private API, and what to do when a new version fails it.
+"""What mloc relies on in Dagster's private API, and what to do when a new version fails it.
 
-Everything private comes through `mloc_dagster/fleet/dagster/internals.py`. When a test here fails
+Everything private comes through `mloc_dagster/services/internals.py` (the instance and its
+storages) and `mloc_dagster/fleet/dagster/internals.py` (runs and steps). When a test here fails
 after an upgrade of Dagster:
 
-1. Look the name up in Dagster's new source; each test says in its text what the fleet needs of it.
-2. Change `internals.py` alone, so that the rest of the fleet sees what it saw.
-3. Run `tests/contract/test_fleet_runs.py`, `tests/unit/fleet/test_replay.py` and
-   `tests/e2e/test_fleet_engine.py`: they run what these names are for.
+1. Look the name up in Dagster's new source; each test says in its text what mloc needs of it.
+2. Change that module alone, so that the rest of mloc sees what it saw.
+3. Run what these names are for: of the fleet `tests/contract/test_fleet_runs.py`,
+   `tests/unit/fleet/test_replay.py` and `tests/e2e/test_fleet_engine.py`, of the storages
+   `tests/e2e/test_event_log.py`, `tests/e2e/test_dispatcher.py` and `tests/e2e/chaos`.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import ast
 import inspect
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import pytest
@@ -24,10 +27,11 @@ from dagster._core.execution.retries import RetryMode
 from dagster._core.launcher import RunLauncher
 from dagster._core.storage.event_log.sql_event_log import SqlEventLogStorage
 
-import mloc_dagster.fleet
+import mloc_dagster
 from mloc_dagster.fleet.dagster import internals
+from mloc_dagster.services import internals as storages
 
-FLEET = Path(mloc_dagster.fleet.__file__).parent
+PACKAGE = Path(mloc_dagster.__file__).parent
 
 
 @dg.op(out=dg.DynamicOut(int))
@@ -66,11 +70,13 @@ def private_imports(path: Path) -> list[str]:
     return found
 
 
-def test_one_module_of_the_fleet_imports_what_is_private() -> None:
+def test_two_modules_import_what_is_private() -> None:
     importers = {
-        str(path.relative_to(FLEET)) for path in FLEET.rglob("*.py") if private_imports(path)
+        str(path.relative_to(PACKAGE)) for path in PACKAGE.rglob("*.py") if private_imports(path)
     }
-    assert importers == {"dagster/internals.py"}, "import it there, and say here what for"
+    assert importers == {"fleet/dagster/internals.py", "services/internals.py"}, (
+        "import it there, and say here what for"
+    )
 
 
 @pytest.mark.parametrize(
@@ -181,3 +187,81 @@ def test_a_step_runs_from_its_request_alone() -> None:
     assert events.index(dg.DagsterEventType.STEP_START) < events.index(
         dg.DagsterEventType.STEP_SUCCESS
     )
+
+
+@pytest.mark.parametrize(
+    ("table", "columns", "purpose"),
+    [
+        (
+            storages.SqlEventLogStorageTable,
+            {"id", "run_id", "event", "dagster_event_type", "step_key", "asset_key", "partition"},
+            "`services.event_log` writes events in groups and reads them without their runs",
+        ),
+        (
+            storages.RunsTable,
+            {"run_id", "pipeline_name", "status", "create_timestamp", "start_time", "end_time"},
+            "`services.run_rows` reads the queue without decoding each run",
+        ),
+        (storages.RunTagsTable, {"run_id", "key", "value"}, "runs are found by mloc's tags"),
+    ],
+)
+def test_tables_have_the_columns_that_are_read(table: Any, columns: set[str], purpose: str) -> None:
+    assert columns <= set(table.c.keys()), purpose
+
+
+def test_storages_lend_a_connection() -> None:
+    """Queries of our own go through the pool of the storage that Dagster has opened."""
+    assert callable(storages.SqlRunStorage.connect)
+    assert callable(storages.SqlEventLogStorage.index_connection)
+    assert callable(storages.SqlEventLogStorage.run_connection)
+
+
+def test_tags_are_those_that_dagster_writes() -> None:
+    """`tasks.retry` makes what Dagster's own re-execution from failure would."""
+    assert storages.PARENT_RUN_ID_TAG == "dagster/parent_run_id"
+    assert storages.ROOT_RUN_ID_TAG == "dagster/root_run_id"
+    assert storages.RESUME_RETRY_TAG == "dagster/is_resume_retry"
+    assert storages.PRIORITY_TAG == "dagster/priority"
+    assert storages.TAGS_TO_MAYBE_OMIT_ON_RETRY, "tags that a retry does not inherit"
+
+
+def test_steps_and_their_events_are_read_as_dagster_writes_them() -> None:
+    """`tasks.steps` reads a run's steps, `api.logs` goes on after an event's number."""
+    states = {each.name for each in storages.StepEventStatus}
+    assert {"SUCCESS", "FAILURE", "IN_PROGRESS"} <= states
+    assert storages.EventLogCursor.from_storage_id(7).to_string()
+    assert {"ASSET_MATERIALIZATION"} <= {each.name for each in storages.ASSET_EVENTS}
+    cause = storages.SerializableErrorInfo("inner", [], "ValueError")
+    whole = storages.SerializableErrorInfo("outer", [], "RuntimeError", cause=cause)
+    assert whole.cause is not None
+    assert whole.cause.message == "inner", "a failure is told by its first cause"
+
+
+def test_a_run_of_a_job_that_is_no_file_is_made_as_dagster_makes_it() -> None:
+    """`dispatch.launch` and `tasks.retry` create runs whose code origin names no module."""
+    pointer = internals.CustomPointer(internals.ModuleCodePointer("m", "load"), ["hash"], [])
+    origin = internals.ReconstructableRepository(pointer).get_reconstructable_job("job")
+    assert origin.get_python_origin().job_name == "job"
+    location = internals.RegisteredCodeLocationOrigin("here")
+    repository = internals.RemoteRepositoryOrigin(location, internals.SINGLETON_REPOSITORY_NAME)
+    assert internals.RemoteJobOrigin(repository, "job").job_name == "job"
+    plan = internals.create_execution_plan(work)
+    snapshot = internals.snapshot_from_execution_plan(plan, "id")
+    assert {each.key for each in snapshot.steps} >= {"plan", "collect"}
+    assert (
+        "instance"
+        in inspect.signature(internals.KnownExecutionState.build_for_reexecution).parameters
+    )
+    for context in (internals.LaunchRunContext, internals.ResumeRunContext):
+        assert {"dagster_run", "workspace"} <= set(context._fields)
+
+
+def test_the_instance_is_opened_from_a_folder_and_parts_of_our_own() -> None:
+    """`services.instance` opens dagster.yaml with parts replaced; sensors open it in a process."""
+    assert {"base_dir", "config_dir", "overrides"} <= set(
+        inspect.signature(storages.InstanceRef.from_dir).parameters
+    )
+    logs = inspect.signature(storages.LocalComputeLogManager).parameters
+    assert {"base_dir", "inst_data"} <= set(logs)
+    assert "input" in storages.DISALLOWED_NAMES, "words that are no names of ops"
+    assert issubclass(storages.DagsterRunAlreadyExists, dg.DagsterError)

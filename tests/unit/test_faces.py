@@ -16,7 +16,7 @@ OWN = {"training": "executors"}
 """Folders of unit tests that are not called like the package that they test."""
 
 REPLACED = {
-    "tests/contract/test_dagster_internals.py": {"fleet"},
+    "tests/contract/test_dagster_internals.py": {"fleet", "services"},
     "tests/contract/test_poison_rows.py": {"executors"},
     "tests/contract/test_reused_rows.py": {"executors"},
     "tests/contract/test_task_executors.py": {"executors"},

@@ -1,7 +1,9 @@
-"""All that the fleet uses of Dagster's private API; no other module of this package imports it.
+"""Private names of Dagster that make runs and carry them out.
 
-Dagster is pinned to a minor version. `tests/contract/test_dagster_internals.py` says of each name
-here what the fleet relies on, and what to do when a new version fails it.
+`services/internals.py` has those about its instance and storages; nothing else imports from Dagster
+what Dagster does not offer. Dagster is pinned to a minor version, and
+`tests/contract/test_dagster_internals.py` says of each name what mloc relies on, and what to do
+when a new version fails it.
 """
 
 from __future__ import annotations
@@ -11,8 +13,13 @@ from collections.abc import Collection, Sequence
 from dagster import DagsterEvent, DagsterInstance, DagsterRun, EventLogEntry
 from dagster._core.code_pointer import CodePointer, CustomPointer, ModuleCodePointer
 from dagster._core.definitions.job_base import IJob, InMemoryJob
-from dagster._core.definitions.reconstruct import reconstruct_repository_def_from_pointer
-from dagster._core.events import EngineEventData
+from dagster._core.definitions.reconstruct import (
+    ReconstructableRepository,
+    reconstruct_repository_def_from_pointer,
+)
+from dagster._core.definitions.repository_definition.valid_definitions import (
+    SINGLETON_REPOSITORY_NAME,
+)
 from dagster._core.execution.api import (
     create_execution_plan,
     execute_plan_iterator,
@@ -33,22 +40,26 @@ from dagster._core.launcher import (
     RunLauncher,
     WorkerStatus as RunWorkerStatus,
 )
+from dagster._core.remote_origin import (
+    RegisteredCodeLocationOrigin,
+    RemoteJobOrigin,
+    RemoteRepositoryOrigin,
+)
+from dagster._core.snap import snapshot_from_execution_plan
 from dagster._core.storage.event_log.base import EventLogStorage
-from dagster._core.storage.event_log.sql_event_log import SqlEventLogStorage
-from dagster._core.storage.tags import GRPC_INFO_TAG, PRIORITY_TAG
-from dagster._serdes import ConfigurableClass, ConfigurableClassData
-from dagster_shared.error import SerializableErrorInfo
+from dagster._core.storage.tags import GRPC_INFO_TAG
+from dagster._serdes import ConfigurableClass
+
+from mloc_dagster.services import PRIORITY_TAG, SqlEventLogStorage
 
 __all__ = [
     "GRPC_INFO_TAG",
-    "PRIORITY_TAG",
+    "SINGLETON_REPOSITORY_NAME",
     "ActiveExecution",
     "CheckRunHealthResult",
     "CodePointer",
     "ConfigurableClass",
-    "ConfigurableClassData",
     "CustomPointer",
-    "EngineEventData",
     "ExecutionPlan",
     "ExecutionStep",
     "IJob",
@@ -58,14 +69,18 @@ __all__ = [
     "LaunchRunContext",
     "ModuleCodePointer",
     "PlanOrchestrationContext",
+    "ReconstructableRepository",
+    "RegisteredCodeLocationOrigin",
+    "RemoteJobOrigin",
+    "RemoteRepositoryOrigin",
     "ResumeRunContext",
     "RetryMode",
     "RunLauncher",
     "RunWorkerStatus",
-    "SerializableErrorInfo",
     "StepFailureData",
     "StepRetryData",
     "ask_again",
+    "create_execution_plan",
     "drive_run",
     "fact_of",
     "free_ended_steps",
@@ -74,6 +89,7 @@ __all__ = [
     "reconstruct_repository_def_from_pointer",
     "replayable",
     "run_step",
+    "snapshot_from_execution_plan",
 ]
 
 

@@ -19,7 +19,8 @@ from dagster import (
     serialize_value,
 )
 
-from mloc_dagster.fleet.dagster.internals import EngineEventData, KnownExecutionState
+from mloc_dagster.fleet.dagster.internals import KnownExecutionState
+from mloc_dagster.services import EngineEventData
 
 _WORKER = "mloc/lost_worker"
 _LOSSES = "mloc/losses"

@@ -13,7 +13,6 @@ from mloc_dagster.fleet.dagster.internals import (
     GRPC_INFO_TAG,
     CheckRunHealthResult,
     ConfigurableClass,
-    ConfigurableClassData,
     LaunchRunContext,
     ResumeRunContext,
     RunLauncher,
@@ -21,7 +20,7 @@ from mloc_dagster.fleet.dagster.internals import (
 )
 from mloc_dagster.fleet.dagster.tickets import run_ticket, run_ticket_id
 from mloc_dagster.fleet.engine import FleetEngine
-from mloc_dagster.services import pool_connections
+from mloc_dagster.services import ConfigurableClassData, pool_connections
 
 _HEALTHY = (TicketState.QUEUED, TicketState.RUNNING)
 

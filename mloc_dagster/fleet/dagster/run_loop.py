@@ -26,14 +26,12 @@ from mloc_dagster.fleet.access import open_engine
 from mloc_dagster.fleet.claims import Claim, StopReason
 from mloc_dagster.fleet.dagster.internals import (
     ActiveExecution,
-    EngineEventData,
     ExecutionPlan,
     ExecutionStep,
     IJob,
     InstanceConcurrencyContext,
     PlanOrchestrationContext,
     RetryMode,
-    SerializableErrorInfo,
     StepFailureData,
     StepRetryData,
     ask_again,
@@ -59,7 +57,13 @@ from mloc_dagster.fleet.dagster.tickets import (
     ticket_for,
 )
 from mloc_dagster.fleet.engine import FleetEngine
-from mloc_dagster.services import DATABASE_AWAY, EventLog, capturing
+from mloc_dagster.services import (
+    DATABASE_AWAY,
+    EngineEventData,
+    EventLog,
+    SerializableErrorInfo,
+    capturing,
+)
 from mloc_dagster.settings import settings
 
 _log = logging.getLogger(__name__)

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from dagster import DagsterRun
 
 from mloc_dagster.fleet.claims import TicketState
-from mloc_dagster.fleet.dagster.internals import PRIORITY_TAG, ExecutionStep
+from mloc_dagster.fleet.dagster.internals import ExecutionStep
 from mloc_dagster.fleet.dagster.messages import Requeue, StepRequest
 from mloc_dagster.fleet.engine import RUNS_QUEUE, FleetEngine, StepTicket, TicketStatus
 from mloc_dagster.fleet.hardware import Requirements, queue_of
 from mloc_dagster.schema import Retries
+from mloc_dagster.services import PRIORITY_TAG
 from mloc_dagster.settings import settings
 
 REQUIREMENTS_TAG = "mloc/requirements"

@@ -19,6 +19,15 @@ WORKSPACE = "workspace.yaml"
 DAEMON_WORKSPACE = "daemon.yaml"
 """What Dagster's daemon looks after: schedules and sensors, which only the library has."""
 
+DAEMON = "dagster._daemon"
+"""The module that `python -m` runs as Dagster's daemon."""
+
+NO_COMPUTE_LOGS = {
+    "module": "dagster._core.storage.noop_compute_log_manager",
+    "class": "NoOpComputeLogManager",
+}
+"""What steps print is not captured: that takes two processes a step, and redirects the process."""
+
 SUBMITTED_LOCATION = "submitted"
 """The code location of the templates that came over the API of late."""
 
@@ -68,11 +77,7 @@ def fleet_instance(max_concurrent_runs: int = -1) -> dict[str, object]:
                 "dequeue_num_workers": 4,
             },
         },
-        # The capture redirects the whole process, and workers carry many steps in one.
-        "compute_logs": {
-            "module": "dagster._core.storage.noop_compute_log_manager",
-            "class": "NoOpComputeLogManager",
-        },
+        "compute_logs": NO_COMPUTE_LOGS,
         "run_monitoring": {
             "enabled": True,
             "poll_interval_seconds": 2,

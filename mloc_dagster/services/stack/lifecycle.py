@@ -15,7 +15,7 @@ import psutil
 from mloc_dagster.errors import InputError, TerminalError
 from mloc_dagster.services.postgres_files import is_supervised, postmaster
 from mloc_dagster.services.redis import write_redis_config
-from mloc_dagster.services.stack.dagster_home import write_dagster_home
+from mloc_dagster.services.stack.dagster_home import DAEMON, write_dagster_home
 from mloc_dagster.services.stack.layout import StackLayout
 from mloc_dagster.services.stack.plan import StackPlan, password_in, write_secret
 from mloc_dagster.services.stack.processes import (
@@ -202,4 +202,4 @@ def _title(process: psutil.Process) -> str:
     module = words[place]
     if module == "mloc_dagster.cli":
         return next(iter(words[place + 1 :]), module)
-    return {"dagster": "code", "dagster._daemon": "daemon"}.get(module, module)
+    return {"dagster": "code", DAEMON: "daemon"}.get(module, module)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from mloc_dagster.services.redis import redis_executable
-from mloc_dagster.services.stack.dagster_home import DAEMON_WORKSPACE, WORKSPACE
+from mloc_dagster.services.stack.dagster_home import DAEMON, DAEMON_WORKSPACE, WORKSPACE
 from mloc_dagster.services.stack.layout import StackLayout
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ def _dagster(plan: StackPlan) -> list[_Program]:
     where = ("--host", plan.webserver_host, "--port", str(plan.webserver_port))
     workspace = ("--workspace", str(home / WORKSPACE))
     webserver = _python("mloc_dagster.cli", "webserver", *where, *workspace)
-    daemon = _python("dagster._daemon", "run", "-w", str(home / DAEMON_WORKSPACE))
+    daemon = _python(DAEMON, "run", "-w", str(home / DAEMON_WORKSPACE))
     needs = ("redis", "postgres", "code")
     return [
         _Program("webserver", _after(*needs, command=webserver), stop_s=_DAGSTER_STOP_S),
