@@ -59,7 +59,8 @@ def _look_for(place: Tree) -> Iterator[Diagnostic]:
     if not file.exists():
         near = [each.name for each in file.parent.iterdir()] if file.parent.is_dir() else []
         hint = nearest_hint(file.name, near)
-        yield at_value(place, f"{named}: no such file or folder{hint}")
+        guess = hint if hint.endswith("?") else ""  # else it lists whatever lies there
+        yield at_value(place, f"{named}: no such file or folder{guess}")
 
 
 def _look_at(task: CompiledTask, path: Path, data: object) -> Iterator[Diagnostic]:

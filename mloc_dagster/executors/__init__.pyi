@@ -22,8 +22,10 @@ from .batch_task import (
 from .echo import EchoSpec as EchoSpec
 from .engines.choice import loader_of as loader_of
 from .engines.protocol import (
+    Answer as Answer,
     Completion as Completion,
     Engine as Engine,
+    EngineLoader as EngineLoader,
     EngineRequest as EngineRequest,
     Rendered as Rendered,
     Replies as Replies,

@@ -98,7 +98,9 @@ def test_files_that_are_shown_are_those_that_are_tested() -> None:
     plugin = ROOT / "tests" / "plugin"
     files = [each for each in plugin.rglob("*") if each.is_file() and each.name != "__init__.py"]
     assert {name for name, _ in shown} == {
-        str(each.relative_to(ROOT)) for each in files if each.suffix in (".py", ".toml", ".yaml")
+        str(each.relative_to(ROOT))
+        for each in files
+        if each.suffix in (".py", ".toml", ".yaml", ".jsonl")
     }
     for name, text in shown:
         assert text == (ROOT / name).read_text(), name

@@ -1,4 +1,4 @@
-"""A package of somebody else adds a task type, a metric and a reward function: `tests/plugin`."""
+"""A package of somebody else adds a task type, an engine, a metric and a reward: `tests/plugin`."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ pytestmark = pytest.mark.e2e
 
 PLUGIN = ROOT / "tests" / "plugin"
 GRADES = PLUGIN / "templates" / "readability.yaml"
+RECORDED = PLUGIN / "templates" / "recorded.yaml"
 
 STAGES = """\
 apiVersion: mloc/v1
@@ -106,6 +107,9 @@ def test_its_template_runs_on_the_fleet_and_later_stages_read_it(
         ("readability", ("formula:", "formla:"), ":12:5: spec.readability.formla: "),
         ("readability", ("coleman_liau", "colman_liau"), "'colman_liau'"),
         ("readability", ("ReadabilityTask", "ReadbilityTask"), "did you mean 'ReadabilityTask'?"),
+        ("recorded", ("answers:", "anwers:"), ":13:7: spec.model.recorded.anwers: unknown key"),
+        ("recorded", ("engine: recorded", "engine: recorder"), "did you mean 'recorded'?"),
+        ("recorded", ("answers: answers.jsonl", "strict: false"), "recorded' needs answers"),
         ("brief", ("words: 2", "wrds: 2"), "an unexpected keyword argument 'wrds'; it takes words"),
         ("brief", ("name: short", "name: shrt"), "did you mean 'short'?"),
         ("brief", ("[brevity]", "[brevty]"), "did you mean 'brevity'?"),
@@ -123,6 +127,30 @@ def test_a_wrong_template_is_refused_everywhere(
         assert "Traceback" not in done.stderr
 
 
+def test_its_engine_answers_directly(stack: Stack) -> None:
+    done = stack.mloc("run", str(RECORDED), "--quiet")
+    assert done.returncode == 0, done.stderr
+    folder = Path(done.stdout.strip())
+    assert outputs(folder) == ["North.", "A mile."]
+    items = json.loads((folder / "responses.json").read_text())["result"]["items"]
+    assert {each["engine"] for each in items} == {"acme-recorded 1.0"}
+
+
+def test_its_engine_answers_on_the_fleet_from_a_file_that_came_along(
+    stack: Stack, tmp_path: Path
+) -> None:
+    path = copied(RECORDED, tmp_path, ("How far?", "How long?"))
+    (tmp_path / "answers.jsonl").write_text('{"prompt": "Which way?", "output": "South."}\n')
+    change = ("--set", "spec.inference.error_budget=0.5")
+    done = stack.mloc("submit", path, "--wait", "--json", *change)
+    assert done.returncode == 0, done.stderr + done.stdout
+    (task,) = json.loads(done.stdout)["tasks"]
+    folder = stack.layout.home / "results" / task["task_id"]
+    south, unknown = json.loads((folder / "responses.json").read_text())["result"]["items"]
+    assert (south["output"], unknown["output"]) == ("South.", "")
+    assert unknown["error"] == "no answer to this prompt was recorded"
+
+
 def test_a_failed_row_fails_the_task_which_can_be_retried(stack: Stack, tmp_path: Path) -> None:
     path = copied(GRADES, tmp_path, ("The cat sat on the mat.", "'...'"))
     done = stack.mloc("submit", path, "--wait", "--json")
@@ -138,6 +166,7 @@ def test_a_failed_row_fails_the_task_which_can_be_retried(stack: Stack, tmp_path
 def test_its_schema_is_everybodys(stack: Stack) -> None:
     schema = json.loads(stack.mloc("schema").stdout)
     assert schema["$defs"]["Readability"]["description"] == "How texts are graded."
+    assert "answers" in schema["$defs"]["RecordedOptions"]["properties"]
     document = yaml.safe_load(GRADES.read_text())
     check = Draft202012Validator(schema)
     assert check.is_valid(document)
