@@ -248,6 +248,7 @@ class PlannedInput:
 
 
 INPUT_NAME = "input"
+_SUFFIX = ".jsonl"
 CHUNK_ROWS = 1024
 CHUNK_BYTES = 8 << 20
 """A chunk ends with the row that reaches either bound; it is what the spool holds in memory."""
@@ -354,8 +355,10 @@ def respool_failed(
     update = {"chunks": tuple(chunks), "data_version": digest.hexdigest()}
     renewed = plan.model_copy(update=update)
     write_plan(folder, renewed)
-    for name in set(folder.list(INPUT_NAME)) - {chunk.name for chunk in chunks}:
-        folder.delete(name)
+    kept = {chunk.name for chunk in chunks}
+    for name in folder.list(INPUT_NAME):
+        if name.endswith(_SUFFIX) and name not in kept:
+            folder.delete(name)
     return renewed
 
 
@@ -443,7 +446,7 @@ def _write_chunks(folder: Folder, encoded: Iterable[bytes]) -> Iterator[Chunk]:
 
 
 def _write_chunk(folder: Folder, start: int, lines: list[bytes]) -> Chunk:
-    name = f"{INPUT_NAME}/{start:012d}.jsonl"
+    name = f"{INPUT_NAME}/{start:012d}{_SUFFIX}"
     data = b"".join(lines)
     folder.write_bytes(name, data)
     return Chunk(name=name, start=start, rows=len(lines), crc32=crc32(data))
@@ -456,7 +459,7 @@ def _with_lines(folder: Folder, chunk: Chunk, lines: Mapping[int, bytes]) -> Chu
     old = [line + b"\n" for line in _read_chunk(folder, chunk)]
     data = b"".join(lines.get(place, line) for place, line in enumerate(old, start=chunk.start))
     checksum = crc32(data)
-    name = f"{INPUT_NAME}/{chunk.start:012d}.{checksum:08x}.jsonl"
+    name = f"{INPUT_NAME}/{chunk.start:012d}.{checksum:08x}{_SUFFIX}"
     folder.write_bytes(name, data)
     return chunk.model_copy(update={"name": name, "crc32": checksum})
 

@@ -125,6 +125,7 @@ def test_rows_that_failed_upstream_are_spooled_again_in_their_places(
     finish(first, {0, 4, 5, 6, 21}, 23)
     finish(again, {6}, 23)
     plan = spool_input("then", data, then, 3, 1, {"a": first})
+    then.write_bytes("input/images/a.png", b"of another row")
     untouched = [then.read_bytes(each.name) for each in plan.chunks[2:5]]
 
     renewed = respool_failed(plan, data, then, {"a": again})
@@ -135,7 +136,9 @@ def test_rows_that_failed_upstream_are_spooled_again_in_their_places(
     assert [rows[place].prompt for place in (0, 5, 21)] == ["answer 0", "answer 5", "answer 21"]
     assert (renewed.shards, renewed.rows) == (plan.shards, plan.rows)
     assert [then.read_bytes(each.name) for each in renewed.chunks[2:5]] == untouched
-    assert then.list("input") == sorted(each.name for each in renewed.chunks)
+    chunks = sorted(each.name for each in renewed.chunks)
+    assert then.list("input") == [*chunks, "input/images"]
+    assert then.exists("input/images/a.png")
     assert read_plan(then) == renewed
     fresh = spool_input("then", data, store.task("fresh"), 3, 1, {"a": again})
     assert renewed.data_version == fresh.data_version
