@@ -55,12 +55,17 @@ def _look_for(place: Tree) -> Iterator[Diagnostic]:
     named = place.text
     if not named or "${" in named or not is_local(named):
         return
-    file = pathlib.Path(named.removeprefix("file://")).expanduser()
-    if not file.exists():
+    try:
+        file = pathlib.Path(named.removeprefix("file://")).expanduser()
+        if file.exists():
+            return
         near = [each.name for each in file.parent.iterdir()] if file.parent.is_dir() else []
-        hint = nearest_hint(file.name, near)
-        guess = hint if hint.endswith("?") else ""  # else it lists whatever lies there
-        yield at_value(place, f"{named}: no such file or folder{guess}")
+    except (OSError, RuntimeError, ValueError) as error:  # no name that a file could have
+        yield at_value(place, f"{named}: cannot be looked for: {error}")
+        return
+    hint = nearest_hint(file.name, near)
+    guess = hint if hint.endswith("?") else ""  # else it lists whatever lies there
+    yield at_value(place, f"{named}: no such file or folder{guess}")
 
 
 def _look_at(task: CompiledTask, path: Path, data: object) -> Iterator[Diagnostic]:

@@ -149,6 +149,9 @@ def test_models_adapters_and_checkpoints_of_this_machine_are_looked_for() -> Non
         "  checkpoint: {load: {path: gone.zip}}\n"
     )
     assert "spec.checkpoint.load.path: gone.zip: no such file or folder" in gone
+    for name in ("~nobody-of-this-name/weights", "x" * 5000):
+        (odd,) = found(f"{rows}  model: {{source: {{type: local, identifier: {name}}}}}\n")
+        assert odd.startswith(f"t.yaml:6:45: spec.model.source.identifier: {name}: ")
 
 
 def test_a_model_of_the_hub_or_of_an_earlier_stage_is_left_alone() -> None:
