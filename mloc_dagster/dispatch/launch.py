@@ -17,7 +17,7 @@ from dagster import DagsterRun, DagsterRunStatus, JobDefinition
 
 from mloc_dagster.assets import JOB, batch_run_config, fleet_tags_of, job_name
 from mloc_dagster.compile import CompiledTemplate, compile_mapping
-from mloc_dagster.dispatch.submitted_location import keep_document, pointer_of
+from mloc_dagster.dispatch.submitted_location import keep_document, kept_template, pointer_of
 from mloc_dagster.errors import TerminalError
 from mloc_dagster.executors import task_id_for, task_record
 from mloc_dagster.fleet import (
@@ -178,7 +178,6 @@ def _create_first(
     instance: dg.DagsterInstance, ledger: Ledger, planned: PlannedRun, workflow_id: str
 ) -> DagsterRun:
     compiled = _compiled(ledger, workflow_id)
-    keep_document(compiled.content_hash, compiled.document)
     entries = ledger.workflow(workflow_id)
     _keep_records(compiled, planned, entries)
     pointer = pointer_of(compiled.content_hash)
@@ -196,10 +195,11 @@ def _create_first(
 
 
 def _compiled(ledger: Ledger, workflow_id: str) -> CompiledTemplate:
-    document = ledger.document(workflow_id)
-    if document is None:
+    document, content_hash = ledger.document(workflow_id), ledger.content_hash(workflow_id)
+    if document is None or content_hash is None:
         raise TerminalError(f"the ledger has no template of {workflow_id}")
-    return compile_mapping(document)
+    keep_document(content_hash, document)
+    return kept_template(content_hash)
 
 
 def _keep_records(

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 
 import dagster as dg
 from pydantic import JsonValue
@@ -51,12 +52,17 @@ def kept_document(content_hash: str) -> Mapping[str, JsonValue]:
 
 
 def kept_template(content_hash: str) -> CompiledTemplate:
-    """Returns a document, compiled.
+    """Returns a document, compiled; a process compiles each once.
 
     Raises:
         FileNotFoundError: Without it.
         TerminalError: If it is another one than was submitted.
     """
+    return _kept_template(open_store().url, content_hash)
+
+
+@lru_cache(maxsize=128)
+def _kept_template(results_url: str, content_hash: str) -> CompiledTemplate:
     compiled = compile_mapping(kept_document(content_hash))
     if compiled.content_hash != content_hash:
         raise TerminalError(f"{FOLDER}/{content_hash}.json is not the template that was submitted")
