@@ -188,6 +188,9 @@ class Event:
 class EventDecoder:
     """Puts events together.
 
+    `httpx-sse` reads a response itself, one way for each kind of client, and leaves resuming to its
+    user; its decoders that take text are private.
+
     Attributes:
         last_id: The id of the last complete event, with which a broken stream goes on.
     """

@@ -1,4 +1,8 @@
-"""How much memory a training takes, by its model's `config.json`; what to change if too much."""
+"""How much memory a training takes, by its model's `config.json`; what to change if too much.
+
+accelerate's estimator needs the model built, and knows of no activations, adapters, frozen weights,
+reference models or optimisers: it multiplies the weights by four.
+"""
 
 from __future__ import annotations
 

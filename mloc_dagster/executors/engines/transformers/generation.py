@@ -1,8 +1,7 @@
 """Generating the answers of one batch, and looking between two tokens whether to go on.
 
 transformers' `StopStringCriteria` is no replacement for `StopStrings`: it has no `min_tokens`, and
-does not tell where an answer ended. For a vocabulary of 128,256 it takes 5 s to build its table of
-each set of strings, and a look at 16 answers takes it 0.23 ms against 0.15 ms here (one CPU core).
+does not tell where an answer ended.
 """
 
 from __future__ import annotations
