@@ -1,8 +1,11 @@
 """Time per row and peak memory of large echo tasks, through `mloc run` in a process of its own.
 
     python benchmarks/rows.py [--small 100000] [--large 1000000] [--shards 16]
+    python benchmarks/rows.py --columns 10
 
-Prints both figures and their ratio, and adds them to `benchmarks/results/rows.json`.
+Prints both figures and their ratio, and adds them to `benchmarks/results/rows.json`. With
+`--columns` the large task only, whose rows have so many columns more: with `keep: all` against
+`keep: false`, in turns; in `benchmarks/results/row_columns.json`.
 """
 
 from __future__ import annotations
@@ -27,18 +30,22 @@ metadata: {{name: rows}}
 spec:
   taskType: echo
   parallel: {{max_shards: {shards}}}
-  data: {{type: dataset, url: {data}, column: text}}
+  data: {{type: dataset, url: {data}, column: text, keep: {keep}}}
 """
 
 
-def measure(rows: int, shards: int, folder: Path) -> dict[str, float]:
-    """Runs one task; returns its seconds, seconds of CPU, and the peak MiB of any process."""
+def measure(
+    rows: int, shards: int, folder: Path, *, columns: int = 0, keep: str = "all"
+) -> dict[str, float]:
+    """Runs one task; returns its seconds, and the peak MiB of any process."""
     data = folder / f"{rows}.jsonl"
-    with data.open("w") as file:
-        for index in range(rows):
-            file.write(json.dumps({"text": f"row {index}: how many apples are left?"}) + "\n")
+    if not data.exists():
+        with data.open("w") as file:
+            for index in range(rows):
+                row = {"text": f"row {index}: how many apples are left?"}
+                file.write(json.dumps(row | _columns(index, columns)) + "\n")
     template = folder / f"{rows}.yaml"
-    template.write_text(TEMPLATE.format(shards=shards, data=data))
+    template.write_text(TEMPLATE.format(shards=shards, data=data, keep=keep))
     environment = {
         **os.environ,
         "MLOC_HOME": str(folder / "home"),
@@ -54,6 +61,12 @@ def measure(rows: int, shards: int, folder: Path) -> dict[str, float]:
     if not outcome["ok"] or outcome["tasks"][0]["rows"] != rows:
         raise SystemExit(f"the run failed: {outcome}")
     return {"rows": rows, "seconds": seconds, "peak_mib": peak / 2**20}
+
+
+def _columns(index: int, count: int) -> dict[str, object]:
+    """Returns columns of a row: text, whole numbers and fractions in turn."""
+    values = (f"answer {index % 100}", index, index / 7)
+    return {f"column_{each}": values[each % 3] for each in range(count)}
 
 
 def watch(process: psutil.Popen) -> int:
@@ -77,15 +90,42 @@ def children(process: psutil.Popen) -> list[psutil.Process]:
         return []
 
 
+def measure_columns(rows: int, shards: int, columns: int, folder: Path) -> None:
+    """Measures a task that carries columns against one that does not, three times each."""
+    measure(100, shards, folder, columns=columns)  # fills the page cache
+    runs: dict[str, list[dict[str, float]]] = {"all": [], "false": []}
+    for keep in ("false", "all") * 3:
+        runs[keep].append(measure(rows, shards, folder, columns=columns, keep=keep))
+    medians = {
+        keep: statistics.median(each["seconds"] for each in measured)
+        for keep, measured in runs.items()
+    }
+    record(
+        "row_columns",
+        {
+            "rows": rows,
+            "columns": columns,
+            "shards": shards,
+            "runs": runs,
+            "seconds": medians,
+            "ratio": medians["all"] / medians["false"],
+        },
+    )
+
+
 def main() -> None:
     """Measures small and large tasks in turn, so that drift of the machine hits both."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--small", type=int, default=100_000)
     parser.add_argument("--large", type=int, default=1_000_000)
     parser.add_argument("--shards", type=int, default=16)
+    parser.add_argument("--columns", type=int, default=0)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="mloc-") as name:
         folder = Path(name)
+        if options.columns:
+            measure_columns(options.large, options.shards, options.columns, folder)
+            return
         measure(100, options.shards, folder)  # fills the page cache
         runs: dict[int, list[dict[str, float]]] = {}
         for rows in (100, options.small, options.large, 100, options.small, 100, options.small):

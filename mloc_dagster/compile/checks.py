@@ -15,6 +15,7 @@ from mloc_dagster.schema import (
     BATCH_ERRORS_NAME,
     BATCH_OUTPUT_NAME,
     CHECKPOINTS_NAME,
+    COLUMN_PREFIX,
     FINAL_LORA,
     FINAL_MODEL,
     UPSTREAM_VALUES,
@@ -154,7 +155,7 @@ def check_data(spec: Tree, typed: TaskSpec, findings: Findings) -> None:
             needs_text = isinstance(typed, ModelSpec)
             _check_items(block, data, findings, needs_text=needs_text)
         case DatasetData():
-            _check_address(block, ("url", "name"), data.url, findings)
+            _check_dataset(block, data, findings)
         case GraphTemplateData():
             _check_columns(block, data.template.columns, findings)
             labels = [column.label for column in data.template.columns]
@@ -163,7 +164,7 @@ def check_data(spec: Tree, typed: TaskSpec, findings: Findings) -> None:
         case UpstreamData():
             text = find(block, ("text",))
             if text is not None:
-                _check_text(text, UPSTREAM_VALUES, findings)
+                _check_text(text, UPSTREAM_VALUES, findings, COLUMN_PREFIX)
         case _:
             pass
 
@@ -217,6 +218,15 @@ def _check_address(block: Tree, names: tuple[str, str], url: str, findings: Find
             findings.add(at_value(given, hub_only(name, names[0], url)))
 
 
+def _check_dataset(block: Tree, data: DatasetData, findings: Findings) -> None:
+    _check_address(block, ("url", "name"), data.url, findings)
+    messages: list[Path] = [("messages", place, "content") for place in range(len(data.messages))]
+    for path in (("prompt",), *messages):
+        text = find(block, path)
+        if text is not None and text.content is not None:
+            _check_text(text, (), findings, open_prefix="")  # the source says which columns it has
+
+
 def _check_items(block: Tree, data: ListData, findings: Findings, *, needs_text: bool) -> None:
     for place, item in enumerate(data.items):
         message = None
@@ -252,10 +262,12 @@ def _check_columns(block: Tree, columns: Iterable[TemplateColumn], findings: Fin
             findings.add(at_value(at, message))
 
 
-def _check_text(text: Tree, known: Iterable[str], findings: Findings) -> None:
+def _check_text(
+    text: Tree, known: Iterable[str], findings: Findings, open_prefix: str | None = None
+) -> None:
     """Adds what is wrong with the placeholders of a text, beside its references."""
     try:
-        parse_placeholders(_without_references(str(text.content)), known)
+        parse_placeholders(_without_references(str(text.content)), known, open_prefix)
     except DataError as error:
         findings.add(at_value(text, str(error)))
     except InputError:

@@ -34,7 +34,9 @@ __all__ = [
     "resolve_task",
 ]
 
-_PLACEHOLDER_TEXTS = frozenset({("data", "text"), ("data", "template", "text")})
+_PLACEHOLDER_TEXTS = frozenset(
+    {("data", "text"), ("data", "template", "text"), ("data", "prompt"), ("data", "messages")}
+)
 
 
 def resolve_references(value: JsonValue, lookup: Callable[[Reference], JsonValue]) -> JsonValue:
@@ -120,7 +122,7 @@ class _Resolver:
 
     def _found(self, reference: Reference, at: Path) -> JsonValue:
         value = _look_up(reference, self.lookup)
-        if isinstance(value, str) and at in _PLACEHOLDER_TEXTS:
+        if isinstance(value, str) and not _PLACEHOLDER_TEXTS.isdisjoint((at, at[:2])):
             return literal(value)  # braces in an answer are no placeholders of the template's text
         # A model's output must not be able to name a secret where variables are expanded later.
         if isinstance(value, str) and at in self.marked and "${" in value:

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from types import MappingProxyType
+from typing import Any, NamedTuple, Protocol
 
 from mloc_dagster.data.files import FileTable, looks_like_files
-from mloc_dagster.data.formats import choose_column, to_prompt
-from mloc_dagster.data.images import cell_images, check_image_columns, with_images
+from mloc_dagster.data.formats import holds_bytes
+from mloc_dagster.data.row_shape import RowShape
 from mloc_dagster.data.shuffle import shuffle_all, shuffle_window
 from mloc_dagster.errors import DataError, MissingExtraError, TransientError
 from mloc_dagster.net import current_reach, guard_fsspec
-from mloc_dagster.results import Prompt
+from mloc_dagster.results import SourceRow
 from mloc_dagster.schema import DatasetData, SplitPart, hub_only, known_names, parse_split
 
 
@@ -76,9 +77,12 @@ class HubTable:
         with _in_context(self._url):
             return sum(1 for _ in rows)
 
-    def prompts(
-        self, split: str, column: str | None, image_columns: Sequence[str] = ()
-    ) -> Iterator[Prompt]:
+    def types(self, split: str) -> Any:
+        """Returns the split's Arrow schema; None where `datasets` does not know it."""
+        features = self._splits[split].features
+        return None if features is None else features.arrow_schema
+
+    def rows(self, split: str, shape: RowShape) -> Iterator[SourceRow]:
         """Yields every row of the split, in order.
 
         Raises:
@@ -90,22 +94,16 @@ class HubTable:
             columns = rows.column_names or list(next(iter(rows), {}))
             if not columns:
                 return
-            where = f"{self._url} ({split})"
-            check_image_columns(image_columns, columns, where)
-            others = [each for each in columns if each not in image_columns]
-            chosen = choose_column(column, others, where) if others or column else None
-            wanted = [*image_columns, *([chosen] if chosen is not None else [])]
-            for number, row in enumerate(_undecoded(rows.select_columns(wanted), image_columns)):
+            types = self.types(split) or ()
+            heavy = [each.name for each in types if holds_bytes(each.type)]
+            build = shape.of(columns, f"{self._url} ({split})", heavy)
+            needed = list(build.needed)
+            for number, row in enumerate(_undecoded(rows.select_columns(needed), heavy)):
                 try:
-                    prompt = to_prompt("" if chosen is None else row[chosen])
                     # A hub data set brings its images along: there is nothing to be relative to.
-                    cells = [row[each] for each in image_columns]
-                    prompt = with_images(prompt, cell_images(cells, str))
+                    yield build(row, str)
                 except ValueError as error:
-                    raise DataError(
-                        f"{self._url} {split} row {number}: columns {wanted}: {error}"
-                    ) from error
-                yield prompt
+                    raise DataError(f"{self._url} {split} row {number}: {error}") from error
 
     def records(
         self, split: str, columns: Sequence[str] | None = None
@@ -149,11 +147,11 @@ def _load(url: str, name: str | None, revision: str | None, *, streaming: bool) 
     return builder.as_dataset()
 
 
-def _undecoded(rows: Any, image_columns: Sequence[str]) -> Any:
+def _undecoded(rows: Any, columns: Sequence[str]) -> Any:
     """Returns the rows with images as `{bytes, path}`, the way the data set stores them."""
     from datasets import Image, List
 
-    for name in image_columns:
+    for name in columns:
         feature = (rows.features or {}).get(name)
         if isinstance(feature, Image):
             rows = rows.cast_column(name, Image(decode=False))
@@ -219,10 +217,12 @@ class Table(Protocol):
         """Returns how many rows the split has."""
         ...
 
-    def prompts(
-        self, split: str, column: str | None, image_columns: Sequence[str] = ()
-    ) -> Iterator[Prompt]:
-        """Yields the prompt of every row, in order, with its images before its text."""
+    def types(self, split: str) -> Any:
+        """Returns the Arrow schema of a split's rows; None where the source has none."""
+        ...
+
+    def rows(self, split: str, shape: RowShape) -> Iterator[SourceRow]:
+        """Yields what every row becomes, in order."""
         ...
 
     def records(
@@ -232,8 +232,22 @@ class Table(Protocol):
         ...
 
 
-def dataset_rows(data: DatasetData) -> Iterator[Prompt]:
-    """Streams the rows that a `dataset` block means.
+class OpenedRows(NamedTuple):
+    """The rows that a `data` block means.
+
+    Attributes:
+        source: Where they come from, for people.
+        rows: A stream, to be read once.
+        types: The Arrow types of columns that they bring along, as far as the source knows them.
+    """
+
+    source: str
+    rows: Iterator[SourceRow]
+    types: Mapping[str, Any] = MappingProxyType({})
+
+
+def dataset_rows(data: DatasetData) -> OpenedRows:
+    """Opens the rows that a `dataset` block means.
 
     What can be checked without reading rows is checked before this returns.
 
@@ -242,16 +256,15 @@ def dataset_rows(data: DatasetData) -> Iterator[Prompt]:
     """
     parts = parse_split(data.split)
     table = open_table(data)
-
-    def prompts(split: str) -> Iterator[Prompt]:
-        return table.prompts(split, data.column, data.image_columns)
-
-    rows = sliced(table, parts, data.url, prompts)
-    if not data.shuffle:
-        return rows
-    if data.buffer_size is not None:
-        return shuffle_window(rows, data.seed, data.buffer_size)
-    return shuffle_all(rows, data.seed)
+    shape = RowShape(data)
+    rows = sliced(table, parts, data.url, lambda split: table.rows(split, shape))
+    first = known_split(parts[0].split, table.splits, data.url)
+    types = shape.types(table.types(first), data.url)
+    if data.shuffle and data.buffer_size is not None:
+        rows = shuffle_window(rows, data.seed, data.buffer_size)
+    elif data.shuffle:
+        rows = shuffle_all(rows, data.seed)
+    return OpenedRows(describe_dataset(data), rows, types)
 
 
 def describe_dataset(data: DatasetData) -> str:
@@ -261,6 +274,8 @@ def describe_dataset(data: DatasetData) -> str:
         words.append(f"at {data.revision}")
     if data.column:
         words.append(f"(column {data.column})")
+    if data.prompt or data.messages:
+        words.append("(prompts of several columns)")
     if data.image_columns:
         words.append(f"(images in {', '.join(data.image_columns)})")
     if data.shuffle:

@@ -7,7 +7,7 @@ import io
 import re
 import zlib
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, cast
@@ -16,19 +16,16 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from mloc_dagster.data.formats import (
-    Cell,
     Csv,
     Format,
     JsonLines,
     Parquet,
-    Place,
     RowError,
     Text,
-    choose_column,
-    to_prompt,
+    holds_bytes,
 )
-from mloc_dagster.data.images import cell_images, check_image_columns, with_images
 from mloc_dagster.data.json_stream import Json
+from mloc_dagster.data.row_shape import RowShape
 from mloc_dagster.errors import (
     NOT_A_FILE,
     DataError,
@@ -38,7 +35,7 @@ from mloc_dagster.errors import (
     nearest_hint,
 )
 from mloc_dagster.net import RefusedAddressError, check_upload, current_reach, file_system
-from mloc_dagster.results import Prompt
+from mloc_dagster.results import SourceRow
 from mloc_dagster.schema import COMPRESSIONS, SUFFIXES, data_suffix, is_glob, names_files
 
 _WORD = re.compile(r"[^a-z]+")
@@ -250,9 +247,14 @@ class FileTable:
                 total += _format_of(path).count(file)
         return total
 
-    def prompts(
-        self, split: str, column: str | None, image_columns: Sequence[str] = ()
-    ) -> Iterator[Prompt]:
+    def types(self, split: str) -> Any:
+        """Returns the Arrow schema of the split's first file; None where its format has none."""
+        for path in self._files.splits[split][:1]:
+            with _in_context(path), self._open(path) as file:
+                return _format_of(path).types(file)
+        return None
+
+    def rows(self, split: str, shape: RowShape) -> Iterator[SourceRow]:
         """Yields every row of the split, in file order.
 
         Raises:
@@ -260,10 +262,7 @@ class FileTable:
         """
         for path in self._files.splits[split]:
             with _in_context(path):
-                if image_columns:
-                    yield from self._prompts_with_images(path, column, image_columns)
-                else:
-                    yield from self._prompts_of(path, column)
+                yield from self._rows_of(path, shape)
 
     def records(
         self, split: str, columns: Sequence[str] | None = None
@@ -283,60 +282,37 @@ class FileTable:
                 self._open(path) as file,
                 closing(_format_of(path).rows(file, columns)) as rows,
             ):
-                yield from rows
+                for _, row in rows:
+                    yield row if columns is None else {n: row[n] for n in columns if n in row}
 
-    def _prompts_of(self, path: str, column: str | None) -> Iterator[Prompt]:
-        columns = self._columns(path)
+    def _rows_of(self, path: str, shape: RowShape) -> Iterator[SourceRow]:
+        form = _format_of(path)
+        with self._open(path) as file:
+            columns = form.columns(file)
         if not columns:
             return
-        chosen = choose_column(column, columns, PurePosixPath(path).name)
-        with ExitStack() as stack:
-            for place, cell in self._cells(path, chosen, stack):
-                yield cell if type(cell) is str else _prompt_of(chosen, place, cell)
+        with self._open(path) as file:
+            types = form.types(file)
+        heavy = [] if types is None else [each.name for each in types if holds_bytes(each.type)]
+        build = shape.of(columns, PurePosixPath(path).name, heavy)
 
-    def _prompts_with_images(
-        self, path: str, column: str | None, image_columns: Sequence[str]
-    ) -> Iterator[Prompt]:
-        columns = self._columns(path)
-        if not columns:
-            return
-        name = PurePosixPath(path).name
-        check_image_columns(image_columns, columns, name)
-        others = [each for each in columns if each not in image_columns]
-        # Only images: the question is the system prompt's.
-        chosen = choose_column(column, others, name) if others or column else None
-        wanted = [*image_columns, *([chosen] if chosen is not None else [])]
-        with ExitStack() as stack:
-            # Each column is a stream of its own: a format reads one column at a time.
-            streams = [self._cells(path, each, stack) for each in wanted]
-            for cells in zip(*streams, strict=True):
-                images = [
-                    found
-                    for each, (place, cell) in zip(image_columns, cells, strict=False)
-                    for found in self._images_of(path, each, place, cell)
-                ]
-                place, cell = cells[-1] if chosen is not None else (cells[0][0], "")
-                prompt = _prompt_of(chosen or "", place, cell)
-                with _at(chosen or image_columns[0], place):
-                    prompt = with_images(prompt, images)
-                yield prompt
+        def resolve(relative: str) -> str:
+            return self._beside(path, relative)
 
-    def _images_of(self, path: str, column: str, place: Place, cell: object) -> list[str]:
-        with _at(column, place):
-            return cell_images(cell, lambda text: self._beside(path, text))
+        with (
+            self._open(path) as file,
+            closing(form.rows(file, build.needed)) as rows,
+        ):
+            for place, row in rows:
+                try:
+                    yield build(row, resolve)
+                except ValueError as error:
+                    raise RowError(place, str(error)) from None
 
     def _beside(self, path: str, relative: str) -> str:
         """Returns the address of a file that is named relative to a data file."""
         fs, address = self._files.fs, f"{path.rpartition('/')[0]}/{relative}"
         return address if "file" in fs.protocol else str(fs.unstrip_protocol(address))
-
-    def _columns(self, path: str) -> list[str]:
-        with self._open(path) as file:
-            return _format_of(path).columns(file)
-
-    def _cells(self, path: str, column: str, stack: ExitStack) -> Iterator[Cell]:
-        file = stack.enter_context(self._open(path))
-        return stack.enter_context(closing(_format_of(path).cells(file, column)))
 
     @contextmanager
     def _open(self, path: str) -> Iterator[BinaryIO]:
@@ -351,20 +327,6 @@ class FileTable:
                 case _:
                     stream = io.BufferedReader(raw, _BUFFER_BYTES)
             yield cast(BinaryIO, stream)
-
-
-def _prompt_of(column: str, place: Place, cell: object) -> Prompt:
-    with _at(column, place):
-        return to_prompt(cell)
-
-
-@contextmanager
-def _at(column: str, place: Place) -> Iterator[None]:
-    """Turns what is wrong with a cell into an error that says where it is."""
-    try:
-        yield
-    except ValueError as error:
-        raise RowError(place, f"column {column!r}: {error}") from None
 
 
 @contextmanager

@@ -1,8 +1,8 @@
 """Readers of jsonl, csv, text and Parquet files, and of single cells as prompts.
 
-Each format is a `Format`: the columns, the cells of one column with the place where each was
-found, and a count of rows that decodes as little as it can. Memory is bounded by one row
-except where a docstring says otherwise.
+Each format is a `Format`: the columns, the rows with the place where each was found, and a count
+of rows that decodes as little as it can. Memory is bounded by one row except where a docstring says
+otherwise.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ import csv
 import io
 import json
 import math
-from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
-from typing import BinaryIO, Protocol, cast
+from typing import Any, BinaryIO, Protocol, cast
 
 import msgspec
 
@@ -104,9 +104,6 @@ _MAX_CSV_CELL_BYTES = 1 << 28
 Place = int | str
 """A line's number; `row 12` where there are no lines."""
 
-Cell = tuple[Place, object]
-"""Where it was found, and the value."""
-
 Row = dict[str, object]
 """Values by column."""
 
@@ -131,16 +128,14 @@ class Format(Protocol):
         """Returns the column names; empty when the file has no rows."""
         ...
 
-    def cells(self, file: BinaryIO, column: str) -> Generator[Cell]:
-        """Yields one cell a row.
-
-        Raises:
-            RowError: If a row cannot be read.
-        """
+    def types(self, file: BinaryIO) -> Any:
+        """Returns the Arrow schema where the format has one; else None."""
         ...
 
-    def rows(self, file: BinaryIO, columns: Collection[str] | None = None) -> Generator[Row]:
-        """Yields each row with `columns`, or all of them, as far as the row has them.
+    def rows(
+        self, file: BinaryIO, columns: Collection[str] | None = None
+    ) -> Generator[tuple[Place, Row]]:
+        """Yields each row with its place: all of it, or at least `columns` as far as it has them.
 
         Raises:
             RowError: If a row cannot be read.
@@ -162,47 +157,38 @@ class JsonLines:
                 return list(_json_object(line, number))
         return []
 
-    def cells(self, file: BinaryIO, column: str) -> Generator[Cell]:
-        """Yields `column` of each line; other columns are checked for syntax, not decoded."""
-        decode_row = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
-        decode_cell = msgspec.json.Decoder().decode
+    def types(self, file: BinaryIO) -> None:
+        """JSON has none that hold for all rows."""
+
+    def rows(
+        self, file: BinaryIO, columns: Collection[str] | None = None
+    ) -> Generator[tuple[Place, Row]]:
+        """Yields each line's object; columns that are not needed are checked, not decoded."""
+        read = msgspec.json.Decoder(Row).decode if columns is None else _these(columns)
         for number, line in enumerate(_lines(file), start=1):
             try:
-                cell = decode_cell(decode_row(line)[column])
+                row = read(line)
             except (msgspec.DecodeError, UnicodeDecodeError, KeyError):
                 if line.isspace() or not line:
                     continue
-                cell = json_cell(_json_object(line, number), column, number)
-            yield number, cell
-
-    def rows(self, file: BinaryIO, columns: Collection[str] | None = None) -> Generator[Row]:
-        """Yields each line's object."""
-        decode = msgspec.json.Decoder(Row).decode
-        for number, line in enumerate(_lines(file), start=1):
-            if line := line.strip():
-                try:
-                    row = decode(line)
-                except (msgspec.DecodeError, UnicodeDecodeError):
-                    row = _json_object(line, number)
-                yield only(row, columns)
+                row = _json_object(line, number)
+            yield number, row
 
     def count(self, file: BinaryIO) -> int:
         """Counts lines that are not blank."""
         return sum(1 for line in _lines(file) if line and not line.isspace())
 
 
-def only(row: Row, columns: Collection[str] | None) -> Row:
-    """Returns a row with these columns, or whole."""
-    if columns is None:
-        return row
-    return {name: row[name] for name in columns if name in row}
+def _these(columns: Collection[str]) -> Callable[[bytes], Row]:
+    """Returns what decodes these columns of a line; a line without one is a `KeyError`."""
+    decode_row = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+    decode_cell = msgspec.json.Decoder().decode
 
+    def read(line: bytes) -> Row:
+        raw = decode_row(line)
+        return {name: decode_cell(raw[name]) for name in columns}
 
-def json_cell(row: dict[str, object], column: str, place: Place) -> object:
-    """Returns one column of a JSON object."""
-    if column not in row:
-        raise RowError(place, f"no column {column!r}; this row has: {', '.join(row)}")
-    return row[column]
+    return read
 
 
 def _lines(file: BinaryIO) -> Iterator[bytes]:
@@ -240,27 +226,23 @@ class Csv:
         """Returns the header."""
         return next(self._records(file), (0, []))[1]
 
-    def cells(self, file: BinaryIO, column: str) -> Generator[Cell]:
-        """Yields `column` of each record."""
+    def types(self, file: BinaryIO) -> None:
+        """All cells are text."""
+
+    def rows(
+        self, file: BinaryIO, columns: Collection[str] | None = None
+    ) -> Generator[tuple[Place, Row]]:
+        """Yields each record."""
         # Closed here: left to the garbage collector, it would meet a file that is closed already.
         with closing(self._records(file)) as records:
-            line, header = next(records)
-            _check_once(header, [column], line)
-            place = header.index(column)
-            for line, record in records:
-                if len(record) != len(header):
-                    raise RowError(line, f"{len(record)} cells where the header has {len(header)}")
-                yield line, record[place]
-
-    def rows(self, file: BinaryIO, columns: Collection[str] | None = None) -> Generator[Row]:
-        """Yields each record."""
-        with closing(self._records(file)) as records:
             line, header = next(records, (0, cast("list[str]", [])))
-            _check_once(header, filter(None, header) if columns is None else columns, line)
+            needed = [*filter(None, header)] if columns is None else columns
+            _check_once(header, needed, line)
+            places = {name: header.index(name) for name in needed if name in header}
             for line, record in records:
                 if len(record) != len(header):
                     raise RowError(line, f"{len(record)} cells where the header has {len(header)}")
-                yield only(dict(zip(header, record, strict=True)), columns)
+                yield line, {name: record[place] for name, place in places.items()}
 
     def count(self, file: BinaryIO) -> int:
         """Counts records."""
@@ -296,19 +278,19 @@ class Text:
         """Returns the one column."""
         return ["text"]
 
-    def cells(self, file: BinaryIO, column: str) -> Generator[Cell]:
+    def types(self, file: BinaryIO) -> None:
+        """All is text."""
+
+    def rows(
+        self, file: BinaryIO, columns: Collection[str] | None = None
+    ) -> Generator[tuple[Place, Row]]:
         """Yields each line without its end."""
         for number, line in enumerate(self._lines(file), start=1):
             try:
                 text = line.decode()
             except UnicodeDecodeError as error:
                 raise RowError(number, f"not UTF-8 ({error.reason})") from None
-            yield number, text.removesuffix("\n").removesuffix("\r")
-
-    def rows(self, file: BinaryIO, columns: Collection[str] | None = None) -> Generator[Row]:
-        """Yields each line."""
-        for _, text in self.cells(file, "text"):
-            yield only({"text": text}, columns)
+            yield number, {"text": text.removesuffix("\n").removesuffix("\r")}
 
     def count(self, file: BinaryIO) -> int:
         """Counts lines."""
@@ -324,31 +306,37 @@ _BATCH_ROWS = 1024
 _BYTES_BATCH_ROWS = 16  # a row of such a column may well be an image of some megabytes
 
 
+def holds_bytes(kind: Any) -> bool:
+    """Whether values of an Arrow type may be as large as images."""
+    return "binary" in str(kind)
+
+
 class Parquet:
-    """Apache Parquet, by record batches of the one column that is needed."""
+    """Apache Parquet, by record batches of the columns that are needed."""
 
     def columns(self, file: BinaryIO) -> list[str]:
         """Returns the schema's top-level names."""
         return list(self._open(file).schema_arrow.names)
 
-    def cells(self, file: BinaryIO, column: str) -> Generator[Cell]:
-        """Yields `column` of each row."""
-        number = 1
-        opened = self._open(file)
-        holds_bytes = "binary" in str(opened.schema_arrow.field(column).type)
-        rows = _BYTES_BATCH_ROWS if holds_bytes else _BATCH_ROWS
-        for batch in opened.iter_batches(batch_size=rows, columns=[column]):
-            for cell in batch.column(0).to_pylist():
-                yield f"row {number}", cell
-                number += 1
+    def types(self, file: BinaryIO) -> Any:
+        """Returns the schema."""
+        return self._open(file).schema_arrow
 
-    def rows(self, file: BinaryIO, columns: Collection[str] | None = None) -> Generator[Row]:
+    def rows(
+        self, file: BinaryIO, columns: Collection[str] | None = None
+    ) -> Generator[tuple[Place, Row]]:
         """Yields each row; columns that are not needed are not read."""
         opened = self._open(file)
-        names = opened.schema_arrow.names
-        wanted = names if columns is None else [name for name in names if name in columns]
-        for batch in opened.iter_batches(batch_size=_BATCH_ROWS, columns=wanted):
-            yield from batch.to_pylist()
+        schema = opened.schema_arrow
+        wanted = [each for each in schema.names if columns is None or each in columns]
+        heavy = any(holds_bytes(schema.field(each).type) for each in wanted)
+        number = 1
+        for batch in opened.iter_batches(
+            batch_size=_BYTES_BATCH_ROWS if heavy else _BATCH_ROWS, columns=wanted
+        ):
+            for row in batch.to_pylist():
+                yield f"row {number}", row
+                number += 1
 
     def count(self, file: BinaryIO) -> int:
         """Reads the footer."""

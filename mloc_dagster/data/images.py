@@ -15,9 +15,7 @@ from urllib.parse import unquote_to_bytes
 
 import msgspec
 
-from mloc_dagster.errors import DataError
 from mloc_dagster.results import Folder, Message, Prompt, SourceRow
-from mloc_dagster.schema import known_names
 
 Resolve = Callable[[str], str]
 """Makes a relative path, as a data file has it, one that is good everywhere."""
@@ -97,14 +95,6 @@ def with_images(prompt: Prompt, references: Sequence[str]) -> Prompt:
 def image_part(reference: str) -> dict[str, Any]:
     """Returns an image as a part of a message's content."""
     return {"type": "image_url", "image_url": {"url": reference}}
-
-
-def check_image_columns(wanted: Sequence[str], columns: Sequence[str], where: str) -> None:
-    """Raises `DataError` when a column of images does not exist."""
-    for name in wanted:
-        if name not in columns:
-            hint = known_names(name, columns, "columns")
-            raise DataError(f"{where} has no column {name!r} of images{hint}")
 
 
 def _all_parts(messages: Sequence[Message]) -> Iterator[dict[str, Any]]:

@@ -1,4 +1,9 @@
-"""Reading a JSON array row by row, without holding the whole document."""
+"""Reading a JSON array row by row, without holding the whole document.
+
+`ijson` reads the same on its C backend in less than half the time. It refuses `NaN` and numbers
+beyond 64 bits, which Python's own `json` writes, replaces half a surrogate pair, and knows no line
+of a row or of what is broken. Its Python backend takes ten times as long.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +13,7 @@ from collections.abc import Collection, Generator, Iterator
 from io import BufferedReader
 from typing import BinaryIO, cast
 
-from mloc_dagster.data.formats import Cell, JsonLines, Place, Row, RowError, json_cell, only
+from mloc_dagster.data.formats import JsonLines, Place, Row, RowError
 
 _BLOCK_BYTES = 1 << 18
 _SPACE = re.compile(r"[ \t\r\n]*")
@@ -28,21 +33,14 @@ class Json:
             return JsonLines().columns(file)
         return list(next(_Rows(file).rows(), (0, cast("dict[str, object]", {})))[1])
 
-    def cells(self, file: BinaryIO, column: str) -> Generator[Cell]:
-        """Yields `column` of each row."""
-        if _is_lines(file):
-            yield from JsonLines().cells(file, column)
-            return
-        for place, row in _Rows(file).rows():
-            yield place, json_cell(row, column, place)
+    def types(self, file: BinaryIO) -> None:
+        """JSON has none that hold for all rows."""
 
-    def rows(self, file: BinaryIO, columns: Collection[str] | None = None) -> Generator[Row]:
+    def rows(
+        self, file: BinaryIO, columns: Collection[str] | None = None
+    ) -> Generator[tuple[Place, Row]]:
         """Yields each row."""
-        if _is_lines(file):
-            yield from JsonLines().rows(file, columns)
-            return
-        for _, row in _Rows(file).rows():
-            yield only(row, columns)
+        yield from JsonLines().rows(file, columns) if _is_lines(file) else _Rows(file).rows()
 
     def count(self, file: BinaryIO) -> int:
         """Counts rows; the whole file is parsed."""

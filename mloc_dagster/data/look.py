@@ -13,6 +13,7 @@ from mloc_dagster.compile import CompiledTask, CompiledTemplate, Diagnostic, Pat
 from mloc_dagster.data.dataset import check_hub_id, known_split, open_table
 from mloc_dagster.data.files import is_local, looks_like_files
 from mloc_dagster.data.openai_batch import first_request
+from mloc_dagster.data.row_shape import RowShape
 from mloc_dagster.data.training_rows import evaluation_rows, open_training_rows
 from mloc_dagster.errors import DataError, MlocError, nearest_hint
 from mloc_dagster.schema import (
@@ -118,9 +119,7 @@ def _open(task: CompiledTask, path: Path, data: object, address: tuple[str, str]
 def _open_dataset(data: DatasetData) -> None:
     table = open_table(data)
     splits = [known_split(part.split, table.splits, data.url) for part in parse_split(data.split)]
-    firsts = [
-        next(table.prompts(split, data.column, data.image_columns), None)
-        for split in dict.fromkeys(splits)
-    ]
+    shape = RowShape(data)
+    firsts = [next(table.rows(split, shape), None) for split in dict.fromkeys(splits)]
     if all(first is None for first in firsts):
         raise DataError(f"{data.url} has no rows", "url")

@@ -10,8 +10,9 @@ import msgspec
 from pydantic import JsonValue
 
 from mloc_dagster.compile import Reference, parse_expression
-from mloc_dagster.data.dataset import dataset_rows, describe_dataset
+from mloc_dagster.data.dataset import OpenedRows, dataset_rows
 from mloc_dagster.data.openai_batch import batch_rows, block_of
+from mloc_dagster.data.row_shape import written
 from mloc_dagster.data.shuffle import shuffle_all
 from mloc_dagster.errors import DataError, UnknownNameError
 from mloc_dagster.results import (
@@ -21,9 +22,13 @@ from mloc_dagster.results import (
     OutputRow,
     Prompt,
     SourceRow,
+    carried_columns,
     read_rows,
+    rows_with_columns,
+    schema_of,
 )
 from mloc_dagster.schema import (
+    COLUMN_PREFIX,
     UPSTREAM_VALUES,
     ChatMessage,
     DatasetData,
@@ -44,22 +49,28 @@ def upstream_rows(data: UpstreamData, folders: Mapping[str, Folder]) -> Iterator
     """Streams one row for each row of an upstream node.
 
     `{prompt}` is the upstream row's text; of a chat, the last user message. A row that failed
-    upstream stays in its place, so that indexes agree along a chain; see `built_row`.
+    upstream stays in its place, so that indexes agree along a chain; see `built_row`. What a row
+    brought along goes on with it.
 
     Raises:
         DataError: If the text has an unknown placeholder, or the node is unknown; while reading, if
             a row failed upstream and that is to fail the task.
     """
-    text = parse_placeholders(data.text, UPSTREAM_VALUES)
     folder = node_folder(data.node, folders)
-    return (
-        built_row(
-            text.render({"prompt": plain_text(row.prompt), "output": row.output}),
-            {data.node: row},
-            data.on_upstream_error,
-        )
-        for row in read_rows(folder)
+    carried = carried_columns(folder)
+    known = () if carried is None else carried.names
+    text = parse_placeholders(
+        data.text, (*UPSTREAM_VALUES, *(COLUMN_PREFIX + name for name in known))
     )
+    asked = [name for name in text.names if name not in UPSTREAM_VALUES]
+
+    def made(row: OutputRow, columns: Mapping[str, object]) -> SourceRow:
+        values = {"prompt": plain_text(row.prompt), "output": row.output}
+        values |= {name: written(columns, name.removeprefix(COLUMN_PREFIX)) for name in asked}
+        built = built_row(text.render(values), {data.node: row}, data.on_upstream_error)
+        return msgspec.structs.replace(built, columns=columns) if columns else built
+
+    return (made(row, columns) for row, columns in rows_with_columns(folder))
 
 
 def built_row(
@@ -126,9 +137,11 @@ def lookup_reference(reference: Reference, folders: Mapping[str, Folder]) -> Jso
         case ("items", int(index), *rest):
             value, path = _item(reference, folder, index, needs_output=rest == ["output"]), rest
         case ("items", "*", *rest):
-            return [descend(reference, item_mapping(row), rest) for row in read_rows(folder)]
+            return [
+                descend(reference, item_mapping(*row), rest) for row in rows_with_columns(folder)
+            ]
         case ("items",):
-            return [item_mapping(row) for row in read_rows(folder)]
+            return [item_mapping(*row) for row in rows_with_columns(folder)]
         case (key, *_) if key in _SUMMARY and folder.exists("summary.json"):
             value, path = _json(folder, "summary.json"), list(reference.path)
         case _:
@@ -138,8 +151,8 @@ def lookup_reference(reference: Reference, folders: Mapping[str, Folder]) -> Jso
     return descend(reference, value, path)
 
 
-def item_mapping(row: OutputRow) -> dict[str, JsonValue]:
-    """Returns a row as the `items` of a result show it, with its prompt and counts."""
+def item_mapping(row: OutputRow, columns: Mapping[str, object]) -> dict[str, JsonValue]:
+    """Returns a row as the `items` of a result show it, with its prompt, counts and columns."""
     mapping = cast("dict[str, JsonValue]", msgspec.to_builtins(row))
     # Fields at their default are left out of files, but a template may well refer to them.
     return {
@@ -150,16 +163,18 @@ def item_mapping(row: OutputRow) -> dict[str, JsonValue]:
         "prompt_tokens": row.prompt_tokens,
         "completion_tokens": row.completion_tokens,
         "latency_s": row.latency_s,
+        "columns": msgspec.to_builtins(columns, enc_hook=str),
     }
 
 
 def _item(reference: Reference, folder: Folder, index: int, *, needs_output: bool) -> JsonValue:
-    row = next(iter(read_rows(folder, index, index + 1)), None)
-    if row is None or row.index != index:
+    found = next(rows_with_columns(folder, index, index + 1), None)
+    if found is None:
         raise DataError(f"{reference}: {reference.node!r} has no row {index}")
+    row, columns = found
     if needs_output and row.error is not None:
         raise DataError(f"{reference}: row {index} of {reference.node!r} failed: {row.error}")
-    return item_mapping(row)
+    return item_mapping(row, columns)
 
 
 def _json(folder: Folder, name: str) -> JsonValue:
@@ -229,7 +244,7 @@ def _rows(
     on_error: OnUpstreamError,
 ) -> Iterator[SourceRow]:
     streams = {
-        label: read_rows(folders[reference.node])
+        label: rows_with_columns(folders[reference.node])
         for label, reference in references.items()
         if reference.path[:2] == ("items", "*")
     }
@@ -243,28 +258,28 @@ def _rows(
         return
     number = 0
     while True:
-        rows = {label: next(stream, None) for label, stream in streams.items()}
-        ended = [label for label, row in rows.items() if row is None]
-        if len(ended) == len(rows):
+        found = {label: next(stream, None) for label, stream in streams.items()}
+        ended = [label for label, row in found.items() if row is None]
+        if len(ended) == len(found):
             return
         if ended:
             raise DataError(
                 f"columns of a graph template differ in length: {ended[0]!r} "
                 f"({references[ended[0]]}) ends after {number} rows, others go on"
             )
-        there = {label: row for label, row in rows.items() if row is not None}
-        merged = single | {label: _value(references[label], row) for label, row in there.items()}
-        parts = {references[label].node: row for label, row in there.items()}
+        rows = {label: row for label, row in found.items() if row is not None}
+        merged = single | {label: _value(references[label], *row) for label, row in rows.items()}
+        parts = {references[label].node: row for label, (row, _) in rows.items()}
         prompt = render({label: merged[label] for label in references})
         yield built_row(prompt, parts, on_error)
         number += 1
 
 
-def _value(reference: Reference, row: OutputRow) -> str:
+def _value(reference: Reference, row: OutputRow, columns: Mapping[str, object]) -> str:
     rest = reference.path[2:] or ("output",)
     if rest == ("output",):
         return row.output
-    return _text(reference, descend(reference, item_mapping(row), rest))
+    return _text(reference, descend(reference, item_mapping(row, columns), rest))
 
 
 def _single(reference: Reference, folders: Mapping[str, Folder]) -> str:
@@ -303,17 +318,12 @@ def _briefing(template: GraphTemplate) -> _Render:
     return render
 
 
-def open_rows(
-    data: InferenceData, folders: Mapping[str, Folder]
-) -> tuple[str, Iterator[SourceRow]]:
+def open_rows(data: InferenceData, folders: Mapping[str, Folder]) -> OpenedRows:
     """Opens the rows that a `data` block means, whatever its type.
 
     Args:
         data: The block.
         folders: Folders of the finished tasks before this one, by node name.
-
-    Returns:
-        Where the rows come from, for people; and the rows, a stream to be read once.
 
     Raises:
         DataError: If the block names something that does not exist; while reading, if a row
@@ -322,18 +332,20 @@ def open_rows(
     match data:
         case ListData():
             source, prompts = _list_rows(data)
+            return OpenedRows(source, map(SourceRow, prompts))
         case DatasetData():
-            source, prompts = describe_dataset(data), dataset_rows(data)
+            return dataset_rows(data)
         case OpenaiBatchData():
-            return batch_rows(data.url, block_of(data))
+            return OpenedRows(*batch_rows(data.url, block_of(data)))
         case GraphTemplateData():
             nodes = dict.fromkeys(column.reference for column in data.template.columns)
             name = data.template.name or "inline template"
             source = f"{name} over {', '.join(nodes)}"
-            return source, graph_template_rows(data, folders)
+            return OpenedRows(source, graph_template_rows(data, folders))
         case UpstreamData():
-            return f"rows of {data.node}", upstream_rows(data, folders)
-    return source, map(SourceRow, prompts)
+            carried = carried_columns(node_folder(data.node, folders))
+            types = {} if carried is None else {each.name: each.type for each in schema_of(carried)}
+            return OpenedRows(f"rows of {data.node}", upstream_rows(data, folders), types)
 
 
 def _list_rows(data: ListData) -> tuple[str, Iterator[Prompt]]:

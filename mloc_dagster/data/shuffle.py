@@ -7,17 +7,13 @@ is that of the keys either way, so it depends on the seed alone.
 
 from __future__ import annotations
 
-import json
+import pickle
 import random
 import struct
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any
-
-import msgspec
-
-from mloc_dagster.results import Prompt
 
 MEMORY_BYTES = 64 << 20
 """What the full shuffle holds in memory before it turns to temporary files."""
@@ -34,7 +30,6 @@ def shuffle_all[RowT](
     rows: Iterable[RowT],
     seed: int,
     memory_bytes: int = MEMORY_BYTES,
-    row_type: Any = Prompt,
 ) -> Iterator[RowT]:
     """Yields every row once, in an order that is uniformly random over the whole input.
 
@@ -42,39 +37,18 @@ def shuffle_all[RowT](
         rows: A stream; it is read to its end before the first row comes out.
         seed: Equal seeds give equal orders, on any machine and with any memory budget.
         memory_bytes: How much to hold before temporary files are used.
-        row_type: What a row is, for msgspec: rows are held as JSON.
     """
-    pack, unpack = _packing(row_type)
+    pack = partial(pickle.dumps, protocol=pickle.HIGHEST_PROTOCOL)
     draw = random.Random(seed).random  # noqa: S311 - a shuffle, not a secret
     keys = ((int(draw() * (1 << _KEY_BITS)), index, pack(row)) for index, row in enumerate(rows))
     for _, _, data in _sorted(keys, _KEY_BITS - _FAN_BITS, memory_bytes):
-        yield unpack(data)
+        yield pickle.loads(data)  # noqa: S301 - what this process has written
 
 
-def _packing(row_type: Any) -> tuple[Callable[[Any], bytes], Callable[[bytes], Any]]:
-    """Returns what turns a row into bytes, and back: half of a surrogate pair, too."""
-    encode = msgspec.json.Encoder().encode
-    decode = msgspec.json.Decoder(row_type).decode
-
-    def pack(row: Any) -> bytes:
-        try:
-            return encode(row)
-        except UnicodeEncodeError:
-            return json.dumps(msgspec.to_builtins(row)).encode()
-
-    def unpack(data: bytes) -> Any:
-        try:
-            return decode(data)
-        except msgspec.DecodeError:
-            return msgspec.convert(json.loads(data), row_type)
-
-    return pack, unpack
-
-
-def shuffle_window(rows: Iterable[Prompt], seed: int, buffer_size: int) -> Iterator[Prompt]:
+def shuffle_window[RowT](rows: Iterable[RowT], seed: int, buffer_size: int) -> Iterator[RowT]:
     """Yields every row once; each is drawn from a window of the next `buffer_size` rows."""
     draw = random.Random(seed).random  # noqa: S311 - a shuffle, not a secret
-    window: list[Prompt] = []
+    window: list[RowT] = []
     for row in rows:
         if len(window) < buffer_size:
             window.append(row)

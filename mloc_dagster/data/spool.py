@@ -17,6 +17,7 @@ from zlib import crc32
 import msgspec
 
 from mloc_dagster.data.images import externalize
+from mloc_dagster.data.row_shape import with_references
 from mloc_dagster.data.rows import open_rows
 from mloc_dagster.errors import DataError
 from mloc_dagster.planning import (
@@ -36,6 +37,7 @@ from mloc_dagster.planning import (
 )
 from mloc_dagster.results import (
     UPSTREAM_FAULT,
+    ColumnWriter,
     Folder,
     InputRow,
     Message,
@@ -281,10 +283,11 @@ def spool_input(
     plan = read_plan(folder)
     if plan is not None:
         return plan
-    source, rows = open_rows(data, upstream)
+    source, rows, types = open_rows(data, upstream)
     folder.delete(INPUT_NAME)
     digest = hashlib.sha256()
-    encoded = _encode(externalize(rows, folder), digest.update)
+    columns = ColumnWriter(folder, types)
+    encoded = _encode(externalize(rows, folder), digest.update, columns)
     planned = None if planning is None else PlannedInput(planning)
     lines = (line for _, line in encoded) if planned is None else planned.lines(encoded)
     chunks = tuple(_write_chunks(folder, lines))
@@ -298,6 +301,9 @@ def spool_input(
     else:
         windows = tuple(planned.windows)
         shards, expected = planned.cut(task_id, max_shards)
+    carried = columns.close()
+    if carried is not None:
+        digest.update(carried.model_dump_json().encode())  # it has the checksums of its files
     plan = Plan(
         task_id=task_id,
         source=source,
@@ -308,6 +314,7 @@ def spool_input(
         shards=shards,
         windows=windows,
         expected=expected,
+        columns=carried,
     )
     write_plan(folder, plan)
     return plan
@@ -336,7 +343,7 @@ def respool_failed(
     places = {row.index: place for place, row in enumerate(every) if row.fault == UPSTREAM_FAULT}
     if not places:
         return plan
-    source, rows = open_rows(data, upstream)
+    source, rows, _ = open_rows(data, upstream)
     digest = hashlib.sha256()
     chunks = list(plan.chunks)
     lines: dict[int, bytes] = {}
@@ -400,10 +407,16 @@ def read_places(
 
 
 def _encode(
-    rows: Iterable[SourceRow], hash_bytes: Callable[[bytes], None]
+    rows: Iterable[SourceRow],
+    hash_bytes: Callable[[bytes], None],
+    columns: ColumnWriter | None = None,
 ) -> Iterator[tuple[SourceRow, bytes]]:
     encode = msgspec.json.Encoder().encode
     for index, row in enumerate(rows):
+        if columns is not None:
+            columns.add(with_references(row))
+        if row.columns is not None:
+            row = msgspec.structs.replace(row, columns=None)
         try:
             encoded = encode(row)
         except UnicodeEncodeError:

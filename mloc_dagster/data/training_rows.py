@@ -10,7 +10,6 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from itertools import islice
-from typing import Any
 
 import msgspec
 from pydantic import BaseModel, ConfigDict
@@ -61,7 +60,7 @@ def open_source(
     source, records, layout = opened(data, choose)
     numbered: Iterator[tuple[int, Record]] = enumerate(records)
     if data.shuffle:
-        numbered = shuffle_all(numbered, data.seed, row_type=tuple[int, dict[str, Any]])
+        numbered = shuffle_all(numbered, data.seed)
     if data.max_samples is not None:
         source += f", at most {data.max_samples}"
     return source, islice(numbered, data.max_samples), layout

@@ -94,7 +94,7 @@ def estimate_rows(spec: RowSpec, history: History) -> Estimate:
     Raises:
         DataError: If the input is missing, unreadable or empty.
     """
-    source, rows = open_rows(input_of(spec), {})
+    source, rows, _ = open_rows(input_of(spec), {})
     counter = TokenCounter(spec.model.source if isinstance(spec, ModelSpec) else None)
     per_row = history.completion_tokens_per_row
     size = _measure(rows, counter, spec.system_prompt, _outputs(spec, per_row))

@@ -9,6 +9,7 @@ from .order import (
 )
 from .plan import (
     PLAN_NAME as PLAN_NAME,
+    CarriedColumns as CarriedColumns,
     Chunk as Chunk,
     Expectation as Expectation,
     Plan as Plan,

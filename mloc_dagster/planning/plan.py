@@ -86,6 +86,22 @@ class Chunk(BaseModel):
     crc32: int | None = None
 
 
+class CarriedColumns(BaseModel):
+    """The columns that rows bring along from their source; see `results.columns`.
+
+    Attributes:
+        names: Their names, in order.
+        arrow_schema: The types that all rows have in common: an Arrow schema in base64.
+        chunks: The files, in order of index.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    names: tuple[str, ...]
+    arrow_schema: str
+    chunks: tuple[Chunk, ...]
+
+
 class ShardLoad(BaseModel):
     """What a shard is expected to take.
 
@@ -158,12 +174,13 @@ class Plan(BaseModel):
         task_id: The task.
         source: Where the rows came from, for people: `tests/questions.jsonl train[:20]`.
         rows: How many rows there are.
-        data_version: Hex sha256 over the input rows, in order of index.
+        data_version: Hex sha256 over the input rows, in order of index, and their columns.
         seed: The seed that sampling uses; the template's, or one drawn for this task.
         chunks: The spooled input, in order of place.
         shards: Ranges of places that cover all rows.
         windows: The first index of each window; none where every place is the index.
         expected: What the shards are expected to take; None where rows were only counted.
+        columns: What the rows bring along; None where that is nothing.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -177,3 +194,4 @@ class Plan(BaseModel):
     shards: tuple[Shard, ...]
     windows: tuple[int, ...] = ()
     expected: Expectation | None = None
+    columns: CarriedColumns | None = None

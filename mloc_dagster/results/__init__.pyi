@@ -21,8 +21,19 @@ from .batch_members import (
     write_batch as write_batch,
     write_outcome as write_outcome,
 )
+from .columns import (
+    ColumnWriter as ColumnWriter,
+    carried_columns as carried_columns,
+    read_columns as read_columns,
+    rows_with_columns as rows_with_columns,
+    schema_of as schema_of,
+)
 from .delivery import DeliveryReport as DeliveryReport, deliver as deliver
-from .export import export_results as export_results, export_rows as export_rows
+from .export import (
+    RESERVED_COLUMNS as RESERVED_COLUMNS,
+    export_results as export_results,
+    export_rows as export_rows,
+)
 from .files import (
     BUFFER_BYTES as BUFFER_BYTES,
     TEMPORARY_PREFIX as TEMPORARY_PREFIX,

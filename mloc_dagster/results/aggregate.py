@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from fractions import Fraction
@@ -15,6 +15,7 @@ from pydantic import JsonValue, ValidationError
 
 from mloc_dagster.errors import IncompleteResultsError
 from mloc_dagster.planning import Plan
+from mloc_dagster.results.columns import read_columns
 from mloc_dagster.results.part_files import Part, list_parts, read_rows
 from mloc_dagster.results.rows import UPSTREAM_FAULT, OutputRow
 from mloc_dagster.results.store import Folder
@@ -132,6 +133,7 @@ class _Item(msgspec.Struct, omit_defaults=True):
     custom_id: str | None = None
     embedding: list[float] | None = None
     finish_reasons: list[str] | None = None
+    columns: dict[str, object] | None = None
 
 
 def aggregate_rows(
@@ -190,7 +192,7 @@ def aggregate_rows(
     began_at = datetime.fromtimestamp(min(span.start_s for span in spans), UTC)
     with folder.create(RESPONSES_NAME) as file:
         file.write(msgspec.json.encode(head)[:-1] + b',"result":{"items":[')
-        _write_items(file, tally.watch(read_rows(folder)))
+        _write_items(file, tally.watch(read_rows(folder)), _columns(folder, plan))
         budget = allowed_errors(plan.rows, error_budget, tally.upstream_errors)
         usage = tally.usage.result(model=model, wall_s=seconds, rates=rates)
         tail = {"ok": tally.errors <= budget, "model": model, "usage": usage.model_dump()}
@@ -240,13 +242,20 @@ def read_summary(folder: Folder) -> TaskSummary:
         ) from None
 
 
-def _write_items(file: IO[bytes], rows: Iterable[OutputRow]) -> None:
-    encode = msgspec.json.Encoder().encode
+def _columns(folder: Folder, plan: Plan) -> Iterator[dict[str, object]] | None:
+    return None if plan.columns is None else read_columns(folder, plan.columns)
+
+
+def _write_items(
+    file: IO[bytes], rows: Iterable[OutputRow], columns: Iterator[dict[str, object]] | None
+) -> None:
+    encode = msgspec.json.Encoder(enc_hook=str).encode
     separator = b"\n"
     for row in rows:
         item = _Item(
             *(row.index, row.output, row.finish_reason, row.error, row.outputs),
             *(row.custom_id, row.embedding, row.finish_reasons),
+            columns=None if columns is None else next(columns),
         )
         file.write(separator + encode(item))
         separator = b",\n"

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq  # pyright: ignore[reportMissingTypeStubs]
 
 from mloc_dagster import __version__
 from mloc_dagster.planning import Plan
+from mloc_dagster.results.columns import ColumnReader, schema_of
 from mloc_dagster.results.openai_batch import BatchFiles
 from mloc_dagster.results.part_files import read_rows
 from mloc_dagster.results.rows import OutputRow, Prompt
@@ -95,6 +96,10 @@ class VectorRow(ExportRow):
     """
 
     embedding: list[float] | None = None
+
+
+RESERVED_COLUMNS = frozenset((*VectorRow.__struct_fields__, "finish_reasons"))
+"""Names of results; a column of the input that has one is called `input_` and its name."""
 
 
 def prompt_text(prompt: Prompt) -> str:
@@ -205,6 +210,7 @@ class ParquetSink:
 
     def __init__(self, file: IO[bytes], plan: Plan, *, vector_length: int | None = None) -> None:
         self._length = vector_length
+        self._carried = [] if plan.columns is None else list(schema_of(plan.columns))
         metadata = {
             "mloc_version": __version__,
             "mloc_task_id": plan.task_id,
@@ -215,6 +221,7 @@ class ParquetSink:
         ]
         if vector_length is not None:
             fields.append(_pa.field("embedding", _pa.list_(_pa.float32(), vector_length)))
+        fields += self._carried
         self._schema: Any = _pa.schema(fields, metadata=metadata)
         self._writer: Any = _pq.ParquetWriter(
             file, self._schema, compression=_compression(plan.rows), use_dictionary=_REPEATED
@@ -231,15 +238,22 @@ class ParquetSink:
     ) -> None:
         self._writer.close()
 
-    def write(self, rows: Sequence[ExportRow]) -> None:
-        """Appends a row group."""
+    def write(self, rows: Sequence[ExportRow], carried: Any = None) -> None:
+        """Appends a row group.
+
+        Args:
+            rows: What the rows became.
+            carried: An Arrow table with the columns that they brought along.
+        """
         columns = [
             _pa.array(list(map(attrgetter(name), rows)), kind) for name, kind in _TYPES.items()
         ]
         if self._length is not None:
             vectors = [each if len(each) == self._length else None for each in map(_vector, rows)]
             columns.append(_pa.array(vectors, _pa.list_(_pa.float32(), self._length)))
-        self._writer.write_batch(_pa.record_batch(columns, schema=self._schema))
+        if carried is not None:
+            columns += carried.columns
+        self._writer.write_table(_pa.table(columns, schema=self._schema))
 
 
 def _compression(rows: int) -> str:
@@ -257,7 +271,8 @@ def _vector(row: ExportRow) -> list[float]:
 _BATCH_ROWS = 8192
 
 
-Sink = Callable[[Sequence[ExportRow]], None]
+Sink = Callable[[Sequence[ExportRow], Any], None]
+"""Takes rows, and an Arrow table with the columns that they brought along; None without any."""
 
 
 def export_results(
@@ -307,9 +322,11 @@ def export_results(
             output, errors = (stack.enter_context(folder.create(name)) for name in batch)
             read = BatchFiles(output, errors, plan, model, submitted_at).watch(read)
         rows = export_rows(read, plan, model, revision, rates, vectors=vectors)
+        columns = None if plan.columns is None else ColumnReader(folder, plan.columns)
         for some in batched(rows, _BATCH_ROWS):
+            carried = None if columns is None else columns.take(len(some))
             for sink in sinks:
-                sink(some)
+                sink(some, carried)
     return [*names, *batch]
 
 
@@ -327,30 +344,52 @@ def _sink(name: str, file: IO[bytes], plan: Plan, stack: ExitStack, length: int 
         return stack.enter_context(ParquetSink(file, plan, vector_length=length)).write
     if name == "jsonl":
         return _jsonl_sink(file)
-    return _csv_sink(file, ExportRow if length is None else VectorRow)
+    names = () if plan.columns is None else plan.columns.names
+    return _csv_sink(file, ExportRow if length is None else VectorRow, names)
 
 
 def _jsonl_sink(file: IO[bytes]) -> Sink:
-    encoder = msgspec.json.Encoder()
+    encode = msgspec.json.Encoder(enc_hook=str).encode
+    encode_lines = msgspec.json.Encoder().encode_lines
 
-    def write(rows: Sequence[ExportRow]) -> None:
-        file.write(encoder.encode_lines(rows))
+    def write(rows: Sequence[ExportRow], carried: Any) -> None:
+        if carried is None:
+            file.write(encode_lines(rows))
+            return
+        for row, columns in zip(rows, carried.to_pylist(), strict=True):
+            file.write(b"%b,%b\n" % (encode(row)[:-1], encode(columns)[1:]))
 
     return write
 
 
-def _csv_sink(file: IO[bytes], kind: type[ExportRow]) -> Sink:
+def _csv_sink(file: IO[bytes], kind: type[ExportRow], names: Sequence[str]) -> Sink:
+    encode = msgspec.json.Encoder(enc_hook=str).encode
 
-    def write(rows: Sequence[Sequence[object]]) -> None:
+    def put(records: Sequence[Sequence[object]]) -> None:
         text = io.StringIO(newline="")
-        csv.writer(text, lineterminator="\r\n").writerows(rows)  # RFC 4180
+        csv.writer(text, lineterminator="\r\n").writerows(records)  # RFC 4180
         file.write(text.getvalue().encode())
 
-    def values(row: ExportRow) -> tuple[object, ...]:
-        cells = msgspec.structs.astuple(row)
-        return tuple(
-            msgspec.json.encode(cell).decode() if isinstance(cell, list) else cell for cell in cells
+    def cell(value: object) -> object:
+        plain = value is None or isinstance(value, str | int | float)
+        return value if plain else encode(value).decode().strip('"')
+
+    def write(rows: Sequence[ExportRow], carried: Any) -> None:
+        brought = (
+            [()] * len(rows)
+            if carried is None
+            else zip(*map(_values, carried.columns), strict=True)
+        )
+        put(
+            [
+                [*map(cell, msgspec.structs.astuple(row)), *map(cell, columns)]
+                for row, columns in zip(rows, brought, strict=True)
+            ]
         )
 
-    write([kind.__struct_fields__])
-    return lambda rows: write([values(row) for row in rows])
+    put([[*kind.__struct_fields__, *names]])
+    return write
+
+
+def _values(column: Any) -> list[object]:
+    return column.to_pylist()

@@ -52,6 +52,7 @@ class SourceRow(msgspec.Struct, frozen=True, omit_defaults=True):
         error: Why the row cannot be answered, known already where it is read.
         encoding: How its sender wants the vector: `base64`; numbers when empty.
         fault: As in `OutputRow`, of a row with an error.
+        columns: What it brings along into the results, by name; see `results.columns`.
     """
 
     prompt: Prompt
@@ -62,6 +63,7 @@ class SourceRow(msgspec.Struct, frozen=True, omit_defaults=True):
     error: str | None = None
     encoding: str = ""
     fault: str = ""
+    columns: dict[str, Any] | None = None
 
 
 class InputRow(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -19,6 +19,7 @@ from .data import (
     GraphTemplateData as GraphTemplateData,
     InferenceData as InferenceData,
     ListData as ListData,
+    MessageTemplate as MessageTemplate,
     OnUpstreamError as OnUpstreamError,
     OpenaiBatchData as OpenaiBatchData,
     TemplateColumn as TemplateColumn,
@@ -93,7 +94,9 @@ from .output import (
     artifact_name as artifact_name,
 )
 from .placeholders import (
+    COLUMN_PREFIX as COLUMN_PREFIX,
     UPSTREAM_VALUES as UPSTREAM_VALUES,
+    PlaceholderText as PlaceholderText,
     literal as literal,
     parse_placeholders as parse_placeholders,
 )

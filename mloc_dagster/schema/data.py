@@ -93,6 +93,16 @@ class ChatMessage(Block):
     """What is said: text, or parts of text and images in OpenAI's form."""
 
 
+class MessageTemplate(Block):
+    """One message of the chat that each row of a dataset becomes."""
+
+    role: Literal["system", "user", "assistant", "tool"]
+    """Who speaks."""
+
+    content: str
+    """What is said; columns stand in it as `{question}`."""
+
+
 class ListData(Block):
     """Rows written into the template."""
 
@@ -127,6 +137,19 @@ class DatasetData(Block):
     """The column with the prompt. It may be left out where there is one column, or where one of
     them, and no more, is called `prompt`, `question`, `text`, `input` or `messages`."""
 
+    prompt: str | None = None
+    """The prompt, made of several columns: `"{question}\\n\\nContext: {context}"`."""
+
+    messages: tuple[MessageTemplate, ...] = ()
+    """The prompt as chat messages made of columns; `image_columns` go into the first user's."""
+
+    keep: Literal["all"] | tuple[str, ...] | Literal[False] = "all"
+    """Columns that rows bring along into the results: `all` but those of bytes, or these, or
+    `false` for none."""
+
+    id_column: str | None = None
+    """The column that names a row; the results have it as `id`."""
+
     image_columns: tuple[str, ...] = ()
     """Columns with images: paths, URLs, data URIs, or lists of these; put before the text."""
 
@@ -138,6 +161,13 @@ class DatasetData(Block):
 
     buffer_size: int | None = Field(default=None, ge=1)
     """Shuffle within a moving window of so many rows; without it the whole input is shuffled."""
+
+    @model_validator(mode="after")
+    def _one_prompt(self) -> DatasetData:
+        given = [name for name in ("column", "prompt", "messages") if getattr(self, name)]
+        if len(given) > 1:
+            raise ValueError(f"give one of column, prompt and messages; got {' and '.join(given)}")
+        return self
 
 
 class OpenaiBatchData(Block):
@@ -224,7 +254,8 @@ class UpstreamData(Block):
     """The stage or node whose rows to take."""
 
     text: str = "{prompt}\n\n{output}"
-    """The new prompt; `{prompt}` and `{output}` are the upstream row's."""
+    """The new prompt; `{prompt}` and `{output}` are the upstream row's, and `{columns.NAME}` a
+    column that it brought along."""
 
     on_upstream_error: OnUpstreamError = "skip"
     """What becomes of a row that failed upstream: `skip` it, so that it ends with that error and

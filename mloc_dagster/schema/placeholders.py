@@ -9,7 +9,10 @@ from dataclasses import dataclass
 from mloc_dagster.errors import DataError, nearest_hint
 
 UPSTREAM_VALUES = ("prompt", "output")
-"""What the text of `UpstreamData` may hold."""
+"""What the text of `UpstreamData` may hold, beside columns."""
+
+COLUMN_PREFIX = "columns."
+"""Stands before the name of a column that an upstream row brought along."""
 
 _TOKEN = re.compile(r"\{\{|\}\}|\{(?P<name>[^{}]*)\}|[{}]")
 
@@ -34,8 +37,15 @@ class PlaceholderText:
         return "".join(pieces)
 
 
-def parse_placeholders(text: str, known: Iterable[str]) -> PlaceholderText:
+def parse_placeholders(
+    text: str, known: Iterable[str], open_prefix: str | None = None
+) -> PlaceholderText:
     """Reads a text whose placeholders must all be known.
+
+    Args:
+        text: The text.
+        known: What it may hold.
+        open_prefix: Names that begin with it are known as well; with `""` every name is.
 
     Raises:
         DataError: If a placeholder is unknown, or a brace has no partner.
@@ -57,7 +67,7 @@ def parse_placeholders(text: str, known: Iterable[str]) -> PlaceholderText:
                 f"the template text has a single {token!r} at character {match.start()}; "
                 f"write {token * 2!r} for a brace"
             )
-        if name not in known:
+        if name not in known and not (open_prefix is not None and name.startswith(open_prefix)):
             raise DataError(
                 f"the template text has no value for {token!r}{nearest_hint(name, known)}; "
                 f"labels: {', '.join(known)}; write '{{{{' and '}}}}' for braces"

@@ -28,6 +28,9 @@ class ResultItem(Block):
     embedding: tuple[float, ...] | None = None
     """The vector, of an embedding task."""
 
+    columns: Mapping[str, JsonValue] | None = None
+    """What the row brought along from its source, by column."""
+
 
 class ReusedRows(Block):
     """Rows that were not computed."""

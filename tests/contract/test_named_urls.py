@@ -50,7 +50,7 @@ class Entry:
 
 
 def read_dataset(url: str) -> object:
-    return list(dataset_rows(DatasetData(type="dataset", url=url)))
+    return [row.prompt for row in dataset_rows(DatasetData(type="dataset", url=url)).rows]
 
 
 def read_training_rows(url: str) -> object:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import shutil
 from pathlib import Path
 
 import dagster as dg
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
@@ -84,6 +87,56 @@ def test_a_diamond_hands_rows_on_and_shows_them_as_lineage(instance: dg.DagsterI
     assert parents("both_responses") == {"diamond/left_export", "diamond/right_export"}
     assert parents("left_responses") == {"diamond/source_export"}
     assert parents("left_export") == {"diamond/left_responses"}
+
+
+QUESTIONS = """
+taskType: echo
+parallel: {max_shards: 2}
+output: {formats: [json, parquet, jsonl, csv]}
+stages:
+  - name: ask
+    spec:
+      data:
+        type: dataset
+        url: %s
+        messages: [{role: system, content: "Level {level}"}, {role: user, content: "{question}?"}]
+        keep: [answer, level]
+        id_column: key
+  - name: judge
+    spec:
+      data: {type: upstream, node: ask, text: "{output} should be {columns.answer}"}
+"""
+
+
+def test_rows_bring_their_columns_along_into_every_file_and_stage(
+    instance: dg.DagsterInstance, tmp_path: Path
+) -> None:
+    questions = [("a", "one", 1, "I"), ("b", "two", 2, None), ("c", "three", 3, 'say "III", twice')]
+    names = ("key", "question", "level", "answer")
+    table = pa.table(dict(zip(names, zip(*questions, strict=True), strict=True)))
+    pq.write_table(table, tmp_path / "q.parquet")
+    outcome = run_template(template("columns", QUESTIONS % (tmp_path / "q.parquet")), instance)
+    assert outcome.succeeded, outcome.failures
+    brought = [{"answer": a, "level": n, "id": key} for key, _, n, a in questions]
+    for task, output in zip(
+        outcome.tasks, ("{question}?", "{question}? should be {answer}"), strict=True
+    ):
+        outputs = [
+            output.format(question=q, answer="" if a is None else a) for _, q, _, a in questions
+        ]
+        folder = open_store().task(task.task_id)
+        items = json.loads(folder.read_bytes("responses.json"))["result"]["items"]
+        assert [each["output"] for each in items] == outputs
+        assert [each["columns"] for each in items] == brought
+        shown = pq.read_table(tmp_path / "results" / task.task_id / "responses.parquet")
+        assert shown.select(["answer", "level", "id"]).to_pylist() == brought
+        assert shown.schema.field("level").type == pa.int64()
+        lines = folder.read_bytes("responses.jsonl").decode().splitlines()
+        assert [{k: json.loads(line)[k] for k in brought[0]} for line in lines] == brought
+        rows = csv.DictReader(io.StringIO(folder.read_bytes("responses.csv").decode(), newline=""))
+        assert [(row["id"], row["answer"], row["level"]) for row in rows] == [
+            (key, a or "", str(n)) for key, _, n, a in questions
+        ]
 
 
 def test_a_shard_at_work_is_heard_of_in_the_runs_log(

@@ -128,3 +128,33 @@ def test_a_list_of_no_messages_is_no_row() -> None:
     rows = "  data: {type: list, items: [a, []]}\n"
     (error,) = errors("  taskType: echo\n" + rows, model="")
     assert "spec.data.items[1]: an empty list of chat messages" in error
+
+
+def test_prompts_of_several_columns_are_read_before_anything_runs() -> None:
+    data = "{type: dataset, url: acme/x, messages: [{role: user, content: 'json {'}]}"
+    (error,) = errors(f"  data: {data}\n")
+    assert error.startswith("t.yaml:6:71: spec.data.messages[0].content: ")
+    assert "a single '{' at character 5; write '{{' for a brace" in error
+    (error,) = errors("  data: {type: dataset, url: acme/x, prompt: 'x}'}\n")
+    assert "a single '}' at character 1" in error
+    both = "{type: dataset, url: acme/x, prompt: '{question}', column: question}"
+    (error,) = errors(f"  data: {both}\n")
+    assert "give one of column, prompt and messages; got column and prompt" in error
+    assert compiled("  data: {type: dataset, url: acme/x, prompt: '{any column} {{'}\n")
+
+
+def test_columns_of_rows_before_stand_in_a_text_and_others_do_not() -> None:
+    rows = "{type: upstream, node: draft, text: '{prompt} {%s}'}"
+    assert compiled(STAGES % (rows % "columns.answer"))
+    (error,) = errors(STAGES % (rows % "answer"))
+    assert "has no value for '{answer}'" in error
+
+
+def test_what_comes_from_a_result_is_no_placeholder_of_a_prompt() -> None:
+    data = "{type: dataset, url: q.jsonl, %s: %s}"
+    text = "'{question} ${draft.result.items[0].output}'"
+    for field, value in (("prompt", text), ("messages", f"[{{role: user, content: {text}}}]")):
+        task = compiled(STAGES % (data % (field, value))).tasks[-1]
+        resolved = resolve_task(task, lambda reference: "{x}").spec.data  # type: ignore[attr-defined]
+        filled = resolved.prompt or resolved.messages[0].content
+        assert filled == "{question} {{x}}"

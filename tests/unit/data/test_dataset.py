@@ -21,7 +21,7 @@ def letters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def rows_of(**block: object) -> list[Prompt]:
-    _, rows = open_rows(DatasetData.model_validate({"type": "dataset", **block}), {})
+    _, rows, _ = open_rows(DatasetData.model_validate({"type": "dataset", **block}), {})
     return [row.prompt for row in rows]
 
 
@@ -92,7 +92,7 @@ def test_the_origin_is_told_in_words(letters: Path) -> None:
 
 def test_lists_hold_text_and_chats() -> None:
     chat = (ChatMessage(role="user", content="Hi"),)
-    source, rows = open_rows(ListData(type="list", items=("a", chat)), {})
+    source, rows, _ = open_rows(ListData(type="list", items=("a", chat)), {})
     assert (source, [row.prompt for row in rows]) == ("list of 2", ["a", [Message("user", "Hi")]])
 
 

@@ -16,6 +16,7 @@ from mloc_dagster.data import json_stream
 from mloc_dagster.data.files import FileTable
 from mloc_dagster.errors import DataError, MissingExtraError, TransientError
 from mloc_dagster.results import Message, Prompt
+from tests.unit.data.tables import prompts
 
 ROWS: list[dict[str, object]] = [
     {"id": number, "question": f"Fråga {number}, “so”?\nOn two lines"} for number in range(5)
@@ -54,7 +55,7 @@ def write_parquet(path: Path, rows: list[dict[str, object]]) -> None:
 
 
 def read(url: object, column: str | None = None, split: str = "train") -> list[Prompt]:
-    return list(FileTable(str(url)).prompts(split, column))
+    return list(prompts(FileTable(str(url)), split, column))
 
 
 @pytest.mark.parametrize(
@@ -152,7 +153,7 @@ def test_a_first_line_of_nothing_but_a_mark_shifts_no_row(tmp_path: Path, name: 
     (tmp_path / "plain" / name).write_bytes(b"\n" + content)
     (tmp_path / "marked" / name).write_bytes(b"\xef\xbb\xbf\n" + content)
     plain, marked = (FileTable(str(tmp_path / each / name)) for each in ("plain", "marked"))
-    assert list(marked.prompts("train", None)) == list(plain.prompts("train", None))
+    assert list(prompts(marked, "train", None)) == list(prompts(plain, "train", None))
     assert marked.count("train") == plain.count("train") == len(list(marked.records("train")))
 
 
@@ -160,7 +161,7 @@ def test_a_file_of_nothing_but_a_mark_has_no_rows(tmp_path: Path) -> None:
     for name in ("q.jsonl", "q.json", "q.csv", "q.txt"):
         (tmp_path / name).write_bytes(b"\xef\xbb\xbf")
         table = FileTable(str(tmp_path / name))
-        assert (list(table.prompts("train", None)), table.count("train")) == ([], 0)
+        assert (list(prompts(table, "train", None)), table.count("train")) == ([], 0)
 
 
 def test_two_columns_of_one_name_are_refused_where_one_is_read(tmp_path: Path) -> None:
@@ -169,7 +170,7 @@ def test_two_columns_of_one_name_are_refused_where_one_is_read(tmp_path: Path) -
     assert read(path, "prompt") == ["a"]
     table = FileTable(str(path))
     assert list(table.records("train", ["prompt"])) == [{"prompt": "a"}]
-    for rows in (table.records("train"), table.prompts("train", "note")):
+    for rows in (table.records("train"), prompts(table, "train", "note")):
         with pytest.raises(DataError, match=r"q\.csv:1: 2 columns are called 'note'"):
             list(rows)
 
@@ -346,12 +347,12 @@ def test_storage_that_fails_while_it_is_read(
 
     monkeypatch.setattr(fsspec.get_filesystem_class("file"), "open", lose)
     with pytest.raises(TransientError, match=r"q\.jsonl: cannot be read: lost"):
-        list(table.prompts("train", "id"))
+        list(prompts(table, "train", "id"))
 
 
 def test_an_abandoned_read_closes_its_file(tmp_path: Path) -> None:
     write_csv(tmp_path / "q.csv", ROWS)
-    rows = FileTable(str(tmp_path / "q.csv")).prompts("train", "question")
+    rows = prompts(FileTable(str(tmp_path / "q.csv")), "train", "question")
     assert next(rows) == QUESTIONS[0]
     rows.close()  # type: ignore[attr-defined]
 

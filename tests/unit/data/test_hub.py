@@ -12,6 +12,7 @@ from mloc_dagster.net import LOCAL, Reach
 from mloc_dagster.results import Message
 from mloc_dagster.schema import DatasetData
 from mloc_dagster.settings import settings
+from tests.unit.data.tables import prompts
 
 datasets = pytest.importorskip("datasets")
 
@@ -68,15 +69,15 @@ def test_rows_splits_and_counts(repository: str, *, streaming: bool) -> None:
     table = HubTable(repository, "main", streaming=streaming)
     assert table.splits == ("train", "test")
     assert table.count("train") == 25
-    assert list(table.prompts("test", "question"))[:2] == ["test 0", "test 1"]
-    assert next(table.prompts("test", None)) == "test 0"
-    assert next(table.prompts("test", "answer")) == "0"
+    assert list(prompts(table, "test", "question"))[:2] == ["test 0", "test 1"]
+    assert next(prompts(table, "test", None)) == "test 0"
+    assert next(prompts(table, "test", "answer")) == "0"
 
 
 @pytest.mark.parametrize("streaming", [True, False])
 def test_chats(repository: str, *, streaming: bool) -> None:
     table = HubTable(repository, "chats", streaming=streaming)
-    assert list(table.prompts("train", None)) == [[Message("user", "Hi")]]
+    assert list(prompts(table, "train", None)) == [[Message("user", "Hi")]]
 
 
 @pytest.mark.parametrize(
@@ -91,7 +92,7 @@ def test_a_hub_id_with_split_arithmetic_streams(
     on_hub: list[bool], split: str, expected: list[str]
 ) -> None:
     data = DatasetData(type="dataset", url="owner/questions", name="main", split=split)
-    source, rows = open_rows(data, {})
+    source, rows, _ = open_rows(data, {})
     assert [row.prompt for row in rows] == expected
     assert source == f"owner/questions main {split}"
     assert on_hub == [True]
@@ -110,8 +111,8 @@ def test_a_whole_shuffle_downloads_and_gives_the_same_order_as_from_a_file(
         shuffle=True,
         seed=3,
     )
-    rows = list(dataset_rows(hub))
-    assert rows == list(dataset_rows(file))
+    rows = [row.prompt for row in dataset_rows(hub).rows]
+    assert rows == [row.prompt for row in dataset_rows(file).rows]
     assert rows != sorted(rows, key=str)
     assert on_hub == [False]
 
@@ -120,7 +121,7 @@ def test_a_shuffle_within_a_buffer_streams(on_hub: list[bool]) -> None:
     data = DatasetData(
         type="dataset", url="owner/questions", name="main", shuffle=True, buffer_size=5
     )
-    assert len(set(map(str, dataset_rows(data)))) == 25
+    assert len({str(row.prompt) for row in dataset_rows(data).rows}) == 25
     assert on_hub == [True]
 
 
@@ -129,7 +130,7 @@ def test_offline_everything_comes_from_the_cache(
 ) -> None:
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     data = DatasetData(type="dataset", url="owner/questions", name="main")
-    assert len(list(dataset_rows(data))) == 25
+    assert len([row.prompt for row in dataset_rows(data).rows]) == 25
     assert on_hub == [False]
 
 
@@ -139,7 +140,7 @@ def test_unknown_names_list_those_that_exist(repository: str) -> None:
     with pytest.raises(DataError, match=r"choose one with data\.name: main, chats"):
         HubTable(repository, streaming=True)
     with pytest.raises(DataError, match=r"no column 'questoin'; did you mean 'question'"):
-        next(HubTable(repository, "main", streaming=True).prompts("test", "questoin"))
+        next(prompts(HubTable(repository, "main", streaming=True), "test", "questoin"))
 
 
 @pytest.mark.usefixtures("on_hub")
@@ -156,7 +157,7 @@ def test_a_broken_file_of_the_dataset_is_the_users_to_mend(
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "train.jsonl").write_text('{"text": \n{"tex')
     with pytest.raises(DataError, match=r"dataset '.*broken' cannot be read"):
-        list(HubTable(str(tmp_path / "broken"), streaming=streaming).prompts("train", "text"))
+        list(prompts(HubTable(str(tmp_path / "broken"), streaming=streaming), "train", "text"))
 
 
 @pytest.mark.parametrize(
@@ -209,4 +210,4 @@ def test_a_card_leads_nobody_to_a_link_local_address(repository: str) -> None:
     card.write_text(CARD.replace("main/train.jsonl", "http://169.254.169.254/a.jsonl"))
     for reach in (LOCAL, Reach("api")):
         with reach.applied(), pytest.raises(InputError, match="link-local"):
-            list(HubTable(repository, "main", streaming=True).prompts("train", "question"))
+            list(prompts(HubTable(repository, "main", streaming=True), "train", "question"))

@@ -22,6 +22,7 @@ from mloc_dagster.data.spool import read_input, spool_input
 from mloc_dagster.errors import DataError
 from mloc_dagster.results import Folder, Message, Prompt, SourceRow, open_store
 from mloc_dagster.schema import DatasetData
+from tests.unit.data.tables import prompts
 
 
 def encoded(colour: str, form: str = "PNG") -> bytes:
@@ -38,7 +39,7 @@ def rows_of(path: Path | str, images: tuple[str, ...] = ("image",), **more: obje
     data = DatasetData.model_validate(
         {"type": "dataset", "url": str(path), "image_columns": images, **more}
     )
-    return list(dataset_rows(data))
+    return [row.prompt for row in dataset_rows(data).rows]
 
 
 def shown(prompt: Prompt) -> tuple[list[str], list[str]]:
@@ -166,7 +167,7 @@ def test_a_hub_data_set_with_decoded_images(tmp_path: Path, *, streaming: bool) 
     ).to_parquet(tmp_path / "train.parquet")
 
     table = HubTable(str(tmp_path), streaming=streaming)
-    (prompt,) = table.prompts("train", "question", ["image", "images"])
+    (prompt,) = prompts(table, "train", "question", ["image", "images"])
     assert shown(prompt) == ([data_uri(picture)] * 3, ["?"])
 
 

@@ -274,7 +274,7 @@ def test_a_damaged_file_is_told_in_one_message(
 def test_a_template_reads_compressed_files(tmp_path: Path) -> None:
     path = tmp_path / "batch.jsonl.gz"
     path.write_bytes(gzip.compress(json.dumps(request()).encode()))
-    source, rows = open_rows(OpenaiBatchData(type="openai_batch", url=str(path)), {})
+    source, rows, _ = open_rows(OpenaiBatchData(type="openai_batch", url=str(path)), {})
     assert source == f"{path}, 1 requests"
     assert [row.custom_id for row in rows] == ["a"]
 

@@ -9,6 +9,7 @@ from pydantic import TypeAdapter
 
 from mloc_dagster.compile import parse_expression
 from mloc_dagster.data.rows import lookup_reference, open_rows, upstream_rows
+from mloc_dagster.data.spool import spool_input
 from mloc_dagster.errors import DataError, UnknownNameError
 from mloc_dagster.planning import cut_shards
 from mloc_dagster.results import (
@@ -21,7 +22,7 @@ from mloc_dagster.results import (
     SourceRow,
     open_store,
 )
-from mloc_dagster.schema import GraphTemplateData, InferenceData, UpstreamData
+from mloc_dagster.schema import DatasetData, GraphTemplateData, InferenceData, UpstreamData
 
 CHAT = [Message("system", "s"), Message("user", "first"), Message("assistant", "a")]
 CHAT += [Message("user", "last")]
@@ -113,6 +114,53 @@ def test_through_any_number_of_stages_the_first_cause_is_told(tmp_path: Path) ->
     folder = finish(open_store(str(tmp_path)).task("b"), [row])
     (again,) = upstream_rows(UpstreamData(type="upstream", node="b"), {"b": folder})
     assert (again.error, again.fault) == (error, UPSTREAM_FAULT)
+
+
+CARRIED = [
+    {"answer": "4", "n": 1, "tags": ["x"]},
+    {"answer": "5", "n": 2, "tags": None},
+]
+
+
+@pytest.fixture
+def asked(folders: Mapping[str, Folder], tmp_path: Path) -> dict[str, Folder]:
+    """The nodes, and `asked`: two rows with columns."""
+    rows = (SourceRow(f"q{n}", columns=each) for n, each in enumerate(CARRIED))
+    lines = tmp_path / "rows.jsonl"
+    texts = (json.dumps({"question": row.prompt, **(row.columns or {})}) for row in rows)
+    lines.write_text("\n".join(texts))
+    folder = open_store(str(tmp_path)).task("asked")
+    data = DatasetData(type="dataset", url=str(lines))
+    plan = spool_input("t", data, folder, max_shards=1, seed=0, upstream={})
+    assert plan.columns is not None
+    assert plan.columns.names == ("question", "answer", "n", "tags")
+    return {**folders, "asked": finish(folder, [OutputRow(n, f"q{n}", f"O{n}") for n in (0, 1)])}
+
+
+def test_columns_of_upstream_rows_stand_in_texts_and_go_on(asked: Mapping[str, Folder]) -> None:
+    text = "{prompt} {output} {columns.answer} {columns.n} {columns.tags}"
+    data = UpstreamData(type="upstream", node="asked", text=text)
+    rows = list(open_rows(data, asked).rows)
+    assert [row.prompt for row in rows] == ['q0 O0 4 1 ["x"]', "q1 O1 5 2 "]
+    assert [{**row.columns} for row in rows if row.columns] == [
+        {"question": f"q{n}", **each} for n, each in enumerate(CARRIED)
+    ]
+    assert graph(
+        asked,
+        text="{o}: {a}; {first}",
+        columns=columns(
+            o="asked.result.items[*].output",
+            a="asked.result.items[*].columns.answer",
+            first="asked.result.items[0].columns.n",
+        ),
+    ) == ["O0: 4; 1", "O1: 5; 1"]
+    reference = parse_expression("asked.result.items[*].columns.tags")
+    assert lookup_reference(reference, asked) == [["x"], None]
+    reference = parse_expression("asked.result.items[1].columns.anwser")
+    with pytest.raises(DataError, match=r"no 'anwser'; known: question, answer, n, tags"):
+        lookup_reference(reference, asked)
+    with pytest.raises(DataError, match=r"'\{columns.anwser\}'; did you mean 'columns.answer'"):
+        upstream(asked, node="asked", text="{columns.anwser}")
 
 
 def test_upstream_errors_name_what_there_is(folders: Mapping[str, Folder]) -> None:

@@ -46,7 +46,7 @@ def fetch(request: pytest.FixtureRequest, tmp_path: Path) -> Fetch:
     """Fetches a URL as a worker does for one of the fields that may hold one."""
 
     def data(url: str) -> object:
-        return list(dataset_rows(DatasetData(type="dataset", url=url)))
+        return [row.prompt for row in dataset_rows(DatasetData(type="dataset", url=url)).rows]
 
     def adapter(url: str) -> object:
         with adapter_folder(Adapter(url=url)) as folder:
@@ -121,12 +121,12 @@ def test_a_folder_of_data_with_a_link_out_of_it_is_refused(
     for url in (str(tmp_path / "open"), f"{tmp_path}/open/*.txt"):
         data = DatasetData(type="dataset", url=url)
         with Reach("api").applied():
-            assert list(dataset_rows(data)) == ["a row"]
+            assert [row.prompt for row in dataset_rows(data).rows] == ["a row"]
     (tmp_path / "open" / "b.txt").symlink_to(tmp_path / "secret.txt")
     for url in (str(tmp_path / "open"), f"{tmp_path}/open/*.txt"):
         data = DatasetData(type="dataset", url=url)
         with Reach("api").applied(), pytest.raises(MlocError, match="MLOC_API_DATA_ROOTS"):
-            list(dataset_rows(data))
+            [row.prompt for row in dataset_rows(data).rows]
 
 
 def an_adapter(folder: Path, weights: str, settings_of_peft: bytes = b"{}") -> Adapter:

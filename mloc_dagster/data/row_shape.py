@@ -1,0 +1,298 @@
+"""What a `dataset` block makes of each row of its source: a prompt, and columns that it keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import msgspec
+
+from mloc_dagster.data.formats import Row, choose_column, holds_bytes, to_prompt
+from mloc_dagster.data.images import Resolve, cell_images, with_images
+from mloc_dagster.errors import DataError
+from mloc_dagster.results import RESERVED_COLUMNS, Message, Prompt, SourceRow
+from mloc_dagster.schema import (
+    DatasetData,
+    PlaceholderText,
+    known_names,
+    parse_placeholders,
+)
+
+ID_COLUMN = "id"
+"""What `id_column` is called in the results."""
+
+
+@dataclass(frozen=True, slots=True)
+class ImageReferences:
+    """Stands in a kept column of images until it is known where these lie.
+
+    Attributes:
+        count: How many of the row's images are the column's.
+    """
+
+    count: int
+
+
+class RowShape:
+    """How the rows of a `dataset` block are made, whatever they come from.
+
+    Args:
+        data: The block.
+    """
+
+    def __init__(self, data: DatasetData) -> None:
+        self._data = data
+
+    def of(self, columns: Sequence[str], where: str, heavy: Collection[str] = ()) -> RowBuilder:
+        """Returns what makes the rows of one file or split.
+
+        Args:
+            columns: The columns that it has.
+            where: What it is called, for messages.
+            heavy: Columns of bytes, which are kept only if they are named.
+
+        Raises:
+            DataError: If the block names a column that is not there, or none where it must.
+        """
+        data = self._data
+        _check_there(data.image_columns, columns, where, "image_columns", " of images")
+        others = [each for each in columns if each not in data.image_columns]
+        prompt = self._prompt(others, where)
+        if data.id_column is not None:
+            _check_there((data.id_column,), columns, where, "id_column")
+        if data.keep == "all":
+            light = [each for each in columns if each not in heavy or each in data.image_columns]
+            kept = [
+                each for each in light if columns.count(each) == 1
+            ]  # CSV may have two of a name
+            # A row that is its prompt brings nothing else along.
+            if set(kept) <= {prompt.only_column}:
+                kept = []
+        else:
+            kept = list(data.keep or ())
+            _check_there(kept, columns, where, "keep")
+        return RowBuilder(data, prompt, tuple(kept))
+
+    def types(self, schema: Any, where: str) -> Mapping[str, Any]:
+        """Returns the Arrow types of the columns that rows keep, of those that the source knows.
+
+        Args:
+            schema: The Arrow schema of the source; None if it has none.
+            where: What it is called, for messages.
+        """
+        if schema is None:
+            return {}
+        heavy = [each.name for each in schema if holds_bytes(each.type)]
+        shown = self.of(schema.names, where, heavy).shown
+        return {
+            name: schema.field(source).type
+            for name, source in shown.items()
+            if source not in self._data.image_columns
+        }
+
+    def _prompt(self, columns: Sequence[str], where: str) -> _PromptMaker:
+        data = self._data
+        try:
+            if data.prompt is not None:
+                return _FromText(parse_placeholders(data.prompt, columns))
+            if data.messages:
+                return _FromMessages(
+                    [
+                        (each.role, parse_placeholders(each.content, columns))
+                        for each in data.messages
+                    ]
+                )
+        except DataError as error:
+            field = "prompt" if data.prompt is not None else "messages"
+            raise DataError(f"{where}: data.{field}: {error}", field) from None
+        if columns or data.column:
+            return _FromColumn(choose_column(data.column, columns, where))
+        return _Nothing()  # only images: the question is the system prompt's
+
+
+class RowBuilder:
+    """Makes the rows of one file or split.
+
+    Attributes:
+        needed: The columns that are read.
+        shown: The source's column for each that a row keeps.
+
+    Args:
+        data: The block.
+        prompt: Makes the prompt.
+        kept: Columns that rows bring along.
+    """
+
+    def __init__(self, data: DatasetData, prompt: _PromptMaker, kept: tuple[str, ...]) -> None:
+        self._prompt = prompt
+        self._images = data.image_columns
+        self._id = data.id_column
+        self._names = _names(kept, self._id)
+        identity = [] if self._id is None else [self._id]
+        self.needed = tuple(dict.fromkeys([*prompt.columns, *self._images, *kept, *identity]))
+        self.shown = {shown: name for name, shown in self._names.items()}
+        if self._id is not None:
+            self.shown[ID_COLUMN] = self._id
+        plain = not self._images and self._id is None
+        self._as_it_is = plain and set(self.needed) == set(kept) == set(self._names.values())
+
+    def __call__(self, row: Row, resolve: Resolve) -> SourceRow:
+        """Returns what a row becomes.
+
+        Args:
+            row: Values by column.
+            resolve: Makes paths of images good everywhere.
+
+        Raises:
+            ValueError: If a column is missing, or holds what it cannot.
+        """
+        prompt = self._prompt(row)
+        if not self._names and not self._images and self._id is None:
+            return SourceRow(prompt)
+        if self._as_it_is:
+            return SourceRow(prompt, columns=row)
+        columns: dict[str, object] = {}
+        images: list[str] = []
+        for name in self._images:
+            try:
+                found = cell_images(_cell(row, name), resolve)
+            except ValueError as error:
+                raise ValueError(f"column {name!r}: {error}") from None
+            images += found
+            columns[name] = ImageReferences(len(found))
+        prompt = with_images(prompt, images)
+        values = {**row, **columns}
+        kept = {shown: values.get(name) for name, shown in self._names.items()}
+        if self._id is not None:
+            kept[ID_COLUMN] = _cell(row, self._id)
+        return SourceRow(prompt, columns=kept or None)
+
+
+def _names(kept: Sequence[str], identity: str | None) -> dict[str, str]:
+    """Returns what kept columns are called in the results, where others have names as well."""
+    taken = {*RESERVED_COLUMNS, *({ID_COLUMN} if identity not in (None, ID_COLUMN) else ())}
+    shown: dict[str, str] = {}
+    for name in kept:
+        free = name
+        while free in taken:
+            free = f"input_{free}"
+        taken.add(free)
+        shown[name] = free
+    return shown
+
+
+class _PromptMaker:
+    """Makes the prompt of a row.
+
+    Attributes:
+        columns: What it reads.
+    """
+
+    columns: tuple[str, ...] = ()
+
+    @property
+    def only_column(self) -> str | None:
+        """The column that is the prompt, where one is."""
+        return None
+
+    def __call__(self, row: Row) -> Prompt:
+        """Returns the prompt.
+
+        Raises:
+            ValueError: If a column is missing, or holds what it cannot.
+        """
+        return ""
+
+
+class _Nothing(_PromptMaker):
+    pass
+
+
+class _FromColumn(_PromptMaker):
+    def __init__(self, column: str) -> None:
+        self.columns = (column,)
+        self._column = column
+
+    @property
+    def only_column(self) -> str | None:
+        return self._column
+
+    def __call__(self, row: Row) -> Prompt:
+        cell = _cell(row, self._column)
+        if type(cell) is str:
+            return cell
+        try:
+            return to_prompt(cell)
+        except ValueError as error:
+            raise ValueError(f"column {self._column!r}: {error}") from None
+
+
+class _FromText(_PromptMaker):
+    def __init__(self, text: PlaceholderText) -> None:
+        self._text = text
+        self.columns = tuple(dict.fromkeys(text.names))
+
+    def __call__(self, row: Row) -> Prompt:
+        return self._text.render({name: written(row, name) for name in self.columns})
+
+
+class _FromMessages(_PromptMaker):
+    def __init__(self, messages: Sequence[tuple[str, PlaceholderText]]) -> None:
+        self._messages = messages
+        names = [name for _, text in messages for name in text.names]
+        self.columns = tuple(dict.fromkeys(names))
+
+    def __call__(self, row: Row) -> Prompt:
+        values = {name: written(row, name) for name in self.columns}
+        return [Message(role, text.render(values)) for role, text in self._messages]
+
+
+def _cell(row: Mapping[str, object], name: str) -> object:
+    try:
+        return row[name]
+    except KeyError:
+        raise ValueError(f"no column {name!r}; this row has: {', '.join(row)}") from None
+
+
+def written(row: Mapping[str, object], name: str) -> str:
+    """Returns a cell as it stands within a text: what is no text as JSON.
+
+    Raises:
+        ValueError: If the row has no such column.
+    """
+    cell = _cell(row, name)
+    if isinstance(cell, dict | list):
+        return msgspec.json.encode(cell, enc_hook=str).decode()
+    return str(to_prompt(cell))
+
+
+def _check_there(
+    wanted: Sequence[str], columns: Sequence[str], where: str, field: str, kind: str = ""
+) -> None:
+    for name in wanted:
+        if name not in columns:
+            hint = known_names(name, columns, "columns")
+            raise DataError(f"{where} has no column {name!r}{kind}{hint}", field)
+
+
+def with_references(row: SourceRow) -> Mapping[str, Any]:
+    """Returns a row's columns, with the images of its prompt where their references belong."""
+    columns = row.columns or {}
+    if isinstance(row.prompt, str) or not any(
+        isinstance(value, ImageReferences) for value in columns.values()
+    ):
+        return columns
+    found = _images(row.prompt)
+    return {
+        name: list(islice(found, value.count)) if isinstance(value, ImageReferences) else value
+        for name, value in columns.items()
+    }
+
+
+def _images(messages: Sequence[Message]) -> Iterator[str]:
+    for message in messages:
+        for part in () if isinstance(message.content, str) else message.content:
+            if part.get("type") == "image_url":
+                yield part["image_url"]["url"]

@@ -1,0 +1,246 @@
+"""Columns that rows bring along from their source, typed, beside the spooled input.
+
+They lie in order of index as Arrow IPC files under `input/columns`. Nothing between the plan and
+the export reads them: executors see prompts, and part files hold answers. Each file has the types
+that its own rows had; the plan says which types all have in common, and readers cast to these.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, cast
+from zlib import crc32
+
+import msgspec
+import pyarrow  # pyright: ignore[reportMissingTypeStubs]
+
+from mloc_dagster.planning import CarriedColumns, Chunk
+from mloc_dagster.results.part_files import read_rows
+from mloc_dagster.results.record import damaged, read_plan
+from mloc_dagster.results.rows import OutputRow
+from mloc_dagster.results.store import Folder
+
+_pa: Any = pyarrow  # it has no types
+
+Columns = Mapping[str, object]
+"""What one row brings along, by name."""
+
+COLUMNS_NAME = "input/columns"
+
+_CHUNK_ROWS = 8192
+_CHUNK_BYTES = 16 << 20
+"""A file ends with the row that reaches either bound; one file is held in memory."""
+
+_CELL_BYTES = 16
+"""What a cell without text takes, about."""
+
+
+_UNFIT = (_pa.ArrowException, TypeError, ValueError, OverflowError)
+"""What Arrow raises of values that have no type in common, or not the one asked for."""
+
+
+class ColumnWriter:
+    """Writes the columns of a task's rows.
+
+    Args:
+        folder: The task's folder.
+        types: Arrow types of columns; others have the types of their values.
+    """
+
+    def __init__(self, folder: Folder, types: Mapping[str, Any] = MappingProxyType({})) -> None:
+        self._folder = folder
+        self._types = types
+        self._rows: list[Columns] = []
+        self._size = self._start = self._bare = 0
+        self._chunks: list[Chunk] = []
+        self._common: dict[str, Any] = {}
+
+    def add(self, columns: Columns) -> None:
+        """Takes the next row's columns."""
+        if not columns and not self._rows and not self._chunks:
+            self._bare += 1  # most tasks have rows without columns only, and write nothing
+            return
+        if self._bare:
+            self._rows.extend({} for _ in range(self._bare))
+            self._bare = 0
+        self._rows.append(columns)
+        self._size += sum(
+            len(value) if isinstance(value, str | bytes) else _CELL_BYTES
+            for value in columns.values()
+        )
+        if len(self._rows) >= _CHUNK_ROWS or self._size >= _CHUNK_BYTES:
+            self._write()
+
+    def close(self) -> CarriedColumns | None:
+        """Writes what is left; returns what the plan keeps, None if no row had a column."""
+        self._write()
+        if not self._common:
+            return None
+        schema = _pa.schema([_pa.field(name, kind) for name, kind in self._common.items()])
+        return CarriedColumns(
+            names=tuple(self._common),
+            arrow_schema=base64.b64encode(schema.serialize().to_pybytes()).decode(),
+            chunks=tuple(self._chunks),
+        )
+
+    def _write(self) -> None:
+        if not self._rows:
+            return
+        names = dict.fromkeys(name for row in self._rows for name in row)
+        arrays = {name: self._array(name) for name in names}
+        for name, array in arrays.items():
+            self._common[name] = _common_type(self._common.get(name), array.type)
+        # Rows without any column count, too: a batch without columns would have none.
+        batch = _pa.record_batch(
+            [*arrays.values(), _pa.nulls(len(self._rows))], names=[*arrays, _ROWS]
+        )
+        sink = io.BytesIO()
+        options = _pa.ipc.IpcWriteOptions(compression="lz4")
+        with _pa.ipc.new_file(sink, batch.schema, options=options) as writer:
+            writer.write_batch(batch)
+        data = sink.getvalue()
+        name = f"{COLUMNS_NAME}/{self._start:012d}.arrow"
+        self._folder.write_bytes(name, data)
+        self._chunks.append(
+            Chunk(name=name, start=self._start, rows=len(self._rows), crc32=crc32(data))
+        )
+        self._start += len(self._rows)
+        self._rows, self._size = [], 0
+
+    def _array(self, name: str) -> Any:
+        values = [row.get(name) for row in self._rows]
+        known = self._types.get(name)
+        if known is not None:
+            try:
+                return _pa.array(values, known)
+            except _UNFIT:
+                pass  # another file of the same source has other types
+        try:
+            return _pa.array(values)
+        except _UNFIT:
+            return _pa.array(list(map(_text, values)), _pa.string())
+
+
+_ROWS = "\0rows"
+"""A column that no row can have: it keeps the number of rows."""
+
+
+def _text(value: object) -> str | None:
+    """Returns a value of a column whose values have no type in common."""
+    if value is None or isinstance(value, str):
+        text = value
+    else:
+        text = msgspec.json.encode(value, enc_hook=str).decode()
+    return None if text is None else text.encode("utf-8", "backslashreplace").decode()
+
+
+def _common_type(known: Any, new: Any) -> Any:
+    if known is None or known == new:
+        return new
+    before, after = (_pa.schema([_pa.field("", kind)]) for kind in (known, new))
+    try:
+        return _pa.unify_schemas([before, after], promote_options="permissive").field(0).type
+    except _pa.ArrowException:
+        return _pa.string()
+
+
+class ColumnReader:
+    """Reads the columns of a task's rows in order of index.
+
+    Args:
+        folder: The task's folder.
+        carried: What the plan says of them.
+        start: The first row.
+    """
+
+    def __init__(self, folder: Folder, carried: CarriedColumns, start: int = 0) -> None:
+        self._folder = folder
+        self._carried = carried
+        self.schema = schema_of(carried)
+        self._batches = self._read(start)
+        self._rest: Any = None
+
+    def take(self, rows: int) -> Any:
+        """Returns a table with the columns of the next rows.
+
+        Raises:
+            DamagedFileError: If a file is not what was written, or there are fewer rows.
+        """
+        found: list[Any] = []
+        while rows:
+            if self._rest is None or not self._rest.num_rows:
+                self._rest = next(self._batches, None)
+                if self._rest is None:
+                    raise damaged(self._folder, COLUMNS_NAME, "rows are missing at its end")
+            some = self._rest.slice(0, rows)
+            self._rest = self._rest.slice(some.num_rows)
+            found.append(some)
+            rows -= some.num_rows
+        return _pa.concat_tables(found) if found else self.schema.empty_table()
+
+    def _read(self, start: int) -> Iterator[Any]:
+        for chunk in self._carried.chunks:
+            if chunk.start + chunk.rows > start:
+                yield self._table(chunk).slice(max(start - chunk.start, 0))
+
+    def _table(self, chunk: Chunk) -> Any:
+        data = self._folder.read_bytes(chunk.name)
+        if crc32(data) != chunk.crc32:
+            raise damaged(self._folder, chunk.name, "its checksum is another one")
+        table = _pa.ipc.open_file(data).read_all()
+        columns = [_cast(table, field) for field in self.schema]
+        return _pa.table(columns, schema=self.schema)
+
+
+def carried_columns(folder: Folder) -> CarriedColumns | None:
+    """Returns what the rows of a planned task brought along; None if that is nothing."""
+    plan = read_plan(folder)
+    return None if plan is None else plan.columns
+
+
+def schema_of(carried: CarriedColumns) -> Any:
+    """Returns the Arrow schema that all rows have in common."""
+    return _pa.ipc.read_schema(_pa.py_buffer(base64.b64decode(carried.arrow_schema)))
+
+
+def _cast(table: Any, field: Any) -> Any:
+    if field.name not in table.column_names:
+        return _pa.nulls(table.num_rows, field.type)
+    column = table.column(field.name)
+    if column.type == field.type:
+        return column
+    if field.type == _pa.string() and not _pa.types.is_null(column.type):
+        return _pa.array(list(map(_text, column.to_pylist())), field.type)
+    try:
+        return column.cast(field.type)
+    except _pa.ArrowException:  # Arrow casts no structs that have got fields
+        return _pa.array(column.to_pylist(), field.type)
+
+
+def read_columns(
+    folder: Folder, carried: CarriedColumns, start: int = 0, batch_rows: int = 1024
+) -> Iterator[dict[str, object]]:
+    """Yields the columns of each row from `start` on, as Python objects."""
+    stop = carried.chunks[-1].start + carried.chunks[-1].rows
+    reader = ColumnReader(folder, carried, start)
+    while start < stop:
+        rows = min(batch_rows, stop - start)
+        yield from cast("Sequence[dict[str, object]]", reader.take(rows).to_pylist())
+        start += rows
+
+
+def rows_with_columns(
+    folder: Folder, start: int = 0, stop: int | None = None
+) -> Iterator[tuple[OutputRow, dict[str, object]]]:
+    """Yields the finished rows of a task from `start` to before `stop`, each with its columns."""
+    carried = carried_columns(folder)
+    rows = read_rows(folder, start, stop)
+    if carried is None:
+        yield from ((row, {}) for row in rows)
+        return
+    every = enumerate(read_columns(folder, carried, start), start)
+    for row in rows:
+        yield row, next(columns for index, columns in every if index == row.index)

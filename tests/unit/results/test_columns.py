@@ -1,0 +1,143 @@
+"""What rows bring along is there again, typed, whatever the files of it were cut into."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from datetime import UTC, date, datetime
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings, strategies as st
+
+from mloc_dagster.errors import DamagedFileError
+from mloc_dagster.planning import CarriedColumns
+from mloc_dagster.results import Folder, columns, open_store
+from mloc_dagster.results.columns import ColumnReader, ColumnWriter, read_columns, schema_of
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Folder:
+    return open_store(str(tmp_path)).task("t")
+
+
+def written(
+    folder: Folder, rows: Iterable[Mapping[str, object]], types: Mapping[str, Any] | None = None
+) -> CarriedColumns:
+    writer = ColumnWriter(folder, types or {})
+    for row in rows:
+        writer.add(row)
+    carried = writer.close()
+    assert carried is not None
+    return carried
+
+
+def test_types_of_the_source_are_kept(folder: Folder) -> None:
+    row = {
+        "when": datetime(2026, 3, 1, tzinfo=UTC),
+        "day": date(2026, 3, 1),
+        "price": Decimal("1.50"),
+        "count": 3,
+        "tags": ["a", None],
+        "nested": {"x": [1, 2], "y": None},
+        "nothing": None,
+    }
+    types = pa.schema(
+        [
+            ("when", pa.timestamp("ms", "UTC")),
+            ("day", pa.date32()),
+            ("price", pa.decimal128(9, 2)),
+            ("count", pa.int8()),
+            ("tags", pa.list_(pa.large_string())),
+            ("nested", pa.struct([("x", pa.list_(pa.int16())), ("y", pa.string())])),
+            ("nothing", pa.float32()),
+        ]
+    )
+    carried = written(folder, [row, dict.fromkeys(row)], {each.name: each.type for each in types})
+    assert schema_of(carried) == types
+    assert list(read_columns(folder, carried)) == [row, dict.fromkeys(row)]
+
+
+@pytest.mark.parametrize(
+    ("values", "kind", "read"),
+    [
+        ([1, 2.5], pa.float64(), [1.0, 2.5]),
+        ([None, 2], pa.int64(), [None, 2]),
+        ([1, "b"], pa.string(), ["1", "b"]),
+        ([["a"], "b"], pa.string(), ['["a"]', "b"]),
+        ([{"a": 1}, {"b": "c"}], None, [{"a": 1, "b": None}, {"a": None, "b": "c"}]),
+        (["a", "b \ud800"], pa.string(), ["a", r"b \ud800"]),
+        ([10**30, 1], pa.string(), [str(10**30), "1"]),
+    ],
+)
+@pytest.mark.parametrize("rows", [1, 8192])
+def test_rows_that_differ_have_a_type_in_common(
+    folder: Folder,
+    monkeypatch: pytest.MonkeyPatch,
+    rows: int,
+    values: list[object],
+    kind: Any,
+    read: list[object],
+) -> None:
+    """Whether they lie in one file or in several."""
+    monkeypatch.setattr(columns, "_CHUNK_ROWS", rows)
+    carried = written(folder, [{"x": value} for value in values])
+    assert kind is None or schema_of(carried).field("x").type == kind
+    assert [row["x"] for row in read_columns(folder, carried)] == read
+
+
+def test_rows_without_columns_count(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(columns, "_CHUNK_ROWS", 3)
+    rows: list[dict[str, object]] = [{}, {}, {"a": 1}, {}, {"b": "c"}, {}, {}]
+    carried = written(folder, rows)
+    assert carried.names == ("a", "b")
+    assert [(row["a"], row["b"]) for row in read_columns(folder, carried)] == [
+        (row.get("a"), row.get("b")) for row in rows
+    ]
+
+
+def test_a_task_whose_rows_bring_nothing_has_no_file(folder: Folder) -> None:
+    writer = ColumnWriter(folder)
+    for _ in range(10):
+        writer.add({})
+    assert writer.close() is None
+    assert folder.list("input/columns") == []
+
+
+@settings(deadline=None, max_examples=30)
+@given(count=st.integers(1, 40), start=st.integers(0, 45), takes=st.lists(st.integers(0, 9)))
+def test_any_range_can_be_read(
+    tmp_path_factory: pytest.TempPathFactory, count: int, start: int, takes: list[int]
+) -> None:
+    folder = open_store(str(tmp_path_factory.mktemp("results"))).task("t")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(columns, "_CHUNK_ROWS", 7)
+        carried = written(folder, [{"n": number} for number in range(count)])
+    found = [row["n"] for row in read_columns(folder, carried, start, batch_rows=4)]
+    assert found == list(range(count))[start:]
+    reader, place = ColumnReader(folder, carried), 0
+    for rows in takes:
+        if place + rows > count:
+            with pytest.raises(DamagedFileError, match="rows are missing"):
+                reader.take(rows)
+            return
+        assert reader.take(rows)["n"].to_pylist() == list(range(place, place + rows))
+        place += rows
+
+
+def test_a_file_ends_where_its_rows_are_heavy(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(columns, "_CHUNK_BYTES", 1000)
+    carried = written(folder, [{"text": "x" * 300}] * 10)
+    assert [chunk.rows for chunk in carried.chunks] == [4, 4, 2]
+
+
+def test_a_damaged_file_is_noticed(folder: Folder) -> None:
+    carried = written(folder, [{"a": "b"}])
+    (chunk,) = carried.chunks
+    folder.write_bytes(chunk.name, folder.read_bytes(chunk.name).replace(b"b", b"c"))
+    with pytest.raises(DamagedFileError, match="checksum"):
+        list(read_columns(folder, carried))
