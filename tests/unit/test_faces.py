@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -92,6 +93,12 @@ def test_other_packages_are_reached_by_their_faces(folder: str) -> None:
         and (inside or name not in {"", *listed(package)})
     ]
     assert astray == []
+
+
+def test_docs_show_faces_only() -> None:
+    inside = rf"^ *(?:from|import) mloc_dagster\.(?:{'|'.join(FACES)})\.\w.*$"
+    docs = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    assert [line for doc in docs for line in re.findall(inside, doc.read_text(), re.M)] == []
 
 
 @pytest.mark.parametrize("package", FACES)
