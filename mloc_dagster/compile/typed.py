@@ -116,7 +116,7 @@ def expectation(detail: ErrorDetails) -> str:
     template = _EXPECTED.get(kind)
     if template is None:
         return detail["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-    return template.format(**detail.get("ctx", {}))
+    return template.format(**detail.get("ctx", {})).replace(" 1 characters", " 1 character")
 
 
 def mismatch(expected: str, tree: Tree, *, secret: bool = False) -> str:
