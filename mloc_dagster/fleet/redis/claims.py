@@ -137,6 +137,11 @@ class RedisClaims(TicketClaims):
             # Without Redis no pop blocks for long.
             _log.info("the wait for tickets is not ended: %s", error)
 
+    def close(self) -> None:
+        """Ends the thread that keeps leases alive, and the connection that waits."""
+        super().close()
+        self._blocking.close()
+
     def pass_on(self) -> None:
         """Gives what woke this worker last to another one, if it was meant for any."""
         if may_pass_on(self._woken_by):

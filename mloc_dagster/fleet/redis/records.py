@@ -148,8 +148,8 @@ def without_retries(client: redis.Redis, read_timeout_s: float) -> redis.Redis:
         "socket_timeout": read_timeout_s,
     }
     options = {**pool.connection_kwargs, **changes}
-    return redis.Redis(
-        connection_pool=redis.ConnectionPool(connection_class=pool.connection_class, **options)
+    return redis.Redis.from_pool(
+        redis.ConnectionPool(connection_class=pool.connection_class, **options)
     )
 
 
