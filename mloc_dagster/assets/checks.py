@@ -12,12 +12,15 @@ from mloc_dagster.executors import open_task
 from mloc_dagster.ops import PROCESS_TAG, TaskRef
 from mloc_dagster.results import (
     RowCounts,
+    Scores,
     TrainingSummary,
     allowed_errors,
     budget_problem,
     count_rows,
     read_rows,
+    read_summary,
     read_training,
+    refused_by_gate,
 )
 from mloc_dagster.schema import RowSpec
 
@@ -70,14 +73,16 @@ ROW_CHECKS = {
     "error_budget": "No more rows ended with an error than the template allows.",
     "no_empty_outputs": "Few enough outputs are empty.",
 }
+SCORE_CHECKS = {"evaluation_gate": "The scores are what `evaluation.gate` asks for."}
 
 
 def row_checks(compiled: CompiledTemplate, node: CompiledTask) -> dg.AssetChecksDefinition:
     """Builds the blocking checks of a task's responses; one step counts for all of them."""
     key = asset_key(compiled, node.task.name, "responses")
+    gated = getattr(node.task.spec, "evaluation", None) is not None
     specs = [
         dg.AssetCheckSpec(name, asset=key, description=text, blocking=True)
-        for name, text in ROW_CHECKS.items()
+        for name, text in (ROW_CHECKS | (SCORE_CHECKS if gated else {})).items()
     ]
 
     @dg.multi_asset_check(
@@ -94,6 +99,8 @@ def row_checks(compiled: CompiledTemplate, node: CompiledTask) -> dg.AssetChecks
         here = PROCESS_TAG in context.run.tags
         again = "" if here else f"mloc retry --failed-rows {responses.task_id}"
         verdicts = judge_rows(counts, opened.plan().rows, opened.spec, again=again)
+        if gated:
+            verdicts |= judge_scores(read_summary(opened.folder).scores)
         yield from check_results(key, verdicts)
 
     return checks
@@ -141,6 +148,14 @@ def judge_rows(
             {"empty": counts.empty, "allowed": allowed_empty},
         ),
     }
+
+
+def judge_scores(scores: Scores | None) -> dict[str, Verdict]:
+    """Judges what an evaluation came to."""
+    if scores is None:
+        return {"evaluation_gate": Verdict("the rows were not scored", {})}
+    shown: dict[str, str | int | float] = {"gate": scores.gate or "none", **scores.metrics}
+    return {"evaluation_gate": Verdict("" if scores.passed else refused_by_gate(scores), shown)}
 
 
 TRAINING_CHECKS = {

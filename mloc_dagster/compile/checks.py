@@ -26,6 +26,7 @@ from mloc_dagster.schema import (
     InferenceSpec,
     ListData,
     ModelSpec,
+    RowFilterError,
     TaskSpec,
     TemplateColumn,
     TextPart,
@@ -36,6 +37,7 @@ from mloc_dagster.schema import (
     hub_only,
     marked,
     names_files,
+    parse_filter,
     parse_placeholders,
     refusals,
 )
@@ -162,18 +164,16 @@ def check_data(spec: Tree, typed: TaskSpec, findings: Findings) -> None:
             if data.template.text is not None:
                 _check_text(nearest(block, ("template", "text")), labels, findings)
         case UpstreamData():
-            text = find(block, ("text",))
-            if text is not None:
-                _check_text(text, UPSTREAM_VALUES, findings, COLUMN_PREFIX)
+            _check_upstream(block, findings)
         case _:
             pass
 
 
 def data_places(spec: Tree) -> dict[Path, Tree]:
-    """Returns the single values of a spec's data blocks, by their path in it."""
+    """Returns the single values of a spec's data and evaluation blocks, by their path in it."""
     return {
         (*path, key): child
-        for path in (_DATA, _EVALUATION)
+        for path in (_DATA, _EVALUATION, _EVALUATION[:1])
         if (block := find(spec, path)) is not None
         for key, child in block.fields.items()
         if not isinstance(child.content, dict | list)
@@ -260,6 +260,17 @@ def _check_columns(block: Tree, columns: Iterable[TemplateColumn], findings: Fin
                 "a label of its own"
             )
             findings.add(at_value(at, message))
+
+
+def _check_upstream(block: Tree, findings: Findings) -> None:
+    text, where = find(block, ("text",)), find(block, ("where",))
+    if text is not None:
+        _check_text(text, UPSTREAM_VALUES, findings, COLUMN_PREFIX)
+    if where is not None and where.text is not None and "${" not in where.text:
+        try:
+            parse_filter(where.text)
+        except RowFilterError as error:
+            findings.add(at_value(where, str(error)))
 
 
 def _check_text(

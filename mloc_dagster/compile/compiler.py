@@ -30,6 +30,7 @@ from mloc_dagster.compile.diagnostics import (
     normalise,
 )
 from mloc_dagster.compile.effects import Effects
+from mloc_dagster.compile.evaluation_check import check_evaluation
 from mloc_dagster.compile.loader import Document, load_documents, parse_documents
 from mloc_dagster.compile.nodes import (
     NodeDraft,
@@ -298,6 +299,7 @@ class _Compiler:
         check_data(spec, typed, self._findings)
         check_engine(spec, typed, self._findings)
         check_training(spec, typed, self._findings)
+        check_evaluation(spec, typed, self._findings)
         if descriptor.executor is not None:
             check_artifacts(spec, typed, self._effects)
         self._effects.add(descriptor, spec, typed)

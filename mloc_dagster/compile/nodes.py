@@ -238,6 +238,9 @@ def _inherited(base: Tree, own: Tree, task_type: TaskType, *, replaces_data: boo
     data = fields.get("data")
     if data is not None and (replaces_data or not _suits(data, own.fields.get("data"), task_type)):
         del fields["data"]
+    evaluation = fields.get("evaluation")
+    if evaluation is not None and ("data" in evaluation.fields) == task_type.has_rows:
+        del fields["evaluation"]  # a training is evaluated on data, rows are on their own answers
     return base.with_fields(fields)
 
 

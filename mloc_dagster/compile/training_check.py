@@ -11,18 +11,15 @@ from mloc_dagster.compile.diagnostics import Findings, at_key, at_value, find
 from mloc_dagster.compile.tree import Path, Tree
 from mloc_dagster.errors import DataError, TerminalError, nearest_hint
 from mloc_dagster.plugins import (
-    METRICS_GROUP,
     REWARDS_GROUP,
     entry_points,
     registered_function,
     unfit_options,
 )
 from mloc_dagster.schema import (
-    BUILTIN_METRICS,
     REPORTERS,
     WEIGHTS_ONLY,
     Columns,
-    GateError,
     Layout,
     OnlineSpec,
     RewardFunction,
@@ -33,7 +30,6 @@ from mloc_dagster.schema import (
     evaluation_layout,
     inline_records,
     lora_argument_names,
-    parse_gate,
     refused_argument,
     refused_in_training,
     refused_lora_value,
@@ -58,7 +54,6 @@ def check_training(spec: Tree, typed: TaskSpec, findings: Findings) -> None:
     _check_options(spec, typed, findings)
     _check_reporters(spec, typed, findings)
     _check_lora(spec, findings)
-    _check_evaluation(spec, typed, findings)
     _check_columns(spec, typed, findings)
     if isinstance(typed, OnlineSpec):
         _check_rewards(spec, typed, findings)
@@ -119,29 +114,6 @@ def _check_lora(spec: Tree, findings: Findings) -> None:
             findings.add(at_key(value, f"PEFT's LoraConfig has no option {name!r}{hint}"))
         elif (reason := refused_lora_value(name, value.plain())) is not None:
             findings.add(at_value(value, reason))
-
-
-def _check_evaluation(spec: Tree, typed: TrainingSpec, findings: Findings) -> None:
-    metrics = find(spec, ("evaluation", "metrics"))
-    known = BUILTIN_METRICS | entry_points(group=METRICS_GROUP).names
-    for each in metrics.items if metrics is not None else ():
-        if each.text not in known:
-            hint = nearest_hint(str(each.content), known)
-            findings.add(at_value(each, f"unknown metric {str(each.content)!r}{hint}"))
-    harness = find(spec, ("evaluation", "harness"))
-    if harness is not None and typed.method.classifies:
-        findings.add(at_key(harness, "benchmarks are not for a reward model, which writes no text"))
-    gate = find(spec, ("evaluation", "gate"))
-    if gate is None or typed.evaluation is None or typed.evaluation.gate is None:
-        return
-    try:
-        asked = parse_gate(typed.evaluation.gate).metrics
-    except GateError as error:
-        findings.add(at_value(gate, str(error)))
-        return
-    for name in sorted(each for each in asked if not typed.evaluation.may_measure(each)):
-        hint = nearest_hint(name, typed.evaluation.metrics)
-        findings.add(at_value(gate, f"the gate's metric {name!r} is not measured{hint}"))
 
 
 def _check_rewards(spec: Tree, typed: OnlineSpec, findings: Findings) -> None:

@@ -240,6 +240,10 @@ def _child(tree: Tree, step: str | int) -> Tree | None:
 def _diagnose_union(group: list[_Located], block: type[Block]) -> Iterable[Diagnostic]:
     deepest = max(len(item.tree.path) for item in group)
     group = [item for item in group if len(item.tree.path) == deepest]
+    # A block's own rule speaks only once the form fits: that block was meant.
+    meant = [item for item in group if item.detail["type"] == "value_error"]
+    if meant:
+        return [_diagnose(item, block) for item in meant]
     if deepest > len(group[0].union.path if group[0].union else ()):
         return [_diagnose(item, block) for item in group]
     expected = " or ".join(dict.fromkeys(expectation(item.detail) for item in group))

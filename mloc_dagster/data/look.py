@@ -13,12 +13,13 @@ from mloc_dagster.compile import CompiledTask, CompiledTemplate, Diagnostic, Pat
 from mloc_dagster.data.dataset import check_hub_id, known_split, open_table
 from mloc_dagster.data.files import is_local, looks_like_files
 from mloc_dagster.data.openai_batch import first_request
-from mloc_dagster.data.row_shape import RowShape
+from mloc_dagster.data.row_shape import RowShape, check_evaluation
 from mloc_dagster.data.training_rows import evaluation_rows, open_training_rows
 from mloc_dagster.errors import DataError, MlocError, nearest_hint
 from mloc_dagster.schema import (
     DatasetData,
     OpenaiBatchData,
+    RowSpec,
     TrainingData,
     TrainingSpec,
     parse_split,
@@ -26,6 +27,7 @@ from mloc_dagster.schema import (
 
 _DATA: Path = ("data",)
 _EVALUATION: Path = ("evaluation", "data")
+_REFERENCE = ("evaluation", "reference")
 
 
 def look_at_data(templates: Iterable[CompiledTemplate]) -> list[Diagnostic]:
@@ -47,7 +49,7 @@ def _look(task: CompiledTask) -> Iterator[Diagnostic]:
     else:
         yield from _look_at(task, _DATA, getattr(spec, "data", None))
     for path, place in task.places.items():
-        if path[:1] != _DATA and path[:2] != _EVALUATION:
+        if path[:1] not in (_DATA, _EVALUATION[:1]):
             yield from _look_for(place)
 
 
@@ -78,6 +80,8 @@ def _look_at(task: CompiledTask, path: Path, data: object) -> Iterator[Diagnosti
         case _:
             return
     places = {key[-1]: tree for key, tree in task.places.items() if key[:-1] == path}
+    if _REFERENCE in task.places:
+        places[".".join(_REFERENCE)] = task.places[_REFERENCE]
     if any("${" in (tree.text or "") for tree in places.values()) or field not in places:
         return  # what a reference means is known when the task starts
     try:
@@ -104,7 +108,9 @@ def _open(task: CompiledTask, path: Path, data: object, address: tuple[str, str]
     elif not is_local(url):
         return
     elif isinstance(data, DatasetData):
-        _open_dataset(data)
+        columns = _open_dataset(data)
+        if isinstance(spec, RowSpec) and spec.evaluation is not None:
+            check_evaluation(spec.evaluation, columns)
     elif isinstance(spec, TrainingSpec) and isinstance(data, TrainingData):
         evaluation = spec.evaluation if path == _EVALUATION else None
         rows = (
@@ -116,10 +122,12 @@ def _open(task: CompiledTask, path: Path, data: object, address: tuple[str, str]
             raise DataError(f"{url} has no rows", field)
 
 
-def _open_dataset(data: DatasetData) -> None:
+def _open_dataset(data: DatasetData) -> list[str]:
+    """Returns the columns that the first rows bring along."""
     table = open_table(data)
     splits = [known_split(part.split, table.splits, data.url) for part in parse_split(data.split)]
     shape = RowShape(data)
     firsts = [next(table.rows(split, shape), None) for split in dict.fromkeys(splits)]
     if all(first is None for first in firsts):
         raise DataError(f"{data.url} has no rows", "url")
+    return [name for first in firsts if first is not None for name in first.columns or ()]

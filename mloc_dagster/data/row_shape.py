@@ -11,11 +11,20 @@ import msgspec
 
 from mloc_dagster.data.formats import Row, choose_column, holds_bytes, to_prompt
 from mloc_dagster.data.images import Resolve, cell_images, with_images
-from mloc_dagster.errors import DataError
-from mloc_dagster.results import RESERVED_COLUMNS, Message, Prompt, SourceRow
+from mloc_dagster.errors import DataError, nearest_hint
+from mloc_dagster.results import (
+    RESERVED_COLUMNS,
+    Message,
+    Prompt,
+    SourceRow,
+    column_called,
+    free_name,
+)
 from mloc_dagster.schema import (
+    COMPARING_METRICS,
     DatasetData,
     PlaceholderText,
+    RowEvaluation,
     known_names,
     parse_placeholders,
 )
@@ -175,9 +184,7 @@ def _names(kept: Sequence[str], identity: str | None) -> dict[str, str]:
     taken = {*RESERVED_COLUMNS, *({ID_COLUMN} if identity not in (None, ID_COLUMN) else ())}
     shown: dict[str, str] = {}
     for name in kept:
-        free = name
-        while free in taken:
-            free = f"input_{free}"
+        free = free_name(name, taken)
         taken.add(free)
         shown[name] = free
     return shown
@@ -296,3 +303,26 @@ def _images(messages: Sequence[Message]) -> Iterator[str]:
         for part in () if isinstance(message.content, str) else message.content:
             if part.get("type") == "image_url":
                 yield part["image_url"]["url"]
+
+
+def check_evaluation(evaluation: RowEvaluation, columns: Sequence[str]) -> None:
+    """Makes sure, before anything is computed, that answers can be scored.
+
+    Raises:
+        DataError: If there is no column with the right answers, or a score's name is taken.
+    """
+    for each in evaluation.row_metrics:
+        if each.label in RESERVED_COLUMNS:
+            raise DataError(
+                f"evaluation: every result has a column {each.label!r}: give the metric"
+                f" {each.type!r} another name"
+            )
+        place = each.reference or evaluation.reference
+        if each.type in COMPARING_METRICS and place is not None:
+            name = place.split(".")[0]
+            if column_called(name, columns) not in columns:
+                hint = nearest_hint(name, columns)
+                raise DataError(
+                    f"rows have no column {name!r} to compare answers with{hint}",
+                    "evaluation.reference",
+                )

@@ -16,16 +16,18 @@ from mloc_dagster.data.row_shape import written
 from mloc_dagster.data.shuffle import shuffle_all
 from mloc_dagster.errors import DataError, UnknownNameError
 from mloc_dagster.results import (
+    RESERVED_COLUMNS,
     UPSTREAM_FAULT,
     Folder,
     Message,
     OutputRow,
     Prompt,
     SourceRow,
-    carried_columns,
+    free_name,
     read_rows,
     rows_with_columns,
     schema_of,
+    task_columns,
 )
 from mloc_dagster.schema import (
     COLUMN_PREFIX,
@@ -39,6 +41,7 @@ from mloc_dagster.schema import (
     OnUpstreamError,
     OpenaiBatchData,
     UpstreamData,
+    parse_filter,
     parse_placeholders,
 )
 
@@ -46,23 +49,25 @@ _SUMMARY = frozenset(("ok", "model", "usage"))
 
 
 def upstream_rows(data: UpstreamData, folders: Mapping[str, Folder]) -> Iterator[SourceRow]:
-    """Streams one row for each row of an upstream node.
+    """Streams one row for each row of an upstream node, or for each for which `where` holds.
 
     `{prompt}` is the upstream row's text; of a chat, the last user message. A row that failed
     upstream stays in its place, so that indexes agree along a chain; see `built_row`. What a row
     brought along goes on with it.
 
     Raises:
-        DataError: If the text has an unknown placeholder, or the node is unknown; while reading, if
-            a row failed upstream and that is to fail the task.
+        DataError: If the text has an unknown placeholder, the condition an unknown column, or the
+            node is unknown; while reading, if a row failed upstream and that is to fail the task.
     """
     folder = node_folder(data.node, folders)
-    carried = carried_columns(folder)
-    known = () if carried is None else carried.names
+    known = [name for each in task_columns(folder) for name in each.names]
     text = parse_placeholders(
         data.text, (*UPSTREAM_VALUES, *(COLUMN_PREFIX + name for name in known))
     )
     asked = [name for name in text.names if name not in UPSTREAM_VALUES]
+    chosen = None if data.where is None else parse_filter(data.where)
+    if chosen is not None:
+        chosen.check([*known, *FILTERED])
 
     def made(row: OutputRow, columns: Mapping[str, object]) -> SourceRow:
         values = {"prompt": plain_text(row.prompt), "output": row.output}
@@ -70,7 +75,24 @@ def upstream_rows(data: UpstreamData, folders: Mapping[str, Folder]) -> Iterator
         built = built_row(text.render(values), {data.node: row}, data.on_upstream_error)
         return msgspec.structs.replace(built, columns=columns) if columns else built
 
-    return (made(row, columns) for row, columns in rows_with_columns(folder))
+    rows = rows_with_columns(folder)
+    if chosen is None:
+        return (made(row, columns) for row, columns in rows)
+    place = free_name("index", RESERVED_COLUMNS)  # by which people find the row again
+    return (
+        made(row, {place: row.index, **columns})
+        for row, columns in rows
+        if chosen.holds(_filtered(row, columns))
+    )
+
+
+FILTERED = ("index", "prompt", "output", "finish_reason", "error")
+"""What a condition reads of a row beside its columns."""
+
+
+def _filtered(row: OutputRow, columns: Mapping[str, object]) -> Mapping[str, object]:
+    own = {name: getattr(row, name) for name in FILTERED if name != "prompt"}
+    return {**columns, **own, "prompt": plain_text(row.prompt)}
 
 
 def built_row(
@@ -343,8 +365,8 @@ def open_rows(data: InferenceData, folders: Mapping[str, Folder]) -> OpenedRows:
             source = f"{name} over {', '.join(nodes)}"
             return OpenedRows(source, graph_template_rows(data, folders))
         case UpstreamData():
-            carried = carried_columns(node_folder(data.node, folders))
-            types = {} if carried is None else {each.name: each.type for each in schema_of(carried)}
+            schema = schema_of(task_columns(node_folder(data.node, folders)))
+            types = {each.name: each.type for each in schema}
             return OpenedRows(f"rows of {data.node}", upstream_rows(data, folders), types)
 
 

@@ -17,7 +17,7 @@ from zlib import crc32
 import msgspec
 
 from mloc_dagster.data.images import externalize
-from mloc_dagster.data.row_shape import with_references
+from mloc_dagster.data.row_shape import check_evaluation, with_references
 from mloc_dagster.data.rows import open_rows
 from mloc_dagster.errors import DataError
 from mloc_dagster.planning import (
@@ -46,7 +46,11 @@ from mloc_dagster.results import (
     read_plan,
     write_plan,
 )
-from mloc_dagster.schema import HALF_A_CHARACTER, InferenceData
+from mloc_dagster.schema import (
+    HALF_A_CHARACTER,
+    InferenceData,
+    RowEvaluation,
+)
 
 _ENCODE = msgspec.json.Encoder().encode
 
@@ -264,6 +268,7 @@ def spool_input(
     seed: int,
     upstream: Mapping[str, Folder],
     planning: InputPlanning | None = None,
+    evaluation: RowEvaluation | None = None,
 ) -> Plan:
     """Writes a task's input and plan; with a plan already there, returns it unchanged.
 
@@ -276,9 +281,11 @@ def spool_input(
         upstream: Folders of the finished tasks before this one, by node name.
         planning: How to weigh and order rows; None leaves them in input order and cuts shards
             of equally many.
+        evaluation: How answers will be scored; None if they will not.
 
     Raises:
-        DataError: If the input is missing, unreadable or empty.
+        DataError: If the input is missing, unreadable or empty, or lacks the column with the right
+            answers.
     """
     plan = read_plan(folder)
     if plan is not None:
@@ -286,7 +293,8 @@ def spool_input(
     source, rows, types = open_rows(data, upstream)
     folder.delete(INPUT_NAME)
     digest = hashlib.sha256()
-    columns = ColumnWriter(folder, types)
+    labels = () if evaluation is None else [each.label for each in evaluation.row_metrics]
+    columns = ColumnWriter(folder, types, taken=labels)
     encoded = _encode(externalize(rows, folder), digest.update, columns)
     planned = None if planning is None else PlannedInput(planning)
     lines = (line for _, line in encoded) if planned is None else planned.lines(encoded)
@@ -302,6 +310,8 @@ def spool_input(
         windows = tuple(planned.windows)
         shards, expected = planned.cut(task_id, max_shards)
     carried = columns.close()
+    if evaluation is not None:
+        check_evaluation(evaluation, () if carried is None else carried.names)
     if carried is not None:
         digest.update(carried.model_dump_json().encode())  # it has the checksums of its files
     plan = Plan(

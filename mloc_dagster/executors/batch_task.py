@@ -45,6 +45,7 @@ from mloc_dagster.results import (
     part_name,
     read_manifest,
     read_record,
+    refused_by_gate,
     write_manifest,
     write_record,
 )
@@ -216,7 +217,15 @@ class MemberResults:
             member.task_id, compiled, node, member.task_id, self.run_id, {}, origin="api"
         )
         write_record(folder, record.model_copy(update={"submitted_at": member.submitted_at}))
-        plan = spool_input(member.task_id, input_of(spec), folder, 1, seed_of(spec), {})
+        plan = spool_input(
+            member.task_id,
+            input_of(spec),
+            folder,
+            1,
+            seed_of(spec),
+            {},
+            evaluation=spec.evaluation,
+        )
         self._write_rows(folder, plan, rows)
         keep_to_model(folder, rows[-1].revision, accept_changed=True)  # the batch did
         model = open_task(self.batch.task_id)
@@ -230,6 +239,7 @@ class MemberResults:
             error_budget=spec.error_budget,
             now=self.ended,
             rates=Rates(spec.resources.cost_per_hour),
+            evaluation=spec.evaluation,
             metadata={
                 "template": compiled.metadata.name,
                 "node": node.task.name,
@@ -245,6 +255,8 @@ class MemberResults:
                 None if first is None else (first.index, first.error or ""),
                 again=f"mloc retry --failed-rows {member.task_id}",
             )
+        if summary.scores is not None and not summary.scores.passed:
+            return refused_by_gate(summary.scores)
         export_results(
             folder,
             plan,

@@ -269,6 +269,7 @@ def _plan(opened: OpenTask) -> Plan:
         seed_of(spec),
         opened.upstream,
         plan_input(spec, usual_output_tokens(spec, opened.folder.store)),
+        spec.evaluation,
     )
 
 

@@ -112,6 +112,7 @@ def responses_metadata(summary: TaskSummary, path: str) -> dict[str, dg.Metadata
         "errors": dg.MetadataValue.int(summary.errors),
         "empty_outputs": dg.MetadataValue.int(summary.empty_outputs),
         "model": dg.MetadataValue.text(summary.model),
+        **_scores_metadata(summary),
         "prompt_tokens": dg.MetadataValue.int(usage.prompt_tokens),
         "completion_tokens": dg.MetadataValue.int(usage.completion_tokens),
         **_usage_metadata(usage),
@@ -121,6 +122,16 @@ def responses_metadata(summary: TaskSummary, path: str) -> dict[str, dg.Metadata
         "preview": dg.MetadataValue.md(_preview(summary)),
         **pictures,
     }
+
+
+def _scores_metadata(summary: TaskSummary) -> dict[str, dg.MetadataValue]:
+    """Returns what the task's evaluation measured; Dagster draws it over materializations."""
+    if summary.scores is None:
+        return {}
+    figures = summary.scores.metrics.items()
+    shown = {f"evaluation/{name}": dg.MetadataValue.float(value) for name, value in figures}
+    scored = dg.MetadataValue.md(_facts_table("metric", "rows with a score", summary.scores.scored))
+    return {**shown, "evaluation/scored": scored}
 
 
 def _usage_metadata(usage: Usage) -> dict[str, dg.MetadataValue]:
@@ -299,6 +310,7 @@ def aggregate_op(context: dg.OpExecutionContext, reports: list[ShardReport]) -> 
             started_at=min(report.started_at for report in reports),
             error_budget=opened.spec.error_budget,
             rates=opened.rates,
+            evaluation=opened.spec.evaluation,
             metadata={"template": opened.record.template_name, "node": opened.task.name},
         )
     except MlocError as error:
@@ -315,6 +327,7 @@ def aggregate_op(context: dg.OpExecutionContext, reports: list[ShardReport]) -> 
 
 def data_version(opened: OpenTask, plan: Plan) -> str:
     """Returns what identifies the responses: their input, their task and their seed."""
-    spec = opened.spec.model_dump(mode="json", include={"model", "inference", "pooling", "echo"})
+    blocks = {"model", opened.spec.block_name, "evaluation"}
+    spec = opened.spec.model_dump(mode="json", include=blocks)
     known = canonical_json([plan.data_version, plan.seed, spec])
     return hashlib.sha256(known.encode()).hexdigest()[:16]

@@ -23,16 +23,19 @@ from .batch_members import (
 )
 from .columns import (
     ColumnWriter as ColumnWriter,
-    carried_columns as carried_columns,
-    read_columns as read_columns,
+    TaskColumns as TaskColumns,
     rows_with_columns as rows_with_columns,
     schema_of as schema_of,
+    task_columns as task_columns,
 )
 from .delivery import DeliveryReport as DeliveryReport, deliver as deliver
-from .export import (
+from .evaluation import refused_by_gate as refused_by_gate
+from .export import export_results as export_results
+from .export_rows import (
     RESERVED_COLUMNS as RESERVED_COLUMNS,
-    export_results as export_results,
+    column_called as column_called,
     export_rows as export_rows,
+    free_name as free_name,
 )
 from .files import (
     BUFFER_BYTES as BUFFER_BYTES,
@@ -91,6 +94,7 @@ from .rows import (
     TokenLogprob as TokenLogprob,
     failed_row as failed_row,
 )
+from .scores import holds_text as holds_text, same_text as same_text
 from .shard_files import (
     InFlight as InFlight,
     ShardWriter as ShardWriter,
@@ -111,6 +115,7 @@ from .summary import (
     UNPRICED as UNPRICED,
     ModelUsage as ModelUsage,
     Rates as Rates,
+    Scores as Scores,
     TaskSummary as TaskSummary,
     UsageCounter as UsageCounter,
     usage_by_model as usage_by_model,

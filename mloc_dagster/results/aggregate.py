@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from fractions import Fraction
@@ -15,12 +15,19 @@ from pydantic import JsonValue, ValidationError
 
 from mloc_dagster.errors import IncompleteResultsError
 from mloc_dagster.planning import Plan
-from mloc_dagster.results.columns import read_columns
 from mloc_dagster.results.part_files import Part, list_parts, read_rows
 from mloc_dagster.results.rows import UPSTREAM_FAULT, OutputRow
 from mloc_dagster.results.store import Folder
-from mloc_dagster.results.summary import SUMMARY_NAME, UNPRICED, PreviewRow, Rates, TaskSummary
+from mloc_dagster.results.summary import (
+    SUMMARY_NAME,
+    UNPRICED,
+    PreviewRow,
+    Rates,
+    Scores,
+    TaskSummary,
+)
 from mloc_dagster.results.tally import Tally
+from mloc_dagster.schema import RowEvaluation
 
 _FIRST_ERROR = 300
 """Characters of the first error: what is to be done comes after it and must be read, too."""
@@ -146,6 +153,7 @@ def aggregate_rows(
     revision: str | None = None,
     error_budget: float = 0.0,
     rates: Rates = UNPRICED,
+    evaluation: RowEvaluation | None = None,
     metadata: Mapping[str, JsonValue] | None = None,
     now: datetime | None = None,
 ) -> TaskSummary:
@@ -162,6 +170,7 @@ def aggregate_rows(
         revision: The model's revision.
         error_budget: The share of rows that may have an error with the result still `ok`.
         rates: What a second of engine time costs.
+        evaluation: How answers are scored; None if they are not.
         metadata: Copied to `responses.json`.
         now: When the rows were there; the present by default.
 
@@ -170,11 +179,15 @@ def aggregate_rows(
 
     Raises:
         IncompleteResultsError: If shards or rows do not equal the plan; names what is missing.
+        DataError: If rows lack what a metric needs.
+        UnknownNameError: If nobody registered a metric.
+        TerminalError: If a registered metric fails.
     """
     metadata = metadata or {}
     parts = list_parts(folder)
     _check_shards(parts, plan)
-    fingerprint = _fingerprint(parts, plan, model, revision, error_budget, metadata, rates)
+    scoring = None if evaluation is None else evaluation.model_dump(mode="json")
+    fingerprint = _fingerprint(parts, plan, model, revision, error_budget, metadata, rates, scoring)
     earlier = _read_earlier(folder)
     if earlier is not None and earlier.fingerprint == fingerprint:
         return earlier
@@ -192,10 +205,12 @@ def aggregate_rows(
     began_at = datetime.fromtimestamp(min(span.start_s for span in spans), UTC)
     with folder.create(RESPONSES_NAME) as file:
         file.write(msgspec.json.encode(head)[:-1] + b',"result":{"items":[')
-        _write_items(file, tally.watch(read_rows(folder)), _columns(folder, plan))
+        scores = _write_items(file, folder, plan, tally.watch(read_rows(folder)), evaluation)
         budget = allowed_errors(plan.rows, error_budget, tally.upstream_errors)
         usage = tally.usage.result(model=model, wall_s=seconds, rates=rates)
         tail = {"ok": tally.errors <= budget, "model": model, "usage": usage.model_dump()}
+        if scores is not None:
+            tail["metrics"] = scores.metrics
         file.write(b"\n]," + msgspec.json.encode(tail)[1:] + b"}\n")
     summary = TaskSummary(
         task_id=plan.task_id,
@@ -223,6 +238,7 @@ def aggregate_rows(
         finished_at=finished_at,
         fingerprint=fingerprint,
         at_once=mean_at_once(timed),
+        scores=scores,
     )
     folder.write_bytes(SUMMARY_NAME, summary.model_dump_json(indent=2).encode() + b"\n")
     return summary
@@ -242,23 +258,34 @@ def read_summary(folder: Folder) -> TaskSummary:
         ) from None
 
 
-def _columns(folder: Folder, plan: Plan) -> Iterator[dict[str, object]] | None:
-    return None if plan.columns is None else read_columns(folder, plan.columns)
-
-
 def _write_items(
-    file: IO[bytes], rows: Iterable[OutputRow], columns: Iterator[dict[str, object]] | None
-) -> None:
+    file: IO[bytes],
+    folder: Folder,
+    plan: Plan,
+    rows: Iterable[OutputRow],
+    evaluation: RowEvaluation | None,
+) -> Scores | None:
+    """Writes each row's item; scores the rows if that is asked for."""
+    from mloc_dagster.results.columns import TaskColumns  # Arrow is heavy
+    from mloc_dagster.results.evaluation import Scorer
+
     encode = msgspec.json.Encoder(enc_hook=str).encode
+    nothing: dict[str, object] = {}
+    columns = TaskColumns(folder, () if plan.columns is None else (plan.columns,)).rows()
+    scorer = None if evaluation is None else Scorer(folder, evaluation)
     separator = b"\n"
     for row in rows:
+        beside = next(columns, nothing)
+        if scorer is not None:
+            beside = {**beside, **scorer.score(row, beside)}
         item = _Item(
             *(row.index, row.output, row.finish_reason, row.error, row.outputs),
             *(row.custom_id, row.embedding, row.finish_reasons),
-            columns=None if columns is None else next(columns),
+            columns=beside or None,
         )
         file.write(separator + encode(item))
         separator = b",\n"
+    return None if scorer is None else scorer.close()
 
 
 def _check_shards(parts: Sequence[Part], plan: Plan) -> None:

@@ -1,15 +1,15 @@
-"""Columns that rows bring along from their source, typed, beside the spooled input.
+"""Columns of rows beside their answers, typed: what they bring along, and their scores.
 
-They lie in order of index as Arrow IPC files under `input/columns`. Nothing between the plan and
-the export reads them: executors see prompts, and part files hold answers. Each file has the types
-that its own rows had; the plan says which types all have in common, and readers cast to these.
+Both lie in order of index as Arrow IPC files, under `input/columns` and `scores`. Executors see
+neither, and part files hold answers only. Each file has the types that its own rows had; the plan
+(of scores the summary) says which types all have in common, and readers cast to these.
 """
 
 from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, cast
 from zlib import crc32
@@ -17,11 +17,13 @@ from zlib import crc32
 import msgspec
 import pyarrow  # pyright: ignore[reportMissingTypeStubs]
 
-from mloc_dagster.planning import CarriedColumns, Chunk
+from mloc_dagster.planning import CarriedColumns, Chunk, Plan
+from mloc_dagster.results.export_rows import free_name
 from mloc_dagster.results.part_files import read_rows
 from mloc_dagster.results.record import damaged, read_plan
 from mloc_dagster.results.rows import OutputRow
 from mloc_dagster.results.store import Folder
+from mloc_dagster.results.summary import SUMMARY_NAME, Scores
 
 _pa: Any = pyarrow  # it has no types
 
@@ -29,6 +31,7 @@ Columns = Mapping[str, object]
 """What one row brings along, by name."""
 
 COLUMNS_NAME = "input/columns"
+SCORES_NAME = "scores"
 
 _CHUNK_ROWS = 8192
 _CHUNK_BYTES = 16 << 20
@@ -48,10 +51,20 @@ class ColumnWriter:
     Args:
         folder: The task's folder.
         types: Arrow types of columns; others have the types of their values.
+        name: Where in the folder the files lie.
+        taken: Names that other columns have; one with such a name is called `input_` and its name.
     """
 
-    def __init__(self, folder: Folder, types: Mapping[str, Any] = MappingProxyType({})) -> None:
+    def __init__(
+        self,
+        folder: Folder,
+        types: Mapping[str, Any] = MappingProxyType({}),
+        name: str = COLUMNS_NAME,
+        taken: Collection[str] = (),
+    ) -> None:
         self._folder = folder
+        self._name = name
+        self._taken = taken
         self._types = types
         self._rows: list[Columns] = []
         self._size = self._start = self._bare = 0
@@ -90,7 +103,7 @@ class ColumnWriter:
         if not self._rows:
             return
         names = dict.fromkeys(name for row in self._rows for name in row)
-        arrays = {name: self._array(name) for name in names}
+        arrays = {free_name(name, self._taken): self._array(name) for name in names}
         for name, array in arrays.items():
             self._common[name] = _common_type(self._common.get(name), array.type)
         # Rows without any column count, too: a batch without columns would have none.
@@ -102,7 +115,7 @@ class ColumnWriter:
         with _pa.ipc.new_file(sink, batch.schema, options=options) as writer:
             writer.write_batch(batch)
         data = sink.getvalue()
-        name = f"{COLUMNS_NAME}/{self._start:012d}.arrow"
+        name = f"{self._name}/{self._start:012d}.arrow"
         self._folder.write_bytes(name, data)
         self._chunks.append(
             Chunk(name=name, start=self._start, rows=len(self._rows), crc32=crc32(data))
@@ -148,18 +161,18 @@ def _common_type(known: Any, new: Any) -> Any:
 
 
 class ColumnReader:
-    """Reads the columns of a task's rows in order of index.
+    """Reads columns of a task's rows in order of index.
 
     Args:
         folder: The task's folder.
-        carried: What the plan says of them.
+        carried: Where they are.
         start: The first row.
     """
 
     def __init__(self, folder: Folder, carried: CarriedColumns, start: int = 0) -> None:
         self._folder = folder
         self._carried = carried
-        self.schema = schema_of(carried)
+        self._schema = schema_of([carried])
         self._batches = self._read(start)
         self._rest: Any = None
 
@@ -179,7 +192,7 @@ class ColumnReader:
             self._rest = self._rest.slice(some.num_rows)
             found.append(some)
             rows -= some.num_rows
-        return _pa.concat_tables(found) if found else self.schema.empty_table()
+        return _pa.concat_tables(found) if found else self._schema.empty_table()
 
     def _read(self, start: int) -> Iterator[Any]:
         for chunk in self._carried.chunks:
@@ -191,19 +204,31 @@ class ColumnReader:
         if crc32(data) != chunk.crc32:
             raise damaged(self._folder, chunk.name, "its checksum is another one")
         table = _pa.ipc.open_file(data).read_all()
-        columns = [_cast(table, field) for field in self.schema]
-        return _pa.table(columns, schema=self.schema)
+        columns = [_cast(table, field) for field in self._schema]
+        return _pa.table(columns, schema=self._schema)
 
 
-def carried_columns(folder: Folder) -> CarriedColumns | None:
-    """Returns what the rows of a planned task brought along; None if that is nothing."""
-    plan = read_plan(folder)
-    return None if plan is None else plan.columns
+def task_columns(folder: Folder, plan: Plan | None = None) -> tuple[CarriedColumns, ...]:
+    """Returns where the columns of a planned task's rows are: the input's, then the scores.
+
+    Args:
+        folder: The task's folder.
+        plan: Its plan, where that has been read.
+    """
+    plan = plan or read_plan(folder)
+    found = [] if plan is None else [plan.columns]
+    if folder.exists(SUMMARY_NAME):
+        scores = msgspec.json.decode(folder.read_bytes(SUMMARY_NAME)).get("scores")
+        found.append(None if scores is None else Scores.model_validate(scores).columns)
+    return tuple(each for each in found if each is not None)
 
 
-def schema_of(carried: CarriedColumns) -> Any:
+def schema_of(carried: Iterable[CarriedColumns]) -> Any:
     """Returns the Arrow schema that all rows have in common."""
-    return _pa.ipc.read_schema(_pa.py_buffer(base64.b64decode(carried.arrow_schema)))
+    each_schema = (
+        _pa.ipc.read_schema(_pa.py_buffer(base64.b64decode(each.arrow_schema))) for each in carried
+    )
+    return _pa.schema([field for schema in each_schema for field in schema])
 
 
 def _cast(table: Any, field: Any) -> Any:
@@ -220,27 +245,48 @@ def _cast(table: Any, field: Any) -> Any:
         return _pa.array(column.to_pylist(), field.type)
 
 
-def read_columns(
-    folder: Folder, carried: CarriedColumns, start: int = 0, batch_rows: int = 1024
-) -> Iterator[dict[str, object]]:
-    """Yields the columns of each row from `start` on, as Python objects."""
-    stop = carried.chunks[-1].start + carried.chunks[-1].rows
-    reader = ColumnReader(folder, carried, start)
-    while start < stop:
-        rows = min(batch_rows, stop - start)
-        yield from cast("Sequence[dict[str, object]]", reader.take(rows).to_pylist())
-        start += rows
+class TaskColumns:
+    """Reads all columns of a task's rows side by side.
+
+    Args:
+        folder: The task's folder.
+        carried: Where they are.
+        start: The first row.
+    """
+
+    def __init__(self, folder: Folder, carried: Sequence[CarriedColumns], start: int = 0) -> None:
+        self._readers = [ColumnReader(folder, each, start) for each in carried]
+        self._start = start
+        self._stop = max(
+            (each.chunks[-1].start + each.chunks[-1].rows for each in carried), default=0
+        )
+        self.schema = schema_of(carried)
+
+    def take(self, rows: int) -> Any:
+        """Returns a table with the columns of the next rows.
+
+        Raises:
+            DamagedFileError: If a file is not what was written, or there are fewer rows.
+        """
+        columns = [column for each in self._readers for column in each.take(rows).columns]
+        return _pa.table(columns, schema=self.schema)
+
+    def rows(self, batch_rows: int = 1024) -> Iterator[dict[str, object]]:
+        """Yields the columns of each row, as Python objects."""
+        for at in range(self._start, self._stop, batch_rows):
+            some = self.take(min(batch_rows, self._stop - at))
+            yield from cast("Sequence[dict[str, object]]", some.to_pylist())
 
 
 def rows_with_columns(
     folder: Folder, start: int = 0, stop: int | None = None
 ) -> Iterator[tuple[OutputRow, dict[str, object]]]:
     """Yields the finished rows of a task from `start` to before `stop`, each with its columns."""
-    carried = carried_columns(folder)
+    carried = task_columns(folder)
     rows = read_rows(folder, start, stop)
-    if carried is None:
+    if not carried:
         yield from ((row, {}) for row in rows)
         return
-    every = enumerate(read_columns(folder, carried, start), start)
+    every = enumerate(TaskColumns(folder, carried, start).rows(), start)
     for row in rows:
         yield row, next(columns for index, columns in every if index == row.index)

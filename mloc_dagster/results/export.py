@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
-from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from datetime import datetime
 from itertools import batched
@@ -20,140 +18,14 @@ import pyarrow.parquet as pq  # pyright: ignore[reportMissingTypeStubs]
 
 from mloc_dagster import __version__
 from mloc_dagster.planning import Plan
-from mloc_dagster.results.columns import ColumnReader, schema_of
+from mloc_dagster.results.columns import TaskColumns, task_columns
+from mloc_dagster.results.export_rows import ExportRow, VectorRow, export_rows
 from mloc_dagster.results.openai_batch import BatchFiles
 from mloc_dagster.results.part_files import read_rows
-from mloc_dagster.results.rows import OutputRow, Prompt
 from mloc_dagster.results.store import Folder
 from mloc_dagster.results.summary import UNPRICED, Rates
 from mloc_dagster.results.tally import Tally
 from mloc_dagster.schema import BATCH_ERRORS_NAME, BATCH_OUTPUT_NAME, OutputFormat
-
-
-class ExportRow(msgspec.Struct):
-    """One input and what became of it, with where that came from. Columns of every export.
-
-    Attributes:
-        task_id: The task.
-        shard: Index of the shard that computed it.
-        index: The input's place in the whole input.
-        prompt: Text; chat messages as JSON.
-        prompt_sha256: Hex sha256 over `prompt`.
-        output: The text; empty when `error` is set.
-        outputs: All texts when more than one was asked for.
-        finish_reason: `stop`, `length` or `error`.
-        error: Why there is no output.
-        model: What answered.
-        revision: Which state of it: the hub's commit, or `sha256:…` over its files.
-        engine: What computed it, with version.
-        worker: Who computed it.
-        attempt: The shard's attempt that computed it, from 1.
-        prompt_tokens: Tokens read.
-        completion_tokens: Tokens written.
-        latency_s: Seconds from the row's start to its end.
-        cached_tokens: Prompt tokens that the engine found in its prefix cache.
-        engine_s: The row's share of the engine's busy seconds.
-        energy_j: The row's share of the device's energy in joules; None where nothing measures it.
-        gpu_s: `engine_s` times the GPUs that the engine ran on; 0 on CPUs.
-        cost: `engine_s` at the price of the task's workers; None without a price.
-        reused: `task` or `cache` when the row was not computed itself.
-        saved_s: Engine seconds that the reuse saved.
-        custom_id: What its sender calls it.
-    """
-
-    task_id: str
-    shard: int
-    index: int
-    prompt: str
-    prompt_sha256: str
-    output: str
-    outputs: list[str] | None
-    finish_reason: str
-    error: str | None
-    model: str
-    revision: str | None
-    engine: str
-    worker: str
-    attempt: int
-    prompt_tokens: int
-    completion_tokens: int
-    latency_s: float
-    cached_tokens: int
-    engine_s: float
-    energy_j: float | None
-    gpu_s: float
-    cost: float | None
-    reused: str | None
-    saved_s: float
-    custom_id: str | None
-
-
-class VectorRow(ExportRow):
-    """A row of an embedding task.
-
-    Attributes:
-        embedding: The vector; None when `error` is set.
-    """
-
-    embedding: list[float] | None = None
-
-
-RESERVED_COLUMNS = frozenset((*VectorRow.__struct_fields__, "finish_reasons"))
-"""Names of results; a column of the input that has one is called `input_` and its name."""
-
-
-def prompt_text(prompt: Prompt) -> str:
-    """Returns the prompt as one string: chat messages as the JSON text of their list."""
-    return prompt if isinstance(prompt, str) else msgspec.json.encode(prompt).decode()
-
-
-def export_rows(
-    rows: Iterator[OutputRow],
-    plan: Plan,
-    model: str,
-    revision: str | None,
-    rates: Rates,
-    *,
-    vectors: bool = False,
-) -> Iterator[ExportRow]:
-    """Adds to each row where it comes from; `rows` come in order of index."""
-    starts = [shard.start for shard in plan.shards]
-    for row in rows:
-        prompt = prompt_text(row.prompt)
-        place = row.index if row.place < 0 else row.place
-        exported = ExportRow(
-            plan.task_id,
-            plan.shards[bisect_right(starts, place) - 1].index,
-            row.index,
-            prompt,
-            hashlib.sha256(prompt.encode()).hexdigest(),
-            row.output,
-            row.outputs,
-            row.finish_reason,
-            row.error,
-            model,
-            row.revision or revision,
-            row.engine,
-            row.worker,
-            row.attempt,
-            row.prompt_tokens,
-            row.completion_tokens,
-            row.latency_s,
-            row.cached_tokens,
-            row.engine_s,
-            row.energy_j,
-            row.gpu_s,
-            rates.cost(row.engine_s),
-            row.reused or None,
-            row.saved_s,
-            row.custom_id,
-        )
-        yield _with_vector(exported, row) if vectors else exported
-
-
-def _with_vector(exported: ExportRow, row: OutputRow) -> VectorRow:
-    return VectorRow(*msgspec.structs.astuple(exported), embedding=row.embedding)
-
 
 _pa: Any = pyarrow  # neither has types
 _pq: Any = pq
@@ -205,12 +77,14 @@ class ParquetSink:
     Args:
         file: Where to.
         plan: Its task and data version go into the file's metadata.
+        carried: The Arrow schema of the columns beside the answers.
         vector_length: How long the rows' vectors are; None for rows that have none.
     """
 
-    def __init__(self, file: IO[bytes], plan: Plan, *, vector_length: int | None = None) -> None:
+    def __init__(
+        self, file: IO[bytes], plan: Plan, carried: Any = (), *, vector_length: int | None = None
+    ) -> None:
         self._length = vector_length
-        self._carried = [] if plan.columns is None else list(schema_of(plan.columns))
         metadata = {
             "mloc_version": __version__,
             "mloc_task_id": plan.task_id,
@@ -221,7 +95,7 @@ class ParquetSink:
         ]
         if vector_length is not None:
             fields.append(_pa.field("embedding", _pa.list_(_pa.float32(), vector_length)))
-        fields += self._carried
+        fields += list(carried)
         self._schema: Any = _pa.schema(fields, metadata=metadata)
         self._writer: Any = _pq.ParquetWriter(
             file, self._schema, compression=_compression(plan.rows), use_dictionary=_REPEATED
@@ -311,10 +185,12 @@ def export_results(
     if not wanted and not batch:
         return []
     names = [f"responses.{name}" for name in wanted]
+    columns = TaskColumns(folder, task_columns(folder, plan))
+    length = _vector_length(folder) if vectors else None
     with ExitStack() as stack:
         files = [stack.enter_context(folder.create(name)) for name in names]
         sinks = [
-            _sink(name, file, plan, stack, _vector_length(folder) if vectors else None)
+            _sink(name, file, plan, columns.schema, stack, length)
             for name, file in zip(wanted, files, strict=True)
         ]
         read = Tally(plan).watch(read_rows(folder))
@@ -322,9 +198,8 @@ def export_results(
             output, errors = (stack.enter_context(folder.create(name)) for name in batch)
             read = BatchFiles(output, errors, plan, model, submitted_at).watch(read)
         rows = export_rows(read, plan, model, revision, rates, vectors=vectors)
-        columns = None if plan.columns is None else ColumnReader(folder, plan.columns)
         for some in batched(rows, _BATCH_ROWS):
-            carried = None if columns is None else columns.take(len(some))
+            carried = columns.take(len(some)) if columns.schema.names else None
             for sink in sinks:
                 sink(some, carried)
     return [*names, *batch]
@@ -339,13 +214,14 @@ def _vector_length(folder: Folder) -> int:
     return next((len(vector) for vector in vectors if vector), 1)
 
 
-def _sink(name: str, file: IO[bytes], plan: Plan, stack: ExitStack, length: int | None) -> Sink:
+def _sink(
+    name: str, file: IO[bytes], plan: Plan, carried: Any, stack: ExitStack, length: int | None
+) -> Sink:
     if name == "parquet":
-        return stack.enter_context(ParquetSink(file, plan, vector_length=length)).write
+        return stack.enter_context(ParquetSink(file, plan, carried, vector_length=length)).write
     if name == "jsonl":
         return _jsonl_sink(file)
-    names = () if plan.columns is None else plan.columns.names
-    return _csv_sink(file, ExportRow if length is None else VectorRow, names)
+    return _csv_sink(file, ExportRow if length is None else VectorRow, carried.names)
 
 
 def _jsonl_sink(file: IO[bytes]) -> Sink:

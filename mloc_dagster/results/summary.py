@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict
 
+from mloc_dagster.planning import CarriedColumns
 from mloc_dagster.results.rows import OutputRow
 from mloc_dagster.schema import ReusedRows, Usage
 
@@ -124,6 +125,24 @@ class PreviewRow(_Frozen):
     custom_id: str | None = None
 
 
+class Scores(_Frozen):
+    """What became of an evaluation.
+
+    Attributes:
+        metrics: The mean of each metric over the rows that have a score, and `NAME/pass@K`.
+        scored: How many rows these are, by metric.
+        columns: Where the rows' own scores are.
+        gate: The gate's comparisons with their figures; empty without a gate.
+        passed: Whether the result may be handed on.
+    """
+
+    metrics: dict[str, float]
+    scored: dict[str, int]
+    columns: CarriedColumns | None = None
+    gate: str = ""
+    passed: bool = True
+
+
 class TaskSummary(_Frozen):
     """What a task left, without its rows.
 
@@ -153,6 +172,7 @@ class TaskSummary(_Frozen):
         started_at: When the first attempt that left rows began.
         finished_at: When all its rows were there.
         fingerprint: Changes when a row, or anything else that goes into the files, changes.
+        scores: What the template's `evaluation` came to; None without one.
     """
 
     task_id: str
@@ -180,6 +200,7 @@ class TaskSummary(_Frozen):
     fingerprint: str
     revisions: tuple[str, ...] = ()
     at_once: float | None = None  # summaries of earlier versions have none
+    scores: Scores | None = None
 
 
 SECONDS_PER_HOUR = 3600.0

@@ -49,6 +49,12 @@ from .engines import (
     refused_in_inference as refused_in_inference,
     shared_options as shared_options,
 )
+from .evaluation import (
+    COMPARING_METRICS as COMPARING_METRICS,
+    ROW_METRICS as ROW_METRICS,
+    RowEvaluation as RowEvaluation,
+    RowMetric as RowMetric,
+)
 from .inference import (
     Inference as Inference,
     Pooling as Pooling,
@@ -107,6 +113,10 @@ from .result import (
     TrainingResult as TrainingResult,
     Usage as Usage,
 )
+from .row_filter import (
+    RowFilterError as RowFilterError,
+    parse_filter as parse_filter,
+)
 from .safe_options import is_plain as is_plain
 from .split import SplitPart as SplitPart, parse_split as parse_split
 from .task import (
@@ -160,6 +170,7 @@ from .training.gate import (
     ANSWERLESS_METRICS as ANSWERLESS_METRICS,
     BUILTIN_METRICS as BUILTIN_METRICS,
     CLASSIFIER_METRICS as CLASSIFIER_METRICS,
+    Gate as Gate,
     GateError as GateError,
     parse_gate as parse_gate,
 )

@@ -257,6 +257,10 @@ class UpstreamData(Block):
     """The new prompt; `{prompt}` and `{output}` are the upstream row's, and `{columns.NAME}` a
     column that it brought along."""
 
+    where: str | None = None
+    """Only rows for which this holds: `f1 < 0.5 and level in ["hard"]`. It reads the columns of the
+    upstream rows, their scores, `index`, `prompt`, `output`, `finish_reason` and `error`."""
+
     on_upstream_error: OnUpstreamError = "skip"
     """What becomes of a row that failed upstream: `skip` it, so that it ends with that error and
     costs no error budget here; compute it with an `empty` output; or `fail` the task."""

@@ -108,6 +108,8 @@ class RowsResult(Block):
     model: str | None
     items: tuple[ResultItem, ...]
     usage: Usage
+    metrics: Mapping[str, float] | None = None
+    """What the task's `evaluation` measured over all rows."""
 
 
 class TrainingResult(Block):

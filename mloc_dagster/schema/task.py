@@ -8,6 +8,7 @@ from pydantic import Field, SerializeAsAny, model_validator
 
 from mloc_dagster.schema.base import Block, Name
 from mloc_dagster.schema.data import InferenceData, TrainingData
+from mloc_dagster.schema.evaluation import RowEvaluation
 from mloc_dagster.schema.inference import Inference, Pooling
 from mloc_dagster.schema.model import Model, TrainedModel
 from mloc_dagster.schema.output import Checks, Output
@@ -81,6 +82,13 @@ class RowSpec(TaskSpec):
     """The key of the block that says how rows are computed; has `error_budget` if rows may fail."""
 
     data: InferenceData
+    evaluation: RowEvaluation | None = None
+
+    @model_validator(mode="after")
+    def _has_texts_to_score(self) -> Self:
+        if self.leaves_vectors and self.evaluation is not None:
+            raise ValueError("evaluation scores texts, and this task leaves vectors")
+        return self
 
     @property
     def error_budget(self) -> float:

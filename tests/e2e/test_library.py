@@ -45,12 +45,20 @@ ROWS = {
     "core/embeddings": [[24]],
     "core/openai_batch": [[9]],
     "core/align_tiny": [[24]],
+    "core/scored": [[24, 2]],
+    "experiments/gsm8k_scored": [[24, 6]],
     "experiments/gsm8k_single": [[24]],
     "experiments/gsm8k_two_branch": [[24, 24, 24]],
 }
 
 # Templates that read a dataset of the hub read the shipped questions instead.
 SETS = {
+    "experiments/gsm8k_scored": [
+        *TINY,
+        *(f"spec.stages[answer].spec.{each}" for each in LOCAL_ROWS),
+        "spec.stages[answer].spec.data.split=train",
+        "spec.stages[answer].spec.evaluation.gate=null",  # tiny-chat cannot count
+    ],
     "experiments/gsm8k_single": [*TINY, *(f"spec.{each}" for each in LOCAL_ROWS)],
     "experiments/gsm8k_two_branch": [
         *TINY,

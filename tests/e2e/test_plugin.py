@@ -175,6 +175,28 @@ def test_its_schema_is_everybodys(stack: Stack) -> None:
     assert not check.is_valid(document)
 
 
+SCORED = """\
+apiVersion: mloc/v1
+kind: EchoTask
+metadata: {name: scored}
+spec:
+  data: {type: dataset, url: rows.jsonl}
+  evaluation: {reference: answer, metrics: [brevity]}
+"""
+
+
+def test_its_metric_scores_rows(stack: Stack, tmp_path: Path) -> None:
+    rows = [{"prompt": "a", "answer": "aa"}, {"prompt": "aaa", "answer": "a"}]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "scored.yaml").write_text(SCORED)
+    done = stack.mloc("submit", str(tmp_path / "scored.yaml"), "--wait", "--json")
+    assert done.returncode == 0, done.stderr + done.stdout
+    (task,) = json.loads(done.stdout)["tasks"]
+    result = json.loads(stack.mloc("result", task["task_id"], "--json").stdout)["result"]
+    assert result["metrics"] == {"brevity": 0.5}
+    assert [each["columns"]["brevity"] for each in result["items"]] == [1, 0]
+
+
 def test_its_metric_and_its_reward_function_train(stack: Stack) -> None:
     pytest.importorskip("trl")
     done = stack.mloc("run", str(PLUGIN / "templates" / "brief.yaml"), "--quiet")

@@ -139,6 +139,68 @@ def test_rows_bring_their_columns_along_into_every_file_and_stage(
         ]
 
 
+SCORED = """
+taskType: echo
+parallel: {max_shards: 2}
+output: {formats: [json, parquet]}
+stages:
+  - name: ask
+    spec:
+      data: {type: dataset, url: %s, prompt: "{question} is {guess}"}
+      evaluation: {reference: answer, metrics: [numeric, f1], gate: numeric >= %s}
+  - name: wrong
+    spec:
+      data: {type: upstream, node: ask, where: numeric < 1, text: "{columns.answer}"}
+      evaluation: {reference: answer, metrics: [{type: exact_match, name: right}]}
+"""
+
+
+def scored(instance: dg.DagsterInstance, folder: Path, least: float) -> RunOutcome:
+    lines = [
+        {"question": f"{n} + {n}", "guess": 2 * n + (n == 2), "answer": f"#### {2 * n}"}
+        for n in range(4)
+    ]
+    (folder / "q.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    return run_template(template("scored", SCORED % (folder / "q.jsonl", least)), instance)
+
+
+def test_answers_are_scored_and_a_stage_takes_the_wrong_ones(
+    instance: dg.DagsterInstance, tmp_path: Path
+) -> None:
+    outcome = scored(instance, tmp_path, 0.7)
+    assert outcome.succeeded, outcome.failures
+    ask, wrong = outcome.tasks
+    assert ask.summary is not None
+    assert ask.summary.scores is not None
+    assert ask.summary.scores.metrics["numeric"] == 0.75
+    table = pq.read_table(tmp_path / "results" / wrong.task_id / "responses.parquet")
+    assert table.select(["input_index", "guess", "numeric", "right"]).to_pylist() == [
+        {"input_index": 2, "guess": 5, "numeric": 0.0, "right": 1.0}
+    ]
+    entry = instance.get_latest_materialization_event(dg.AssetKey(["scored", "ask_responses"]))
+    assert entry is not None
+    assert entry.asset_materialization is not None
+    assert entry.asset_materialization.metadata["evaluation/numeric"].value == 0.75
+
+
+def test_a_result_that_does_not_pass_its_gate_is_not_handed_on(
+    instance: dg.DagsterInstance, tmp_path: Path
+) -> None:
+    outcome = scored(instance, tmp_path, 0.8)
+    assert not outcome.succeeded
+    assert outcome.failures[0] == ("the result did not pass its gate: numeric 0.75 >= 0.8: failed")
+    assert [each.node for each in outcome.tasks] == ["ask"]
+    checks = {
+        each.check_name: each.passed
+        for entry in instance.all_logs(
+            outcome.run_id, of_type=dg.DagsterEventType.ASSET_CHECK_EVALUATION
+        )
+        if entry.dagster_event is not None
+        and (each := entry.dagster_event.asset_check_evaluation_data)
+    }
+    assert [name for name, passed in checks.items() if not passed] == ["evaluation_gate"]
+
+
 def test_a_shard_at_work_is_heard_of_in_the_runs_log(
     instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:

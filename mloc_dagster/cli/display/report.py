@@ -110,6 +110,8 @@ def _task_json(run: TemplateRun, task: TaskOutcome) -> dict[str, object]:
             "seconds": usage.latency_sec,
             "usage": usage.model_dump(mode="json"),
         }
+        if task.summary.scores is not None:
+            found["metrics"] = task.summary.scores.metrics
     return found
 
 
@@ -140,6 +142,7 @@ def print_report(run: TemplateRun, out: Console) -> None:
         )
         if len(summaries) > 1:
             _print_models(usage_by_model(summaries), out)
+        _print_scores(tasks, out)
     _print_slo(run.outcome.tasks, out)
     if tasks:
         _print_preview(tasks[-1], out)
@@ -172,6 +175,25 @@ def _print_models(models: Sequence[ModelUsage], out: Console) -> None:
         numbers=range(1, len(columns) + 1),
         console=out,
     )
+
+
+def _print_scores(tasks: Sequence[TaskOutcome], out: Console) -> None:
+    """Prints what evaluations measured."""
+    measured = [
+        (task.node, name, f"{value:.4g}", f"{scored:,}")
+        for task in tasks
+        if task.summary is not None and (scores := task.summary.scores) is not None
+        for name, value in scores.metrics.items()
+        for scored in [scores.scored[name.partition("/")[0]]]
+    ]
+    if measured:
+        out.print()
+        print_table(
+            ("task", "metric", "mean", "rows with a score"),
+            measured,
+            numbers=range(2, 4),
+            console=out,
+        )
 
 
 def print_problems(run: TemplateRun, err: Console) -> None:

@@ -23,6 +23,7 @@ from mloc_dagster.executors.training.sequences import (
     token_limit,
 )
 from mloc_dagster.plugins import METRICS_GROUP, entry_points, registered_function
+from mloc_dagster.results import holds_text, same_text
 from mloc_dagster.schema import BUILTIN_METRICS, CLASSIFIER_METRICS, Evaluation
 
 
@@ -227,7 +228,7 @@ class Measurement:
         return list(zip(scores[: len(better)], scores[len(better) :], strict=True))
 
     def compared(self) -> list[tuple[str, str]]:
-        """Returns answers and right answers, without white space around them or upper case.
+        """Returns answers and right answers.
 
         Raises:
             DataError: If a right answer is not known.
@@ -236,7 +237,7 @@ class Measurement:
         if len(references) != len(self.rows):
             number = self.references.index(None) if None in self.references else len(references)
             raise DataError(_without_reference(number))
-        return list(zip(map(_same, self.answers), map(_same, references), strict=True))
+        return list(zip(self.answers, references, strict=True))
 
     def _likelihoods(self, pairs: Sequence[_Answered]) -> list[Likelihood]:
         pad = self.tokenizer.pad_token_id
@@ -250,10 +251,6 @@ class Measurement:
             sequences.append(answered(self.tokenizer, prompt, answer, self._limit))
         self.cut += sum(each.cut for each in sequences)
         return sequences
-
-
-def _same(text: str) -> str:
-    return text.strip().casefold()
 
 
 def _without_reference(number: int) -> str:
@@ -310,7 +307,7 @@ def _check_registered(name: str) -> None:
     registered_function(METRICS_GROUP, "metric", name)
 
 
-def _share(results: Sequence[bool]) -> float:
+def _mean(results: Sequence[float]) -> float:
     return sum(results) / len(results)
 
 
@@ -324,11 +321,11 @@ def _perplexity(measurement: Measurement) -> float:
 
 
 def _exact_match(measurement: Measurement) -> float:
-    return _share([answer == reference for answer, reference in measurement.compared()])
+    return _mean([same_text(*each) for each in measurement.compared()])
 
 
 def _contains(measurement: Measurement) -> float:
-    return _share([reference in answer for answer, reference in measurement.compared()])
+    return _mean([holds_text(*each) for each in measurement.compared()])
 
 
 def _regex(measurement: Measurement) -> float:
@@ -337,11 +334,11 @@ def _regex(measurement: Measurement) -> float:
         found = re.compile(pattern).search
     except re.error as error:
         raise TerminalError(f"evaluation.pattern {pattern!r} cannot be read: {error}") from error
-    return _share([found(answer) is not None for answer in measurement.answers])
+    return _mean([found(answer) is not None for answer in measurement.answers])
 
 
 def _win_rate(measurement: Measurement) -> float:
-    return _share([better > worse for better, worse in measurement.comparisons])
+    return _mean([better > worse for better, worse in measurement.comparisons])
 
 
 def _pairwise_loss(measurement: Measurement) -> float:

@@ -1,11 +1,12 @@
-"""The gate: the condition on metrics under which a trained model is handed on.
+"""The gate: the condition on metrics under which a trained model, or a result, is handed on.
 
     GATE      = CONDITION {"and" CONDITION}
     CONDITION = METRIC OPERATOR (NUMBER | "before" [("+" | "-" | "*") NUMBER])
     OPERATOR  = ">=" | ">" | "<=" | "<" | "==" | "!="
 
 `before` is the same metric before the training. Nothing is evaluated but this. A metric with a
-slash is a benchmark's and may hold dashes: `task/metric`.
+slash is a benchmark's, or the chance of one in several answers, and may hold dashes and `@`:
+`task/metric`, `numeric/pass@5`.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ ANSWERLESS_METRICS: frozenset[str] = frozenset(("loss", "perplexity", "win_rate"
 
 
 _TOKEN = re.compile(
-    r"\s*(?:(?P<benchmark>\w[\w.+-]*(?:/[\w.-]+)+)"
+    r"\s*(?:(?P<benchmark>\w[\w.+-]*(?:/[\w.@-]+)+)"
     r"|(?P<number>\d+(?:\.\d*)?(?:[eE][+-]?\d+)?|\.\d+(?:[eE][+-]?\d+)?)"
     r"|(?P<name>[A-Za-z_][\w.]*)"
     r"|(?P<compare>>=|<=|==|!=|>|<)"

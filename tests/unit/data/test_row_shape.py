@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from mloc_dagster.data.files import FileTable
 from mloc_dagster.data.spool import spool_input
 from mloc_dagster.errors import DataError
-from mloc_dagster.results import Message, Prompt, open_store, read_columns, schema_of
+from mloc_dagster.results import Message, Prompt, TaskColumns, open_store, schema_of
 from mloc_dagster.schema import DatasetData
 from tests.unit.data.tables import rows
 
@@ -137,8 +137,8 @@ def test_the_types_of_a_parquet_file_are_kept(tmp_path: Path, shuffle: dict[str,
     )
     plan = spool_input("t", data, folder, 1, 1, {})
     assert plan.columns is not None
-    assert schema_of(plan.columns).remove_metadata() == given.schema.remove_metadata()
-    found = sorted(read_columns(folder, plan.columns), key=lambda row: str(row["text"]))
+    assert schema_of([plan.columns]).remove_metadata() == given.schema.remove_metadata()
+    found = sorted(TaskColumns(folder, [plan.columns]).rows(), key=lambda row: str(row["text"]))
     assert found == given.to_pylist()
 
 
@@ -160,7 +160,7 @@ def test_a_column_of_images_says_where_they_are(tmp_path: Path) -> None:
     )
     plan = spool_input("t", data, folder, 1, 1, {})
     assert plan.columns is not None
-    (row,) = read_columns(folder, plan.columns)
+    (row,) = TaskColumns(folder, [plan.columns]).rows()
     left, right = row["left"], row["right"]
     assert isinstance(left, list)
     assert isinstance(right, list)

@@ -123,6 +123,26 @@ def usage_of(folder: Folder) -> dict[str, Any]:
     return {name: each for name, each in usage.items() if name != "latency_sec"}
 
 
+def test_each_member_is_scored_by_its_own_evaluation_and_gate() -> None:
+    def metrics(*words: str) -> list[dict[str, str]]:
+        return [{"type": "regex", "name": each, "pattern": each} for each in words]
+
+    batch = batch_of(
+        document("one", "two", evaluation={"metrics": metrics("one", "two")}),
+        document("one", "two", evaluation={"metrics": metrics("one"), "gate": "one > 0.5"}),
+        document("behind"),
+    )
+    run(batch)
+    passed, refused, behind = outcomes(batch)
+    assert (passed.state, behind.state) == ("DONE", "DONE")
+    scores = read_summary(folder_of(batch, 0)).scores
+    assert scores is not None
+    assert scores.metrics == {"one": 0.5, "two": 0.5}
+    assert [row["one"] for row in rows_of(folder_of(batch, 0))] == [1, 0]
+    assert refused.state == "DEAD"
+    assert refused.error == "the result did not pass its gate: one 0.5 > 0.5: failed"
+
+
 def test_a_member_has_what_it_would_have_had_alone() -> None:
     asked = document("one", "two", "three", output={"formats": ["json", "parquet", "jsonl", "csv"]})
     batch = batch_of(document("before"), asked, document("behind"))

@@ -15,7 +15,7 @@ from hypothesis import given, settings, strategies as st
 from mloc_dagster.errors import DamagedFileError
 from mloc_dagster.planning import CarriedColumns
 from mloc_dagster.results import Folder, columns, open_store
-from mloc_dagster.results.columns import ColumnReader, ColumnWriter, read_columns, schema_of
+from mloc_dagster.results.columns import ColumnWriter, TaskColumns, schema_of
 
 
 @pytest.fixture
@@ -56,8 +56,8 @@ def test_types_of_the_source_are_kept(folder: Folder) -> None:
         ]
     )
     carried = written(folder, [row, dict.fromkeys(row)], {each.name: each.type for each in types})
-    assert schema_of(carried) == types
-    assert list(read_columns(folder, carried)) == [row, dict.fromkeys(row)]
+    assert schema_of([carried]) == types
+    assert list(TaskColumns(folder, [carried]).rows()) == [row, dict.fromkeys(row)]
 
 
 @pytest.mark.parametrize(
@@ -84,8 +84,8 @@ def test_rows_that_differ_have_a_type_in_common(
     """Whether they lie in one file or in several."""
     monkeypatch.setattr(columns, "_CHUNK_ROWS", rows)
     carried = written(folder, [{"x": value} for value in values])
-    assert kind is None or schema_of(carried).field("x").type == kind
-    assert [row["x"] for row in read_columns(folder, carried)] == read
+    assert kind is None or schema_of([carried]).field("x").type == kind
+    assert [row["x"] for row in TaskColumns(folder, [carried]).rows()] == read
 
 
 def test_rows_without_columns_count(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,7 +93,7 @@ def test_rows_without_columns_count(folder: Folder, monkeypatch: pytest.MonkeyPa
     rows: list[dict[str, object]] = [{}, {}, {"a": 1}, {}, {"b": "c"}, {}, {}]
     carried = written(folder, rows)
     assert carried.names == ("a", "b")
-    assert [(row["a"], row["b"]) for row in read_columns(folder, carried)] == [
+    assert [(row["a"], row["b"]) for row in TaskColumns(folder, [carried]).rows()] == [
         (row.get("a"), row.get("b")) for row in rows
     ]
 
@@ -115,9 +115,9 @@ def test_any_range_can_be_read(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(columns, "_CHUNK_ROWS", 7)
         carried = written(folder, [{"n": number} for number in range(count)])
-    found = [row["n"] for row in read_columns(folder, carried, start, batch_rows=4)]
+    found = [row["n"] for row in TaskColumns(folder, [carried], start).rows(batch_rows=4)]
     assert found == list(range(count))[start:]
-    reader, place = ColumnReader(folder, carried), 0
+    reader, place = TaskColumns(folder, [carried]), 0
     for rows in takes:
         if place + rows > count:
             with pytest.raises(DamagedFileError, match="rows are missing"):
@@ -135,9 +135,30 @@ def test_a_file_ends_where_its_rows_are_heavy(
     assert [chunk.rows for chunk in carried.chunks] == [4, 4, 2]
 
 
+def test_a_column_may_not_have_the_name_of_a_score(folder: Folder) -> None:
+    writer = ColumnWriter(folder, {"f1": pa.int8()}, taken=["f1", "input_f1"])
+    writer.add({"f1": 1, "other": "a"})
+    carried = writer.close()
+    assert carried is not None
+    assert carried.names == ("input_input_f1", "other")
+    assert schema_of([carried]).types == [pa.int8(), pa.string()]
+
+
+def test_columns_of_two_kinds_are_read_side_by_side(folder: Folder) -> None:
+    brought = written(folder, [{"n": n} for n in range(3)])
+    scores = ColumnWriter(folder, {"f1": pa.float64()}, "scores")
+    for score in (1.0, None, 0.5):
+        scores.add({"f1": score})
+    found = scores.close()
+    assert found is not None
+    both = TaskColumns(folder, [brought, found], start=1)
+    assert list(both.rows()) == [{"n": 1, "f1": None}, {"n": 2, "f1": 0.5}]
+    assert both.schema.names == ["n", "f1"]
+
+
 def test_a_damaged_file_is_noticed(folder: Folder) -> None:
     carried = written(folder, [{"a": "b"}])
     (chunk,) = carried.chunks
     folder.write_bytes(chunk.name, folder.read_bytes(chunk.name).replace(b"b", b"c"))
     with pytest.raises(DamagedFileError, match="checksum"):
-        list(read_columns(folder, carried))
+        list(TaskColumns(folder, [carried]).rows())
