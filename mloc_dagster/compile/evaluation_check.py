@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+
+from pydantic import JsonValue
 
 from mloc_dagster.compile.checks import nearest
 from mloc_dagster.compile.diagnostics import Findings, at_key, at_value, find
@@ -68,6 +70,8 @@ def _check_rows(spec: Tree, typed: RowSpec, findings: Findings) -> None:
             if each > answers:
                 message = f"pass@{each} needs {each} answers to a row: inference.n is {answers}"
                 findings.add(at_value(nearest(block, ("pass_at",)), message))
+        if metric.json_schema is not None:
+            _check_schema(nearest(block, ("json_schema",)), metric.json_schema, findings)
         if metric.type in COMPARING_METRICS:
             at = (
                 nearest(block, ("reference",))
@@ -89,6 +93,16 @@ def _check_name(place: Tree, ours: Collection[str], findings: Findings) -> None:
     if place.text not in known:
         name = str(place.content)
         findings.add(at_value(place, f"unknown metric {name!r}{nearest_hint(name, known)}"))
+
+
+def _check_schema(place: Tree, schema: Mapping[str, JsonValue], findings: Findings) -> None:
+    from jsonschema.exceptions import SchemaError
+    from jsonschema.validators import validator_for
+
+    try:
+        validator_for(schema).check_schema(dict(schema))
+    except SchemaError as error:
+        findings.add(at_value(place, f"this is no JSON Schema: {error.json_path}: {error.message}"))
 
 
 def _check_reference(place: Tree, typed: RowSpec, reference: str, findings: Findings) -> None:

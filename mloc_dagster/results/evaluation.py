@@ -98,7 +98,11 @@ class _Metric:
         compares = metric.type in COMPARING_METRICS or metric.type not in ROW_METRICS
         place = (metric.reference or reference) if compares else None
         self._reference = () if place is None else tuple(place.split("."))
-        self._compare = _compare(metric)
+        ours = metric.type in ROW_METRICS
+        self._compare = _compare(metric) if ours else None
+        self._function: Any = (
+            None if ours else registered_function(METRICS_GROUP, "metric", metric.type)
+        )
         self._extract = None if metric.extract is None else re.compile(metric.extract)
         self._sum = 0.0
         self._passes = dict.fromkeys(metric.pass_at, 0.0)
@@ -133,7 +137,7 @@ class _Metric:
     ) -> Score:
         if self._extract is not None:
             answer = scores.extracted(self._extract, answer)
-        if self._metric.type not in ROW_METRICS:
+        if self._compare is None:
             return self._registered(answer, references, row, columns)
         found = [self._compare(answer, each) for each in references]
         return max((each for each in found if each is not None), default=None)
@@ -143,9 +147,8 @@ class _Metric:
     ) -> Score:
         reference = references[0] if self._reference and references else None
         described = {**columns, "prompt": _builtin(row.prompt)}
-        function = registered_function(METRICS_GROUP, "metric", self._metric.type)
         try:
-            return float(function([answer], [reference], [described]))
+            return float(self._function([answer], [reference], [described]))
         except Exception as error:  # anyone's code
             raise TerminalError(
                 f"the metric {self._metric.type!r} failed at row {row.index}:"
@@ -186,11 +189,9 @@ def _compare(metric: RowMetric) -> _Compare:
             return lambda answer, _: float(found(answer) is not None)
         case "number":
             return lambda answer, _: _scaled(scores.last_number(answer), metric.scale)
-        case "json_valid":
-            return lambda answer, _: scores.valid_json(answer, metric.json_schema)
-        case name:
-            registered_function(METRICS_GROUP, "metric", name)
-            return lambda answer, wanted: None
+        case _:
+            valid = scores.json_score(metric.json_schema)
+            return lambda answer, _: valid(answer)
 
 
 def _fields(value: object) -> Mapping[str, object]:

@@ -6,8 +6,9 @@ import json
 import re
 import string
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from math import comb
+from typing import Any
 
 from pydantic import JsonValue
 
@@ -81,17 +82,22 @@ def same_number(answer: str, reference: str, tolerance: float = 0.0) -> float | 
     return float(abs(wanted - given) <= slack)
 
 
-def valid_json(answer: str, schema: Mapping[str, JsonValue] | None = None) -> float:
-    """Returns 1 if a text is JSON, and fits the schema if there is one."""
-    try:
-        document = json.loads(answer)
-    except ValueError:
-        return 0.0
-    if schema is None:
-        return 1.0
-    from jsonschema.validators import validator_for
+def json_score(schema: Mapping[str, JsonValue] | None = None) -> Callable[[str], float]:
+    """Returns what gives a text 1 if it is JSON, and fits the schema if there is one."""
+    validator: Any = None
+    if schema is not None:
+        from jsonschema.validators import validator_for
 
-    return float(validator_for(schema)(schema).is_valid(document))
+        validator = validator_for(schema)(schema)
+
+    def score(answer: str) -> float:
+        try:
+            document = json.loads(answer)
+        except ValueError:
+            return 0.0
+        return float(validator is None or validator.is_valid(document))
+
+    return score
 
 
 def pass_at(correct: int, answers: int, k: int) -> float:

@@ -44,6 +44,17 @@ def rows_of(outcome: RunOutcome, node: str) -> list[OutputRow]:
     return list(read_rows(open_store().task(task.task_id)))
 
 
+def checks_of(instance: dg.DagsterInstance, outcome: RunOutcome) -> dict[str, bool]:
+    """Returns which checks of a run passed."""
+    entries = instance.all_logs(outcome.run_id, of_type=dg.DagsterEventType.ASSET_CHECK_EVALUATION)
+    return {
+        each.check_name: each.passed
+        for entry in entries
+        if entry.dagster_event is not None
+        and (each := entry.dagster_event.asset_check_evaluation_data)
+    }
+
+
 DIAMOND = """
 taskType: echo
 parallel: {max_shards: 2}
@@ -190,14 +201,7 @@ def test_a_result_that_does_not_pass_its_gate_is_not_handed_on(
     assert not outcome.succeeded
     assert outcome.failures[0] == ("the result did not pass its gate: numeric 0.75 >= 0.8: failed")
     assert [each.node for each in outcome.tasks] == ["ask"]
-    checks = {
-        each.check_name: each.passed
-        for entry in instance.all_logs(
-            outcome.run_id, of_type=dg.DagsterEventType.ASSET_CHECK_EVALUATION
-        )
-        if entry.dagster_event is not None
-        and (each := entry.dagster_event.asset_check_evaluation_data)
-    }
+    checks = checks_of(instance, outcome)
     assert [name for name, passed in checks.items() if not passed] == ["evaluation_gate"]
 
 
@@ -344,14 +348,7 @@ def test_a_spent_error_budget_blocks_what_comes_after(instance: dg.DagsterInstan
     assert said.startswith(
         "2 of 4 rows ended with an error, and error_budget allows 1; the first, row 1: poisoned row"
     )
-    checks = {
-        each.check_name: each.passed
-        for entry in instance.all_logs(
-            outcome.run_id, of_type=dg.DagsterEventType.ASSET_CHECK_EVALUATION
-        )
-        if entry.dagster_event is not None
-        and (each := entry.dagster_event.asset_check_evaluation_data)
-    }
+    checks = checks_of(instance, outcome)
     assert checks == {
         "row_count": True,
         "indexes_complete": True,

@@ -52,6 +52,11 @@ def compiled(evaluation: str, data: str = DATASET) -> CompiledTemplate:
             "51",
             "'before' stands in the gate of",
         ),
+        (
+            "{metrics: [{type: json_valid, json_schema: {type: strin}}]}",
+            "58",
+            "this is no JSON Schema: $.type: 'strin' is not valid",
+        ),
         ("{metrics: []}", "15", "expected at least one"),
         ("{metrics: [f1], refrence: a}", "31", "unknown key 'refrence'; did you mean 'reference'?"),
     ],

@@ -13,11 +13,11 @@ from mloc_dagster.results.scores import (
     extracted,
     f1,
     holds_text,
+    json_score,
     last_number,
     pass_at,
     same_number,
     same_text,
-    valid_json,
 )
 
 
@@ -78,9 +78,8 @@ def test_numbers_are_compared_as_numbers() -> None:
 
 def test_json_is_checked_against_its_schema() -> None:
     schema = {"type": "object", "required": ["a"], "properties": {"a": {"type": "integer"}}}
-    assert [valid_json(each) for each in ('{"a": 1}', "[1", "")] == [1, 0, 0]
-    assert valid_json('{"a": 1}', schema) == 1
-    assert valid_json('{"a": "x"}', schema) == 0
+    assert list(map(json_score(), ('{"a": 1}', "[1", ""))) == [1, 0, 0]
+    assert list(map(json_score(schema), ('{"a": 1}', '{"a": "x"}', "{"))) == [1, 0, 0]
 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=8), st.integers(1, 8))
