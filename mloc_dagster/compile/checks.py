@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 from pydantic import JsonValue
 
@@ -170,13 +171,16 @@ def check_data(spec: Tree, typed: TaskSpec, findings: Findings) -> None:
 
 
 def data_places(spec: Tree) -> dict[Path, Tree]:
-    """Returns the single values of a spec's data and evaluation blocks, by their path in it."""
+    """Returns the values of a spec's data and evaluation blocks, by their path in it.
+
+    Of a list, which may be long, only the place.
+    """
     return {
-        (*path, key): child
+        (*path, key): replace(child, content=[]) if isinstance(child.content, list) else child
         for path in (_DATA, _EVALUATION, _EVALUATION[:1])
         if (block := find(spec, path)) is not None
         for key, child in block.fields.items()
-        if not isinstance(child.content, dict | list)
+        if not isinstance(child.content, dict)
     }
 
 

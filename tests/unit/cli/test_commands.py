@@ -272,6 +272,43 @@ def test_validate_and_run_look_at_data_files_first(mloc: Mloc, tmp_path: Path) -
     assert "gone.jsonl: no such file" in err
 
 
+@pytest.mark.parametrize(
+    ("data", "evaluation", "told"),
+    [
+        (
+            "keep: [anser]",
+            "{metrics: [json_valid]}",
+            "spec.data.keep: q.jsonl has no column 'anser'",
+        ),
+        (
+            "prompt: '{qestion}'",
+            "{metrics: [json_valid]}",
+            "spec.data.prompt: q.jsonl: data.prompt: ",
+        ),
+        (
+            "messages: [{role: user, content: '{qestion}'}]",
+            "{metrics: [json_valid]}",
+            "spec.data.messages: q.jsonl: data.messages: ",
+        ),
+        (
+            "column: question",
+            "{metrics: [f1], reference: anser}",
+            "spec.evaluation.reference: rows have no column 'anser'",
+        ),
+    ],
+)
+def test_a_column_that_is_not_there_is_told_where_it_is_named(
+    mloc: Mloc, tmp_path: Path, data: str, evaluation: str, told: str
+) -> None:
+    (tmp_path / "q.jsonl").write_text('{"question": "q", "answer": "a"}\n')
+    wrong = GOOD.replace("{type: list, items: [a, b]}", f"{{type: dataset, url: q.jsonl, {data}}}")
+    (tmp_path / "t.yaml").write_text(f"{wrong.rstrip()}\n  evaluation: {evaluation}\n")
+    code, out, _ = mloc("validate", "t.yaml")
+    assert code == 2
+    assert told in out
+    assert "did you mean" in out
+
+
 def test_validate_waits_for_no_pipe(mloc: Mloc, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "t.yaml")
     code, out, _ = mloc("validate", "t.yaml")
