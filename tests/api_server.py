@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import dagster as dg
 from starlette.testclient import TestClient
 
-from mloc_dagster.api import create_app
+from mloc_dagster.api import FleetAccess, create_app
 from mloc_dagster.results import Folder, open_store
 from tests.memory_ledger import MemoryLedger
 
@@ -52,6 +53,15 @@ class Served:
 def serving(*, show_errors: bool = True) -> Iterator[Served]:
     """The API, with the settings of this moment."""
     ledger = MemoryLedger()
-    app = create_app(ledger)  # type: ignore[arg-type]
-    with TestClient(app, "http://127.0.0.1", raise_server_exceptions=show_errors) as client:
-        yield Served(client, ledger)
+    with dg.DagsterInstance.ephemeral() as instance:
+        app = create_app(ledger, NoRuns(instance))  # type: ignore[arg-type]
+        with TestClient(app, "http://127.0.0.1", raise_server_exceptions=show_errors) as client:
+            yield Served(client, ledger)
+
+
+class NoRuns(FleetAccess):
+    """A Dagster without runs, in memory."""
+
+    def __init__(self, instance: dg.DagsterInstance) -> None:
+        super().__init__()
+        self._instance = instance

@@ -83,7 +83,7 @@ class MemoryLedger:
         return {each: self.entries[each] for each in ids if each in self.entries}
 
     def list(
-        self, chosen: TaskFilter, *, limit: int, cursor: str | None
+        self, chosen: TaskFilter, *, limit: int, cursor: str | None = None
     ) -> tuple[Sequence[TaskEntry], str | None]:
         below = int(cursor) if cursor else 1 << 60
         found = [
@@ -108,9 +108,10 @@ class MemoryLedger:
                 self.set(each, cancelling=True)
         return {each: self.entries[each].state for each in task_ids}
 
-    def retry(self, task_ids: Collection[str], *, failed_rows: bool) -> None:
+    def retry(self, task_ids: Collection[str], *, failed_rows: bool) -> set[str]:
         for each in task_ids:
             self.set(each, state=TaskState.PENDING, run_id=None, error="")
+        return set(task_ids)
 
     def forget(
         self,

@@ -3,3 +3,4 @@ from .auth import OriginGuard as OriginGuard, Tokens as Tokens
 from .limits import TimeoutProtocol as TimeoutProtocol
 from .metrics import access_log_on_stdout as access_log_on_stdout
 from .problems import Refusal as Refusal, problem_response as problem_response
+from .state import FleetAccess as FleetAccess

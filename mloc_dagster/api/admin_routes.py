@@ -63,7 +63,13 @@ def _letter(api: ApiState, entry: TaskEntry) -> DeadLetterView:
 
 def _of_run(api: ApiState, entry: TaskEntry, run_id: str) -> dict[str, object]:
     """Returns which shards of a run failed, how often, and what they said last."""
-    from mloc_dagster.tasks import failed_steps, failures_of, find_workflows, steps_of
+    from mloc_dagster.tasks import (
+        failed_steps,
+        failures_of,
+        find_workflows,
+        steps_of,
+        why_not_begun,
+    )
 
     instance = api.fleet.instance()
     workflow = find_workflows(instance, [entry.workflow_id]).get(entry.workflow_id)
@@ -74,7 +80,8 @@ def _of_run(api: ApiState, entry: TaskEntry, run_id: str) -> dict[str, object]:
         return {}
     failures = failures_of(instance, run_id, task)
     steps = steps_of(instance, [workflow.latest])
-    return dict(failed_steps(failures, steps, api.store.task(entry.task_id)))
+    reason = {} if entry.error else {"reason": why_not_begun(instance, run_id)}
+    return {**failed_steps(failures, steps, api.store.task(entry.task_id)), **reason}
 
 
 _ENDED = tuple(each for each in TaskState if each.ended)

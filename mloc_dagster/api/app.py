@@ -29,16 +29,21 @@ same `file:line` texts as `mloc validate` prints.
 
 
 def create_app(
-    ledger: Ledger, fleet: FleetAccess | None = None, host: str | None = None
+    ledger: Ledger,
+    fleet: FleetAccess | None = None,
+    host: str | None = None,
+    tokens: Tokens | None = None,
 ) -> FastAPI:
-    """Returns the API over a ledger; limits and tokens are the settings' at this moment.
+    """Returns the API over a ledger; its limits are the settings' at this moment.
 
     Args:
         ledger: What is accepted goes there; the caller closes it.
         fleet: Runs and workers; by default those of the settings, opened when first asked for.
         host: Where it listens; by default the setting's.
+        tokens: What opens it; by default the settings'.
     """
-    limits, metrics, tokens = Limits.of(settings()), Metrics(), Tokens.of(settings())
+    limits, metrics = Limits.of(settings()), Metrics()
+    tokens = tokens or Tokens.of(settings())
     state = ApiState(
         ledger=ledger,
         fleet=fleet or FleetAccess(),

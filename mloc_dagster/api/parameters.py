@@ -15,7 +15,7 @@ from mloc_dagster.api.problems import Refusal
 from mloc_dagster.errors import InputError, nearest_hint
 from mloc_dagster.ledger import TaskFilter
 from mloc_dagster.results import Folder, check_name, check_task_id
-from mloc_dagster.wire import Finding, Moment, TaskState
+from mloc_dagster.wire import Finding, Moment, TaskOrigin, TaskState
 
 MAX_NAME_BYTES = 1_000
 _MAX_PART_BYTES = 240
@@ -108,6 +108,7 @@ def task_filter(
         list[TaskState] | None, Query(description="Any of these; repeat it.", max_length=16)
     ] = None,
     owner: _Exact = None,
+    origin: Annotated[TaskOrigin | None, Query(description="What made it.")] = None,
     name: Annotated[
         str | None,
         Query(min_length=1, max_length=200, pattern=_TEXT, description="Of the template."),
@@ -132,6 +133,7 @@ def task_filter(
     return TaskFilter(
         states=tuple(dict.fromkeys(status)) if status else None,
         owner=owner,
+        origin=origin,
         template=name,
         task_type=type,
         workflow_id=workflow_id,
@@ -172,6 +174,7 @@ def no_other_parameters(*known: str) -> Callable[[Request], None]:
 FILTERS = (
     "status",
     "owner",
+    "origin",
     "name",
     "type",
     "workflow_id",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import errno
 import logging
 from collections.abc import Mapping, Sequence
@@ -78,9 +79,16 @@ def finding(diagnostic: Diagnostic) -> Finding:
     return Finding.model_validate(diagnostic.to_json())
 
 
-def no_such_task(task_id: str) -> Refusal:
-    """Returns the refusal of an id that the ledger does not know."""
-    return Refusal(404, "unknown-task", f"there is no task or workflow {_shown(task_id)}")
+def no_such_task(task_id: str, known: Sequence[str] = ()) -> Refusal:
+    """Returns the refusal of an id that nobody knows.
+
+    Args:
+        task_id: The id.
+        known: Ids of which the nearest is named.
+    """
+    near = difflib.get_close_matches(task_id, known, n=1, cutoff=0.8)  # of ids most are a bit alike
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return Refusal(404, "unknown-task", f"there is no task or workflow {_shown(task_id)}{hint}")
 
 
 def problem_response(refusal: Refusal, path: str) -> Response:

@@ -18,14 +18,18 @@ from mloc_dagster.api.limits import Limits
 from mloc_dagster.api.metrics import Metrics
 from mloc_dagster.api.parameters import safe_task_id
 from mloc_dagster.api.problems import no_such_task
-from mloc_dagster.errors import InputError, TransientError
+from mloc_dagster.errors import InputError, MlocError, TransientError
 from mloc_dagster.events import STREAM_AWAY, LastProgress, last_training_progress, open_redis
 from mloc_dagster.fleet import FleetEngine, WorkerInfo, fleet_url, open_engine, require_fleet
-from mloc_dagster.ledger import Ledger, TaskEntry
+from mloc_dagster.ledger import Ledger, TaskEntry, TaskFilter
 from mloc_dagster.results import ResultStore, open_store
 
 if TYPE_CHECKING:
     import dagster as dg
+
+
+_COMPARED = 500
+"""Latest tasks among which the neighbour of a mistyped id is looked for."""
 
 
 class FleetAccess:
@@ -50,6 +54,13 @@ class FleetAccess:
             if self._instance is None:
                 self._instance = self._open.enter_context(open_instance())
             return self._instance
+
+    def engine_if_any(self) -> FleetEngine | None:
+        """Returns the fleet's engine; None without one, and while it does not answer."""
+        try:
+            return self.engine()
+        except MlocError:  # what Dagster and the store know still holds
+            return None
 
     def engine(self) -> FleetEngine:
         """Returns the fleet's engine.
@@ -134,21 +145,44 @@ class ApiState:
     def task(self, task_id: str) -> TaskEntry:
         """Returns a task; raises a 404 `Refusal` for an id that is none."""
         found = self.ledger.task(safe_task_id(task_id))
+        if found is None and self.take_in(task_id) is not None:
+            found = self.ledger.task(task_id)
         if found is None:
-            raise no_such_task(task_id)
+            raise no_such_task(task_id, self._latest_ids())
         return found
 
     def tasks(self, name: str) -> tuple[TaskEntry, ...]:
-        """Returns a task, or all tasks of a workflow.
+        """Returns a task, or all tasks of a workflow or a run.
+
+        Raises:
+            Refusal: 404, for an id that is none of these.
+        """
+        found = self.ledger.task(safe_task_id(name))
+        return (found,) if found is not None else self.workflow(name)
+
+    def workflow(self, name: str) -> tuple[TaskEntry, ...]:
+        """Returns the tasks of a workflow or a run, in the template's order.
 
         Raises:
             Refusal: 404, for an id that is neither's.
         """
-        found = self.ledger.task(safe_task_id(name))
-        entries = (found,) if found is not None else tuple(self.ledger.workflow(name))
+        entries = self.ledger.workflow(safe_task_id(name))
+        if not entries and (workflow_id := self.take_in(name)) is not None:
+            known = self.ledger.workflow(workflow_id)
+            entries = [each for each in known if each.task_id == name] or known
         if not entries:
-            raise no_such_task(name)
-        return entries
+            raise no_such_task(name, self._latest_ids())
+        return tuple(entries)
+
+    def _latest_ids(self) -> Sequence[str]:
+        latest, _ = self.ledger.list(TaskFilter(), limit=_COMPARED)
+        return list(dict.fromkeys(id for each in latest for id in (each.task_id, each.workflow_id)))
+
+    def take_in(self, name: str) -> str | None:
+        """Looks for a task that the dispatcher has not met yet; returns its workflow."""
+        from mloc_dagster.dispatch import take_in
+
+        return take_in(self.ledger, self.fleet.instance(), self.fleet.engine_if_any(), name)
 
 
 def _state(request: Request) -> ApiState:

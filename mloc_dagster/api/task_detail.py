@@ -45,6 +45,7 @@ def task_fields(entry: TaskEntry) -> dict[str, object]:
         "task_type": entry.task_type,
         "template": entry.template,
         "owner": entry.owner,
+        "origin": entry.origin,
         "labels": dict(entry.labels),
         "depends_on": entry.depends_on,
         "status": entry.state,
@@ -91,7 +92,7 @@ def task_reply(api: ApiState, entry: TaskEntry) -> TaskReply:
             fields["shards"] = Shards(done=len(plan.shards))
             fields["rows"] = fields["rows"] or plan.rows
     if entry.state.ended:
-        fields |= _setbacks(api, entry)
+        fields |= _of_its_run(api, entry)
     return TaskReply.model_validate(fields)
 
 
@@ -135,26 +136,22 @@ def live_status(api: ApiState, entry: TaskEntry) -> TaskDetail | None:
     found = None if entry.state.ended else _in_dagster(api, entry)
     if found is None:
         return None
-    from mloc_dagster.errors import MlocError
     from mloc_dagster.tasks import status_of
 
     workflow, task = found
-    try:
-        engine = api.fleet.engine()
-    except MlocError:  # Redis is away: what Dagster and the store know still holds
-        engine = None
-    return status_of(api.fleet.instance(), engine, workflow, task)
+    return status_of(api.fleet.instance(), api.fleet.engine_if_any(), workflow, task)
 
 
-def _setbacks(api: ApiState, entry: TaskEntry) -> dict[str, object]:
-    """Returns how often shards were begun again in the run that ended a task."""
+def _of_its_run(api: ApiState, entry: TaskEntry) -> dict[str, object]:
+    """Returns what became of the shards of a task that has ended, if its run is still there."""
     found = _in_dagster(api, entry)
-    if found is None or entry.run_id is None:
+    if found is None:
         return {}
-    from mloc_dagster.tasks import setbacks_of
+    from mloc_dagster.tasks import status_of
 
-    setbacks = setbacks_of(api.fleet.instance(), entry.run_id, found[1])
-    return {"retries": setbacks.retries, "losses": setbacks.losses}
+    workflow, task = found
+    status = status_of(api.fleet.instance(), None, workflow, task, count_rows=False)
+    return {"shards": status.shards, "retries": status.retries, "losses": status.losses}
 
 
 def _in_dagster(api: ApiState, entry: TaskEntry) -> tuple[Workflow, RunTask] | None:

@@ -17,10 +17,11 @@ from mloc_dagster.api.parameters import (
     no_other_parameters,
     task_filter,
 )
-from mloc_dagster.api.problems import Refusal, no_such_task
+from mloc_dagster.api.problems import Refusal
 from mloc_dagster.api.state import State, reply
 from mloc_dagster.api.submission_body import read_submission
 from mloc_dagster.api.task_detail import progress_reply, task_reply, task_view, workflow_state
+from mloc_dagster.errors import InputError
 from mloc_dagster.ledger import TaskEntry, TaskFilter
 from mloc_dagster.wire import (
     ChangedTask,
@@ -106,11 +107,9 @@ def show(api: State, task_id: TaskId) -> Response:
 )
 def show_workflow(api: State, workflow_id: TaskId) -> Response:
     """Returns the tasks of a workflow in its template's order."""
-    entries = tuple(api.ledger.workflow(workflow_id))
-    if not entries:
-        raise no_such_task(workflow_id)
+    entries = api.workflow(workflow_id)
     answer = WorkflowReply(
-        workflow_id=workflow_id,
+        workflow_id=entries[0].workflow_id,
         template=entries[0].template,
         status=workflow_state(entries),
         count=len(entries),
@@ -146,7 +145,10 @@ def cancel(api: State, task_id: TaskId) -> Response:
     if all(each.state.ended and each.state is not TaskState.CANCELLED for each in entries):
         raise Refusal(409, "has-ended", f"{task_id} has ended already ({_states(entries)})")
     ids = [each.task_id for each in entries]
-    api.ledger.cancel([each.task_id for each in entries if not each.state.ended])
+    if entries[0].origin == "api":
+        api.ledger.cancel([each.task_id for each in entries if not each.state.ended])
+    else:
+        _cancel_run(api, task_id)
     return reply(_changed(api, ids), 202)
 
 
@@ -162,7 +164,7 @@ def retry(
     task_id: TaskId,
     wanted: Annotated[RetryRequest | None, Body()] = None,
 ) -> Response:
-    """Queues what is missing; the rows that are there stay."""
+    """Queues what is missing, of the other tasks of its workflow, too; finished rows are kept."""
     scope = (wanted or RetryRequest()).scope
     entries = api.tasks(task_id)
     if scope == "all":
@@ -171,8 +173,34 @@ def retry(
     chosen = [each for each in entries if _can_retry(each, failed_rows=failed_rows)]
     if not chosen:
         raise Refusal(409, "nothing-to-retry", _why_not(task_id, entries, failed_rows=failed_rows))
-    api.ledger.retry([each.task_id for each in chosen], failed_rows=failed_rows)
-    return reply(_changed(api, [each.task_id for each in chosen]), 202)
+    if entries[0].origin == "api":
+        retried = api.ledger.retry([each.task_id for each in chosen], failed_rows=failed_rows)
+    else:
+        retried = _retry_run(api, task_id, failed_rows=failed_rows)
+    workflow = api.ledger.workflow(entries[0].workflow_id)
+    return reply(_changed(api, [each.task_id for each in workflow if each.task_id in retried]), 202)
+
+
+def _cancel_run(api: State, name: str) -> None:
+    """Stops what the dispatcher did not start, as Dagster's UI would."""
+    from mloc_dagster.tasks import cancel
+
+    try:
+        cancel(api.fleet.instance(), name)
+    except InputError as error:
+        raise Refusal(409, "has-ended", str(error)) from None
+
+
+def _retry_run(api: State, name: str, *, failed_rows: bool) -> set[str]:
+    """Goes on with what the dispatcher did not start, as Dagster's UI would; returns the tasks."""
+    from mloc_dagster.tasks import retry_task
+
+    try:
+        run_id = retry_task(api.fleet.instance(), name, failed_rows=failed_rows)
+    except InputError as error:
+        raise Refusal(409, "nothing-to-retry", str(error)) from None
+    workflow_id = api.take_in(run_id) or name
+    return {each.task_id for each in api.ledger.workflow(workflow_id) if each.run_id == run_id}
 
 
 def _can_retry(entry: TaskEntry, *, failed_rows: bool) -> bool:

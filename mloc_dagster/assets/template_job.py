@@ -13,7 +13,6 @@ from mloc_dagster.assets.task_graph import asset_key, job_name, task_graph
 from mloc_dagster.compile import CompiledTask, CompiledTemplate
 from mloc_dagster.fleet import Requirements, execution_config, fleet_tags
 from mloc_dagster.ops import (
-    NODES_TAG,
     SLO_TAG,
     BatchConfig,
     TaskRef,
@@ -22,6 +21,7 @@ from mloc_dagster.ops import (
     hand_out,
     op_name,
     plan_batch,
+    template_tags,
 )
 from mloc_dagster.schema import ModelSpec, Retries, TrainingSpec
 from mloc_dagster.services import STACK
@@ -174,10 +174,13 @@ def template_definitions(
 
 def _job_tags(compiled: CompiledTemplate) -> dict[str, str]:
     """Returns what the control plane needs to know of a run without its template."""
-    tags = {
-        "mloc/template": compiled.metadata.name[:63],
-        NODES_TAG: ",".join(each.task.name for each in compiled.tasks),
-    }
+    nodes = [each.task for each in compiled.tasks]
+    tags = template_tags(
+        compiled.metadata.name,
+        [(each.name, each.spec.task_type, each.depends_on) for each in nodes],
+        owner=compiled.metadata.owner or "",
+        labels=compiled.metadata.labels,
+    )
     promised = [each.task.spec.slo.seconds for each in compiled.tasks if each.task.spec.slo]
     return {**tags, SLO_TAG: f"{max(promised):g}"} if promised else tags
 

@@ -1,13 +1,12 @@
-"""Whether a command asks the API, or Dagster and Redis directly; arguments that commands share.
+"""Which API a command asks; arguments that commands share.
 
-The API is asked where one answers: the one of `MLOC_API_URL`, or that of the stack which is up in
-`MLOC_HOME`. Without one the commands look themselves, as they do for a task that the API does not
-know: those of `mloc launch` and of Dagster's UI are not in its ledger.
+It is the one of `MLOC_API_URL`, or that of the stack which is up in `MLOC_HOME`. Without one a
+command serves itself (`cli/local_api.py`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated
 
@@ -23,26 +22,34 @@ _ATTEMPTS = 5
 _LOOK_S = 3.0
 
 
-def ask[T](over_api: Callable[[Client], T], direct: Callable[[], T]) -> T:
-    """Asks the API, or looks directly.
+@contextmanager
+def open_api() -> Generator[Client]:
+    """Opens the API that a command asks, whichever there is."""
+    from mloc_dagster.cli.local_api import local_api
 
-    Args:
-        over_api: Asks the API.
-        direct: Looks without one.
-    """
-    from mloc_dagster.client import NotFoundError, configured_url, stack_api
+    with answering_api() as client:
+        if client is not None:
+            yield client
+            return
+    with local_api() as client:
+        yield client
+
+
+@contextmanager
+def answering_api() -> Generator[Client | None]:
+    """Opens the API of `MLOC_API_URL`, or of this home's stack; None where that does not answer."""
+    from mloc_dagster.client import configured_url, stack_api
 
     if configured_url() is not None:
         with api_client() as client:
-            return over_api(client)
+            yield client
+        return
     stack = stack_api()
     if stack is None or not _answers(stack):
-        return direct()
+        yield None
+        return
     with _client(stack) as client:
-        try:
-            return over_api(client)
-        except NotFoundError:
-            return direct()
+        yield client
 
 
 @contextmanager

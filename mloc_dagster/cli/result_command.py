@@ -12,7 +12,7 @@ from typing import Literal, get_args
 import typer
 from pydantic import JsonValue
 
-from mloc_dagster.cli.api_choice import api_client
+from mloc_dagster.cli.api_choice import api_client, open_api
 from mloc_dagster.cli.display.tables import count, print_table, shorten
 from mloc_dagster.cli.terminal import OK
 from mloc_dagster.client import Client, NotFoundError
@@ -44,7 +44,7 @@ def result(options: ResultOptions) -> int:
         InputError: If there is no such task, or its result is not there yet.
     """
     _check(options)
-    with api_client() as client:
+    with open_api() as client:
         if options.list_files:
             _print_files(client, options)
         elif options.output is not None or options.bundle or options.file is not None:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import socket
 from typing import TYPE_CHECKING
 
 from mloc_dagster.compile import CompiledTemplate, compile_mapping
 from mloc_dagster.errors import InputError
-from mloc_dagster.ops import PROCESS_TAG
+from mloc_dagster.ops import PROCESS_TAG, may_be_alive
 from mloc_dagster.results import (
     RECORD_NAME,
     ResultStore,
@@ -79,11 +77,6 @@ def check_not_running(workflow_id: str) -> None:
         close_dead_runs(instance, WORKFLOW_TAG, workflow_id)
 
 
-def this_process() -> str:
-    """Returns what tells this process from all others that are or were: host, pid, start."""
-    return f"{socket.gethostname()}:{os.getpid()}:{_started(os.getpid())}"
-
-
 def close_dead_runs(instance: dg.DagsterInstance, workflow_tag: str, workflow_id: str) -> None:
     """Marks runs of a workflow as canceled whose process was killed.
 
@@ -99,7 +92,7 @@ def close_dead_runs(instance: dg.DagsterInstance, workflow_tag: str, workflow_id
     runs = instance.get_runs(RunsFilter(tags={workflow_tag: workflow_id}, statuses=unfinished))
     for run in runs:
         process = run.tags.get(PROCESS_TAG, "")
-        if process and not _alive(process):
+        if process and not may_be_alive(process):
             instance.report_run_canceled(run, "The process that ran it is gone.")
         else:
             where = f" in process {process.split(':')[1]}" if process else ""
@@ -107,19 +100,3 @@ def close_dead_runs(instance: dg.DagsterInstance, workflow_tag: str, workflow_id
                 f"task {workflow_id} is running{where} (Dagster run {run.run_id}); "
                 "wait for it, or stop it first"
             )
-
-
-def _alive(process: str) -> bool:
-    host, pid, started = process.rsplit(":", 2)
-    if host != socket.gethostname():
-        return True  # cannot be told from here
-    return _started(int(pid)) == started
-
-
-def _started(pid: int) -> str:
-    import psutil
-
-    try:
-        return str(int(psutil.Process(pid).create_time()))
-    except psutil.NoSuchProcess:
-        return ""

@@ -43,7 +43,7 @@ def serve(host: str | None, port: int | None) -> int:
         InputError: If nothing is up in `MLOC_HOME`, and no database is configured.
     """
     if settings().postgres_url is None:
-        from mloc_dagster.cli.fleet_tasks import use_stack
+        from mloc_dagster.cli.local_api import use_stack
 
         use_stack()
     import uvicorn
@@ -90,7 +90,7 @@ def dispatch() -> int:
         InputError: If nothing is up in `MLOC_HOME`, and no database is configured.
     """
     if settings().postgres_url is None or settings().redis_url is None:
-        from mloc_dagster.cli.fleet_tasks import use_stack
+        from mloc_dagster.cli.local_api import use_stack
 
         use_stack()
     from mloc_dagster.dispatch import run

@@ -7,11 +7,10 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
 
 import typer
 
-from mloc_dagster.cli.api_choice import ask
+from mloc_dagster.cli.api_choice import answering_api
 from mloc_dagster.cli.display.tables import count, duration, print_table
 from mloc_dagster.cli.terminal import FAILED, OK
 from mloc_dagster.fleet import GPU_QUEUE, Hardware, WorkerInfo, open_engine, require_fleet
@@ -27,9 +26,6 @@ from mloc_dagster.services import (
     stack_layout,
     stack_processes,
 )
-
-if TYPE_CHECKING:
-    from mloc_dagster.client import Client
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,11 +139,8 @@ def list_workers(*, as_json: bool) -> None:
         InputError: If no Redis is configured.
         TransientError: If it does not answer.
     """
-
-    def over_api(client: Client) -> Sequence[WorkerInfo]:
-        return client.workers().workers
-
-    workers = ask(over_api, _registered)
+    with answering_api() as client:
+        workers = _registered() if client is None else client.workers().workers
     if as_json:
         entries = [each.model_dump(mode="json") for each in workers]
         typer.echo(json.dumps(entries, ensure_ascii=False))

@@ -9,7 +9,7 @@ import typer
 
 from mloc_dagster.cli.api_choice import Json, TaskId, TaskOrRun, Wait
 
-_PANEL = "Tasks on the fleet"
+_PANEL = "Tasks"
 
 tasks = typer.Typer()
 
@@ -55,7 +55,7 @@ def _launch(
 
     Exit code: 0, 1 (with --wait: a task failed), 2 (bad input).
     """
-    from mloc_dagster.cli.tasks import launch
+    from mloc_dagster.cli.launch_command import launch
 
     raise typer.Exit(launch(template, sets=tuple(sets or ()), wait=wait))
 
@@ -67,6 +67,9 @@ def _list(
         typer.Option("--status", metavar="S", help="Such as RUNNING or DEAD. Repeatable."),
     ] = None,
     owner: Annotated[str | None, typer.Option(help="Only this owner's.")] = None,
+    origin: Annotated[
+        str | None, typer.Option(help="Only what api, run, launch, schedule or dagster made.")
+    ] = None,
     name: Annotated[str | None, typer.Option(help="Only of this template.")] = None,
     task_type: Annotated[str | None, typer.Option("--type", help="Such as inference.")] = None,
     labels: Annotated[
@@ -86,6 +89,7 @@ def _list(
     options = ListOptions(
         statuses=tuple(statuses or ()),
         owner=owner,
+        origin=origin,
         name=name,
         task_type=task_type,
         labels=tuple(labels or ()),
@@ -117,7 +121,7 @@ def _logs(
     ] = "info",
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document a line.")] = False,
 ) -> None:
-    """Print the logs of a task, its run's and its shards', in order of time. Needs the API.
+    """Print the logs of a task, its run's and its shards', in order of time.
 
     Exit code: 0, 1 (the API fails), 2 (there is no such task), 130 (interrupted).
     """
@@ -146,7 +150,7 @@ def _result(
     list_files: Annotated[bool, typer.Option("--files", help="List the task's files.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Print a task's result, or save it; the saved file's path is printed last. Needs the API.
+    """Print a task's result, or save it; the saved file's path is printed last.
 
     Exit code: 0, 1 (the API fails), 2 (there is no such task, or no result yet).
     """

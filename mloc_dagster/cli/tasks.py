@@ -1,8 +1,4 @@
-"""`mloc show`, `list`, `logs`, `dead-letters`, `cancel`, `retry` and `launch`.
-
-Each asks the API where one answers, else `fleet_tasks`; both speak the models of `wire`. Only the
-API has logs.
-"""
+"""`mloc show`, `list`, `logs`, `dead-letters`, `cancel` and `retry`, over the API."""
 
 from __future__ import annotations
 
@@ -15,12 +11,11 @@ from typing import TYPE_CHECKING, get_args
 
 import typer
 
-import mloc_dagster.cli.fleet_tasks as fleet_tasks
-from mloc_dagster.cli.api_choice import api_client, ask
+from mloc_dagster.cli.api_choice import open_api
 from mloc_dagster.cli.display.task_lines import print_letters, print_task_lines, print_task_table
 from mloc_dagster.cli.terminal import FAILED, OK
 from mloc_dagster.errors import InputError, UnknownNameError
-from mloc_dagster.wire import DeadLetterView, LogLevel, LogLine, TaskDetail, TaskState, TaskView
+from mloc_dagster.wire import LogLevel, LogLine, TaskDetail, TaskOrigin, TaskState, TaskView
 
 if TYPE_CHECKING:
     from mloc_dagster.client import Client
@@ -32,10 +27,8 @@ def show(task_or_run_id: str, *, as_json: bool) -> int:
     Raises:
         InputError: If there is no such task or run.
     """
-    tasks = ask(
-        lambda client: details(client, task_or_run_id),
-        lambda: fleet_tasks.details(task_or_run_id),
-    )
+    with open_api() as client:
+        tasks = details(client, task_or_run_id)
     if not as_json:
         print_task_lines(tasks)
         return OK
@@ -72,15 +65,11 @@ def list_tasks(options: ListOptions) -> int:
     """Prints the latest tasks; returns the exit code.
 
     Raises:
-        InputError: If there is no such state, or only an API can find what is asked for.
+        InputError: If there is no such state or origin, or a label or time is none.
     """
-    wanted = options.states
-
-    def directly() -> Sequence[TaskView]:
-        options.check_direct()
-        return fleet_tasks.latest(wanted, options.limit)
-
-    found = ask(lambda client: _listed(client, options), directly)
+    options.check()
+    with open_api() as client:
+        found = _listed(client, options)
     if options.as_json:
         typer.echo(json.dumps([document(each) for each in found], ensure_ascii=False))
     elif not found:
@@ -99,6 +88,7 @@ def _listed(client: Client, options: ListOptions) -> Sequence[TaskView]:
             limit=options.limit,
             status=options.states,
             owner=options.owner,
+            origin=options.origin,
             name=options.name,
             task_type=options.task_type,
             labels=options.label_map,
@@ -110,11 +100,8 @@ def _listed(client: Client, options: ListOptions) -> Sequence[TaskView]:
 
 def list_dead_letters(*, verbose: bool, as_json: bool) -> int:
     """Prints the tasks that failed for good; returns the exit code."""
-
-    def over_api(client: Client) -> Sequence[DeadLetterView]:
-        return list(client.dead_letters())
-
-    letters = ask(over_api, fleet_tasks.find_dead_letters)
+    with open_api() as client:
+        letters = list(client.dead_letters())
     if as_json:
         shown = [each.model_dump(mode="json") for each in letters]
         typer.echo(json.dumps(shown, ensure_ascii=False))
@@ -131,12 +118,9 @@ def cancel(task_or_run_id: str, *, wait: bool) -> int:
     Raises:
         InputError: If there is no such task, or it has ended.
     """
-
-    def over_api(client: Client) -> Sequence[TaskView]:
+    with open_api() as client:
         changed = client.cancel(task_or_run_id).tasks
-        return wait_for(client, [each.task_id for each in changed]) if wait else ()
-
-    ended = ask(over_api, lambda: fleet_tasks.cancel(task_or_run_id, wait=wait))
+        ended = wait_for(client, [each.task_id for each in changed]) if wait else ()
     before = [each for each in ended if each.status is not TaskState.CANCELLED]
     for each in before:
         typer.echo(f"{each.task_id} had ended before: {each.status.value.lower()}", err=True)
@@ -152,32 +136,19 @@ def retry(task_or_run_id: str, *, failed_rows: bool, wait: bool) -> int:
     Raises:
         InputError: If there is no such task, or nothing to retry.
     """
-
-    def over_api(client: Client) -> Sequence[TaskDetail]:
+    with open_api() as client:
         scope = "failed_rows" if failed_rows else "failed_shards"
         ids = [each.task_id for each in client.retry(task_or_run_id, scope).tasks]
         for each in ids:
             typer.echo(f"task {each}")
-        return [client.show(each.task_id) for each in wait_for(client, ids)] if wait else ()
-
-    def directly() -> Sequence[TaskDetail]:
-        return fleet_tasks.retry_task(task_or_run_id, failed_rows=failed_rows, wait=wait)
-
-    return _ended(ask(over_api, directly))
+        return print_ended(client, ids) if wait else OK
 
 
-def launch(template: str, *, sets: Sequence[str], wait: bool) -> int:
-    """Queues a library template; returns the exit code.
-
-    Raises:
-        InputError: If it is no library template, or `sets` changes what its job is made of.
-    """
-    return _ended(fleet_tasks.launch_template(template, sets=sets, wait=wait))
-
-
-def _ended(tasks: Sequence[TaskDetail]) -> int:
-    print_task_lines(tasks)
-    return exit_code(tasks)
+def print_ended(client: Client, ids: Sequence[str]) -> int:
+    """Prints tasks when they have ended; returns the exit code."""
+    ended = [client.show(each.task_id) for each in wait_for(client, ids)]
+    print_task_lines(ended)
+    return exit_code(ended)
 
 
 def wait_for(client: Client, ids: Sequence[str]) -> Sequence[TaskView]:
@@ -201,6 +172,7 @@ class ListOptions:
 
     statuses: tuple[str, ...] = ()
     owner: str | None = None
+    origin: str | None = None
     name: str | None = None
     task_type: str | None = None
     labels: tuple[str, ...] = ()
@@ -236,31 +208,20 @@ class ListOptions:
     @property
     def nothing_found(self) -> str:
         """What is said where the list is empty."""
-        filters = (self.owner, self.name, self.task_type, self.worker, self.since)
+        filters = (self.owner, self.origin, self.name, self.task_type, self.worker, self.since)
         if any(filters) or self.statuses or self.labels:
             return "no task matches"
         return "no task yet"
 
-    def check_direct(self) -> None:
-        """Refuses what only the API can tell.
+    def check(self) -> None:
+        """Makes sure that the API understands what is asked for.
 
         Raises:
-            InputError: If there is any of it.
+            InputError: If it does not.
         """
-        asked = {
-            "--owner": self.owner,
-            "--name": self.name,
-            "--type": self.task_type,
-            "--label": self.labels,
-            "--worker": self.worker,
-            "--since": self.since,
-        }
-        given = [option for option, value in asked.items() if value]
-        if given:
-            raise InputError(
-                f"{', '.join(given)}: only the API looks for that, and none answers: start it with"
-                " `mloc up`, or set MLOC_API_URL"
-            )
+        if self.origin is not None and self.origin not in get_args(TaskOrigin):
+            raise UnknownNameError("origin", self.origin, get_args(TaskOrigin))
+        _ = self.states, self.label_map
 
 
 def show_logs(task_or_workflow_id: str, *, follow: bool, level: str, as_json: bool) -> int:
@@ -275,7 +236,7 @@ def show_logs(task_or_workflow_id: str, *, follow: bool, level: str, as_json: bo
     lowest = next((each for each in get_args(LogLevel) if each == level.upper()), None)
     if lowest is None:
         raise UnknownNameError("level", level, get_args(LogLevel))
-    with api_client() as client:
+    with open_api() as client:
         for task_id, line in _lines(client, task_or_workflow_id, lowest, follow=follow):
             if as_json:
                 typer.echo(line.model_dump_json())

@@ -125,6 +125,7 @@ def task_filter(
     *,
     status: Iterable[TaskState | str] = (),
     owner: str | None = None,
+    origin: str | None = None,
     name: str | None = None,
     task_type: str | None = None,
     workflow_id: str | None = None,
@@ -136,6 +137,7 @@ def task_filter(
     """Returns the parameters that say which tasks a list shows."""
     exact = (
         ("owner", owner),
+        ("origin", origin),
         ("name", name),
         ("type", task_type),
         ("workflow_id", workflow_id),
@@ -296,6 +298,7 @@ def tasks(
     limit: int | None = None,
     status: Iterable[TaskState | str] = (),
     owner: str | None = None,
+    origin: str | None = None,
     name: str | None = None,
     task_type: str | None = None,
     workflow_id: str | None = None,
@@ -310,6 +313,7 @@ def tasks(
         limit: How many; None for all.
         status: Only tasks in any of these states.
         owner: Only this owner's.
+        origin: Only what this made; see `TaskOrigin`.
         name: Only of the template of this name.
         task_type: Only of this type.
         workflow_id: Only of this workflow.
@@ -321,6 +325,7 @@ def tasks(
     chosen = task_filter(
         status=status,
         owner=owner,
+        origin=origin,
         name=name,
         task_type=task_type,
         workflow_id=workflow_id,

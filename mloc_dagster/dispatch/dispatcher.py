@@ -6,32 +6,19 @@ import logging
 import time
 import uuid
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import replace
 from datetime import UTC, datetime
 
 import dagster as dg
-from dagster import DagsterRunStatus, RunRecord
 
 from mloc_dagster.dispatch.batching import MOST_AT_ONCE, Group, by_slack, next_groups
+from mloc_dagster.dispatch.following import Following
 from mloc_dagster.dispatch.launch import Preparing, Unwanted, hand_over
-from mloc_dagster.dispatch.outcomes import (
-    Adoption,
-    changes_of_batch,
-    changes_of_workflow,
-    has_members_left,
-    is_fresh,
-    publish_cancelled,
-    publish_ended,
-    publish_submitted,
-    refused,
-    run_records,
-)
+from mloc_dagster.dispatch.open_runs import OpenRuns
+from mloc_dagster.dispatch.outcomes import publish_cancelled, publish_submitted
 from mloc_dagster.dispatch.recovery import Mending, Stopping
 from mloc_dagster.errors import MlocError, TransientError
 from mloc_dagster.fleet import RUNS_QUEUE, FleetEngine
-from mloc_dagster.ledger import Ledger, PlannedRun, TaskChange
-from mloc_dagster.results import open_store, read_outcome
+from mloc_dagster.ledger import Ledger, PlannedRun
 from mloc_dagster.services import DATABASE_AWAY
 from mloc_dagster.settings import settings
 from mloc_dagster.wire import TaskState
@@ -64,16 +51,14 @@ class Dispatcher:
         self._ledger = ledger
         self._instance = instance
         self._engine = engine
-        self._open = {each.run_id: each for each in ledger.open_runs()}
+        self._runs = OpenRuns(ledger, instance, engine)
         self._keys: dict[str, str] = {}
         self._owners: dict[str, str] = {}
-        self._statuses: dict[str, DagsterRunStatus] = {}
         self._tickets_at = 0.0
-        self._seen: dict[str, float] = {}
         self._preparing = Preparing(lambda planned: hand_over(instance, ledger, planned))
         self._stopping = Stopping(instance)
         self._mending = Mending(instance, engine)
-        self._adoption = Adoption(ledger, instance)
+        self._following = Following(ledger, instance)
 
     def close(self) -> None:
         """Ends what is done beside the loop; what is not handed over yet is in the ledger."""
@@ -82,7 +67,7 @@ class Dispatcher:
     @property
     def idle(self) -> bool:
         """Whether nothing is under way."""
-        return not self._open
+        return not self._runs
 
     def turn(self) -> None:
         """Looks once at everything that there is to do.
@@ -90,22 +75,36 @@ class Dispatcher:
         Raises:
             TransientError: If the database or Redis is away.
         """
-        self._open.update({each.run_id: each for each in self._adoption.look()})
+        if self._following.look():
+            self._runs.read()
         publish_cancelled(self._ledger)
-        self._stopping.stop(self._ledger.cancelling(), self._open)
-        self._look()
+        self._stopping.stop(self._ledger.cancelling(), self._runs.by_id)
+        for ended in self._runs.look():
+            self._forget(ended)
+        self._mend()
         self._dispatch()
         self._hand_over()
+
+    def _forget(self, planned: PlannedRun) -> None:
+        self._keys.pop(planned.run_id, None)
+        self._owners.pop(planned.run_id, None)
+        self._stopping.forget(planned)
+
+    def _mend(self) -> None:
+        now = time.monotonic()
+        if now - self._tickets_at >= _TICKETS_EVERY_S:
+            self._tickets_at = now
+            self._mending.look(self._runs.on_the_fleet)
 
     # Planning
 
     def _dispatch(self) -> None:
-        slots = self._slots() - len(self._open)
+        slots = self._slots() - self._runs.count_slots()
         if slots <= 0:
             return
-        busy = Counter(self._keys[each] for each in self._open if each in self._keys)
+        busy = Counter(self._keys[each.run_id] for each in self._runs if each.run_id in self._keys)
         full = [key for key, count in busy.items() if count >= MOST_AT_ONCE]
-        at_work = {each.workflow_id for each in self._open.values()}
+        at_work = {each.workflow_id for each in self._runs}
         found = self._ledger.waiting(_LOOKED_AT, without=full)
         now = datetime.now(UTC)
         waiting = by_slack([each for each in found if each.workflow_id not in at_work], now)
@@ -117,7 +116,7 @@ class Dispatcher:
         decided = self._ledger.plan_runs(planned)
         publish_submitted(self._ledger, decided)
         for each in decided:
-            self._open[each.run_id] = each
+            self._runs.add(each)
             group = keys[each.run_id]
             self._owners[each.run_id] = group.tasks[0].owner
             if group.batch_key is not None:
@@ -146,7 +145,7 @@ class Dispatcher:
     def _hand_over(self) -> None:
         """Hands batches over, and whole templates beside the loop: their jobs are to be built."""
         handed: list[PlannedRun] = []
-        for planned in [each for each in self._open.values() if not each.handed_over]:
+        for planned in [each for each in self._runs if not each.handed_over]:
             if planned.workflow_id is not None:
                 self._preparing.add(planned, self._owner(planned))
                 continue
@@ -165,9 +164,7 @@ class Dispatcher:
                 self._refuse(planned, error)
             else:
                 handed.append(planned)
-        self._open |= {each.run_id: replace(each, handed_over=True) for each in handed}
-        if handed:
-            self._ledger.handed_over([each.run_id for each in handed])
+        self._runs.hand_over(handed)
 
     def _owner(self, planned: PlannedRun) -> str:
         if planned.run_id not in self._owners:  # planned by a dispatcher before this one
@@ -183,89 +180,9 @@ class Dispatcher:
                 "run %s cannot be made: %s", planned.run_id, error, exc_info=None if ours else error
             )
         if planned.workflow_id is None and len(planned.task_ids) > 1:
-            self._ledger.give_back(planned.run_id)
-            self._forget(planned)
-            return
-        # There may be nothing to retry because somebody did so in Dagster's UI.
-        changes = changes_of_workflow(self._instance, self._engine, planned)
-        done = [each for each in changes if each.state is TaskState.DONE]
-        self._ledger.change(done)
-        but = {each.task_id for each in done}
-        if unwanted:
-            changes = refused(planned, "", TaskState.CANCELLED, but=but)
+            self._runs.give_back(planned)
+        elif unwanted:
+            self._runs.refuse(planned, "", TaskState.CANCELLED)
         else:
             why = str(error) if ours else f"its run cannot be made: {type(error).__name__}: {error}"
-            changes = refused(planned, why, but=but)
-        self._end_untold(planned, changes)
-
-    # Looking
-
-    def _look(self) -> None:
-        open_runs = [each for each in self._open.values() if each.handed_over]
-        records = run_records(self._instance, open_runs)
-        now = time.monotonic()
-        stale = self._stale(now)
-        changes: list[TaskChange] = []
-        for planned in open_runs:
-            record = records.get(planned.run_id)
-            if record is None:
-                self._end_untold(planned, refused(planned, "its Dagster run was deleted"))
-                continue
-            status = record.dagster_run.status
-            is_new = self._statuses.get(planned.run_id) is not status
-            self._statuses[planned.run_id] = status
-            if record.dagster_run.is_finished:
-                self._finish(planned, record)
-            elif is_new or planned.run_id in stale:
-                self._seen[planned.run_id] = now
-                changes += self._changes(planned, record)
-        self._ledger.change(changes)
-        if now - self._tickets_at >= _TICKETS_EVERY_S:
-            self._tickets_at = now
-            runs = [each.dagster_run for each in records.values()]
-            self._mending.look(each for each in runs if not each.is_finished)
-
-    def _stale(self, now: float) -> set[str]:
-        """Returns the workflows' runs to be looked at closely: each look is a dozen queries."""
-        known = {
-            run_id: self._seen.get(run_id, 0.0)
-            for run_id, planned in self._open.items()
-            if planned.workflow_id is not None
-        }
-        due = [each for each in known if now - known[each] >= _DETAILS_EVERY_S]
-        return set(sorted(due, key=lambda each: known[each])[:_DETAILS_AT_ONCE])
-
-    def _changes(self, planned: PlannedRun, record: RunRecord) -> Sequence[TaskChange]:
-        if planned.workflow_id is None:
-            return changes_of_batch(self._instance, planned, record)
-        return changes_of_workflow(self._instance, self._engine, planned)
-
-    def _finish(self, planned: PlannedRun, record: RunRecord) -> None:
-        if planned.workflow_id is None and has_members_left(record.dagster_run, planned):
-            # One of them may have broken it for all: each is tried alone.
-            self._ledger.give_back(planned.run_id)
-            self._forget(planned)
-            return
-        changes = self._changes(planned, record)
-        failing = any(each.state is TaskState.FAILED for each in changes)
-        if failing and self._instance.run_retries_enabled and is_fresh(record):
-            self._ledger.change(changes)  # a sensor says soon whether it is for good
-        elif planned.workflow_id is None and read_outcome(open_store(), planned.run_id) is None:
-            self._end_untold(planned, changes)
-        else:
-            self._end(planned, changes)
-
-    def _end_untold(self, planned: PlannedRun, changes: Sequence[TaskChange]) -> None:
-        """Ends a run that says nothing of its tasks."""
-        publish_ended(self._ledger, changes)
-        self._end(planned, changes)
-
-    def _end(self, planned: PlannedRun, changes: Sequence[TaskChange]) -> None:
-        self._ledger.change(changes)
-        self._ledger.end_runs([planned.run_id])
-        self._forget(planned)
-
-    def _forget(self, planned: PlannedRun) -> None:
-        for known in (self._open, self._keys, self._owners, self._statuses, self._seen):
-            known.pop(planned.run_id, None)
-        self._stopping.forget(planned)
+            self._runs.refuse(planned, why, TaskState.DEAD)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Collection, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 
@@ -12,9 +11,8 @@ from dagster import DagsterEventType, DagsterRun, DagsterRunStatus, RunRecord
 from mloc_dagster.events import TaskEvent, TaskEventType, publish
 from mloc_dagster.fleet import FleetEngine
 from mloc_dagster.ledger import Ledger, PlannedRun, TaskChange, TaskEntry
-from mloc_dagster.ops import WORKFLOW_TAG, step_error
+from mloc_dagster.ops import step_error
 from mloc_dagster.results import MemberOutcome, open_store, read_outcome
-from mloc_dagster.services import PARENT_RUN_ID_TAG, SqlRunStorage, runs_tagged
 from mloc_dagster.tasks import Workflow, find_workflows, status_of, summary_of
 from mloc_dagster.wire import TaskDetail, TaskState
 
@@ -23,9 +21,9 @@ _MARKED_WITHIN = timedelta(seconds=30)
 
 
 def changes_of_workflow(
-    instance: dg.DagsterInstance, engine: FleetEngine, planned: PlannedRun
+    instance: dg.DagsterInstance, engine: FleetEngine | None, planned: PlannedRun
 ) -> list[TaskChange]:
-    """Returns how the tasks of a workflow's run are."""
+    """Returns how the tasks of a workflow's run are; `engine` is None where there is no fleet."""
     if planned.workflow_id is None:
         return []
     workflow = find_workflows(instance, [planned.workflow_id]).get(planned.workflow_id)
@@ -226,44 +224,3 @@ def _event(task: TaskEntry, kind: TaskEventType, error: str | None = None) -> Ta
     return TaskEvent(
         type=kind, task_id=task.task_id, run_id=task.run_id or "", node=task.node, error=error
     )
-
-
-_EVERY_S = 2.0
-_LOOKBACK_S = 600.0
-_FIRST_LOOKBACK_S = 24 * 3600.0
-
-
-class Adoption:
-    """Notices re-executions from Dagster's UI, and retries by those who did not ask the API.
-
-    Args:
-        ledger: Whose tasks.
-        instance: Where runs are.
-    """
-
-    def __init__(self, ledger: Ledger, instance: dg.DagsterInstance) -> None:
-        self._ledger = ledger
-        self._instance = instance
-        self._looked_at: float | None = None
-        self._known: set[str] = set()
-
-    def look(self) -> list[PlannedRun]:
-        """Returns runs that are the newest of their tasks from now on."""
-        now = time.monotonic()
-        if self._looked_at is not None and now - self._looked_at < _EVERY_S:
-            return []
-        storage = self._instance.run_storage
-        if not isinstance(storage, SqlRunStorage):
-            return []
-        lookback = _FIRST_LOOKBACK_S if self._looked_at is None else _LOOKBACK_S
-        self._looked_at = now
-        since = time.time() - lookback
-        rows = runs_tagged(storage, PARENT_RUN_ID_TAG, (WORKFLOW_TAG,), ended_after_s=since)
-        workflow_of = {each.run_id: each.tags.get(WORKFLOW_TAG) for each in rows}
-        found = [
-            self._ledger.adopt(run_id, workflow_id)
-            for run_id, workflow_id in workflow_of.items()
-            if workflow_id is not None and run_id not in self._known
-        ]
-        self._known = set(workflow_of)
-        return [each for each in found if each is not None]

@@ -37,7 +37,10 @@ from .dagster.messages import (
     requeue_data as requeue_data,
     requeue_in as requeue_in,
 )
-from .dagster.run_launcher import FleetRunLauncher as FleetRunLauncher
+from .dagster.run_launcher import (
+    FleetRunLauncher as FleetRunLauncher,
+    carries_itself as carries_itself,
+)
 from .dagster.run_worker import RunWorker as RunWorker
 from .dagster.tickets import (
     fleet_tags as fleet_tags,

@@ -2,6 +2,7 @@ from .acceptance import Accepted as Accepted, KeyReused as KeyReused
 from .database import transaction as transaction
 from .ledger import Ledger as Ledger
 from .model import (
+    FoundWorkflow as FoundWorkflow,
     NewTask as NewTask,
     PlannedRun as PlannedRun,
     Request as Request,

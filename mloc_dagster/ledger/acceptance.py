@@ -11,7 +11,7 @@ from sqlalchemy.engine import Connection
 
 from mloc_dagster.errors import InputError
 from mloc_dagster.ledger.database import CHANNEL, keep_contents, submissions
-from mloc_dagster.ledger.model import NewTask, Submission
+from mloc_dagster.ledger.model import FoundWorkflow, NewTask, Submission
 from mloc_dagster.wire import TaskState
 
 
@@ -54,14 +54,18 @@ _SUBMISSIONS = text("""
 # One statement whatever the number of rows: building one of many rows took the longest of all.
 _TASKS = text("""
     INSERT INTO mloc.tasks (
-        task_id, workflow_id, node, task_type, template, owner, labels, label_pairs, depends_on,
-        state, batch_key, due, rows
+        task_id, workflow_id, node, task_type, template, owner, origin, labels, label_pairs,
+        depends_on, state, batch_key, due, rows, submitted_at
     )
-    SELECT * FROM json_to_recordset(CAST(:tasks AS json)) AS given (
+    SELECT
+        task_id, workflow_id, node, task_type, template, owner, origin, labels, label_pairs,
+        depends_on, state, batch_key, due, rows, coalesce(submitted_at, clock_timestamp())
+    FROM json_to_recordset(CAST(:tasks AS json)) AS given (
         task_id text, workflow_id text, node text, task_type text, template text, owner text,
-        labels jsonb, label_pairs text[], depends_on text[], state text, batch_key text,
-        due timestamptz, rows integer
+        origin text, labels jsonb, label_pairs text[], depends_on text[], state text,
+        batch_key text, due timestamptz, rows integer, submitted_at timestamptz
     )
+    ON CONFLICT (task_id) DO NOTHING
 """)
 
 
@@ -72,10 +76,20 @@ def accept(connection: Connection, given: Sequence[Submission]) -> list[Accepted
     new = _insert_new(connection, given)
     rows = [_task(each, task) for each in given if each.workflow_id in new for task in each.tasks]
     if rows:
-        connection.execute(_TASKS, {"tasks": json.dumps(rows)})
+        _insert_tasks(connection, rows)
         connection.execute(select(func.pg_notify(CHANNEL, "accepted")))
     known = _known(connection, given)
     return [_answer(each, known) for each in given]
+
+
+def take_in(connection: Connection, found: FoundWorkflow) -> None:
+    """Writes the tasks of runs that are there already, unless they are known."""
+    submitted = {"origin": found.origin, "submitted_at": found.submitted_at.isoformat()}
+    _insert_tasks(connection, [_task(found, each) | submitted for each in found.tasks])
+
+
+def _insert_tasks(connection: Connection, rows: Sequence[Mapping[str, object]]) -> None:
+    connection.execute(_TASKS, {"tasks": json.dumps(rows)})
 
 
 def _insert_documents(connection: Connection, given: Sequence[Submission]) -> None:
@@ -138,7 +152,7 @@ def _answer(given: Submission, known: Mapping[str, tuple[str, str]]) -> Accepted
     return Accepted(workflow_id=workflow_id, new=new, content_hash=given.content_hash)
 
 
-def _task(submission: Submission, task: NewTask) -> dict[str, object]:
+def _task(submission: Submission | FoundWorkflow, task: NewTask) -> dict[str, object]:
     labels = dict(submission.labels)
     return {
         "task_id": task.task_id,
@@ -147,6 +161,7 @@ def _task(submission: Submission, task: NewTask) -> dict[str, object]:
         "task_type": task.task_type,
         "template": submission.template_name,
         "owner": submission.owner,
+        "origin": "api",
         "labels": labels,
         "label_pairs": label_pairs(labels),
         "depends_on": list(task.depends_on),

@@ -22,6 +22,7 @@ from sqlalchemy import (
     Table,
     Text,
     create_engine,
+    inspect,
     text,
 )
 from sqlalchemy.dialects.postgresql import ARRAY, JSON, JSONB
@@ -66,6 +67,7 @@ tasks = Table(
     Column("task_type", Text, nullable=False),
     Column("template", Text, nullable=False),
     Column("owner", Text, nullable=False),
+    Column("origin", Text, nullable=False, server_default="api"),
     Column("labels", JSONB, nullable=False),
     # The planner knows how common an element of an array is, and not so of a document's parts.
     Column("label_pairs", ARRAY(Text), nullable=False),
@@ -102,6 +104,9 @@ runs = Table(
     Column("planned_at", DateTime(timezone=True), nullable=False, server_default=_now),
 )
 
+followed = Table("followed", metadata, Column("place", BigInteger, nullable=False))
+"""How far Dagster's runs have been looked through, in one row."""
+
 _newest = tasks.c.place.desc()
 
 Index("tasks_by_state", tasks.c.state, _newest)
@@ -134,7 +139,13 @@ def create_tables(connection: Connection) -> None:
         text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": AdvisoryLock.CREATE_TABLES}
     )
     connection.execute(text(f"CREATE SCHEMA IF NOT EXISTS {SCHEMA}"))
-    metadata.create_all(connection, [documents, submissions, tasks, runs])
+    metadata.create_all(connection, [documents, submissions, tasks, runs, followed])
+    # Only where it is missing: the statement waits for every reader, also with nothing to do.
+    columns = {each["name"] for each in inspect(connection).get_columns("tasks", SCHEMA)}
+    if tasks.c.origin.name not in columns:
+        connection.execute(
+            text(f"ALTER TABLE {SCHEMA}.tasks ADD COLUMN origin text NOT NULL DEFAULT 'api'")
+        )
 
 
 CHANNEL = "mloc_ledger"

@@ -7,11 +7,12 @@ from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 
-from sqlalchemy import case, func, insert, or_, select, text, update
+from sqlalchemy import case, delete, func, insert, or_, select, text, update
 from sqlalchemy.engine import Connection
 
-from mloc_dagster.ledger.database import lock_tasks, runs, tasks
-from mloc_dagster.ledger.model import PlannedRun, TaskChange, TaskEntry
+from mloc_dagster.ledger.acceptance import take_in
+from mloc_dagster.ledger.database import followed, lock_tasks, runs, tasks
+from mloc_dagster.ledger.model import FoundWorkflow, PlannedRun, TaskChange, TaskEntry
 from mloc_dagster.ledger.queries import ENTRY, entry_of
 from mloc_dagster.wire import ENDED, TaskState
 
@@ -102,22 +103,22 @@ def give_back(connection: Connection, run_id: str) -> None:
     end_runs(connection, [run_id])
 
 
-def adopt(connection: Connection, run_id: str, workflow_id: str) -> PlannedRun | None:
-    """Makes a run the newest of what it may do of a workflow; see `Ledger.adopt`."""
-    if connection.scalar(select(runs.c.run_id).where(runs.c.run_id == run_id)) is not None:
+def adopt(connection: Connection, found: FoundWorkflow) -> PlannedRun | None:
+    """Makes the newest run of a workflow that of its tasks; see `Ledger.adopt`."""
+    newest = found.runs[-1]
+    known = set(connection.scalars(select(runs.c.run_id).where(runs.c.run_id.in_(found.runs))))
+    if newest in known:
         return None
-    of_workflow = select(tasks.c.task_id).where(tasks.c.workflow_id == workflow_id)
-    ids = connection.scalars(of_workflow).all()
-    if not ids:
-        return None
-    lock_tasks(connection, ids)
+    take_in(connection, found)
+    of_workflow = tasks.c.workflow_id == found.workflow_id
+    lock_tasks(connection, connection.scalars(select(tasks.c.task_id).where(of_workflow)).all())
     free = or_(tasks.c.run_id.is_(None), tasks.c.state.in_(ENDED))
     taken = connection.scalars(
         update(tasks)
-        .where(tasks.c.workflow_id == workflow_id, tasks.c.state != TaskState.DONE, free)
+        .where(of_workflow, tasks.c.state != TaskState.DONE, free)
         .values(
             state=TaskState.DISPATCHED,
-            run_id=run_id,
+            run_id=newest,
             runs=tasks.c.runs + 1,
             ended_at=None,
             error="",
@@ -127,13 +128,42 @@ def adopt(connection: Connection, run_id: str, workflow_id: str) -> PlannedRun |
         )
         .returning(tasks.c.task_id)
     ).all()
-    # Known from now on, or it would be taken for new when its tasks wait for another one.
-    row = {"run_id": run_id, "workflow_id": workflow_id, "task_ids": list(taken)}
-    connection.execute(insert(runs).values(**row, handed_over=True, ended=not taken))
+    # Known from now on, or they would be taken for new when their tasks wait for another one.
+    earlier = [each for each in found.runs[:-1] if each not in known]
+    taken_by = {**dict.fromkeys(earlier, ()), newest: tuple(taken)}
+    connection.execute(
+        insert(runs),
+        [
+            {
+                "run_id": run_id,
+                "workflow_id": found.workflow_id,
+                "task_ids": list(task_ids),
+                "handed_over": True,
+                "ended": not task_ids,
+            }
+            for run_id, task_ids in taken_by.items()
+        ],
+    )
     adopted = PlannedRun(
-        run_id=run_id, workflow_id=workflow_id, task_ids=tuple(taken), handed_over=True
+        run_id=newest, workflow_id=found.workflow_id, task_ids=tuple(taken), handed_over=True
     )
     return adopted if taken else None
+
+
+def followed_to(connection: Connection, place: int | None) -> int:
+    """Returns how far Dagster's runs have been looked through; see `Ledger.followed_to`."""
+    known = connection.scalar(select(func.max(followed.c.place))) or 0
+    if place is None or place <= known:
+        return known
+    connection.execute(delete(followed))
+    connection.execute(insert(followed).values(place=place))
+    return place
+
+
+def unknown_runs(connection: Connection, run_ids: Collection[str]) -> set[str]:
+    """Returns the runs that the ledger has not heard of."""
+    known = select(runs.c.run_id).where(runs.c.run_id.in_(run_ids))
+    return set(run_ids) - set(connection.scalars(known))
 
 
 def told(connection: Connection, ids: Collection[str]) -> None:

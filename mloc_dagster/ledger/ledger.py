@@ -18,6 +18,7 @@ from mloc_dagster.ledger.database import (
     transaction,
 )
 from mloc_dagster.ledger.model import (
+    FoundWorkflow,
     PlannedRun,
     Submission,
     TaskChange,
@@ -200,15 +201,31 @@ class Ledger:
         with transaction(self._engine) as connection:
             dispatching.told(connection, ids)
 
-    def adopt(self, run_id: str, workflow_id: str) -> PlannedRun | None:
-        """Makes a run that somebody else started the newest of a workflow's tasks.
+    def adopt(self, found: FoundWorkflow) -> PlannedRun | None:
+        """Makes a run that the dispatcher did not make the newest of a workflow's tasks.
+
+        Tasks of a workflow that was never submitted are known from then on.
 
         Returns:
             The run, with the tasks that are neither done nor another run's; None without any,
             and for a run that is known.
         """
         with transaction(self._engine) as connection:
-            return dispatching.adopt(connection, run_id, workflow_id)
+            return dispatching.adopt(connection, found)
+
+    def followed_to(self, place: int | None = None) -> int:
+        """Returns the place up to which Dagster's runs have been looked through.
+
+        Args:
+            place: How far they have been now.
+        """
+        with transaction(self._engine) as connection:
+            return dispatching.followed_to(connection, place)
+
+    def unknown_runs(self, run_ids: Collection[str]) -> set[str]:
+        """Returns those of some runs that were neither planned nor adopted."""
+        with transaction(self._engine) as connection:
+            return dispatching.unknown_runs(connection, run_ids)
 
     def plan_runs(self, runs: Sequence[PlannedRun]) -> Sequence[PlannedRun]:
         """Gives waiting tasks their runs: from then on these are what the tasks wait for.

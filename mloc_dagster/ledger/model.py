@@ -8,7 +8,7 @@ from datetime import datetime
 
 from pydantic import JsonValue
 
-from mloc_dagster.wire import TaskState
+from mloc_dagster.wire import TaskOrigin, TaskState
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +80,31 @@ class Submission:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FoundWorkflow:
+    """The tasks of runs that the API did not make.
+
+    Attributes:
+        workflow_id: What they share.
+        runs: The runs that work on them, the newest last; at least one.
+        origin: What made the first of them.
+        template_name: The template's.
+        owner: The template's; may be empty.
+        labels: The template's.
+        submitted_at: When the first run was made.
+        tasks: In the template's order.
+    """
+
+    workflow_id: str
+    runs: tuple[str, ...]
+    origin: TaskOrigin
+    template_name: str
+    owner: str
+    labels: Mapping[str, str]
+    submitted_at: datetime
+    tasks: tuple[NewTask, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TaskEntry:
     """A task as the ledger knows it.
 
@@ -90,6 +115,7 @@ class TaskEntry:
         task_type: What it does.
         template: The template's name.
         owner: Whose it is; may be empty.
+        origin: What made it.
         labels: The template's labels.
         depends_on: Nodes of the same workflow that it depends on.
         state: How it is, as of the dispatcher's last look.
@@ -117,6 +143,7 @@ class TaskEntry:
     task_type: str
     template: str
     owner: str = ""
+    origin: TaskOrigin = "api"
     labels: Mapping[str, str] = field(default_factory=dict)
     depends_on: tuple[str, ...] = ()
     state: TaskState = TaskState.PENDING
@@ -145,6 +172,7 @@ class TaskFilter:
     Attributes:
         states: Any of these.
         owner: Exactly.
+        origin: Exactly.
         template: Exactly.
         task_type: Exactly.
         workflow_id: Exactly.
@@ -156,6 +184,7 @@ class TaskFilter:
 
     states: tuple[TaskState, ...] | None = None
     owner: str | None = None
+    origin: TaskOrigin | None = None
     template: str | None = None
     task_type: str | None = None
     workflow_id: str | None = None

@@ -91,6 +91,7 @@ def place_of(cursor: str) -> int:
 def _conditions(wanted: TaskFilter) -> list[ColumnElement[bool]]:
     exact = {
         tasks.c.owner: wanted.owner,
+        tasks.c.origin: wanted.origin,
         tasks.c.template: wanted.template,
         tasks.c.task_type: wanted.task_type,
         tasks.c.workflow_id: wanted.workflow_id,

@@ -15,9 +15,9 @@ from mloc_dagster.fleet import CONTENT_TAG
 from mloc_dagster.net import Origin
 from mloc_dagster.ops.failures import as_dagster
 from mloc_dagster.ops.io import TaskRef
+from mloc_dagster.ops.run_tags import workflow_of
 from mloc_dagster.planning import Shard
 
-WORKFLOW_TAG = "mloc/workflow_id"
 RETRY_ERRORS_TAG = "mloc/retry_errors"
 
 
@@ -106,13 +106,5 @@ def retries_errors(run: dg.DagsterRun) -> bool:
 
 
 def workflow_id(run: dg.DagsterRun) -> str:
-    """Returns the id that the tasks of a run share.
-
-    A retry from failure goes on with the tasks of the run that it retries; a resumed task names
-    its own; everything else starts anew.
-    """
-    if WORKFLOW_TAG in run.tags:
-        return run.tags[WORKFLOW_TAG]
-    if run.tags.get("dagster/is_resume_retry") == "true" and run.root_run_id is not None:
-        return run.root_run_id
-    return run.run_id
+    """Returns the id that the tasks of a run share."""
+    return workflow_of(run.run_id, run.tags)

@@ -1,11 +1,36 @@
 """Tags of runs by which mloc knows its own, and the tasks that follow from them."""
 
+import os
 import re
+import socket
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import parse_qsl, urlencode
+
+TEMPLATE_TAG = "mloc/template"
+"""The template's name."""
 
 NODES_TAG = "mloc/nodes"
 """The template's nodes, comma-joined in order; of a template of one task its name alone."""
+
+TASK_TYPES_TAG = "mloc/task_types"
+"""The nodes' task types, comma-joined in the same order."""
+
+DEPENDS_ON_TAG = "mloc/depends_on"
+"""`node=upstream` for each edge of the template, as in a query string."""
+
+OWNER_TAG = "mloc/owner"
+"""The template's owner."""
+
+LABELS_TAG = "mloc/labels"
+"""The template's labels, as in a query string."""
+
+WORKFLOW_TAG = "mloc/workflow_id"
+"""The id that the run's tasks share, where it is not the run's own."""
+
+LAUNCH_TAG = "mloc/launch"
+"""Marks runs of `mloc launch`."""
 
 SLO_TAG = "mloc/slo_seconds"
 """Seconds from submission within which the run should be done."""
@@ -20,7 +45,7 @@ DEAD_LETTER_TAG = "mloc/dead_letter"
 """Ids of tasks that failed for good, comma-joined: a person decides what becomes of them."""
 
 PROCESS_TAG = "mloc/process"
-"""`host:pid:start` of the `mloc run` that carries a run, which is none of the fleet's then."""
+"""Names the `mloc run` that carries a run, as `this_process` does: it is none of the fleet's."""
 
 
 def op_name(text: str) -> str:
@@ -41,12 +66,16 @@ class RunTask:
         node: Its stage or node.
         steps: How the names of its steps start.
         export: The step after which it is done.
+        task_type: What it does; empty in runs of earlier versions.
+        depends_on: Nodes of the same template.
     """
 
     task_id: str
     node: str
     steps: str
     export: str
+    task_type: str = field(default="", compare=False)
+    depends_on: tuple[str, ...] = field(default=(), compare=False)
 
     def owns(self, step_key: str) -> bool:
         """Returns whether a step belongs to the task."""
@@ -54,19 +83,98 @@ class RunTask:
         return top in (self.steps, f"{self.steps}__checks", self.export)
 
 
+def template_tags(
+    name: str,
+    nodes: Iterable[tuple[str, str, Iterable[str]]],
+    *,
+    owner: str,
+    labels: Mapping[str, str],
+) -> dict[str, str]:
+    """Returns the tags that tell the control plane what a run is, without its template.
+
+    Args:
+        name: The template's.
+        nodes: Name, task type and upstream nodes of each task, in order.
+        owner: The template's owner; may be empty.
+        labels: The template's labels.
+    """
+    known = [(node, task_type, tuple(upstream)) for node, task_type, upstream in nodes]
+    edges = [(node, each) for node, _, upstream in known for each in upstream]
+    tags = {
+        TEMPLATE_TAG: name[:63],
+        NODES_TAG: ",".join(node for node, _, _ in known),
+        TASK_TYPES_TAG: ",".join(task_type for _, task_type, _ in known),
+        DEPENDS_ON_TAG: urlencode(edges),
+        OWNER_TAG: owner,
+        LABELS_TAG: urlencode(labels),
+    }
+    return {tag: value for tag, value in tags.items() if value}
+
+
+def run_labels(tags: Mapping[str, str]) -> dict[str, str]:
+    """Returns the labels of a run's template."""
+    return dict(parse_qsl(tags.get(LABELS_TAG, ""), keep_blank_values=True))
+
+
 def run_tasks(job_name: str, tags: Mapping[str, str], workflow_id: str) -> tuple[RunTask, ...]:
     """Returns the tasks of a run of a template's job; none when the run is no such thing."""
     nodes = [each for each in tags.get(NODES_TAG, "").split(",") if each]
-    return tuple(_tasks(job_name, nodes, workflow_id))
-
-
-def _tasks(job_name: str, nodes: list[str], workflow_id: str) -> Iterable[RunTask]:
-    for node in nodes:
-        name = op_name(node)
-        single = len(nodes) == 1
-        yield RunTask(
+    types = tags.get(TASK_TYPES_TAG, "").split(",")
+    edges = parse_qsl(tags.get(DEPENDS_ON_TAG, ""))
+    single = len(nodes) == 1
+    return tuple(
+        RunTask(
             task_id=workflow_id if single else f"{workflow_id}-{node}",
             node=node,
-            steps=f"{job_name}__{'task' if single else name}",
-            export=f"{job_name}__export" if single else f"{job_name}__{name}_export",
+            steps=f"{job_name}__{'task' if single else op_name(node)}",
+            export=f"{job_name}__export" if single else f"{job_name}__{op_name(node)}_export",
+            task_type=types[place] if place < len(types) else "",
+            depends_on=tuple(upstream for each, upstream in edges if each == node),
         )
+        for place, node in enumerate(nodes)
+    )
+
+
+def workflow_of(run_id: str, tags: Mapping[str, str]) -> str:
+    """Returns the id that the tasks of a run share.
+
+    A retry from failure goes on with the tasks of the run that it retries; a resumed task names
+    its own; everything else starts anew.
+    """
+    from mloc_dagster.services import RESUME_RETRY_TAG, ROOT_RUN_ID_TAG
+
+    if WORKFLOW_TAG in tags:
+        return tags[WORKFLOW_TAG]
+    if tags.get(RESUME_RETRY_TAG) == "true":
+        return tags.get(ROOT_RUN_ID_TAG, run_id)
+    return run_id
+
+
+def this_process() -> str:
+    """Returns what tells this process from all others that are or were.
+
+    Returns:
+        Host, pid, start, and the namespace in which the pid is that of the process.
+    """
+    return f"{socket.gethostname()}:{os.getpid()}:{_started(os.getpid())}:{_namespace()}"
+
+
+def may_be_alive(process: str) -> bool:
+    """Tells whether a process, as `this_process` named it, may still run."""
+    host, pid, started, *namespace = process.split(":")
+    if host != socket.gethostname() or namespace != [_namespace()]:
+        return True  # cannot be told from here
+    return _started(int(pid)) == started
+
+
+def _namespace() -> str:
+    return "".join(each for each in str(Path("/proc/self/ns/pid").readlink()) if each.isdigit())
+
+
+def _started(pid: int) -> str:
+    import psutil
+
+    try:
+        return str(int(psutil.Process(pid).create_time()))
+    except psutil.NoSuchProcess:
+        return ""

@@ -39,6 +39,7 @@ from .run_rows import (
     RunRow as RunRow,
     last_durations_s as last_durations_s,
     queued_runs as queued_runs,
+    runs_after as runs_after,
     runs_tagged as runs_tagged,
 )
 from .stack.answers import (

@@ -27,15 +27,19 @@ class RunRow:
     """A run.
 
     Attributes:
+        place: Grows with each run.
         run_id: The run.
         job_name: Its job.
+        status: How it is.
         created_s: When it was created, in seconds since 1970.
         ended_s: When it ended, in the same; None while it has not.
         tags: Those that were asked for.
     """
 
+    place: int
     run_id: str
     job_name: str
+    status: DagsterRunStatus
     created_s: float
     ended_s: float | None
     tags: dict[str, str]
@@ -95,13 +99,33 @@ def last_durations_s(storage: SqlRunStorage, job_name: str, count: int) -> list[
         return [float(seconds) for (seconds,) in connection.execute(query)]
 
 
+def runs_after(
+    storage: SqlRunStorage, place: int, tag: str, tags: Sequence[str], *, limit: int
+) -> list[RunRow]:
+    """Returns the runs with a tag that were made after a place, oldest first.
+
+    Args:
+        storage: The runs.
+        place: That of a run, or 0.
+        tag: What they must have.
+        tags: What to read of each.
+        limit: How many at most.
+    """
+    tagged = RunTagsTable.alias()
+    has_tag = db.exists().where(tagged.c.run_id == _runs.run_id, tagged.c.key == tag)
+    chosen = db.select(_runs.id).where(_runs.id > place, has_tag).order_by(_runs.id).limit(limit)
+    return _rows(storage, _runs.id.in_(chosen), tags)
+
+
 def _rows(
     storage: SqlRunStorage, condition: db.ColumnElement[bool], tags: Sequence[str]
 ) -> list[RunRow]:
     query = (
         db.select(
+            _runs.id,
             _runs.run_id,
             _runs.pipeline_name,
+            _runs.status,
             _CREATED,
             _runs.end_time,
             RunTagsTable.c.key,
@@ -118,12 +142,14 @@ def _rows(
     )
     found: dict[str, RunRow] = {}
     with storage.connect() as connection:
-        for run_id, job, created, ended, key, value in cast(
+        for place, run_id, job, status, created, ended, key, value in cast(
             "Sequence[tuple]", connection.execute(query).all()
         ):
             row = found.get(run_id)
             if row is None:
-                row = found[run_id] = RunRow(run_id, job, created.timestamp(), ended, {})
+                state = DagsterRunStatus(status)
+                row = RunRow(place, run_id, job, state, created.timestamp(), ended, {})
+                found[run_id] = row
             if key is not None:
                 row.tags[key] = value
     return list(found.values())

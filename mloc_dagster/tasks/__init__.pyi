@@ -1,6 +1,7 @@
-from .dead_letters import failed_steps as failed_steps, find_dead_letters as find_dead_letters
+from .dead_letters import failed_steps as failed_steps, why_not_begun as why_not_begun
 from .launch import (
     CODE_LOCATION as CODE_LOCATION,
+    Launched as Launched,
     check_launchable as check_launchable,
     job_origin as job_origin,
     launch_template as launch_template,
@@ -13,18 +14,15 @@ from .steps import (
     steps_of as steps_of,
 )
 from .task_status import (
-    detail_of as detail_of,
     plan_of as plan_of,
     status_of as status_of,
     summary_of as summary_of,
     training_status as training_status,
 )
 from .workflows import (
-    Found as Found,
     Workflow as Workflow,
     cancel as cancel,
-    find as find,
     find_workflows as find_workflows,
-    latest_workflows as latest_workflows,
     launcher_of as launcher_of,
+    look_up as look_up,
 )

@@ -182,12 +182,11 @@ def status_of(
     finished, errors = _rows(folder, plan, own, task) if count_rows else (None, None)
     failures = failures_of(instance, run.run_id, task) if facts.failed else ()
     setbacks = setbacks_of(instance, run.run_id, task)
-    record = read_record(folder) if folder.exists(RECORD_NAME) else None
     return TaskDetail(
         task_id=task.task_id,
         workflow_id=workflow.workflow_id,
         node=task.node,
-        task_type="" if record is None else record.task_type,
+        task_type=task.task_type,
         template=workflow.template,
         status=state,
         run_id=run.run_id,
@@ -209,23 +208,6 @@ def status_of(
         rows_finished=finished,
         errors=errors,
     )
-
-
-def detail_of(
-    instance: dg.DagsterInstance,
-    engine: FleetEngine | None,
-    workflow: Workflow,
-    task: RunTask,
-    last_progress: FindLastProgress,
-) -> TaskDetail:
-    """Returns how a task is now, and how far it is if it is a training; see `status_of`."""
-    status = status_of(instance, engine, workflow, task)
-    runs = status.status is TaskState.RUNNING
-    training = training_status(status.task_id, status.submitted_at, last_progress, runs=runs)
-    if training is None:
-        return status
-    # A training finishes steps and not rows.
-    return status.model_copy(update={"training": training, "rows_finished": None})
 
 
 def _ended_at(record: RunRecord) -> datetime | None:

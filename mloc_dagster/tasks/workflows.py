@@ -10,18 +10,23 @@ from dataclasses import dataclass
 import dagster as dg
 from dagster import DagsterRun, DagsterRunStatus, RunRecord
 
-from mloc_dagster.errors import InputError, UnknownNameError
+from mloc_dagster.errors import InputError
 from mloc_dagster.fleet import FleetRunLauncher
-from mloc_dagster.ops import NODES_TAG, PROCESS_TAG, WORKFLOW_TAG, RunTask, run_tasks, workflow_id
+from mloc_dagster.ops import (
+    NODES_TAG,
+    PROCESS_TAG,
+    TEMPLATE_TAG,
+    WORKFLOW_TAG,
+    RunTask,
+    run_tasks,
+    workflow_id,
+)
 from mloc_dagster.results import RECORD_NAME, open_store, read_record
 from mloc_dagster.sensors import tasks_of
 from mloc_dagster.services import ROOT_RUN_ID_TAG
 
 _UUID = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 _TASK_OF_WORKFLOW = re.compile(rf"({_UUID})-.+")
-
-# Enough to find the neighbour of a mistyped id.
-_RUNS_TO_COMPARE = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +49,7 @@ class Workflow:
     @property
     def template(self) -> str:
         """The template's name."""
-        return self.latest.tags.get("mloc/template", self.latest.job_name)
+        return self.latest.tags.get(TEMPLATE_TAG, self.latest.job_name)
 
     def tasks(self) -> tuple[RunTask, ...]:
         """Returns the tasks, in the template's order."""
@@ -88,31 +93,10 @@ def find_workflows(instance: dg.DagsterInstance, ids: Iterable[str]) -> dict[str
     return {each: Workflow(each, tuple(found[each])) for each in wanted if each in found}
 
 
-def latest_workflows(
-    instance: dg.DagsterInstance, limit: int, cursor: str | None = None
-) -> tuple[list[Workflow], str | None]:
-    """Returns the workflows of the latest runs, the newest first.
-
-    Args:
-        instance: Whose runs.
-        limit: How many runs to look at.
-        cursor: Where to go on, as an earlier call returned it.
-
-    Returns:
-        The workflows, and where to go on; None at the end.
-    """
-    runs = instance.get_runs(limit=limit, cursor=cursor)
-    ids = dict.fromkeys(workflow_id(each) for each in runs if NODES_TAG in each.tags)
-    known = find_workflows(instance, ids)
-    following = runs[-1].run_id if len(runs) == limit else None
-    return [known[each] for each in ids if each in known], following
-
-
-def find(instance: dg.DagsterInstance, name: str) -> Found:
-    """Returns what the id of a task, a run or a workflow means.
+def look_up(instance: dg.DagsterInstance, name: str) -> Found | None:
+    """Returns what the id of a task, a run or a workflow means; None if it means nothing.
 
     Raises:
-        UnknownNameError: If nobody knows it; names the nearest.
         InputError: If the run is none of a template.
     """
     for candidate in _workflows_named(instance, name):
@@ -124,7 +108,19 @@ def find(instance: dg.DagsterInstance, name: str) -> Found:
         chosen = tuple(each for each in workflow.tasks() if each.task_id == name)
         if chosen:
             return Found(workflow, chosen)
-    raise UnknownNameError("task or run", name, _known(instance))
+    return None
+
+
+def find(instance: dg.DagsterInstance, name: str) -> Found:
+    """Returns what the id of a task, a run or a workflow means.
+
+    Raises:
+        InputError: If nobody knows it, or the run is none of a template.
+    """
+    found = look_up(instance, name)
+    if found is None:
+        raise InputError(f"there is no task or run {name!r}")
+    return found
 
 
 def _workflows_named(instance: dg.DagsterInstance, name: str) -> Sequence[str]:
@@ -139,15 +135,6 @@ def _workflows_named(instance: dg.DagsterInstance, name: str) -> Sequence[str]:
     # What still waits for its run may have no record yet.
     prefix = _TASK_OF_WORKFLOW.fullmatch(name)
     return [name] if prefix is None else [prefix[1], name]
-
-
-def _known(instance: dg.DagsterInstance) -> set[str]:
-    latest, _ = latest_workflows(instance, _RUNS_TO_COMPARE)
-    return {
-        known
-        for each in latest
-        for known in (each.latest.run_id, *(task.task_id for task in each.tasks()))
-    }
 
 
 _WAITING = (DagsterRunStatus.QUEUED, DagsterRunStatus.NOT_STARTED)
@@ -167,15 +154,14 @@ def cancel(instance: dg.DagsterInstance, task_or_run_id: str) -> str:
         The id of the run.
 
     Raises:
-        UnknownNameError: If there is no such task or run.
-        InputError: If it has ended, or is not on the fleet.
+        InputError: If there is no such task or run, it has ended, or is not on the fleet.
     """
     run = find(instance, task_or_run_id).workflow.latest
     if run.is_finished:
         raise InputError(f"{task_or_run_id} has ended already ({_ENDED[run.status]})")
     if PROCESS_TAG in run.tags:
-        where = run.tags[PROCESS_TAG].rpartition(":")[0]
-        raise InputError(f"{task_or_run_id} belongs to an `mloc run` ({where}): stop it there")
+        host, pid, *_ = run.tags[PROCESS_TAG].split(":")
+        raise InputError(f"{task_or_run_id} belongs to an `mloc run` ({host}:{pid}): stop it there")
     if run.status in _WAITING:
         instance.report_run_canceling(run, message="Cancelled while it was queued.")
         instance.report_run_canceled(run)

@@ -38,6 +38,7 @@ from .tasks import (
     SubmitReply as SubmitReply,
     SubmittedTask as SubmittedTask,
     TaskDetail as TaskDetail,
+    TaskOrigin as TaskOrigin,
     TaskPage as TaskPage,
     TaskReply as TaskReply,
     TaskState as TaskState,

@@ -48,6 +48,11 @@ ENDED = tuple(each for each in TaskState if each.ended)
 """The states of tasks with which nothing happens any more by itself."""
 
 
+TaskOrigin = Literal["api", "run", "launch", "schedule", "dagster"]
+"""What made a task: the HTTP API, `mloc run`, `mloc launch`, a schedule or sensor, or anything else
+of Dagster, such as its UI and `dagster job execute`."""
+
+
 class SubmittedTask(Wire):
     """A task that was accepted."""
 
@@ -96,6 +101,8 @@ class TaskView(Wire):
     task_type: str
     template: str
     owner: str = ""
+    origin: TaskOrigin = "api"
+    """What made it."""
     labels: Mapping[str, str] = {}
     depends_on: tuple[str, ...] = ()
     """Nodes of the same workflow."""

@@ -23,15 +23,18 @@ from sqlalchemy import create_engine, text
 from sqlalchemy.engine import make_url
 
 from mloc_dagster.api import create_app
-from mloc_dagster.compile import CompiledTemplate, compile_mapping
+from mloc_dagster.compile import CompiledTemplate, compile_file, compile_mapping
 from mloc_dagster.dispatch import Dispatcher, batch_key, launch as launch_module
 from mloc_dagster.events import TaskEvent, TaskEventType, listening
 from mloc_dagster.executors import task_id_for
+from mloc_dagster.fleet import LIBRARY, Jobs as JobsOfLibrary, TicketState, run_ticket_id
 from mloc_dagster.ledger import Ledger, NewTask, Submission, TaskEntry
+from mloc_dagster.library import library_files
+from mloc_dagster.ops import PROCESS_TAG, this_process
 from mloc_dagster.results import open_store
 from mloc_dagster.services import postgres_url
 from mloc_dagster.settings import settings
-from mloc_dagster.tasks import retry_run
+from mloc_dagster.tasks import launch_template, retry_run
 from mloc_dagster.wire import TaskState
 from tests.e2e.api_process import served
 from tests.e2e.fleet_processes import RUNS, FleetProcesses
@@ -488,6 +491,75 @@ def test_a_run_that_somebody_starts_without_asking_the_ledger_is_the_tasks_newes
     found = control.await_state(workflow_id, TaskState.DONE)
     assert (found.run_id, found.runs, found.error) == (run.run_id, 2, "")
     assert outputs(workflow_id) == ["here now"]
+
+
+def library_run(instance: dg.DagsterInstance, **tags: str) -> dg.DagsterRun:
+    """A run of the library's job `echo`, which nobody has begun."""
+    job = JobsOfLibrary().job(LIBRARY, "echo")
+    return instance.create_run_for_job(
+        job, status=dg.DagsterRunStatus.NOT_STARTED, tags={**job.tags, **tags}
+    )
+
+
+def test_runs_that_the_api_did_not_make_are_in_the_ledger_with_what_made_them(
+    control: Control,
+) -> None:
+    launched = launch_template(
+        control.fleet.instance, compile_file(library_files()["core/echo"])[0]
+    )
+    (task_id,) = launched.task_ids
+    found = control.await_state(task_id, TaskState.PENDING)
+    assert (found.origin, found.task_type, found.run_id) == ("launch", "echo", launched.run_id)
+    control.fleet.instance.launch_run(launched.run_id, workspace=None)  # type: ignore[arg-type]
+    done = control.await_state(task_id, TaskState.DONE)
+    assert done.rows_finished == 3
+    scheduled = library_run(control.fleet.instance, **{"dagster/schedule_name": "nightly"})
+    clicked = library_run(control.fleet.instance)
+    entries = [control.await_state(each.run_id, TaskState.PENDING) for each in (scheduled, clicked)]
+    assert [each.origin for each in entries] == ["schedule", "dagster"]
+    for each in (scheduled, clicked):
+        control.fleet.instance.report_run_canceled(each)
+        control.await_state(each.run_id, TaskState.CANCELLED)
+
+
+def test_a_run_that_another_process_carries_takes_no_slot_and_is_not_given_to_the_fleet(
+    control: Control, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    instance, engine = control.fleet.instance, control.fleet.engine
+    monkeypatch.setenv("MLOC_RUN_SLOTS", "1")
+    settings.cache_clear()
+    run = library_run(instance, **{PROCESS_TAG: this_process()})
+    instance.report_dagster_event(
+        dg.DagsterEvent(dg.DagsterEventType.RUN_START.value, run.job_name), run_id=run.run_id
+    )
+    taken_in = control.await_state(run.run_id, TaskState.DISPATCHED)
+    assert taken_in.origin == "run"
+    workflow_id = control.submit(**echo("still", "done"))
+    control.await_end(workflow_id)
+    looks = 0
+
+    def looked_twice() -> bool:
+        nonlocal looks
+        before = control.dispatcher._tickets_at
+        control.dispatcher.turn()
+        looks += control.dispatcher._tickets_at != before
+        return looks > 2
+
+    until(looked_twice, "the dispatcher has looked for lost runs", 60.0)
+    ticket = run_ticket_id(run.run_id)
+    assert engine.status([ticket])[ticket].state is TicketState.LOST
+    instance.report_run_canceled(run)
+    control.await_state(run.run_id, TaskState.CANCELLED)
+
+
+def test_a_task_whose_results_are_gone_is_not_taken_in_again(control: Control) -> None:
+    instance = control.fleet.instance
+    run = library_run(instance)
+    instance.report_run_canceled(run)
+    later = library_run(instance)
+    control.await_state(later.run_id, TaskState.PENDING)
+    assert control.ledger.task(run.run_id) is None
+    instance.report_run_canceled(later)
 
 
 def test_a_killed_dispatcher_is_followed_by_another_process(

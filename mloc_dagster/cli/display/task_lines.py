@@ -33,6 +33,7 @@ def task_lines(task: TaskDetail) -> Iterator[tuple[str, str]]:
     yield "task", task.task_id
     yield "status", task.status.value
     yield "template", task.template + (f", {task.node}" * (task.node != task.template))
+    yield "origin", task.origin
     if task.run_id:
         yield "run", task.run_id + (f" (number {task.runs})" if task.runs > 1 else "")
     if task.waiting_for:
@@ -75,12 +76,19 @@ def _shards(counts: Shards, *, ended: bool) -> str:
 def print_task_table(tasks: Sequence[TaskView]) -> None:
     """Prints tasks, a line each."""
     print_table(
-        ("task", "template", "status", "age", "took"),
+        ("task", "template", "origin", "status", "age", "took"),
         [
-            (each.task_id, each.template, each.status.value, _age(each.submitted_at), _took(each))
+            (
+                each.task_id,
+                each.template,
+                each.origin,
+                each.status.value,
+                _age(each.submitted_at),
+                _took(each),
+            )
             for each in tasks
         ],
-        numbers=(3, 4),
+        numbers=(4, 5),
     )
 
 

@@ -22,6 +22,15 @@ from mloc_dagster.fleet.dagster.tickets import run_ticket, run_ticket_id
 from mloc_dagster.fleet.engine import FleetEngine
 from mloc_dagster.services import ConfigurableClassData, pool_connections
 
+
+def carries_itself(run: DagsterRun) -> bool:
+    """Tells whether a run is none of the fleet's.
+
+    `mloc run`, `dagster job execute` and `dagster dev` carry their runs themselves.
+    """
+    return run.remote_job_origin is None or GRPC_INFO_TAG in run.tags
+
+
 _HEALTHY = (TicketState.QUEUED, TicketState.RUNNING)
 
 
@@ -94,8 +103,7 @@ class FleetRunLauncher(RunLauncher[DagsterInstance], ConfigurableClass):
 
     def check_run_worker_health(self, run: DagsterRun) -> CheckRunHealthResult:
         """Says whether the run waits for a run worker or has one."""
-        if run.remote_job_origin is None or GRPC_INFO_TAG in run.tags:
-            # `mloc run`, `dagster job execute` and `dagster dev` carry their runs themselves.
+        if carries_itself(run):
             return CheckRunHealthResult(RunWorkerStatus.RUNNING)
         status = self._engine.status([run_ticket_id(run.run_id)])[run_ticket_id(run.run_id)]
         if status.state in _HEALTHY:
