@@ -166,6 +166,8 @@ def _create(instance: dg.DagsterInstance, ledger: Ledger, planned: PlannedRun) -
     if planned.workflow_id is None:
         return _create_batch(instance, ledger, planned, tasks)
     known = find_workflows(instance, [planned.workflow_id]).get(planned.workflow_id)
+    if known is not None and known.latest.run_id == planned.run_id:
+        return known.latest  # made by a dispatcher that has lost its lead and not noticed yet
     # What is done and has failed rows is run once more as a whole; rows that are there stay.
     if known is not None and known.latest.status is not DagsterRunStatus.SUCCESS:
         return retry_run(
