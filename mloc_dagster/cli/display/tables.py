@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 from rich import box
@@ -48,6 +49,8 @@ def shorten(text: str, width: int) -> str:
 
 
 _WHOLE_WORD = 12
+_WITHOUT_TERMINAL = 200
+"""Columns of what is piped or saved: rich would cut it to 80."""
 
 
 def print_table(
@@ -67,7 +70,7 @@ def print_table(
     """
     from rich.text import Text
 
-    console = console or Console()
+    console = console or _stdout()
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="bold")
     for place, heading in enumerate(headings):
         right = place in numbers
@@ -81,6 +84,13 @@ def print_table(
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
     console.print(table)
+
+
+def _stdout() -> Console:
+    console = Console()
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = _WITHOUT_TERMINAL
+    return console
 
 
 def _longest_word(*texts: str) -> int:
