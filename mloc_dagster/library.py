@@ -1,7 +1,14 @@
-"""The template library: the YAML files that ship, or those of `MLOC_TEMPLATES_DIR`."""
+"""The template library: the YAML files that ship, and those that users add.
+
+Its folders, the first of which wins where two have a file of one name: those of
+`MLOC_TEMPLATES_PATH`, then `templates/` of `MLOC_HOME`, where `mloc templates add` writes, then the
+one that ships, or that of `MLOC_TEMPLATES_DIR` in its place.
+"""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from mloc_dagster.errors import InputError, UnknownNameError
@@ -11,25 +18,47 @@ _PACKAGE = Path(__file__).parent
 
 
 def library_dir() -> Path:
-    """Returns the library's folder: the configured one, the package's, or the checkout's.
+    """Returns the folder of what ships: the configured one, the package's, or the checkout's.
 
     Raises:
         InputError: If `MLOC_TEMPLATES_DIR` names no folder.
     """
     configured = settings().templates_dir
     if configured is not None:
-        if not configured.is_dir():
-            raise InputError(f"MLOC_TEMPLATES_DIR is {str(configured)!r}, which is no folder")
-        return configured
+        return _folder(configured, "MLOC_TEMPLATES_DIR")
     packaged = _PACKAGE / "templates"
     return packaged if packaged.is_dir() else _PACKAGE.parent / "templates"
 
 
+def added_dir() -> Path:
+    """Returns the folder of templates that were added here; it may not exist."""
+    return settings().home / "templates"
+
+
+def library_dirs() -> Sequence[Path]:
+    """Returns the library's folders, in order of precedence.
+
+    Raises:
+        InputError: If a setting names no folder.
+    """
+    path = [Path(each).expanduser() for each in settings().templates_path.split(os.pathsep) if each]
+    added = [added_dir()] if added_dir().is_dir() else []
+    return [*(_folder(each, "MLOC_TEMPLATES_PATH") for each in path), *added, library_dir()]
+
+
+def _folder(path: Path, setting: str) -> Path:
+    if not path.is_dir():
+        raise InputError(f"{setting} has {str(path)!r}, which is no folder")
+    return path
+
+
 def library_files() -> dict[str, Path]:
-    """Returns the library's files by name, such as `core/echo`, in order of name."""
-    root = library_dir()
-    files = sorted({*root.rglob("*.yaml"), *root.rglob("*.yml")})
-    return {path.relative_to(root).with_suffix("").as_posix(): path for path in files}
+    """Returns the library's files by name, such as `core/echo`; of each folder in order of name."""
+    found: dict[str, Path] = {}
+    for root in library_dirs():
+        for path in sorted({*root.rglob("*.yaml"), *root.rglob("*.yml")}):
+            found.setdefault(path.relative_to(root).with_suffix("").as_posix(), path)
+    return found
 
 
 def library_fingerprint() -> tuple[tuple[str, int, int], ...]:

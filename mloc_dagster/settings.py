@@ -81,6 +81,9 @@ class Settings(BaseSettings):
     templates_dir: Path | None = None
     """The template library; by default `templates/` of the checkout or of the package."""
 
+    templates_path: str = ""
+    """More folders of the library, as `PATH` has them: the first one that has a name wins."""
+
     max_stages: int = Field(default=64, ge=1, le=256)
     """Stages or graph nodes that one template may have: the job of each is built from all."""
 

@@ -280,6 +280,36 @@ def _templates_new(
     new_template(name, source, output)
 
 
+@_templates.command("add")
+def _templates_add(
+    file: Annotated[Path, typer.Argument(metavar="T.yaml", help="The file to copy.")],
+    name: Annotated[
+        str | None,
+        typer.Option("--as", metavar="NAME", help="Such as team/summaries; else the file's name."),
+    ] = None,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Overwrite a template that was added before.")
+    ] = False,
+) -> None:
+    """Copy a template into the library of this MLOC_HOME; prints where it lies.
+
+    Exit code: 0, or 2 when it is not valid.
+    """
+    from mloc_dagster.cli.template_commands import add_template
+
+    add_template(file, name, replace=replace)
+
+
+@_templates.command("remove")
+def _templates_remove(
+    name: Annotated[str, typer.Argument(help="Of a template that was added.")],
+) -> None:
+    """Remove a template that was added; what ships stays."""
+    from mloc_dagster.cli.template_commands import remove_template
+
+    remove_template(name)
+
+
 @_models.command("list")
 def _models_list(as_json: Json = False) -> None:
     """List the models that ship."""

@@ -25,8 +25,8 @@ from mloc_dagster.compile import (
     parse_documents,
 )
 from mloc_dagster.data import look_at_data
-from mloc_dagster.errors import InputError, TemplateError
-from mloc_dagster.library import library_dir, library_file, library_files
+from mloc_dagster.errors import InputError, TemplateError, UnknownNameError
+from mloc_dagster.library import added_dir, library_dir, library_file, library_files
 from mloc_dagster.models import BUILTIN_MODELS, builtin_model_path
 from mloc_dagster.schema import Name
 
@@ -112,25 +112,90 @@ def new_template(name: str, source: str, output: Path | None) -> None:
     Raises:
         InputError: If the name is no template name, or the file exists.
     """
-    try:
-        TypeAdapter(Name).validate_python(name)
-    except ValidationError:
+    if not _is_name(name):
         raise InputError(
             f"{name!r} is no template name: expected A-Z a-z 0-9 . _ - with a letter or digit at "
             "both ends"
-        ) from None
-    origin = library_file(source)
+        )
     target = output or Path(f"{name}.yaml")
-    text = _renamed(origin, name, target)
+    _write(target, _moved(library_file(source), target, name), "choose another --output")
+    typer.echo(f"{target}: run it with `mloc run {target}`", err=True)
+    typer.echo(str(target))
+
+
+def add_template(path: Path, name: str | None, *, replace: bool) -> None:
+    """Copies a file into the library, if it is valid.
+
+    Args:
+        path: The file.
+        name: What the library calls it, such as `team/summaries`; by default the file's own name.
+        replace: Whether a template that was added by that name goes.
+
+    Raises:
+        TemplateError: If the file is no template.
+        InputError: If the name is none, or there is such a template.
+    """
+    compiled = compile_file(path)
+    name = name or path.stem
+    if not all(_is_name(each) for each in name.split("/")):
+        raise InputError(f"--as {name!r}: expected names between slashes, such as team/summaries")
+    target = added_dir() / f"{name}.yaml"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    text = _moved(path, target)
+    if replace:
+        target.unlink(missing_ok=True)
+    _write(target, text, "--replace overwrites it, --as NAME gives another name")
+    for each in compiled:
+        for known in _also_named(each.metadata.name, target):
+            typer.echo(
+                f"{known} has a template named {each.metadata.name!r}, too: Dagster shows the one"
+                " that comes first in `mloc templates list`",
+                err=True,
+            )
+    typer.echo(f"run it with `mloc run {name}`", err=True)
+    typer.echo(str(target))
+
+
+def _also_named(name: str, but: Path) -> list[str]:
+    """Returns the files of the library that have a template of a name, all but one."""
+    return [
+        known
+        for known, path in library_files().items()
+        if path != but and name in (each.metadata.name for each in compile_files([path])[0])
+    ]
+
+
+def remove_template(name: str) -> None:
+    """Removes a template that was added.
+
+    Raises:
+        UnknownNameError: If none of that name was added.
+    """
+    target = added_dir() / f"{name}.yaml"
+    root = added_dir()
+    known = [each.relative_to(root).with_suffix("").as_posix() for each in root.rglob("*.yaml")]
+    if name not in known:
+        raise UnknownNameError("added template", name, known)
+    target.unlink()
+    typer.echo(str(target))
+
+
+def _write(target: Path, text: str, otherwise: str) -> None:
     try:
         with target.open("x", encoding="utf-8") as file:
             file.write(text)
     except FileExistsError:
-        raise InputError(f"{target} exists; choose another --output") from None
+        raise InputError(f"{target} exists; {otherwise}") from None
     except OSError as error:
         raise InputError(f"cannot write {target}: {error.strerror or error}") from error
-    typer.echo(f"{target}: run it with `mloc run {target}`", err=True)
-    typer.echo(str(target))
+
+
+def _is_name(text: str) -> bool:
+    try:
+        TypeAdapter(Name).validate_python(text)
+    except ValidationError:
+        return False
+    return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,15 +222,15 @@ def _description(compiled: CompiledTemplate) -> str:
     return metadata.description or str(metadata.annotations.get("description", ""))
 
 
-def _renamed(origin: Path, name: str, target: Path) -> str:
-    """Returns the origin's text with new names and with paths that hold from `target`."""
+def _moved(origin: Path, target: Path, name: str | None = None) -> str:
+    """Returns the origin's text with paths that hold from `target`, and a new name if given."""
     content = origin.read_text(encoding="utf-8")
     lines = content.splitlines(keepends=True)
     documents = parse_documents(content, str(origin))  # paths as they are written
     for place, document in enumerate(documents):
         metadata = document.root.fields.get("metadata")
         named = metadata.fields.get("name") if metadata else None
-        if named is not None:
+        if named is not None and name is not None:
             _replace(lines, named, name if len(documents) == 1 else f"{name}-{place + 1}")
         for tree in _files_named(document.root, origin.parent):
             _replace(lines, tree, _from(target, origin.parent / str(tree.content)))

@@ -19,7 +19,7 @@ from urllib.parse import unquote, urlsplit
 from pydantic import JsonValue
 
 from mloc_dagster.errors import InputError
-from mloc_dagster.library import library_dir
+from mloc_dagster.library import library_dirs
 from mloc_dagster.models import BUILTIN_MODELS
 from mloc_dagster.net.addresses import RefusedAddressError, addresses_of, check_address
 from mloc_dagster.schema import (
@@ -294,7 +294,8 @@ def _roots() -> Iterator[tuple[Path, bool]]:
     """Yields the folders that may be read, each with whether it is the store of results."""
     for root in settings().api_data_roots:
         yield root.expanduser().resolve(), False
-    yield library_dir().resolve(), False
+    for root in library_dirs():
+        yield root.resolve(), False
     results = settings().results_url
     if _URL.match(results) is None or results.startswith(("file://", "local://")):
         plain = unquote(urlsplit(results).path) if "://" in results else results

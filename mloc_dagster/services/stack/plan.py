@@ -235,6 +235,11 @@ class StackPlan(BaseModel):
         }
         if settings.templates_dir is not None:
             environment["MLOC_TEMPLATES_DIR"] = str(settings.templates_dir.resolve())
+        if settings.templates_path:
+            folders = settings.templates_path.split(os.pathsep)
+            environment["MLOC_TEMPLATES_PATH"] = os.pathsep.join(
+                str(Path(each).expanduser().resolve()) for each in folders if each
+            )
         return environment
 
     def worker_environment(self) -> dict[str, str]:
