@@ -107,6 +107,47 @@ def _run(
     raise typer.Exit(run(options))
 
 
+@app.command("sweep", rich_help_panel=_TASKS)
+def _sweep(
+    template: Annotated[
+        str, typer.Argument(help="A YAML file, or the name of a library template.")
+    ],
+    grid: Annotated[
+        list[str],
+        typer.Option(metavar="PATH=V,V…", help="Values to try. Repeatable: all combinations."),
+    ],
+    sets: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="PATH=VALUE", help="Change a value in all. Repeatable."),
+    ] = None,
+    results: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="Where results go: a folder, or any fsspec URL."),
+    ] = None,
+    print_only: Annotated[
+        bool, typer.Option("--print", help="Print the template of the sweep, and run nothing.")
+    ] = False,
+    as_json: Json = False,
+    no_progress: Annotated[bool, typer.Option("--no-progress", help="No live progress.")] = False,
+) -> None:
+    """Run a template once for each combination of values, as one workflow, and compare them.
+
+    Exit code: 0, 1 (a task failed), 2 (bad input), 130 (interrupted).
+    """
+    from mloc_dagster.cli.sweep_command import SweepOptions, sweep
+
+    options = SweepOptions(
+        template=template,
+        grid=tuple(grid),
+        sets=tuple(sets or ()),
+        results=results,
+        print_only=print_only,
+        as_json=as_json,
+        progress=not (no_progress or as_json),
+    )
+    raise typer.Exit(sweep(options))
+
+
 @app.command("batch", rich_help_panel=_TASKS)
 def _batch(
     source: Annotated[

@@ -30,6 +30,7 @@ from .loader import (
 )
 from .overrides import apply_sets as apply_sets, merge_overrides as merge_overrides
 from .references import resolve_references as resolve_references, resolve_task as resolve_task
+from .sweep import Sweep as Sweep, parse_axis as parse_axis, sweep as sweep
 from .tree import (
     Path as Path,
     Position as Position,
