@@ -185,8 +185,8 @@ def launch_template(template: str, *, sets: Sequence[str], wait: bool) -> Sequen
     """
     with open_fleet() as fleet:
         path = _library_path(template)
-        from mloc_dagster.cli.run_command import compile_with_sets
         from mloc_dagster.compile import compile_file
+        from mloc_dagster.local_run import compile_with_sets
         from mloc_dagster.tasks import check_launchable, launch_template
 
         changed = compile_with_sets(path, sets)
@@ -199,8 +199,8 @@ def launch_template(template: str, *, sets: Sequence[str], wait: bool) -> Sequen
 
 
 def _library_path(template: str) -> Path:
-    from mloc_dagster.cli.run_command import template_path
     from mloc_dagster.library import library_files
+    from mloc_dagster.local_run import template_path
 
     path = template_path(template)
     if path.resolve() not in {each.resolve() for each in library_files().values()}:

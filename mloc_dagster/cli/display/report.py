@@ -11,8 +11,8 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from mloc_dagster.cli.display.tables import count, duration, print_table, rate, shorten
 from mloc_dagster.compile import Diagnostic
+from mloc_dagster.display import count, duration, print_table, rate, shorten
 from mloc_dagster.results import ModelUsage, TrainingSummary, compared, usage_by_model
 
 if TYPE_CHECKING:

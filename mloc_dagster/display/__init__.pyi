@@ -1,0 +1,13 @@
+from .progress import (
+    Monitor as Monitor,
+    View as View,
+    monitoring as monitoring,
+    view_for as view_for,
+)
+from .tables import (
+    count as count,
+    duration as duration,
+    print_table as print_table,
+    rate as rate,
+    shorten as shorten,
+)
