@@ -11,3 +11,4 @@ from .tables import (
     rate as rate,
     shorten as shorten,
 )
+from .task_progress import TaskProgress as TaskProgress, task_figures as task_figures

@@ -8,6 +8,8 @@ from pathlib import Path
 from mloc_dagster.compile import (
     CompiledTemplate,
     Diagnostic,
+    Document,
+    Sets,
     apply_sets,
     compile_document,
     compile_file,
@@ -29,17 +31,24 @@ def template_path(named: str) -> Path:
     return library_file(named)
 
 
-def compile_with_sets(path: Path, sets: Sequence[str]) -> list[CompiledTemplate]:
+def compile_with_sets(path: Path, sets: Sets) -> list[CompiledTemplate]:
     """Compiles every document of a file, changed as `--set` asks.
 
     Raises:
         TemplateError: If any of it is wrong; carries every finding.
     """
-    if not sets:
-        return compile_file(path)
+    return compile_changed(load_documents(path), sets) if sets else compile_file(path)
+
+
+def compile_changed(documents: Sequence[Document], sets: Sets) -> list[CompiledTemplate]:
+    """Compiles documents with values replaced.
+
+    Raises:
+        TemplateError: If any of it is wrong; carries every finding.
+    """
     templates: list[CompiledTemplate] = []
     findings: list[Diagnostic] = []
-    for document in load_documents(path):
+    for document in documents:
         try:
             templates.append(compile_document(apply_sets(document, sets)))
         except TemplateError as error:
