@@ -1,6 +1,6 @@
 """mloc from Python: run, stream, submit and look at tasks. docs/python.md shows all of it."""
 
-from importlib import import_module
+from importlib import import_module as _import_module
 
 _HOMES = {
     "mloc_dagster.client": ("AsyncClient", "Client"),
@@ -23,7 +23,7 @@ def __getattr__(name: str) -> object:
     module, inside = _CALLED.get(name, (_NAMES.get(name), name))
     if module is None:
         raise AttributeError(f"module 'mloc' has no attribute {name!r}")
-    found = getattr(import_module(module), inside)
+    found = getattr(_import_module(module), inside)
     globals()[name] = found
     return found
 

@@ -12,6 +12,7 @@ from mloc_dagster.python import (
     Result as Result,
     RowStream as RowStream,
     RunInterrupted as RunInterrupted,
+    Session as Session,
     Submission as Submission,
     TaskFailedError as TaskFailedError,
     TemplateWarning as TemplateWarning,
@@ -23,3 +24,5 @@ from mloc_dagster.python import (
     template as template,
     validate as validate,
 )
+
+session = Session

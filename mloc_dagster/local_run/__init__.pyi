@@ -3,6 +3,7 @@ from .estimate import (
     estimate_template as estimate_template,
     total_of as total_of,
 )
+from .openmp import wait_asleep as wait_asleep
 from .resume import (
     check_not_running as check_not_running,
     close_dead_runs as close_dead_runs,

@@ -230,9 +230,11 @@ class Execution:
                 misfits,
                 run_template,
                 this_process,
+                wait_asleep,
             )
             from mloc_dagster.ops import PROCESS_TAG, WORKFLOW_TAG
 
+            wait_asleep()  # of use if nobody has imported PyTorch yet
             check_runnable(self.compiled)
             instance = self._session.instance()
             if self._goes_on:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, overload
@@ -34,11 +35,11 @@ class Submission:
 
     Attributes:
         reply: What the API answered.
-        client: The API.
+        client: The API that was given; None for the one that `mloc` finds.
     """
 
     reply: SubmitReply
-    client: Client
+    client: Client | None = None
 
     @property
     def task_ids(self) -> tuple[str, ...]:
@@ -60,13 +61,24 @@ class Submission:
             TaskFailedError: If one failed, or was cancelled.
             NotEndedError: If the time was too short.
         """
-        ended = self.client.wait(self.reply, timeout_s=timeout_s)
-        return _ended_result(ended, self.client)
+        with _opened(self.client) as client:
+            return _ended_result(client.wait(self.reply, timeout_s=timeout_s), client)
 
     def cancel(self) -> None:
         """Stops the tasks; finished rows are kept."""
-        for each in dict.fromkeys(task.workflow_id for task in self.reply.tasks):
-            self.client.cancel(each)
+        with _opened(self.client) as client:
+            for each in dict.fromkeys(task.workflow_id for task in self.reply.tasks):
+                client.cancel(each)
+
+
+@contextmanager
+def _opened(client: Client | None) -> Generator[Client]:
+    """Yields the API that was given, or the one that `mloc` finds, whose connections it closes."""
+    if client is not None:
+        yield client
+        return
+    with Client() as found:
+        yield found
 
 
 @overload
@@ -107,12 +119,12 @@ def submit(
         ApiError: If the API does not take it.
         TaskFailedError: With `wait`: if a task failed.
     """
-    client = client or Client()
     rows = write_rows(data)
     try:
         body = _body(template, set, rows)
         files = {} if rows is None else {rows.name: rows.path}
-        reply = client.submit(body, files=files, idempotency_key=idempotency_key)
+        with _opened(client) as api:
+            reply = api.submit(body, files=files, idempotency_key=idempotency_key)
     finally:
         if rows is not None:
             rows.delete()
