@@ -23,7 +23,7 @@ def with_rows(document: Document, file: str, shown: str = "data") -> Document:
     """Returns a document whose first task reads its rows from a file.
 
     What its `data` says of columns, of prompts made of them and of the order stays, if it reads a
-    dataset; what says where that is goes.
+    dataset or does not say what; what says where that is goes.
 
     Args:
         document: A template of one task, or of several of which one reads no other's result.
@@ -45,7 +45,7 @@ def with_rows(document: Document, file: str, shown: str = "data") -> Document:
         fields["dataset_name"] = tree_of(file, at, (*path, "data", "dataset_name"))
     else:
         kind = data.fields.get("type")
-        is_dataset = kind is not None and kind.text == "dataset"
+        is_dataset = kind is None or kind.text == "dataset"
         fields = _without(data, _OF_ONE_SOURCE) if is_dataset else {}
         fields["type"] = tree_of("dataset", at, (*path, "data", "type"))
         fields["url"] = tree_of(file, at, (*path, "data", "url"))

@@ -88,13 +88,27 @@ def _notebook() -> Callable[[str], Any] | None:
     """Returns what shows HTML in the notebook's cell; None outside of any."""
     with suppress(ImportError):
         from IPython.core.getipython import get_ipython
-        from IPython.display import HTML, display
 
         shell = get_ipython()
         if shell is not None and hasattr(shell, "kernel"):
-            handle: Any = display(HTML(""), display_id=True)
-            return lambda text: handle.update(HTML(text))
+            return _Cell().show
     return None
+
+
+class _Cell:
+    """A place in a notebook's cell, which is there when something is shown in it."""
+
+    def __init__(self) -> None:
+        self._handle: Any = None
+
+    def show(self, text: str) -> None:
+        """Shows HTML instead of what was shown before."""
+        from IPython.display import HTML, display
+
+        if self._handle is None:
+            self._handle = display(HTML(text), display_id=True)
+        else:
+            self._handle.update(HTML(text))
 
 
 class NotebookView:
@@ -123,7 +137,8 @@ class NotebookView:
 
     def close(self) -> None:
         """Shows the last state."""
-        self._draw()
+        if self._tasks or self._said:
+            self._draw()
 
     def _draw(self) -> None:
         self._shown_at = monotonic()

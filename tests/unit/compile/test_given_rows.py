@@ -21,6 +21,7 @@ def test_other_kinds_of_rows_go() -> None:
     new = {"type": "dataset", "url": "rows.jsonl"}
     assert data_of("spec: {data: {type: list, items: [a], shuffle: true}}") == new
     assert data_of("spec: {}") == new
+    assert data_of("spec: {data: {column: q}}") == {"column": "q", **new}
 
 
 def test_what_makes_prompts_stays_and_where_rows_were_goes() -> None:
