@@ -16,7 +16,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     gc.set_threshold(_OBJECTS_BEFORE_A_LOOK)
 
     from mloc_dagster.cli.entry import run
-    from mloc_dagster.cli.terminal import wait_asleep
+    from mloc_dagster.local_run import wait_asleep
 
     wait_asleep()
     code = run(sys.argv[1:] if arguments is None else arguments, keep_private=True)

@@ -22,7 +22,6 @@ from mloc_dagster.cli.batch_files import (
     replacing,
 )
 from mloc_dagster.cli.display.report import report_json
-from mloc_dagster.cli.resume import check_not_running, resumable
 from mloc_dagster.cli.session import Session
 from mloc_dagster.cli.terminal import FAILED, OK
 from mloc_dagster.compile import (
@@ -35,6 +34,7 @@ from mloc_dagster.compile import (
 )
 from mloc_dagster.data import check_endpoints, scan_batch
 from mloc_dagster.errors import DamagedFileError, InputError
+from mloc_dagster.local_run import check_not_running, resumable
 from mloc_dagster.planning import PLAN_NAME
 from mloc_dagster.results import (
     RECORD_NAME,

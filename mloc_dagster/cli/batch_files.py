@@ -16,9 +16,9 @@ import typer
 from pydantic import JsonValue
 from rich.console import Console
 
-from mloc_dagster.cli.display.tables import count, duration, print_table, rate
 from mloc_dagster.compile import CompiledTemplate
 from mloc_dagster.data import BatchFile
+from mloc_dagster.display import count, duration, print_table, rate
 from mloc_dagster.errors import InputError, TerminalError
 from mloc_dagster.models import BUILTIN_MODELS
 from mloc_dagster.results import TaskSummary

@@ -13,8 +13,8 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from mloc_dagster.cli.display.tables import count
 from mloc_dagster.cli.terminal import OK
+from mloc_dagster.display import count
 from mloc_dagster.errors import InputError
 from mloc_dagster.events import (
     STREAM_AWAY,

@@ -41,9 +41,9 @@ def _launched(template: str, sets: Sequence[str]) -> Sequence[Launched]:
 
     if settings().redis_url is None:
         use_stack()
-    from mloc_dagster.cli.run_command import compile_with_sets
     from mloc_dagster.compile import compile_file
     from mloc_dagster.fleet import require_fleet
+    from mloc_dagster.local_run import compile_with_sets
     from mloc_dagster.services import open_instance
     from mloc_dagster.tasks import check_launchable, launch_template
 
@@ -57,8 +57,8 @@ def _launched(template: str, sets: Sequence[str]) -> Sequence[Launched]:
 
 
 def _library_path(template: str) -> Path:
-    from mloc_dagster.cli.run_command import template_path
     from mloc_dagster.library import library_files
+    from mloc_dagster.local_run import template_path
 
     path = template_path(template)
     if path.resolve() not in {each.resolve() for each in library_files().values()}:

@@ -13,9 +13,9 @@ import typer
 from pydantic import JsonValue
 
 from mloc_dagster.cli.api_choice import api_client, open_api
-from mloc_dagster.cli.display.tables import count, print_table, shorten
 from mloc_dagster.cli.terminal import OK
 from mloc_dagster.client import Client, NotFoundError
+from mloc_dagster.display import count, print_table, shorten
 from mloc_dagster.errors import InputError, UnknownNameError
 from mloc_dagster.wire import CleanupItem, CleanupReport, CleanupRequest
 

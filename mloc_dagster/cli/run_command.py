@@ -4,28 +4,19 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import typer
 
 from mloc_dagster.cli.display.report import print_folders, report_json
-from mloc_dagster.cli.resume import resumable, start_over
 from mloc_dagster.cli.session import Session
 from mloc_dagster.cli.terminal import OK
 from mloc_dagster.compile import (
-    CompiledTemplate,
-    Diagnostic,
-    apply_sets,
-    compile_document,
-    compile_file,
     errors_of,
-    load_documents,
 )
 from mloc_dagster.data import look_at_data
 from mloc_dagster.errors import InputError, TemplateError
-from mloc_dagster.library import library_file
+from mloc_dagster.local_run import compile_with_sets, resumable, start_over, template_path
 from mloc_dagster.settings import settings
 
 
@@ -91,18 +82,6 @@ def _session(options: RunOptions) -> Session:
     )
 
 
-def template_path(named: str) -> Path:
-    """Returns the file that is meant: a path, or the name of a library template.
-
-    Raises:
-        UnknownNameError: If it is neither.
-    """
-    path = Path(named)
-    if path.exists() or path.suffix in (".yaml", ".yml") or path.is_absolute():
-        return path  # the loader says what is wrong with it
-    return library_file(named)
-
-
 def _check(options: RunOptions) -> None:
     if (options.template is None) == (options.resume is None):
         raise InputError("give either a template or --resume TASK_ID; see mloc run --help")
@@ -121,23 +100,3 @@ def _check(options: RunOptions) -> None:
         raise InputError(f"give either --fresh, which starts over, or {other}")
     if options.quiet and options.as_json:
         raise InputError("give either --quiet or --json")
-
-
-def compile_with_sets(path: Path, sets: Sequence[str]) -> list[CompiledTemplate]:
-    """Compiles every document of a file, changed as `--set` asks.
-
-    Raises:
-        TemplateError: If any of it is wrong; carries every finding.
-    """
-    if not sets:
-        return compile_file(path)
-    templates: list[CompiledTemplate] = []
-    findings: list[Diagnostic] = []
-    for document in load_documents(path):
-        try:
-            templates.append(compile_document(apply_sets(document, sets)))
-        except TemplateError as error:
-            findings += [each for each in error.diagnostics if isinstance(each, Diagnostic)]
-    if findings:
-        raise TemplateError(list(dict.fromkeys(findings)))
-    return templates

@@ -20,11 +20,11 @@ from typing import TYPE_CHECKING, NoReturn, Self
 
 from rich.console import Console
 
-from mloc_dagster.cli.display.progress import Monitor, View, monitoring, view_for
 from mloc_dagster.cli.display.report import TemplateRun, print_problems, print_report
-from mloc_dagster.cli.resume import close_dead_runs
 from mloc_dagster.cli.terminal import BAD_INPUT, FAILED, OK, debugging, quiet_terminal
 from mloc_dagster.compile import CompiledTemplate, Diagnostic
+from mloc_dagster.display import Monitor, View, monitoring, view_for
+from mloc_dagster.local_run import close_dead_runs
 from mloc_dagster.ops import PROCESS_TAG, this_process
 
 if TYPE_CHECKING:

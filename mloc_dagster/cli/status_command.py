@@ -11,8 +11,8 @@ from datetime import UTC, datetime
 import typer
 
 from mloc_dagster.cli.api_choice import answering_api
-from mloc_dagster.cli.display.tables import count, duration, print_table
 from mloc_dagster.cli.terminal import FAILED, OK
+from mloc_dagster.display import count, duration, print_table
 from mloc_dagster.fleet import GPU_QUEUE, Hardware, WorkerInfo, open_engine, require_fleet
 from mloc_dagster.services import (
     ComponentState,

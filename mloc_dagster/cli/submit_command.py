@@ -10,11 +10,11 @@ import typer
 
 from mloc_dagster.cli.api_choice import api_client
 from mloc_dagster.cli.display.task_lines import print_task_lines
-from mloc_dagster.cli.run_command import template_path
 from mloc_dagster.cli.tasks import document, exit_code, wait_for
 from mloc_dagster.cli.terminal import OK
 from mloc_dagster.client import Client, TemplateBody, body_of_file
 from mloc_dagster.errors import InputError, MlocError, TemplateError
+from mloc_dagster.local_run import template_path
 from mloc_dagster.wire import SubmitReply
 
 

@@ -12,8 +12,6 @@ import typer
 import yaml
 
 from mloc_dagster.cli.display.report import print_folders, report_json
-from mloc_dagster.cli.display.tables import duration, print_table
-from mloc_dagster.cli.run_command import template_path
 from mloc_dagster.cli.session import Session
 from mloc_dagster.cli.terminal import OK
 from mloc_dagster.compile import (
@@ -26,7 +24,9 @@ from mloc_dagster.compile import (
     sweep as swept,
 )
 from mloc_dagster.data import look_at_data
+from mloc_dagster.display import duration, print_table
 from mloc_dagster.errors import InputError, TemplateError
+from mloc_dagster.local_run import template_path
 from mloc_dagster.settings import settings
 
 if TYPE_CHECKING:

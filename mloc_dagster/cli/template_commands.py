@@ -13,7 +13,6 @@ from pathlib import Path
 import typer
 from pydantic import TypeAdapter, ValidationError
 
-from mloc_dagster.cli.display.tables import count, print_table
 from mloc_dagster.cli.terminal import BAD_INPUT, OK
 from mloc_dagster.compile import (
     CompiledTemplate,
@@ -25,6 +24,7 @@ from mloc_dagster.compile import (
     parse_documents,
 )
 from mloc_dagster.data import look_at_data
+from mloc_dagster.display import count, print_table
 from mloc_dagster.errors import InputError, TemplateError, UnknownNameError
 from mloc_dagster.library import added_dir, library_dir, library_file, library_files
 from mloc_dagster.models import BUILTIN_MODELS, builtin_model_path

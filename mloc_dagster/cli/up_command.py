@@ -14,9 +14,9 @@ from typing import Self
 import typer
 from rich.console import Console
 
-from mloc_dagster.cli.display.tables import duration, print_table
 from mloc_dagster.cli.stack_readiness import Readiness
 from mloc_dagster.cli.terminal import FAILED, INTERRUPTED, OK
+from mloc_dagster.display import duration, print_table
 from mloc_dagster.errors import InputError, MlocError
 from mloc_dagster.services import (
     ComponentState,

@@ -9,7 +9,9 @@ from .errors import (
 from .paging import NotEndedError as NotEndedError, is_workflow_id as is_workflow_id
 from .template_body import (
     TemplateBody as TemplateBody,
+    body_of_documents as body_of_documents,
     body_of_file as body_of_file,
+    documents_of_file as documents_of_file,
 )
 from .transport import (
     Address as Address,

@@ -15,18 +15,18 @@ from mloc_dagster.compile import (
     Document,
     Findings,
     Position,
+    Sets,
     Tree,
     anchored_files,
     apply_sets,
     at_value,
     compile_document,
+    is_set,
     load_documents,
     parse_documents,
 )
 from mloc_dagster.errors import InputError, TemplateError
 from mloc_dagster.results import check_name
-
-_SET = "--set "
 
 
 class _Quoting(yaml.SafeDumper):
@@ -72,31 +72,57 @@ def body_of(
     return replace(template, files={**template.files, **files})
 
 
-def body_of_file(path: Path, sets: Sequence[str] = ()) -> TemplateBody:
+def body_of_file(path: Path, sets: Sets = ()) -> TemplateBody:
     """Reads a template file. Without `sets` its lines stay where they are, for what is found in it.
 
     Args:
         path: The file.
-        sets: Changes, as `mloc run --set path=value` has them.
+        sets: Changes; see `compile.Sets`.
 
     Raises:
         TemplateError: If it is no YAML, or wrong once changed.
     """
-    load_documents(path)  # what cannot be read, it says with the nearest name
-    text = path.read_bytes()
-    shown = str(path)
-    documents = parse_documents(text, shown)
+    documents = documents_of_file(path)
     if sets:
-        # What is sent has other lines: what is wrong with it is found before.
-        documents = _changed(documents, sets)
+        return body_of_documents(documents, path.parent, f"{path} (with --set)", sets)
     named = _Named(path.parent.resolve(), Path.cwd())
     places = [each for root in documents for each in named.places(root.root)]
     named.findings.raise_errors()
-    if sets:
-        return TemplateBody(
-            text=_renamed_dump(documents, places), shown=f"{shown} (with --set)", files=named.files
-        )
-    return TemplateBody(text=_renamed_text(text, places), shown=shown, files=named.files)
+    return TemplateBody(
+        text=_renamed_text(path.read_bytes(), places), shown=str(path), files=named.files
+    )
+
+
+def documents_of_file(path: Path) -> list[Document]:
+    """Reads a template file, in which names of files stay as they are written.
+
+    Raises:
+        TemplateError: If it is no YAML.
+    """
+    load_documents(path)  # what cannot be read, it says with the nearest name
+    return parse_documents(path.read_bytes(), str(path))
+
+
+def body_of_documents(
+    documents: Sequence[Document], folder: Path, shown: str, sets: Sets = ()
+) -> TemplateBody:
+    """Returns changed templates as a body.
+
+    Args:
+        documents: The templates.
+        folder: What names of files in them are relative to.
+        shown: How the user calls it.
+        sets: Changes; see `compile.Sets`.
+
+    Raises:
+        TemplateError: If it is wrong once changed.
+    """
+    # What is sent has other lines: what is wrong with it is found before.
+    documents = _changed(documents, sets)
+    named = _Named(folder.resolve(), Path.cwd())
+    places = [each for root in documents for each in named.places(root.root)]
+    named.findings.raise_errors()
+    return TemplateBody(text=_renamed_dump(documents, places), shown=shown, files=named.files)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +150,7 @@ class _Named:
         by_shell = anchored_files(root, self._working_folder)
         for path, tree in root.strings():
             # What the command line names is meant from where that is typed.
-            from_shell = tree.at.file.startswith(_SET) or path not in by_template
+            from_shell = is_set(tree.at) or path not in by_template
             found = (by_shell if from_shell else by_template).get(path)
             if found is None:
                 continue
@@ -152,7 +178,7 @@ class _Named:
         return name
 
 
-def _changed(documents: Sequence[Document], sets: Sequence[str]) -> list[Document]:
+def _changed(documents: Sequence[Document], sets: Sets) -> list[Document]:
     changed: list[Document] = []
     findings: list[Diagnostic] = []
     for document in documents:

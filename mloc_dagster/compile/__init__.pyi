@@ -21,6 +21,7 @@ from .diagnostics import (
     in_file_order as in_file_order,
 )
 from .effects import idle_fields as idle_fields
+from .given_rows import with_rows as with_rows
 from .loader import (
     Document as Document,
     anchor_files as anchor_files,
@@ -28,7 +29,12 @@ from .loader import (
     load_documents as load_documents,
     parse_documents as parse_documents,
 )
-from .overrides import apply_sets as apply_sets, merge_overrides as merge_overrides
+from .overrides import (
+    Sets as Sets,
+    apply_sets as apply_sets,
+    is_set as is_set,
+    merge_overrides as merge_overrides,
+)
 from .references import resolve_references as resolve_references, resolve_task as resolve_task
 from .sweep import Sweep as Sweep, parse_axis as parse_axis, sweep as sweep
 from .tree import (

@@ -22,10 +22,14 @@ _ROOTS = ("apiVersion", "kind", "metadata", "spec")
 _NODE_LISTS: tuple[KeyPath, ...] = (("spec", "stages"), ("spec", "graph", "nodes"))
 
 
-def apply_sets(document: Document, assignments: Sequence[str]) -> Document:
+Sets = Sequence[str] | Mapping[str, JsonValue]
+"""Changes of a template: `path=value` with the value as YAML, or values by path."""
+
+
+def apply_sets(document: Document, assignments: Sets) -> Document:
     """Returns a document with values replaced, as `mloc run --set path=value` asks.
 
-    The value is YAML. A path picks items of a list by index, and stages and nodes by name too:
+    A path picks items of a list by index, and stages and nodes by name too:
     `spec.stages[draft].spec.inference.temperature=0`. A path into the template's own spec, such
     as `spec.model.source.identifier=tiny-chat`, sets the base that all nodes inherit from, and
     also each node's own value where a node has one: afterwards all tasks that use it have it.
@@ -35,13 +39,25 @@ def apply_sets(document: Document, assignments: Sequence[str]) -> Document:
     """
     root = document.root
     findings = Findings()
-    for assignment in assignments:
+    if isinstance(assignments, Mapping):
+        changes = [(f"set {path}", path, value) for path, value in assignments.items()]
+    else:
+        changes = [(f"--set {each}", each, None) for each in assignments]
+    for shown, assignment, value in changes:
         try:
-            root = _assign(root, assignment)
+            if isinstance(assignments, Mapping):
+                root = _assign(root, assignment, value, "set")
+            else:
+                root = _assign(root, *_read(assignment), "--set")
         except InputError as error:
-            findings.add(Diagnostic(f"--set {assignment}", 0, 0, "", str(error)))
+            findings.add(Diagnostic(shown, 0, 0, "", str(error)))
     findings.raise_errors()
     return Document(document.name, root)
+
+
+def is_set(at: Position) -> bool:
+    """Returns whether a value comes from a change, and not from the template."""
+    return at.line == 0 and at.file.startswith(("--set ", "set "))
 
 
 def merge_overrides(
@@ -63,7 +79,7 @@ def merge_overrides(
     path = _spec_of(root, node)
     spec = find(root, path) or tree_of({}, Position("template"), path)
     over = tree_of(dict(overrides), Position("overrides"), path)
-    changed = _replace(root, path, merge(normalise(spec, Findings()), over))
+    changed = replace_at(root, path, merge(normalise(spec, Findings()), over))
     return changed.mapping()
 
 
@@ -88,20 +104,23 @@ def _nodes(root: Tree) -> Iterator[tuple[Path, str]]:
             yield (*path, index), (name.text or "") if name is not None else ""
 
 
-def _assign(root: Tree, assignment: str) -> Tree:
+def _read(assignment: str) -> tuple[str, JsonValue]:
     text, equals, value_text = assignment.partition("=")
     if not equals:
         raise InputError("expected path=value, such as spec.inference.temperature=0")
-    value = _value(value_text, assignment)
+    return text, _value(value_text, assignment)
+
+
+def _assign(root: Tree, text: str, value: JsonValue, origin: str) -> Tree:
     path = _resolve(root, _parse(text.strip()))
     if path[0] != "spec" or any(path[: len(prefix)] == prefix for prefix in _NODE_LISTS):
-        return _put_value(root, path, value)
+        return _put_value(root, path, value, origin)
     inner = path[1:]
-    root = _put_value(root, path, value)
+    root = _put_value(root, path, value, origin)
     for node_path, _ in _nodes(root):
         own = find(root, (*node_path, "spec"))
         if own is not None and _sets(own, inner):
-            root = _put_value(root, (*node_path, "spec", *inner), value)
+            root = _put_value(root, (*node_path, "spec", *inner), value, origin)
     return root
 
 
@@ -174,16 +193,16 @@ def _index(tree: Tree, step: str | int, where: str) -> int:
     raise InputError(f"{where!r} has no item {name!r}{hint}")
 
 
-def _put_value(root: Tree, path: Path, value: JsonValue) -> Tree:
+def _put_value(root: Tree, path: Path, value: JsonValue, origin: str) -> Tree:
     for start in _spec_ends(path):
         inner = path[start:]
         if all(isinstance(step, str) for step in inner):
             keys = tuple(str(step) for step in inner)
             spec, keys = _today(find(root, path[:start]) or root, keys)
-            root = _replace(root, path[:start], spec)
+            root = replace_at(root, path[:start], spec)
             path = (*path[:start], *keys)
-    leaf = tree_of(value, Position(f"--set {format_path(path)}"), path)
-    return _replace(root, path, leaf)
+    leaf = tree_of(value, Position(f"{origin} {format_path(path)}"), path)
+    return replace_at(root, path, leaf)
 
 
 def _spec_ends(path: Path) -> Iterator[int]:
@@ -211,15 +230,16 @@ def _sets(own: Tree, inner: Path) -> bool:
     return any(find(own, other) is not None for other in (today, *others))
 
 
-def _replace(tree: Tree, path: Path, value: Tree) -> Tree:
+def replace_at(tree: Tree, path: Path, value: Tree) -> Tree:
+    """Returns a tree with another value at a path; missing mappings in between are made."""
     if not path:
         return value
     head, *rest = path
     if isinstance(head, int):
         items = list(tree.items)
-        items[head] = _replace(items[head], tuple(rest), value)
+        items[head] = replace_at(items[head], tuple(rest), value)
         return replace(tree, content=items)
     child = tree.fields.get(head) or Tree({}, value.at, value.key, (*tree.path, head))
     if child.content is None and rest:
         child = child.with_fields({})
-    return put(tree, (head,), _replace(child, tuple(rest), value))
+    return put(tree, (head,), replace_at(child, tuple(rest), value))

@@ -96,7 +96,12 @@ from .worker.group import (
     group_environment as group_environment,
     run_worker_group as run_worker_group,
 )
-from .worker.heartbeat import process_model_cache as process_model_cache
+from .worker.models import (
+    model_cache as model_cache,
+    models_in as models_in,
+    new_model_cache as new_model_cache,
+    process_model_cache as process_model_cache,
+)
 from .worker.process import (
     StepWorker as StepWorker,
     Worker as Worker,

@@ -19,7 +19,7 @@ from mloc_dagster.executors import (
     start_batch,
     start_of,
 )
-from mloc_dagster.fleet import process_model_cache
+from mloc_dagster.fleet import model_cache
 from mloc_dagster.ops.failures import as_dagster, retry_or_fail
 from mloc_dagster.ops.io import TaskRef
 from mloc_dagster.planning import Shard
@@ -101,7 +101,7 @@ def batch_shard(context: dg.OpExecutionContext, shard: Shard) -> ShardReport:
                 opened.plan(),
                 shard,
                 attempt=attempt,
-                cache=process_model_cache(),
+                cache=model_cache(),
                 cancelled=cancel_requested,
             )
     except Exception as error:

@@ -31,7 +31,7 @@ from mloc_dagster.executors import (
     weights_of,
     worker_name,
 )
-from mloc_dagster.fleet import process_model_cache
+from mloc_dagster.fleet import model_cache
 from mloc_dagster.ops.failures import retry_or_fail
 from mloc_dagster.ops.plan import retries_errors
 from mloc_dagster.ops.progress import ProgressBatches, ProgressNotes
@@ -52,7 +52,7 @@ def train_shard(
     attempt = context.retry_number + 1
     if folder.exists(TRAINING_NAME):  # all was done, and whoever did it could not say so
         return _report(shard, attempt, read_training(folder), rows_computed=0)
-    make_room(spec, process_model_cache(), context.log.info)
+    make_room(spec, model_cache(), context.log.info)
     done = run_training(
         folder,
         shard.task_id,
@@ -224,7 +224,7 @@ def _compute_rows(
             opened.plan(),
             shard,
             attempt=about.attempt,
-            cache=process_model_cache(),
+            cache=model_cache(),
             cancelled=cancelled,
             on_rows=progress.add,
             on_resumed=resumed,

@@ -42,6 +42,7 @@ from .files import (
     TEMPORARY_PREFIX as TEMPORARY_PREFIX,
     LocalFiles as LocalFiles,
 )
+from .follow import RowFollower as RowFollower
 from .history import (
     History as History,
     Kind as Kind,
@@ -109,10 +110,12 @@ from .store import (
     check_name as check_name,
     check_task_id as check_task_id,
     open_store as open_store,
+    results_at as results_at,
 )
 from .summary import (
     SUMMARY_NAME as SUMMARY_NAME,
     UNPRICED as UNPRICED,
+    Latencies as Latencies,
     ModelUsage as ModelUsage,
     Rates as Rates,
     Scores as Scores,
@@ -120,6 +123,7 @@ from .summary import (
     UsageCounter as UsageCounter,
     usage_by_model as usage_by_model,
 )
+from .tables import read_tables as read_tables
 from .tally import Tally as Tally
 from .training_summary import (
     ARCHIVES_NAME as ARCHIVES_NAME,

@@ -8,12 +8,10 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from datetime import datetime
 from itertools import batched
-from operator import attrgetter
 from types import TracebackType
 from typing import IO, Any, Self
 
 import msgspec
-import pyarrow  # pyright: ignore[reportMissingTypeStubs]
 import pyarrow.parquet as pq  # pyright: ignore[reportMissingTypeStubs]
 
 from mloc_dagster import __version__
@@ -24,40 +22,11 @@ from mloc_dagster.results.openai_batch import BatchFiles
 from mloc_dagster.results.part_files import read_rows
 from mloc_dagster.results.store import Folder
 from mloc_dagster.results.summary import UNPRICED, Rates
+from mloc_dagster.results.tables import BATCH_ROWS, row_schema, table_of
 from mloc_dagster.results.tally import Tally
 from mloc_dagster.schema import BATCH_ERRORS_NAME, BATCH_OUTPUT_NAME, OutputFormat
 
-_pa: Any = pyarrow  # neither has types
-_pq: Any = pq
-
-_TYPES: dict[str, Any] = {
-    "task_id": _pa.string(),
-    "shard": _pa.int32(),
-    "index": _pa.int64(),
-    "prompt": _pa.string(),
-    "prompt_sha256": _pa.string(),
-    "output": _pa.string(),
-    "outputs": _pa.list_(_pa.string()),
-    "finish_reason": _pa.string(),
-    "error": _pa.string(),
-    "model": _pa.string(),
-    "revision": _pa.string(),
-    "engine": _pa.string(),
-    "worker": _pa.string(),
-    "attempt": _pa.int32(),
-    "prompt_tokens": _pa.int64(),
-    "completion_tokens": _pa.int64(),
-    "latency_s": _pa.float64(),
-    "cached_tokens": _pa.int64(),
-    "engine_s": _pa.float64(),
-    "energy_j": _pa.float64(),
-    "gpu_s": _pa.float64(),
-    "cost": _pa.float64(),
-    "reused": _pa.string(),
-    "saved_s": _pa.float64(),
-    "custom_id": _pa.string(),
-}
-_NULLABLE = {"outputs", "error", "revision", "energy_j", "cost", "reused", "custom_id"}
+_pq: Any = pq  # it has no types
 
 _FEW_ROWS = 64
 
@@ -84,19 +53,12 @@ class ParquetSink:
     def __init__(
         self, file: IO[bytes], plan: Plan, carried: Any = (), *, vector_length: int | None = None
     ) -> None:
-        self._length = vector_length
         metadata = {
             "mloc_version": __version__,
             "mloc_task_id": plan.task_id,
             "mloc_data_version": plan.data_version,
         }
-        fields = [
-            _pa.field(name, kind, nullable=name in _NULLABLE) for name, kind in _TYPES.items()
-        ]
-        if vector_length is not None:
-            fields.append(_pa.field("embedding", _pa.list_(_pa.float32(), vector_length)))
-        fields += list(carried)
-        self._schema: Any = _pa.schema(fields, metadata=metadata)
+        self._schema: Any = row_schema(carried, vector_length).with_metadata(metadata)
         self._writer: Any = _pq.ParquetWriter(
             file, self._schema, compression=_compression(plan.rows), use_dictionary=_REPEATED
         )
@@ -119,30 +81,12 @@ class ParquetSink:
             rows: What the rows became.
             carried: An Arrow table with the columns that they brought along.
         """
-        columns = [
-            _pa.array(list(map(attrgetter(name), rows)), kind) for name, kind in _TYPES.items()
-        ]
-        if self._length is not None:
-            vectors = [each if len(each) == self._length else None for each in map(_vector, rows)]
-            columns.append(_pa.array(vectors, _pa.list_(_pa.float32(), self._length)))
-        if carried is not None:
-            columns += carried.columns
-        self._writer.write_table(_pa.table(columns, schema=self._schema))
+        self._writer.write_table(table_of(rows, self._schema, carried))
 
 
 def _compression(rows: int) -> str:
     # Zstandard makes a context for each of the columns, which takes longer than all the rest.
     return "zstd" if rows > _FEW_ROWS else "snappy"
-
-
-def _vector(row: ExportRow) -> list[float]:
-    if isinstance(row, VectorRow) and row.embedding is not None:
-        return row.embedding
-    return []
-
-
-# Rows that are in memory at a time, and the size of Parquet's row groups.
-_BATCH_ROWS = 8192
 
 
 Sink = Callable[[Sequence[ExportRow], Any], None]
@@ -198,7 +142,7 @@ def export_results(
             output, errors = (stack.enter_context(folder.create(name)) for name in batch)
             read = BatchFiles(output, errors, plan, model, submitted_at).watch(read)
         rows = export_rows(read, plan, model, revision, rates, vectors=vectors)
-        for some in batched(rows, _BATCH_ROWS):
+        for some in batched(rows, BATCH_ROWS):
             carried = columns.take(len(some)) if columns.schema.names else None
             for sink in sinks:
                 sink(some, carried)

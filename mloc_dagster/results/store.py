@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import builtins
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import IO
 from urllib.parse import unquote, urlsplit
@@ -176,18 +177,36 @@ class ResultStore:
             yield self.task(keys[key])
 
 
+_chosen: ContextVar[str | None] = ContextVar("results_url", default=None)
+
+
+@contextmanager
+def results_at(url: str | None) -> Generator[None]:
+    """Makes a store the one that is opened by default, in this thread and until the block ends.
+
+    Args:
+        url: A folder, or any fsspec URL; None leaves all as it is.
+    """
+    token = _chosen.set(_chosen.get() if url is None else url)
+    try:
+        yield
+    finally:
+        _chosen.reset(token)
+
+
 def open_store(url: str | None = None) -> ResultStore:
     """Opens a store; nothing is created before the first write.
 
     Args:
-        url: A folder, or any fsspec URL such as `s3://bucket/prefix`; by default the setting
-            `MLOC_RESULTS_URL`.
+        url: A folder, or any fsspec URL such as `s3://bucket/prefix`; by default that of
+            `results_at`, else the setting `MLOC_RESULTS_URL`.
 
     Raises:
         InputError: If fsspec does not know the URL's protocol.
         MissingExtraError: If the package for that protocol is not installed.
     """
-    url = settings().results_url if url is None else url
+    if url is None:
+        url = _chosen.get() or settings().results_url
     if not url.strip() or "\0" in url:
         raise InputError(f"{url!r} is no place for results: give a folder or an fsspec URL")
     protocol = _PROTOCOL.match(url)

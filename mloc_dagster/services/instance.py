@@ -39,9 +39,16 @@ _PACKAGE = Path(__file__).parent.parent
 _POOL = {"statement_timeout": 60_000, "pool_recycle": 3_600, "max_overflow": 20}
 
 
-def open_instance() -> dg.DagsterInstance:
-    """Opens the instance of `DAGSTER_HOME`, or that of this folder's (or our own) dagster.yaml."""
-    return _open({"compute_logs": NO_COMPUTE_LOGS})
+def open_instance(*, in_threads: bool = False) -> dg.DagsterInstance:
+    """Opens the instance of `DAGSTER_HOME`, or that of this folder's (or our own) dagster.yaml.
+
+    Args:
+        in_threads: Whether several runs are executed at a time, in threads of this process.
+    """
+    instance = _open({"compute_logs": NO_COMPUTE_LOGS})
+    if in_threads:
+        _leave_logging_alone(instance)
+    return instance
 
 
 def _open(overrides: dict[str, object]) -> dg.DagsterInstance:
@@ -60,14 +67,20 @@ def open_fleet_instance() -> dg.DagsterInstance:
     """Opens the instance with runs on the fleet, for a process that executes several in threads.
 
     It is that of `DAGSTER_HOME` under `mloc up`; a worker on another machine needs no such folder.
-
-    Dagster configures Python's logging anew for each run, also when dagster.yaml asks for nothing,
-    and `logging.config` closes every handler under a lock that a log line of another thread may
-    hold: runs would wait for one another forever.
     """
     instance = _open(fleet_instance())
-    instance.get_yaml_python_handlers = list  # type: ignore[method-assign]
+    _leave_logging_alone(instance)
     return instance
+
+
+def _leave_logging_alone(instance: dg.DagsterInstance) -> None:
+    """Makes runs leave Python's logging as it is.
+
+    Dagster configures it anew for each run, also when dagster.yaml asks for nothing, and
+    `logging.config` closes every handler under a lock that a log line of another thread may hold:
+    runs would wait for one another forever.
+    """
+    instance.get_yaml_python_handlers = list  # type: ignore[method-assign]
 
 
 def pool_connections(instance: dg.DagsterInstance) -> None:

@@ -14,10 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from mloc_dagster.cli.resume import start_over
 from mloc_dagster.compile import CompiledTemplate, compile_mapping
 from mloc_dagster.definitions import build_definitions, runnable_library
-from mloc_dagster.local_run import RunOutcome, run_template
+from mloc_dagster.local_run import RunOutcome, run_template, start_over
 from mloc_dagster.models import builtin_model_path
 from mloc_dagster.results import (
     UPSTREAM_FAULT,

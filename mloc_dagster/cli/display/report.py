@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Literal
@@ -11,8 +10,8 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from mloc_dagster.cli.display.tables import count, duration, print_table, rate, shorten
 from mloc_dagster.compile import Diagnostic
+from mloc_dagster.display import count, duration, print_table, rate, shorten
 from mloc_dagster.results import ModelUsage, TrainingSummary, compared, usage_by_model
 
 if TYPE_CHECKING:
@@ -199,9 +198,8 @@ def _print_scores(tasks: Sequence[TaskOutcome], out: Console) -> None:
 def print_problems(run: TemplateRun, err: Console) -> None:
     """Prints what went wrong, and what can be done about it."""
     if not run.interrupted:
-        for message, times in Counter(run.outcome.failures).items():
-            often = f" ({times} times)" if times > 1 else ""
-            err.print(Text(f"{run.name}: {message}{often}", style="red"), soft_wrap=True)
+        for message in run.outcome.problems(run.name):
+            err.print(Text(message, style="red"), soft_wrap=True)
     if run.resume is not None:
         err.print(f"finished rows are kept; go on with: {run.resume}", markup=False, soft_wrap=True)
 

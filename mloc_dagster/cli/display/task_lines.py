@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from mloc_dagster.cli.display.tables import count, duration, print_table, shorten
+from mloc_dagster.display import count, duration, print_table, shorten
 from mloc_dagster.planning import shard_key
 
 if TYPE_CHECKING:

@@ -32,12 +32,8 @@ from mloc_dagster.fleet.dagster.run_worker import RunWorker
 from mloc_dagster.fleet.engine import RUNS_QUEUE, FleetEngine, StepTicket, WorkerInfo, WorkerStatus
 from mloc_dagster.fleet.hardware import queues_for
 from mloc_dagster.fleet.worker.detection import detect_hardware
-from mloc_dagster.fleet.worker.heartbeat import (
-    Heartbeat,
-    Publish,
-    WorkerRegistry,
-    process_model_cache,
-)
+from mloc_dagster.fleet.worker.heartbeat import Heartbeat, Publish, WorkerRegistry
+from mloc_dagster.fleet.worker.models import process_model_cache
 from mloc_dagster.services import capturing, open_fleet_instance
 from mloc_dagster.settings import settings
 

@@ -11,7 +11,7 @@ from mloc_dagster.executors.engines.vllm.engine import can_sleep
 from mloc_dagster.executors.engines.vllm.start import _drop_sleep_mode
 from mloc_dagster.executors.model_cache import ModelCache
 from mloc_dagster.fleet import process_model_cache
-from mloc_dagster.fleet.worker import heartbeat as process_models
+from mloc_dagster.fleet.worker import models as process_models
 from mloc_dagster.settings import settings
 
 SLEEPER_BYTES = 10

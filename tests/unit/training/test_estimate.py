@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
-from mloc_dagster.cli.estimate_command import TaskEstimate, estimate, estimate_template
+from mloc_dagster.cli.estimate_command import estimate
 from mloc_dagster.compile import CompiledTemplate, compile_mapping
 from mloc_dagster.errors import DataError
 from mloc_dagster.executors.estimate import TrainingEstimate
+from mloc_dagster.local_run import TaskEstimate, estimate_template
 from mloc_dagster.results import ResultStore, TrainingSummary, open_store, write_training
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)

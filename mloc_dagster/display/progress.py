@@ -21,8 +21,8 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from mloc_dagster.cli.display.tables import count, shorten
-from mloc_dagster.cli.display.task_progress import TaskProgress, task_figures
+from mloc_dagster.display.tables import count, shorten
+from mloc_dagster.display.task_progress import TaskProgress, task_figures
 from mloc_dagster.events import TaskEvent, TaskEventType, listening
 from mloc_dagster.planning import shard_key
 

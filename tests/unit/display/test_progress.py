@@ -9,9 +9,9 @@ from datetime import timedelta
 import pytest
 from rich.console import Console
 
-from mloc_dagster.cli.display.progress import BarsView, LinesView, Monitor
-from mloc_dagster.cli.display.tables import count, duration, rate, short_rate, shorten
-from mloc_dagster.cli.display.task_progress import Speeds, TaskProgress, task_figures
+from mloc_dagster.display.progress import BarsView, LinesView, Monitor
+from mloc_dagster.display.tables import count, duration, rate, short_rate, shorten
+from mloc_dagster.display.task_progress import Speeds, TaskProgress, task_figures
 from mloc_dagster.events import Payload, ShardPlace, TaskEvent, TaskEventType, TrainingFigures
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -85,6 +86,17 @@ class RunOutcome:
     tasks: tuple[TaskOutcome, ...]
     failures: tuple[str, ...]
     bad_input: bool
+
+    def problems(self, name: str) -> list[str]:
+        """Returns what is said of its failures, each once.
+
+        Args:
+            name: What the template is called.
+        """
+        return [
+            f"{name}: {message}" + (f" ({times} times)" if times > 1 else "")
+            for message, times in Counter(self.failures).items()
+        ]
 
 
 def check_runnable(compiled: CompiledTemplate) -> None:

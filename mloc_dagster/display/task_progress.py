@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from time import monotonic
 
-from mloc_dagster.cli.display.tables import count, duration, rate, short_rate
+from mloc_dagster.display.tables import count, duration, rate, short_rate
 from mloc_dagster.events import Payload, TaskEvent, TaskEventType, TrainingFigures
 
 WINDOW_S = 20.0

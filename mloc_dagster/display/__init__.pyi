@@ -1,0 +1,14 @@
+from .progress import (
+    Monitor as Monitor,
+    View as View,
+    monitoring as monitoring,
+    view_for as view_for,
+)
+from .tables import (
+    count as count,
+    duration as duration,
+    print_table as print_table,
+    rate as rate,
+    shorten as shorten,
+)
+from .task_progress import TaskProgress as TaskProgress, task_figures as task_figures

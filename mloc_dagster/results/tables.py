@@ -1,0 +1,184 @@
+"""A task's rows as Arrow tables, with the columns that every export has."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import batched
+from operator import attrgetter
+from typing import Any
+
+import pyarrow  # pyright: ignore[reportMissingTypeStubs]
+import pyarrow.parquet as pq  # pyright: ignore[reportMissingTypeStubs]
+
+from mloc_dagster.results.columns import TaskColumns, task_columns
+from mloc_dagster.results.export_rows import ExportRow, VectorRow, export_rows
+from mloc_dagster.results.part_files import read_rows
+from mloc_dagster.results.record import TaskRecord, read_plan, read_record
+from mloc_dagster.results.rows import OutputRow
+from mloc_dagster.results.store import Folder
+from mloc_dagster.results.summary import Rates
+
+_pa: Any = pyarrow  # neither has types
+_pq: Any = pq
+
+BATCH_ROWS = 8192
+"""Rows that are in memory at a time, and the size of Parquet's row groups."""
+
+_TYPES: dict[str, Any] = {
+    "task_id": _pa.string(),
+    "shard": _pa.int32(),
+    "index": _pa.int64(),
+    "prompt": _pa.string(),
+    "prompt_sha256": _pa.string(),
+    "output": _pa.string(),
+    "outputs": _pa.list_(_pa.string()),
+    "finish_reason": _pa.string(),
+    "error": _pa.string(),
+    "model": _pa.string(),
+    "revision": _pa.string(),
+    "engine": _pa.string(),
+    "worker": _pa.string(),
+    "attempt": _pa.int32(),
+    "prompt_tokens": _pa.int64(),
+    "completion_tokens": _pa.int64(),
+    "latency_s": _pa.float64(),
+    "cached_tokens": _pa.int64(),
+    "engine_s": _pa.float64(),
+    "energy_j": _pa.float64(),
+    "gpu_s": _pa.float64(),
+    "cost": _pa.float64(),
+    "reused": _pa.string(),
+    "saved_s": _pa.float64(),
+    "custom_id": _pa.string(),
+}
+_NULLABLE = {"outputs", "error", "revision", "energy_j", "cost", "reused", "custom_id"}
+
+PARQUET_NAME = "responses.parquet"
+
+
+def row_schema(carried: Any = (), vector_length: int | None = None) -> Any:
+    """Returns the Arrow schema of a task's rows.
+
+    Args:
+        carried: The Arrow schema of the columns beside the answers.
+        vector_length: How long the rows' vectors are; None for rows that have none.
+    """
+    fields = [_pa.field(name, kind, nullable=name in _NULLABLE) for name, kind in _TYPES.items()]
+    if vector_length is not None:
+        fields.append(_pa.field("embedding", _pa.list_(_pa.float32(), vector_length)))
+    return _pa.schema([*fields, *carried])
+
+
+def table_of(rows: Sequence[ExportRow], schema: Any, carried: Any = None) -> Any:
+    """Returns rows as an Arrow table.
+
+    A vector of another length than the schema has (by an option of its row) is null.
+
+    Args:
+        rows: What the rows became.
+        schema: As `row_schema` has it.
+        carried: An Arrow table with the columns that they brought along; None without any.
+    """
+    columns = [_pa.array(list(map(attrgetter(name), rows)), kind) for name, kind in _TYPES.items()]
+    place = schema.get_field_index("embedding")
+    if place == len(_TYPES):
+        kind = schema.field(place).type
+        vectors = [each if len(each) == kind.list_size else None for each in map(_vector, rows)]
+        columns.append(_pa.array(vectors, kind))
+    if carried is not None:
+        columns += carried.columns
+    return _pa.table(columns, schema=schema)
+
+
+def _vector(row: ExportRow) -> list[float]:
+    if isinstance(row, VectorRow) and row.embedding is not None:
+        return row.embedding
+    return []
+
+
+def read_tables(folder: Folder, columns: Sequence[str] | None = None) -> Iterator[Any]:
+    """Yields a task's rows in order of index, as Arrow tables of one schema, at least one.
+
+    They are those of `responses.parquet`, where the task has one; else they are put together from
+    what its shards left, be it complete or not.
+
+    Args:
+        folder: The task's folder.
+        columns: Which columns, of those that there are; all by default.
+    """
+    wanted = None if columns is None else list(columns)
+    if folder.exists(PARQUET_NAME):
+        with folder.open(PARQUET_NAME) as file:
+            parquet = _pq.ParquetFile(file)
+            yield (
+                parquet.schema_arrow.remove_metadata()
+                .empty_table()
+                .select(wanted or parquet.schema_arrow.names)
+            )
+            for batch in parquet.iter_batches(BATCH_ROWS, columns=wanted):
+                yield _pa.table(batch).replace_schema_metadata()
+        return
+    made = TableMaker(folder)
+    empty = True
+    for rows in batched(read_rows(folder), BATCH_ROWS):
+        table, empty = made.table(rows), False
+        yield table if wanted is None else table.select(wanted)
+    if empty:
+        table = made.table(())
+        yield table if wanted is None else table.select(wanted)
+
+
+class TableMaker:
+    """Makes tables of rows of a task, as far as they are there.
+
+    Args:
+        folder: The task's folder.
+    """
+
+    def __init__(self, folder: Folder) -> None:
+        self._folder = folder
+        self._plan = read_plan(folder)
+        self._carried = task_columns(folder, self._plan) if self._plan is not None else ()
+        self._beside = TaskColumns(folder, self._carried).schema if self._carried else ()
+        self._record = read_record(folder)
+        self._schema: Any = None
+
+    def table(self, rows: Sequence[OutputRow]) -> Any:
+        """Returns rows, in any order, as an Arrow table; the schema is that of the first rows."""
+        length = next((len(each.embedding) for each in rows if each.embedding), None)
+        if self._schema is None:
+            self._schema = row_schema(self._beside, length)
+        if not rows or self._plan is None:
+            return self._schema.empty_table()
+        record = self._record
+        exported = export_rows(
+            iter(rows),
+            self._plan,
+            _model(record),
+            None,
+            _rates(record),
+            vectors=length is not None,
+        )
+        return table_of(list(exported), self._schema, self._columns(rows))
+
+    def _columns(self, rows: Sequence[OutputRow]) -> Any:
+        if not self._carried:
+            return None
+        # Rows between them may be missing: the columns of all from the first to the last are read.
+        indexes = [row.index for row in rows]
+        first, last = min(indexes), max(indexes)
+        every = TaskColumns(self._folder, self._carried, first).take(last - first + 1)
+        return every.take(_pa.array([each - first for each in indexes], _pa.int64()))
+
+
+def _model(record: TaskRecord) -> str:
+    model = record.spec.get("model")
+    source = model.get("source") if isinstance(model, dict) else None
+    named = source.get("identifier") if isinstance(source, dict) else None
+    return named if isinstance(named, str) else record.task_type
+
+
+def _rates(record: TaskRecord) -> Rates:
+    resources = record.spec.get("resources")
+    price = resources.get("cost_per_hour") if isinstance(resources, dict) else None
+    return Rates(float(price)) if isinstance(price, int | float) else Rates()
