@@ -114,6 +114,7 @@ from .result import (
     Usage as Usage,
 )
 from .row_filter import (
+    RowFilter as RowFilter,
     RowFilterError as RowFilterError,
     parse_filter as parse_filter,
 )
