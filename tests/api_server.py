@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from starlette.testclient import TestClient
 
 from mloc_dagster.api import create_app
+from mloc_dagster.ledger import Ledger
 from mloc_dagster.results import Folder, open_store
 from tests.memory_ledger import MemoryLedger
 
@@ -55,3 +56,8 @@ def serving(*, show_errors: bool = True) -> Iterator[Served]:
     app = create_app(ledger)  # type: ignore[arg-type]
     with TestClient(app, "http://127.0.0.1", raise_server_exceptions=show_errors) as client:
         yield Served(client, ledger)
+
+
+def served_ledger() -> Ledger:
+    """A ledger in memory, for an API that a real server serves."""
+    return MemoryLedger()  # type: ignore[return-value]

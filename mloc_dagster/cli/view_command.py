@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import webbrowser
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Thread
@@ -88,6 +89,7 @@ def _listener(port: int | None) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((_HOST, port or 0))
+        listener.listen(128)  # a browser that comes before the server is ready waits
     except OSError as error:
         listener.close()
         raise InputError(
@@ -109,7 +111,7 @@ def _serve(app: ASGIApp, listener: socket.socket, opening: Callable[[], object] 
         server_header=False,
         timeout_graceful_shutdown=1,
     )
-    listener.listen(128)  # a browser that comes before the server does waits
     if opening is not None:
         Thread(target=opening, daemon=True).start()
-    uvicorn.Server(config).run(sockets=[listener])
+    with suppress(KeyboardInterrupt):  # which is how it is meant to end
+        uvicorn.Server(config).run(sockets=[listener])

@@ -63,7 +63,8 @@ class Viewer:
             folder = store.task(task_id)
         except InputError:
             raise UnknownNameError("task", task_id[:200], ()) from None
-        if not folder.list():
+        # A task that was accepted has a page before it has a folder.
+        if not folder.list() and self.state_of(task_id) is None:
             raise UnknownNameError("task", task_id, store.task_ids())
         return folder
 

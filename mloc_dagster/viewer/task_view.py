@@ -104,6 +104,7 @@ class TaskView(msgspec.Struct):
         model: What answers; empty if nobody said so yet.
         source: Where its rows come from.
         rows: Planned rows; None before the plan.
+        finished: Rows that are there, about: a part file may skip some of those that it spans.
         figures: Numbers for the head of the page.
         shards: Attempts at shards, in order of time.
         files: What can be downloaded.
@@ -123,6 +124,7 @@ class TaskView(msgspec.Struct):
     model: str = ""
     source: str = ""
     rows: int | None = None
+    finished: int = 0
     figures: list[Figure] = []
     shards: list[ShardBar] = []
     files: list[FileLine] = []
@@ -147,7 +149,7 @@ class _Known:
 
     def _read[T](self, read: Callable[[], T], name: str) -> T | None:
         if name and not self.folder.exists(name):
-            if name == RECORD_NAME:
+            if name == RECORD_NAME and self.folder.list():
                 self.problems.append(f"{name} is missing: nothing says what was submitted")
             return None
         try:
@@ -187,16 +189,23 @@ def view_of(folder: Folder, state_of: StateOf) -> TaskView:
     if training is not None:
         view.model, view.figures = training.model, [*_training_figures(training)]
         view.training = Training(training.history, training.before, training.after, training.gate)
-    view.state = _state(folder, known)
-    view.shards = shard_bars(list_parts(folder), known.plan)
+    view.state = _state(folder, known, view.said)
+    parts = list_parts(folder)
+    view.shards = shard_bars(parts, known.plan)
+    view.finished = _finished(parts, known.plan)
     view.files = [FileLine(name, size) for name, size in downloads(folder).items()]
     return view
 
 
-def _state(folder: Folder, known: _Known) -> State:
+_FAILED = ("FAILED", "DEAD")
+"""States of a ledger in which nothing goes on."""
+
+
+def _state(folder: Folder, known: _Known, said: str) -> State:
     if not folder.exists(MANIFEST_NAME):
         summary = known.summary
-        return "failed" if summary is not None and not summary.ok else "unfinished"
+        failed = said in _FAILED or (summary is not None and not summary.ok)
+        return "failed" if failed else "unfinished"
     scores = known.summary.scores if known.summary is not None else None
     passed = scores is None or scores.passed
     if known.training is not None:
@@ -261,6 +270,14 @@ def shard_bars(parts: Iterable[Part], plan: Plan | None) -> list[ShardBar]:
     return sorted(bars.values(), key=lambda bar: (bar.start_ms, bar.shard))
 
 
+def _finished(parts: Iterable[Part], plan: Plan | None) -> int:
+    spanned: dict[int, int] = {}
+    for part in parts:
+        spanned[part.shard] = spanned.get(part.shard, 0) + part.last - part.first + 1
+    totals = {each.index: each.rows for each in plan.shards} if plan is not None else {}
+    return sum(min(rows, totals.get(shard, rows)) for shard, rows in spanned.items())
+
+
 def downloads(folder: Folder) -> Mapping[str, int]:
     """Returns the files that a task's page hands out: those that its manifest lists."""
     if not folder.exists(MANIFEST_NAME):
@@ -312,7 +329,8 @@ def task_lines(store: ResultStore, most: int, state_of: StateOf) -> list[TaskLin
     lines = []
     for folder, _ in zip(store.newest(RECORD_NAME), range(most), strict=False):
         known = _Known(folder)
-        line = TaskLine(folder.name, state=_state(folder, known), said=state_of(folder.name) or "")
+        said = state_of(folder.name) or ""
+        line = TaskLine(folder.name, state=_state(folder, known, said), said=said)
         if known.record is not None:
             line.template, line.node = known.record.template_name, known.record.node
             line.task_type = known.record.task_type

@@ -21,7 +21,7 @@ function drawRow(detail, columns) {
   const deltas = columns.filter((each) => each.name.endsWith("_delta"));
   const shown = deltas.map(({ name }) => {
     const stem = name.slice(0, -"_delta".length);
-    return el("span", { class: cells[name] < 0 ? "cell-low" : "" }, stem, el("b", {}, `${number(cells[`${stem}_a`])} → ${number(cells[`${stem}_b`])}`));
+    return el("span", { class: cells[name] < 0 ? "cell-low" : "" }, `${stem} `, el("b", {}, `${number(cells[`${stem}_a`])} → ${number(cells[`${stem}_b`])}`));
   });
   const [left, right] = difference(cells.output_a ?? "", cells.output_b ?? "");
   const failed = (side) => (cells[`error_${side}`] ? [text(cells[`error_${side}`], "failed")] : []);

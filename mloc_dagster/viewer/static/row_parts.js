@@ -68,7 +68,7 @@ export function scores(cells, columns) {
   const found = columns.filter((each) => each.group === "score" && each.name in cells);
   if (!found.length) return [];
   return [el("p", { class: "scores" }, found.map((each) =>
-    el("span", { class: cells[each.name] === 0 ? "cell-low" : "" }, each.name, el("b", {}, number(cells[each.name])))))];
+    el("span", { class: cells[each.name] === 0 ? "cell-low" : "" }, `${each.name} `, el("b", {}, number(cells[each.name])))))];
 }
 
 /** What the row brought along, the right answer first; not again what is the prompt. */

@@ -63,7 +63,7 @@ function drawProgress() {
   const running = view.state === "unfinished" && view.rows !== null && view.rows > 0;
   byId("progress").hidden = !running;
   if (!running) return;
-  const finished = Math.min(view.shards.reduce((sum, each) => sum + each.rows, 0), view.rows);
+  const { finished } = view;
   const share = Math.floor((100 * finished) / view.rows);
   const bar = byId("progress").firstElementChild;
   bar.style.setProperty("--share", `${share}%`);
