@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from http.cookies import CookieError, SimpleCookie
+from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
 from starlette.datastructures import Headers
@@ -15,9 +16,11 @@ from starlette.responses import RedirectResponse, Response
 from starlette.types import Scope
 
 from mloc_dagster.api.openapi import DOCS
-from mloc_dagster.ledger import Ledger
 from mloc_dagster.results import open_store
 from mloc_dagster.viewer import SESSION_COOKIE, VIEWER_PATH, create_viewer, login_address
+
+if TYPE_CHECKING:
+    from mloc_dagster.ledger import Ledger
 
 
 def install_viewer(app: FastAPI, ledger: Ledger, opens: Callable[[str], bool] | None) -> None:

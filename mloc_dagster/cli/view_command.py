@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 import webbrowser
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from mloc_dagster.results import ResultStore, open_store
 from mloc_dagster.viewer import VIEWER_PATH, create_viewer, task_address
 
 if TYPE_CHECKING:
+    import uvicorn
     from starlette.types import ASGIApp
 
 _HOST = "127.0.0.1"
@@ -44,9 +44,12 @@ def view(options: ViewOptions) -> int:
     listener = _listener(options.port)
     address = f"http://{_HOST}:{listener.getsockname()[1]}"
     page = f"{address}{VIEWER_PATH}/" if task_id is None else task_address(address, task_id)
+    server = _server(local_viewer(store))
     typer.echo(f"{page}  (Ctrl-C ends it)")
-    opening = (lambda: webbrowser.open(page)) if options.browser else None
-    _serve(local_viewer(store), listener, opening)
+    if options.browser:
+        Thread(target=webbrowser.open, args=(page,), daemon=True).start()
+    with suppress(KeyboardInterrupt):  # which is how it is meant to end
+        server.run(sockets=[listener])
     return OK
 
 
@@ -99,7 +102,7 @@ def _listener(port: int | None) -> socket.socket:
     return listener
 
 
-def _serve(app: ASGIApp, listener: socket.socket, opening: Callable[[], object] | None) -> None:
+def _server(app: ASGIApp) -> uvicorn.Server:
     import uvicorn
 
     config = uvicorn.Config(
@@ -111,7 +114,4 @@ def _serve(app: ASGIApp, listener: socket.socket, opening: Callable[[], object] 
         server_header=False,
         timeout_graceful_shutdown=1,
     )
-    if opening is not None:
-        Thread(target=opening, daemon=True).start()
-    with suppress(KeyboardInterrupt):  # which is how it is meant to end
-        uvicorn.Server(config).run(sockets=[listener])
+    return uvicorn.Server(config)

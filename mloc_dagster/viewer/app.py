@@ -286,10 +286,10 @@ def _add_rows(app: FastAPI) -> None:
 
     @app.get("/data/row")
     def row(chosen: Selected, index: int) -> Response:
-        places = np.flatnonzero(chosen.source.column("index").to_numpy() == index)
-        if not len(places):
+        position = chosen.source.position_of(index)
+        if position is None:
             raise UnknownNameError("row", str(index), ())
-        return _json(row_detail(chosen.source, int(places[0]), chosen.folder))
+        return _json(row_detail(chosen.source, position, chosen.folder))
 
     @app.get("/data/distributions")
     def distributions(chosen: Selected) -> Response:

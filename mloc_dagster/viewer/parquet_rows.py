@@ -64,6 +64,16 @@ class ParquetRows(RowSource):
         except (_pa.ArrowException, OSError) as error:
             raise self._damaged(error) from error
 
+    def all_null(self, name: str) -> bool:
+        """Tells whether no row has a value, from what the file says of its columns."""
+        metadata = self._file.metadata
+        column = self._file.schema.names.index(name)
+        found = [metadata.row_group(each).column(column) for each in range(metadata.num_row_groups)]
+        return all(
+            each.statistics is not None and each.statistics.null_count == each.num_values
+            for each in found
+        )
+
     def _paths(self, names: Sequence[str]) -> list[str]:
         wanted = set(names)
         schema = self._file.schema

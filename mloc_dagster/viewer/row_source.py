@@ -132,6 +132,20 @@ class RowSource(ABC):
         blocks = [self.block_column(each, name) for each in range(len(self.starts) - 1)]
         return _pa.concat_arrays(blocks) if blocks else _pa.array([], _pa.null())
 
+    def all_null(self, name: str) -> bool:
+        """Tells whether no row has a value in a column."""
+        return self.column(name).null_count == self.rows
+
+    def position_of(self, index: int) -> int | None:
+        """Returns the place of the row with an index; None if there is no such row."""
+        if 0 <= index < self.rows:  # of a task that is done, every row is where its index says
+            number = int(np.searchsorted(self.starts, index, side="right")) - 1
+            at = self.block_column(number, "index")[index - int(self.starts[number])]
+            if at.as_py() == index:
+                return index
+        places = np.flatnonzero(self.column("index").to_numpy() == index)
+        return int(places[0]) if len(places) else None
+
     def take(self, positions: np.ndarray, names: Sequence[str]) -> Any:
         """Returns an Arrow table with whole cells of stored columns, in the order of `positions`.
 

@@ -74,6 +74,8 @@ def select(source: RowSource, question: Question) -> np.ndarray:
         names = [each.name for each in source.columns]
         hint = nearest_hint(question.sort, names)
         raise InputError(f"rows have no column {question.sort!r} to sort by{hint}")
+    if not (question.where.strip() or question.search or question.sort):
+        return np.arange(source.rows)
     chosen = np.ones(source.rows, dtype=bool)
     if question.where.strip():
         chosen &= mask(source, question.where)

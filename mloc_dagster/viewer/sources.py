@@ -78,7 +78,7 @@ def notes(source: RowSource) -> list[str]:
 def idle_columns(source: RowSource) -> list[str]:
     """Returns columns that say nothing here: no row failed, or the input's text is the prompt."""
     idle = []
-    if source.has("error") and source.column("error").null_count == source.rows:
+    if source.has("error") and source.all_null("error"):
         idle.append("error")
     if source.has("prompt") and source.rows:
         prompts = source.block_column(0, "prompt")

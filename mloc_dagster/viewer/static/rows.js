@@ -263,6 +263,7 @@ export class Rows {
       waiting = setTimeout(() => this.reload(), 250);
     });
     byId("where").addEventListener("change", () => this.reload());
+    byId("export").addEventListener("click", () => (byId("export").parentElement.open = false));
     document.addEventListener("click", ({ target }) => {
       for (const menu of document.querySelectorAll("details.menu[open]")) if (!menu.contains(target)) menu.open = false;
     });

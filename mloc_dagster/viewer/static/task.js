@@ -167,12 +167,14 @@ function follow() {
 
 async function start() {
   byId("copy").addEventListener("click", ({ target }) => copy(task, target));
+  const listing = rows.start();
+  listing.catch(() => {}); // said below, when the head of the page is there
   view = await ask(`tasks/${encodeURIComponent(task)}`);
   drawHead();
   listenToTabs();
   const wanted = location.hash.slice(1);
   try {
-    await rows.start();
+    await listing;
   } catch (error) {
     byId("counts").textContent = "";
     rows.problem(error.message);
