@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow  # pyright: ignore[reportMissingTypeStubs]
 import pyarrow.compute  # pyright: ignore[reportMissingTypeStubs]
 
-from mloc_dagster.viewer.row_source import RowSource
+from mloc_dagster.viewer.row_source import RowSource, places
 
 _pa: Any = pyarrow  # it has no types
 _pc: Any = pyarrow.compute
@@ -66,7 +66,7 @@ def histograms(source: RowSource, positions: np.ndarray) -> list[Histogram]:
     rank = {"score": 0, "row": 1, "input": 2}
     found = []
     for column in sorted(wanted, key=lambda each: rank[each.group]):
-        values = _numbers(source.column(column.name).take(_pa.array(positions)))
+        values = _numbers(source.column(column.name).take(places(positions)))
         # What is the same in every row, such as the first attempt, needs no picture.
         if len(values) and (column.group != "row" or values.min() < values.max()):
             found.append(_histogram(column.name, column.group, values))
@@ -103,7 +103,7 @@ def frequent_values(source: RowSource, positions: np.ndarray) -> Sequence[Counts
     for name in _COUNTED:
         if not source.has(name) or source.kind(name) != "text":
             continue
-        column = source.column(name).take(_pa.array(positions)).drop_null()
+        column = source.column(name).take(places(positions)).drop_null()
         if not len(column):
             continue
         pairs = sorted(

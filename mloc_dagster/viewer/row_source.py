@@ -175,10 +175,10 @@ class RowSource(ABC):
         parts = []
         for number in np.unique(numbers):
             inside = positions[order[numbers[order] == number]] - self.starts[number]
-            parts.append(read(int(number)).take(_pa.array(inside)))
+            parts.append(read(int(number)).take(places(inside)))
         back = np.empty(len(order), dtype=np.int64)
         back[order] = np.arange(len(order))
-        return _pa.concat_tables(parts, promote_options="permissive").take(_pa.array(back))
+        return _pa.concat_tables(parts, promote_options="permissive").take(places(back))
 
     def _shortened(self, number: int, name: str) -> Any:
         key = (self.version, number, name)
@@ -189,6 +189,13 @@ class RowSource(ABC):
                 found = _pc.utf8_slice_codeunits(found, 0, SHOWN_CHARS)
             _kept.put(key, found)
         return found
+
+
+def places(positions: np.ndarray) -> Any:
+    """Returns positions as an Arrow array; `pyarrow.array` would load pandas first, to ask it."""
+    numbers = np.ascontiguousarray(positions, dtype=np.int64)
+    buffers = [None, _pa.py_buffer(numbers)]
+    return _pa.Array.from_buffers(_pa.int64(), len(numbers), buffers)
 
 
 def _whole(column: Any) -> Any:

@@ -13,7 +13,7 @@ import pyarrow.compute  # pyright: ignore[reportMissingTypeStubs]
 
 from mloc_dagster.errors import InputError, nearest_hint
 from mloc_dagster.viewer.conditions import mask
-from mloc_dagster.viewer.row_source import RowSource
+from mloc_dagster.viewer.row_source import RowSource, places
 
 _pa: Any = pyarrow  # it has no types
 _pc: Any = pyarrow.compute
@@ -111,7 +111,7 @@ def _order(source: RowSource, question: Question, positions: np.ndarray) -> np.n
     kind = source.kind(question.sort)
     if kind == "other":
         raise InputError(f"the column {question.sort!r} holds neither numbers nor texts: no order")
-    column = source.column(question.sort).take(_pa.array(positions))
+    column = source.column(question.sort).take(places(positions))
     if kind == "text":
         column = _pc.utf8_slice_codeunits(column, 0, _SORTED_CHARS)
     elif _pa.types.is_floating(column.type):
