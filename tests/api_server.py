@@ -10,6 +10,7 @@ import dagster as dg
 from starlette.testclient import TestClient
 
 from mloc_dagster.api import FleetAccess, create_app
+from mloc_dagster.ledger import Ledger
 from mloc_dagster.results import Folder, open_store
 from tests.memory_ledger import MemoryLedger
 
@@ -65,3 +66,8 @@ class NoRuns(FleetAccess):
     def __init__(self, instance: dg.DagsterInstance) -> None:
         super().__init__()
         self._instance = instance
+
+
+def served_ledger() -> Ledger:
+    """A ledger in memory, for an API that a real server serves."""
+    return MemoryLedger()  # type: ignore[return-value]

@@ -17,6 +17,7 @@ from mloc_dagster.api.limits import Limits, RequestGuard
 from mloc_dagster.api.metrics import AccessLog, Metrics, Observed
 from mloc_dagster.api.openapi import describe, install_docs
 from mloc_dagster.api.state import ApiState, FleetAccess
+from mloc_dagster.api.viewer_app import install_viewer
 from mloc_dagster.ledger import Ledger
 from mloc_dagster.settings import settings
 
@@ -76,6 +77,10 @@ def create_app(
     for each in (task_routes, logs, result_routes, admin_routes, health_routes):
         app.include_router(each.router)
     install_docs(app)
+    opens = (
+        (lambda token: tokens.caller(f"Bearer {token}") is not None) if tokens.asked_for else None
+    )
+    install_viewer(app, ledger, opens)
     problems.install(app)
     describe(app, token=tokens.asked_for)
     # The last one added is the first to see a request.

@@ -25,6 +25,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from mloc_dagster.api.metrics import CALLER
 from mloc_dagster.api.openapi import is_open
 from mloc_dagster.api.problems import Refusal, problem_response
+from mloc_dagster.api.viewer_app import session_token, to_login
 from mloc_dagster.settings import Settings
 from mloc_dagster.wire import tokens_in
 
@@ -231,7 +232,7 @@ def _digest(token: str) -> bytes:
 
 
 class BearerAuth:
-    """Lets in who has a token; probes and the documentation need none.
+    """Lets in who has a token, or signed in with one; probes and the documentation need none.
 
     Args:
         app: What is behind.
@@ -247,7 +248,13 @@ class BearerAuth:
         path = scope.get("path", "")
         if scope["type"] == "http" and path not in _PROBES and not is_open(path):
             given = Headers(scope=scope).getlist("authorization")
+            session = session_token(scope) if not given else None
+            if session is not None:
+                given = [f"Bearer {session}"]
             caller = self._tokens.caller(given[0] if len(given) == 1 else None)
+            if caller is None and (login := to_login(scope)) is not None:
+                await login(scope, receive, send)
+                return
             if caller is None:
                 detail = "this needs `Authorization: Bearer` with a token of this API"
                 refusal = Refusal(

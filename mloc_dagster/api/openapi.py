@@ -8,9 +8,10 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.openapi.utils import get_openapi
-from fastapi.responses import HTMLResponse, RedirectResponse
+from fastapi.responses import HTMLResponse
 from starlette.staticfiles import StaticFiles
 
+from mloc_dagster.viewer import VIEWER_PATH, is_open_page
 from mloc_dagster.wire import Problem
 
 DOCS = "/docs"
@@ -22,8 +23,8 @@ OPEN_PATHS = ("/", DOCS, _OPENAPI)
 
 
 def is_open(path: str) -> bool:
-    """Tells whether a path belongs to the documentation, which asks for no token."""
-    return path in OPEN_PATHS or path.startswith(f"{_ASSETS}/")
+    """Tells whether a path asks for no token: the documentation's, and signing in to the viewer."""
+    return path in OPEN_PATHS or path.startswith(f"{_ASSETS}/") or is_open_page(path)
 
 
 def install_docs(app: FastAPI) -> None:
@@ -34,17 +35,15 @@ def install_docs(app: FastAPI) -> None:
 
     @app.get(DOCS, include_in_schema=False)
     async def docs() -> HTMLResponse:
-        return get_swagger_ui_html(
+        page = get_swagger_ui_html(
             openapi_url=_OPENAPI,
             title=f"{app.title} API",
             swagger_js_url=f"{_ASSETS}/swagger-ui-bundle.js",
             swagger_css_url=f"{_ASSETS}/swagger-ui.css",
             swagger_favicon_url=f"{_ASSETS}/favicon.png",
         )
-
-    @app.get("/", include_in_schema=False)
-    async def root() -> RedirectResponse:
-        return RedirectResponse(DOCS)
+        keeping = f'<script src="{VIEWER_PATH}/static/docs.js"></script></body>'
+        return HTMLResponse(bytes(page.body).decode().replace("</body>", keeping))
 
 
 _REASONS = {

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import pathlib
 import unicodedata
 from collections.abc import Callable, Sequence
 from datetime import datetime
@@ -14,7 +12,7 @@ from fastapi import Path, Query, Request
 from mloc_dagster.api.problems import Refusal
 from mloc_dagster.errors import InputError, nearest_hint
 from mloc_dagster.ledger import TaskFilter
-from mloc_dagster.results import Folder, check_name, check_task_id
+from mloc_dagster.results import check_name, check_task_id
 from mloc_dagster.wire import Finding, Moment, TaskOrigin, TaskState
 
 MAX_NAME_BYTES = 1_000
@@ -71,15 +69,6 @@ def safe_task_id(task_id: str) -> str:
         return check_task_id(task_id)
     except InputError as error:
         raise Refusal(404, "unknown-task", str(error)) from None
-
-
-def inside(folder: Folder, name: str) -> bool:
-    """Tells whether a file of a local store really lies in it, links followed."""
-    if "://" in folder.store.url:
-        return True
-    root = os.path.realpath(folder.store.url)
-    found = os.path.realpath(pathlib.Path(folder.url, name))
-    return found.startswith(root.rstrip("/") + "/")
 
 
 MAX_PAGE = 1_000

@@ -20,7 +20,7 @@ from fastapi.responses import Response, StreamingResponse
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers
 
-from mloc_dagster.api.parameters import inside, safe_name, safe_task_id
+from mloc_dagster.api.parameters import safe_name, safe_task_id
 from mloc_dagster.api.problems import Refusal
 from mloc_dagster.api.state import ApiState
 from mloc_dagster.api.submission_body import Upload
@@ -32,6 +32,7 @@ from mloc_dagster.results import (
     RESPONSES_NAME,
     Folder,
     Manifest,
+    inside,
     is_own_name,
     read_manifest,
     write_manifest,

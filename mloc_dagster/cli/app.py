@@ -226,6 +226,38 @@ def _batch(
     raise typer.Exit(batch(options))
 
 
+@app.command("open", rich_help_panel=_TASKS, hidden=True)
+@app.command("view", rich_help_panel=_TASKS)
+def _view(
+    task: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="TASK",
+            help="A task's id, or its folder; all tasks by default.",
+            show_default=False,
+        ),
+    ] = None,
+    results: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="Where results are: a folder, or any fsspec URL."),
+    ] = None,
+    port: Annotated[
+        int | None, typer.Option(min=1, max=65535, help="Port of 127.0.0.1; a free one by default.")
+    ] = None,
+    no_browser: Annotated[
+        bool, typer.Option("--no-browser", help="Print the address, and open no browser.")
+    ] = False,
+) -> None:
+    """Look at results in a browser: rows, scores, shards, trainings; `mloc open` is the same.
+
+    Exit code: 0, 2 (there is no such task).
+    """
+    from mloc_dagster.cli.view_command import ViewOptions, view
+
+    options = ViewOptions(task=task, results=results, port=port, browser=not no_browser)
+    raise typer.Exit(view(options))
+
+
 @app.command("validate", rich_help_panel=_TEMPLATES)
 def _validate(
     files: Annotated[

@@ -232,6 +232,8 @@ class Session:
         self._current = None
         if self._talkative and self._report is not None:
             self._report(found, self._terminal.out)
+        if self._talkative and self._again is None:
+            self._say_where_to_look(found)
         if self._complain:
             print_problems(found, self._terminal.err)
 
@@ -350,6 +352,13 @@ class Session:
             tasks = len(compiled.tasks)
             what = "task" if tasks == 1 else f"{tasks} tasks of"
             self._say(f"{compiled.metadata.name}: {what} {workflow_id}")
+
+    def _say_where_to_look(self, run: TemplateRun) -> None:
+        place = [] if self._results is None else ["--results", self._results]
+        for task in run.outcome.tasks:
+            if task.summary is not None or task.training is not None:
+                command = shlex.join(["mloc", "view", task.task_id, *place])
+                self._say(f"{task.node}: look at it in a browser: {command}")
 
     def _say_what_was_left_out(self) -> None:
         left = [each.metadata.name for each in self._templates[len(self.runs) :]]

@@ -112,7 +112,7 @@ def _comparison(made: Sweep, runs: Sequence[TemplateRun]) -> list[dict[str, obje
 def _metrics(task: TaskOutcome) -> Mapping[str, float]:
     if task.training is not None:
         loss = {} if task.training.loss is None else {"loss": task.training.loss}
-        return {**loss, **task.training.after}
+        return {**loss, **(task.training.after or {})}
     if task.summary is None or task.summary.scores is None:
         return {}
     return task.summary.scores.metrics

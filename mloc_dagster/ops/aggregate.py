@@ -13,6 +13,7 @@ from mloc_dagster.errors import MlocError
 from mloc_dagster.executors import OpenTask, ShardReport, archive_folder, open_task, worker_name
 from mloc_dagster.ops.failures import as_dagster
 from mloc_dagster.ops.io import TaskRef
+from mloc_dagster.ops.viewer_link import viewer_metadata
 from mloc_dagster.planning import Expectation, Plan
 from mloc_dagster.results import (
     ARCHIVES_NAME,
@@ -119,6 +120,7 @@ def responses_metadata(summary: TaskSummary, path: str) -> dict[str, dg.Metadata
         "tokens_per_s": dg.MetadataValue.float(round(summary.tokens_per_s, 1)),
         "task_id": dg.MetadataValue.text(summary.task_id),
         "path": dg.MetadataValue.path(path),
+        **viewer_metadata(summary.task_id),
         "preview": dg.MetadataValue.md(_preview(summary)),
         **pictures,
     }
@@ -233,6 +235,7 @@ def training_metadata(opened: OpenTask, summary: TrainingSummary) -> dict[str, d
     found: dict[str, dg.MetadataValue] = {
         "task_id": dg.MetadataValue.text(summary.task_id),
         "path": dg.MetadataValue.path(opened.folder.url),
+        **viewer_metadata(summary.task_id),
         "method": dg.MetadataValue.text(summary.task_type),
         "parent_model": dg.MetadataValue.text(summary.model),
         "data": dg.MetadataValue.text(summary.source),

@@ -7,6 +7,7 @@ from mloc_dagster.events import Payload, TaskEvent, TaskEventType, publish
 from mloc_dagster.executors import OpenTask, open_task
 from mloc_dagster.ops.failures import as_dagster
 from mloc_dagster.ops.io import TaskRef
+from mloc_dagster.ops.viewer_link import viewer_metadata
 from mloc_dagster.results import (
     DeliveryReport,
     Manifest,
@@ -52,6 +53,7 @@ def export_responses(context: dg.AssetExecutionContext, responses: TaskRef) -> d
         responses,
         metadata={
             "path": dg.MetadataValue.path(opened.folder.url),
+            **viewer_metadata(responses.task_id),
             "files": dg.MetadataValue.md(_table(manifest)),
             "delivered": dg.MetadataValue.md(_deliveries(delivered)),
             "dagster/row_count": responses.rows,

@@ -16,6 +16,7 @@ from mloc_dagster.net import Origin
 from mloc_dagster.ops.failures import as_dagster
 from mloc_dagster.ops.io import TaskRef
 from mloc_dagster.ops.run_tags import workflow_of
+from mloc_dagster.ops.viewer_link import viewer_address
 from mloc_dagster.planning import Shard
 
 RETRY_ERRORS_TAG = "mloc/retry_errors"
@@ -70,9 +71,10 @@ def plan_task(
         )
     except MlocError as error:
         raise as_dagster(error) from error
+    page = viewer_address(task_plan.task_id)
     context.log.info(
         f"{task_plan.rows} rows from {task_plan.source} in {len(task_plan.shards)} shards;"
-        f" results in {opened.folder.url}"
+        f" results in {opened.folder.url}" + (f", shown at {page}" if page else "")
     )
     publish(
         TaskEvent(

@@ -36,6 +36,7 @@ from .export_rows import (
     column_called as column_called,
     export_rows as export_rows,
     free_name as free_name,
+    prompt_text as prompt_text,
 )
 from .files import (
     BUFFER_BYTES as BUFFER_BYTES,
@@ -67,6 +68,7 @@ from .part_files import (
     finished_rows as finished_rows,
     list_parts as list_parts,
     part_name as part_name,
+    part_rows as part_rows,
     read_rows as read_rows,
 )
 from .record import (
@@ -109,6 +111,7 @@ from .store import (
     ResultStore as ResultStore,
     check_name as check_name,
     check_task_id as check_task_id,
+    inside as inside,
     open_store as open_store,
     results_at as results_at,
 )

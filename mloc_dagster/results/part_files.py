@@ -108,6 +108,15 @@ def decode_part[RowT](
         refuse_damaged(folder, part, error)
 
 
+def part_rows(folder: Folder, part: Part) -> list[OutputRow]:
+    """Returns the rows of one part file, as they were written.
+
+    Raises:
+        DamagedFileError: If it is not what was written.
+    """
+    return decode_part(folder, part, msgspec.json.Decoder(OutputRow))
+
+
 def refuse_damaged(folder: Folder, part: Part, reason: object) -> NoReturn:
     """Says which part file is damaged, and what helps.
 

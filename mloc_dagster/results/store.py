@@ -6,6 +6,7 @@ Files appear whole or not at all, for readers in this process and in any other.
 from __future__ import annotations
 
 import builtins
+import os
 import re
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -240,6 +241,15 @@ def check_name(name: str) -> str:
             f"slashes, without '.', '..' or empty parts, and none starting with {TEMPORARY_PREFIX}"
         )
     return trimmed
+
+
+def inside(folder: Folder, name: str) -> bool:
+    """Tells whether a file of a local store really lies in it, links followed."""
+    if "://" in folder.store.url:
+        return True
+    root = os.path.realpath(folder.store.url)
+    found = os.path.realpath(Path(folder.url, name))
+    return found.startswith(root.rstrip("/") + "/")
 
 
 def _local_path(url: str) -> str:

@@ -18,6 +18,7 @@ def served(app: FastAPI) -> Iterator[str]:
     """Serves an app on a free port; yields its address."""
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
+    listener.listen(128)  # who comes before the server is ready waits
     config = uvicorn.Config(
         app, http=TimeoutProtocol, ws="none", lifespan="on", log_level="error", access_log=False
     )

@@ -152,8 +152,12 @@ def test_a_run_prints_figures_answers_and_last_of_all_the_folder(place: Place) -
     assert any(line.split()[:3] == ["slow", str(ROWS), "1"] for line in lines)
     assert any("row 0 → row 0" in line for line in lines)
     assert any("row 1 → poisoned row" in line for line in lines)
-    said = [f"slow: task {Path(lines[-1]).name}", f"slow: {ROWS} rows"]
-    assert done.stderr.splitlines() == said
+    task_id = Path(lines[-1]).name
+    assert done.stderr.splitlines() == [
+        f"slow: task {task_id}",
+        f"slow: {ROWS} rows",
+        f"slow: look at it in a browser: mloc view {task_id}",
+    ]
 
 
 UNKEPT = """\

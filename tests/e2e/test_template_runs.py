@@ -227,6 +227,22 @@ def test_a_shard_at_work_is_heard_of_in_the_runs_log(
     assert notes[2][0] < ended
 
 
+def test_assets_and_runs_lead_to_the_task_in_the_viewer(
+    instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLOC_API_URL", "https://mloc.example.org/")
+    settings.cache_clear()
+    outcome = run_template(template("linked", "{data: {type: list, items: [a]}}"), instance)
+    address = f"https://mloc.example.org/ui/tasks/{outcome.tasks[0].task_id}"
+    for asset in ("responses", "export"):
+        event = instance.get_latest_materialization_event(dg.AssetKey(["linked", asset]))
+        assert event is not None
+        assert event.asset_materialization is not None
+        assert event.asset_materialization.metadata["viewer"] == dg.MetadataValue.url(address)
+    messages = [each.user_message for each in instance.all_logs(outcome.run_id)]
+    assert any(each.endswith(f"shown at {address}") for each in messages)
+
+
 def test_the_asset_page_shows_what_the_task_did(instance: dg.DagsterInstance) -> None:
     items = ", ".join(["one", "two two", *"cdefghij"])
     compiled = template("asset-page", f"{{taskType: echo, data: {{type: list, items: [{items}]}}}}")

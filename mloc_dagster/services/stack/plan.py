@@ -233,6 +233,9 @@ class StackPlan(BaseModel):
             "SPT_NOENV": "1",
             STACK: str(self.home),
         }
+        if self.api_url is not None:
+            # Runs link to its pages. An address that others reach it by is for its operator to say.
+            environment.setdefault("MLOC_API_URL", self.api_url)
         if settings.templates_dir is not None:
             environment["MLOC_TEMPLATES_DIR"] = str(settings.templates_dir.resolve())
         if settings.templates_path:

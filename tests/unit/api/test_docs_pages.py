@@ -12,7 +12,7 @@ def test_the_docs_load_from_here_alone_and_need_no_token(monkeypatch: pytest.Mon
     monkeypatch.setenv("MLOC_API_TOKEN", "t")
     settings.cache_clear()
     with serving() as api:
-        page = api.client.get("/", headers={"Accept": "text/html"})
+        page = api.client.get("/docs", headers={"Accept": "text/html"})
         assert (page.status_code, page.url.path) == (200, "/docs")
         loaded = re.findall(r"""(?:src|href|url)["']?\s*[=:]\s*["']([^"']+)""", page.text)
         assert len(loaded) >= 4

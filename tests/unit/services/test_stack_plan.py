@@ -164,8 +164,10 @@ def test_the_environment_depends_on_no_working_directory(
     assert environment["DAGSTER_HOME"] == str(layout.dagster_home)
     assert environment["MLOC_HOME"] == environment["MLOC_STACK"] == str(layout.home)
     assert environment["MLOC_RESULTS_URL"] == str(tmp_path / "out")
+    assert environment["MLOC_API_URL"] == plan.api_url
     monkeypatch.setenv("MLOC_RESULTS_URL", "s3://bucket/prefix")
-    remote = plan.environment({}, Settings())
+    remote = plan.environment({"MLOC_API_URL": "https://mloc.example.org"}, Settings())
+    assert remote["MLOC_API_URL"] == "https://mloc.example.org"
     assert remote["MLOC_RESULTS_URL"] == "s3://bucket/prefix"
 
 

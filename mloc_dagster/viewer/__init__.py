@@ -1,0 +1,5 @@
+"""Results in a browser: rows, distributions, shards, trainings, two tasks side by side."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,8 @@
+from .app import create_viewer as create_viewer
+from .pages import (
+    SESSION_COOKIE as SESSION_COOKIE,
+    VIEWER_PATH as VIEWER_PATH,
+    is_open_page as is_open_page,
+    login_address as login_address,
+    task_address as task_address,
+)
