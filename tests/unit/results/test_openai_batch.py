@@ -176,7 +176,7 @@ def test_vectors_as_bytes_where_the_request_asked_for_them() -> None:
 def test_many_failed_rows_at_the_beginning_take_no_vector_away(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("mloc_dagster.results.export._BATCH_ROWS", 2)
+    monkeypatch.setattr("mloc_dagster.results.export.BATCH_ROWS", 2)
     failed = [OutputRow(index, "x", "", "error", error="boom") for index in range(5)]
     folder, plan = written([*failed, OutputRow(5, "y", embedding=[0.5, 1.0, 2.0])])
     export_results(folder, plan, ["parquet"], model="tiny", vectors=True)
