@@ -355,10 +355,11 @@ class Session:
 
     def _say_where_to_look(self, run: TemplateRun) -> None:
         place = [] if self._results is None else ["--results", self._results]
-        for task in run.outcome.tasks:
-            if task.summary is not None or task.training is not None:
-                command = shlex.join(["mloc", "view", task.task_id, *place])
-                self._say(f"{task.node}: look at it in a browser: {command}")
+        tasks = [each for each in run.outcome.tasks if each.summary or each.training]
+        if tasks:
+            name = tasks[0].task_id if len(tasks) == 1 else run.outcome.workflow_id
+            command = shlex.join(["mloc", "view", name, *place])
+            self._say(f"{run.name}: look at the results in a browser: {command}")
 
     def _say_what_was_left_out(self) -> None:
         left = [each.metadata.name for each in self._templates[len(self.runs) :]]

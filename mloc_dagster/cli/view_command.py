@@ -15,7 +15,7 @@ import typer
 from mloc_dagster.cli.terminal import OK
 from mloc_dagster.errors import InputError, UnknownNameError
 from mloc_dagster.results import ResultStore, open_store
-from mloc_dagster.viewer import VIEWER_PATH, create_viewer, task_address
+from mloc_dagster.viewer import VIEWER_PATH, create_viewer, task_address, workflow_address
 
 if TYPE_CHECKING:
     import uvicorn
@@ -40,10 +40,14 @@ def view(options: ViewOptions) -> int:
     Raises:
         InputError: If there is no such task, or the port is taken.
     """
-    store, task_id = _meant(options)
+    store, name = _meant(options)
+    single = name is not None and _is_task(store, name)
     listener = _listener(options.port)
     address = f"http://{_HOST}:{listener.getsockname()[1]}"
-    page = f"{address}{VIEWER_PATH}/" if task_id is None else task_address(address, task_id)
+    if name is None:
+        page = f"{address}{VIEWER_PATH}/"
+    else:
+        page = task_address(address, name) if single else workflow_address(address, name)
     server = _server(local_viewer(store))
     typer.echo(f"{page}  (Ctrl-C ends it)")
     if options.browser:
@@ -72,19 +76,25 @@ def local_viewer(store: ResultStore) -> ASGIApp:
 
 
 def _meant(options: ViewOptions) -> tuple[ResultStore, str | None]:
-    """Returns the store, and the task in it, that the command line means.
+    """Returns the store, and the task or workflow in it, that the command line means.
 
     A task is named by its id, or by its folder, as `mloc run` prints it last.
     """
     named = options.task
     if named is not None and "/" in named and "://" not in named and options.results is None:
         folder = Path(named)
-        store, task_id = open_store(str(folder.absolute().parent)), folder.name
+        store, name = open_store(str(folder.absolute().parent)), folder.name
     else:
-        store, task_id = open_store(options.results), named
-    if task_id is not None and not store.task(task_id).list():
-        raise UnknownNameError(f"task on {store.url}", task_id, store.task_ids())
-    return store, task_id
+        store, name = open_store(options.results), named
+    if name is not None and not _is_task(store, name):
+        known = list(store.task_ids())
+        if not any(each.startswith(f"{name}-") for each in known):
+            raise UnknownNameError(f"task on {store.url}", name, known)
+    return store, name
+
+
+def _is_task(store: ResultStore, name: str) -> bool:
+    return bool(store.task(name).list())
 
 
 def _listener(port: int | None) -> socket.socket:

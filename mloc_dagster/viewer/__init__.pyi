@@ -5,4 +5,5 @@ from .pages import (
     is_open_page as is_open_page,
     login_address as login_address,
     task_address as task_address,
+    workflow_address as workflow_address,
 )

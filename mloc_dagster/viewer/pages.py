@@ -41,6 +41,16 @@ def task_address(base: str, task_id: str) -> str:
     return f"{base.rstrip('/')}{VIEWER_PATH}/tasks/{quote(task_id, safe='')}"
 
 
+def workflow_address(base: str, workflow_id: str) -> str:
+    """Returns the address of the list of a workflow's tasks.
+
+    Args:
+        base: The server's address.
+        workflow_id: What their ids begin with.
+    """
+    return f"{base.rstrip('/')}{VIEWER_PATH}/?find={quote(workflow_id, safe='')}"
+
+
 def login_address(path: str) -> str:
     """Returns where who is not signed in is sent, to come back to a page afterwards."""
     return f"{VIEWER_PATH}/login?next={quote(path, safe='')}"

@@ -156,7 +156,7 @@ def test_a_run_prints_figures_answers_and_last_of_all_the_folder(place: Place) -
     assert done.stderr.splitlines() == [
         f"slow: task {task_id}",
         f"slow: {ROWS} rows",
-        f"slow: look at it in a browser: mloc view {task_id}",
+        f"slow: look at the results in a browser: mloc view {task_id}",
     ]
 
 

@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -272,6 +273,29 @@ def test_vectors_images_and_what_is_damaged_or_missing(browser: Browser) -> None
         shown(page.get_by_text("responses.parquet of damaged is damaged").first)
         page.goto(address.replace("vectors", "vector"))
         shown(page.get_by_text("did you mean 'vectors'?"))
+
+
+def test_the_tasks_of_a_sweep_are_listed_with_their_scores(
+    tmp_path: Path, session_home: Path, browser: Browser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLOC_HOME", str(session_home))
+    (tmp_path / "problems.jsonl").write_text("\n".join(map(json.dumps, islice(problems(), 30))))
+    (tmp_path / "template.yaml").write_text(TEMPLATE)
+    done = subprocess.run(
+        [sys.executable, "-m", "mloc_dagster.cli", "sweep", str(tmp_path / "template.yaml"),
+         "--grid", "spec.echo.seed=1,2"],
+        capture_output=True, text=True, check=True, env=dict(os.environ),
+    )  # fmt: skip
+    compared = [line.split() for line in done.stdout.splitlines() if line.startswith(("1", "2"))]
+    assert [(line[0], line[2]) for line in compared] == [("1", "30"), ("2", "30")]
+    (command,) = re.findall(r"mloc view (\S+)$", done.stderr, re.MULTILINE)
+    with viewer(command) as address:
+        page = browser.page
+        page.goto(address)
+        shown(page.get_by_role("link", name="seed-1")).click()
+        shown(page.get_by_text("30 rows", exact=True))
+        page.goto(address.replace(command, "another"))
+        page.get_by_role("link", name="seed-1").wait_for(state="hidden")
 
 
 def test_an_api_with_a_token_asks_for_it_once(

@@ -33,7 +33,9 @@ async function start() {
   byId("tasks").hidden = !tasks.length;
   byId("status").hidden = tasks.length > 0;
   byId("status").textContent = "No task has left anything here yet. Start one: mloc run demo";
+  byId("find").value = new URLSearchParams(location.search).get("find") ?? "";
   byId("find").addEventListener("input", filter);
+  filter();
   byId("compare").addEventListener("click", () => {
     const [a, b] = tasks.map((each) => each.task_id).filter((each) => chosen.has(each)).reverse(); // the older one first
     location.assign(`/ui/compare?a=${encodeURIComponent(a)}&b=${encodeURIComponent(b)}`);
