@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from mloc_dagster.api.state import ApiState
 from mloc_dagster.ledger import TaskEntry
+from mloc_dagster.results import Folder
 from mloc_dagster.schema import task_types
 from mloc_dagster.tasks import plan_of, summary_of
 from mloc_dagster.wire import (
@@ -91,9 +92,15 @@ def task_reply(api: ApiState, entry: TaskEntry) -> TaskReply:
         if plan is not None:
             fields["shards"] = Shards(done=len(plan.shards))
             fields["rows"] = fields["rows"] or plan.rows
+        fields["metrics"] = _metrics(folder)
     if entry.state.ended:
         fields |= _of_its_run(api, entry)
     return TaskReply.model_validate(fields)
+
+
+def _metrics(folder: Folder) -> Mapping[str, float]:
+    summary = summary_of(folder)
+    return {} if summary is None or summary.scores is None else summary.scores.metrics
 
 
 def _training(api: ApiState, entry: TaskEntry) -> TrainingView | None:

@@ -164,6 +164,8 @@ class TaskDetail(TaskView):
     """Where its results are."""
     training: TrainingView | None = None
     """Of a task that trains."""
+    metrics: Mapping[str, float] = {}
+    """Means of the scores of a task that is done, by metric."""
 
 
 class TaskReply(TaskDetail, Reply):

@@ -105,6 +105,38 @@ def test_tasks_of_mloc_run_are_listed_shown_and_read(mloc: Mloc, tmp_path: Path)
     assert "did you mean" in mloc("show", refine["task_id"] + "x", code=2)
 
 
+SCORED = """\
+apiVersion: mloc/v1
+kind: EchoTask
+metadata: {name: scored, owner: OWNER}
+spec:
+  taskType: echo
+  data: {type: dataset, url: ./rows.jsonl, column: question}
+  evaluation: {reference: answer, metrics: [exact_match], gate: exact_match >= 0.9}
+"""
+
+
+def test_scores_are_shown_and_a_gate_that_refused_is_not_resumed(
+    mloc: Mloc, tmp_path: Path
+) -> None:
+    path, owner = written(SCORED, tmp_path)
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps({"question": said, "answer": "a"}) + "\n" for said in "aab"))
+    command = [sys.executable, "-m", "mloc_dagster.cli", "run", path]
+    refused = subprocess.run(
+        command, capture_output=True, text=True, check=False, env=dict(os.environ)
+    )
+    assert refused.returncode == 1
+    assert "did not pass its gate: exact_match 0.666667 >= 0.9: failed" in refused.stderr
+    assert "--resume" not in refused.stderr
+    rows.write_text(rows.read_text().replace('"b"', '"a"'))
+    mloc("run", path, "-q")
+    done, _ = json.loads(mloc("list", "--owner", owner, "--json"))
+    assert "scores    exact_match 1" in mloc("show", done["task_id"])
+    (shown,) = json.loads(mloc("show", done["task_id"], "--json"))["tasks"]
+    assert shown["metrics"] == {"exact_match": 1.0}
+
+
 def test_a_run_whose_process_was_killed_is_cancelled_and_goes_on(
     mloc: Mloc, tmp_path: Path
 ) -> None:

@@ -42,6 +42,9 @@ def task_lines(task: TaskDetail) -> Iterator[tuple[str, str]]:
     shards = _shards(task.shards, ended=task.status.ended)
     if shards:
         yield "shards", shards
+    if task.metrics:
+        figures = (f"{name} {value:.4g}" for name, value in task.metrics.items())
+        yield "scores", ", ".join(figures)
     if task.retries:
         yield "retries", str(task.retries)
     if task.losses:
