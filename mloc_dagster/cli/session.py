@@ -288,13 +288,11 @@ class Session:
         )
 
     def _resume_command(self, outcome: RunOutcome) -> str | None:
-        if outcome.succeeded or outcome.bad_input or not outcome.tasks:
+        if not outcome.can_go_on:
             return None
         again = self._again
         words = ["mloc", "run", "--resume", outcome.workflow_id] if again is None else [*again]
         summaries = [each.summary for each in outcome.tasks if each.summary is not None]
-        if any(each.scores is not None and not each.scores.passed for each in summaries):
-            return None  # the same rows would meet the same gate
         if any(not each.ok for each in summaries) and "--retry-errors" not in words:
             words.append("--retry-errors")
         if again is None and self._results is not None:

@@ -87,6 +87,14 @@ class RunOutcome:
     failures: tuple[str, ...]
     bad_input: bool
 
+    @property
+    def can_go_on(self) -> bool:
+        """Whether a resume may help: the same rows would meet the same gate once more."""
+        scores = [each.summary.scores for each in self.tasks if each.summary is not None]
+        trainings = [each.training for each in self.tasks]
+        refused = any(each is not None and not each.passed for each in (*scores, *trainings))
+        return not (self.succeeded or self.bad_input or refused) and bool(self.tasks)
+
     def problems(self, name: str) -> list[str]:
         """Returns what is said of its failures, each once.
 

@@ -192,7 +192,7 @@ class Execution:
 
     def _failure(self, outcome: RunOutcome, found: Result | None) -> TaskFailedError:
         lines = outcome.problems(self.compiled.metadata.name)
-        if outcome.tasks and not outcome.bad_input:
+        if outcome.can_go_on:
             lines.append(f"finished rows are kept; go on with: {self.resume_call(outcome)}")
         return TaskFailedError(
             "\n".join(lines),
