@@ -1,3 +1,4 @@
+from .advisory_locks import AdvisoryLock as AdvisoryLock
 from .event_log import (
     EventLog as EventLog,
     EventRow as EventRow,
@@ -85,4 +86,4 @@ from .stack.supervisor import (
     SupervisorGone as SupervisorGone,
     component_states as component_states,
 )
-from .storages import DATABASE_AWAY as DATABASE_AWAY, AdvisoryLock as AdvisoryLock
+from .storages import DATABASE_AWAY as DATABASE_AWAY

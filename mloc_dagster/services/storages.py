@@ -1,8 +1,7 @@
-"""Dagster's PostgreSQL storages on a pool that notices dead connections, and the advisory locks."""
+"""Dagster's PostgreSQL storages on a pool that notices dead connections."""
 
 from __future__ import annotations
 
-from enum import IntEnum, unique
 from functools import cached_property
 from time import monotonic
 
@@ -15,19 +14,6 @@ from sqlalchemy.engine import Engine
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import InterfaceError, InvalidatePoolError, OperationalError
 from sqlalchemy.pool import ConnectionPoolEntry
-
-
-@unique
-class AdvisoryLock(IntEnum):
-    """Any numbers would do, if every process knows the same ones."""
-
-    CREATE_TABLES = 0x6D6C6F63
-    LEAD = 0x6D6C6F64
-    """Held by the dispatcher that leads, as long as it does."""
-    FOLD_STATE_COUNTS = 0x6D6C6F65
-    KEEP_CONTENTS = 0x6D6C6F66
-    """Shared by those who accept; taken alone by who deletes request keys and documents."""
-
 
 DATABASE_AWAY = (
     OperationalError,

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mloc_dagster.errors import InputError, TransientError
-from mloc_dagster.services.storages import AdvisoryLock
+from mloc_dagster.services.advisory_locks import AdvisoryLock
 
 _PATIENCE_S = 2
 
