@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -35,12 +36,16 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _root(
+    context: typer.Context,
     version: Annotated[
         bool,
         typer.Option("--version", help="Print the version.", callback=_version, is_eager=True),
     ] = False,
 ) -> None:
-    pass
+    if context.obj:  # what this process writes is private; what only helps needs no settings
+        from mloc_dagster.settings import settings
+
+        os.umask(settings().umask)
 
 
 @app.command("run", rich_help_panel=_TASKS)

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 
 from mloc_dagster.cli.terminal import BAD_INPUT, DEBUG, FAILED, INTERRUPTED, OK, debugging
 from mloc_dagster.errors import InputError, MlocError, TemplateError
-from mloc_dagster.settings import settings
 
 
 def run(arguments: Sequence[str], *, keep_private: bool = False) -> int:
@@ -24,9 +23,7 @@ def run(arguments: Sequence[str], *, keep_private: bool = False) -> int:
         Its exit code, as `cli.terminal` has them.
     """
     try:
-        if keep_private:
-            os.umask(settings().umask)
-        return _invoke(arguments)
+        return _invoke(arguments, keep_private=keep_private)
     except BrokenPipeError:
         # Whoever read our output has seen enough (`| head`); Python would complain at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -46,7 +43,7 @@ def run(arguments: Sequence[str], *, keep_private: bool = False) -> int:
         return FAILED
 
 
-def _invoke(arguments: Sequence[str]) -> int:
+def _invoke(arguments: Sequence[str], *, keep_private: bool) -> int:
     from typer import Abort, Exit
     from typer.main import get_command
 
@@ -54,7 +51,9 @@ def _invoke(arguments: Sequence[str]) -> int:
 
     command = get_command(app)
     try:
-        code = command.main(list(arguments), prog_name="mloc", standalone_mode=False)
+        code = command.main(
+            list(arguments), prog_name="mloc", standalone_mode=False, obj=keep_private
+        )
     except Exit as left:
         return left.exit_code
     except Abort:

@@ -11,8 +11,6 @@ from pathlib import Path
 
 from rich.console import Console
 
-from mloc_dagster.settings import settings
-
 OK = 0
 FAILED = 1
 """A task failed."""
@@ -88,6 +86,8 @@ def quiet_terminal(*, redirect: bool) -> Iterator[Terminal]:
 
 
 def _log_file() -> Path:
+    from mloc_dagster.settings import settings
+
     folder = settings().home / "logs"
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / "run.log"

@@ -1,4 +1,4 @@
-from .addresses import RefusedAddressError as RefusedAddressError, guarded_client as guarded_client
+from .addresses import RefusedAddressError as RefusedAddressError
 from .fetch import (
     Fetcher as Fetcher,
     FetchError as FetchError,
@@ -13,6 +13,7 @@ from .fetch import (
     save as save,
     uploaded_sha256 as uploaded_sha256,
 )
+from .guarded_client import guarded_client as guarded_client
 from .reach import (
     FALSE as FALSE,
     LOCAL as LOCAL,

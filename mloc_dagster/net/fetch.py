@@ -15,15 +15,16 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from threading import Lock
-from typing import IO, Any, Self, cast
+from typing import IO, TYPE_CHECKING, Any, Self, cast
 from urllib.parse import unquote, urlsplit
-
-import httpx
 
 from mloc_dagster import __version__
 from mloc_dagster.errors import InputError, TransientError
-from mloc_dagster.net.addresses import RefusedAddressError, guarded_client
+from mloc_dagster.net.addresses import RefusedAddressError
 from mloc_dagster.net.reach import UPLOADS_FOLDER, OutOfReachError, current_reach
+
+if TYPE_CHECKING:
+    import httpx
 
 TIMEOUT_S = 60.0
 MAX_REDIRECTS = 5
@@ -125,6 +126,8 @@ class Fetcher:
 
     @contextmanager
     def _over_http(self, url: str, timeout_s: float) -> Generator[OpenedFile]:
+        import httpx
+
         try:
             with self._http().stream("GET", url, timeout=timeout_s) as response:
                 _check_status(response)
@@ -145,6 +148,8 @@ class Fetcher:
             if self._closed:  # another attempt of a download that nobody waits for
                 raise FetchError("it was given up")
             if self._client is None:
+                from mloc_dagster.net.guarded_client import guarded_client
+
                 self._client = guarded_client(
                     private=self._private,
                     setting=self._setting,

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from mloc_dagster.net import addresses
-from mloc_dagster.net.addresses import RefusedAddressError, check_address, guarded_client
+from mloc_dagster.net.addresses import RefusedAddressError, check_address
+from mloc_dagster.net.guarded_client import guarded_client
 from tests.image_server import ImageServer, image_server, send
 
 LINK_LOCAL = ["169.254.169.254", "fe80::1", "fe80::1%eth0", "::ffff:169.254.1.1"]
