@@ -22,6 +22,7 @@ from .diagnostics import (
 )
 from .effects import idle_fields as idle_fields
 from .given_rows import with_rows as with_rows
+from .grid import Sweep as Sweep, parse_axis as parse_axis, sweep as sweep
 from .loader import (
     Document as Document,
     anchor_files as anchor_files,
@@ -36,7 +37,6 @@ from .overrides import (
     merge_overrides as merge_overrides,
 )
 from .references import resolve_references as resolve_references, resolve_task as resolve_task
-from .sweep import Sweep as Sweep, parse_axis as parse_axis, sweep as sweep
 from .tree import (
     Path as Path,
     Position as Position,

@@ -148,7 +148,7 @@ class Fetcher:
             if self._closed:  # another attempt of a download that nobody waits for
                 raise FetchError("it was given up")
             if self._client is None:
-                from mloc_dagster.net.guarded_client import guarded_client
+                from mloc_dagster.net.guarded_transport import guarded_client
 
                 self._client = guarded_client(
                     private=self._private,

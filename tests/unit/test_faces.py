@@ -82,6 +82,12 @@ def code(*folders: str) -> Iterator[Path]:
                 yield path
 
 
+@pytest.mark.parametrize("package", FACES)
+def test_no_name_is_that_of_its_module(package: str) -> None:
+    """Whoever imports the module first would find it on the package in place of the name."""
+    assert [name for name, module in listed(package).items() if name == module] == []
+
+
 @pytest.mark.parametrize("folder", ["mloc_dagster", "tests", "benchmarks", "scripts"])
 def test_other_packages_are_reached_by_their_faces(folder: str) -> None:
     astray = [

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from mloc_dagster.net import addresses
+from mloc_dagster.net import guarded_transport
 from mloc_dagster.net.addresses import RefusedAddressError, check_address
-from mloc_dagster.net.guarded_client import guarded_client
+from mloc_dagster.net.guarded_transport import guarded_client
 from tests.image_server import ImageServer, image_server, send
 
 LINK_LOCAL = ["169.254.169.254", "fe80::1", "fe80::1%eth0", "::ffff:169.254.1.1"]
@@ -100,7 +100,7 @@ def test_a_redirect_is_checked_like_any_request(server: ImageServer) -> None:
 def test_the_next_address_of_a_host_is_tried_when_one_does_not_answer(
     server: ImageServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(addresses, "addresses_of", lambda _: ["::1", "127.0.0.1"])
+    monkeypatch.setattr(guarded_transport, "addresses_of", lambda _: ["::1", "127.0.0.1"])
     url = server.add("/second", send(b"here")).replace("127.0.0.1", "both.test")
     with guarded_client(private=True, setting="") as client:
         assert client.get(url).text == "here"
