@@ -31,7 +31,7 @@ from .columns import (
 from .delivery import DeliveryReport as DeliveryReport, deliver as deliver
 from .evaluation import refused_by_gate as refused_by_gate
 from .export import export_results as export_results
-from .export_rows import (
+from .export_row import (
     RESERVED_COLUMNS as RESERVED_COLUMNS,
     column_called as column_called,
     export_rows as export_rows,

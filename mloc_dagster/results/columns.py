@@ -19,7 +19,7 @@ import msgspec
 import pyarrow  # pyright: ignore[reportMissingTypeStubs]
 
 from mloc_dagster.planning import CarriedColumns, Chunk, Plan
-from mloc_dagster.results.export_rows import free_name
+from mloc_dagster.results.export_row import free_name
 from mloc_dagster.results.part_files import read_rows
 from mloc_dagster.results.record import damaged, read_plan
 from mloc_dagster.results.rows import OutputRow

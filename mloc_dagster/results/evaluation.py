@@ -13,7 +13,7 @@ from mloc_dagster.errors import DataError, TerminalError, nearest_hint
 from mloc_dagster.plugins import METRICS_GROUP, registered_function
 from mloc_dagster.results import scores
 from mloc_dagster.results.columns import SCORES_NAME, ColumnWriter
-from mloc_dagster.results.export_rows import column_called
+from mloc_dagster.results.export_row import column_called
 from mloc_dagster.results.rows import OutputRow, Prompt
 from mloc_dagster.results.store import Folder
 from mloc_dagster.results.summary import Scores

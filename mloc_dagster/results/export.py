@@ -17,7 +17,7 @@ import pyarrow.parquet as pq  # pyright: ignore[reportMissingTypeStubs]
 from mloc_dagster import __version__
 from mloc_dagster.planning import Plan
 from mloc_dagster.results.columns import TaskColumns, task_columns
-from mloc_dagster.results.export_rows import ExportRow, VectorRow, export_rows
+from mloc_dagster.results.export_row import ExportRow, VectorRow, export_rows
 from mloc_dagster.results.openai_batch import BatchFiles
 from mloc_dagster.results.part_files import read_rows
 from mloc_dagster.results.store import Folder

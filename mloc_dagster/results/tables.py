@@ -11,7 +11,7 @@ import pyarrow  # pyright: ignore[reportMissingTypeStubs]
 import pyarrow.parquet as pq  # pyright: ignore[reportMissingTypeStubs]
 
 from mloc_dagster.results.columns import TaskColumns, task_columns
-from mloc_dagster.results.export_rows import ExportRow, VectorRow, export_rows
+from mloc_dagster.results.export_row import ExportRow, VectorRow, export_rows
 from mloc_dagster.results.part_files import read_rows
 from mloc_dagster.results.record import TaskRecord, read_plan, read_record
 from mloc_dagster.results.rows import OutputRow
