@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import re
 import secrets
 from importlib.resources import files
 from urllib.parse import quote
@@ -56,6 +57,14 @@ def login_address(path: str) -> str:
     return f"{VIEWER_PATH}/login?next={quote(path, safe='')}"
 
 
+_PART = re.compile(r"\{\{>(\w+)\}\}")
+_VALUE = re.compile(r"\{\{(\w+)\}\}")
+
+
+def _text(name: str) -> str:
+    return (STATIC / name).read_text(encoding="utf-8")
+
+
 def page(
     name: str, status: int = 200, *, docs: str = "", session: bool = False, **texts: str
 ) -> HTMLResponse:
@@ -66,7 +75,7 @@ def page(
         status: Of the response.
         docs: The address of the API's documentation; empty where there is no API.
         session: Whether there is somebody to sign out.
-        texts: What stands in for `{{name}}`.
+        texts: What stands in for `{{name}}`; `{{>name}}` is the file `name.part.html`.
     """
     nonce = secrets.token_urlsafe(16)
     values = {
@@ -75,9 +84,8 @@ def page(
         "session": "yes" if session else "",
         **texts,
     }
-    shown = (STATIC / name).read_text(encoding="utf-8")
-    for key, value in values.items():
-        shown = shown.replace("{{" + key + "}}", html.escape(value))
+    text = _PART.sub(lambda found: _text(f"{found[1]}.part.html").rstrip("\n"), _text(name))
+    shown = _VALUE.sub(lambda found: html.escape(values[found[1]]), text)
     # The table makes its own style sheets, which carry the nonce; scripts are files, all of them.
     policy = (
         f"default-src 'none'; script-src 'self'; style-src 'self' 'nonce-{nonce}'; "
