@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Literal
 
 import msgspec
-from pydantic import ValidationError
+from pydantic import JsonValue, ValidationError
 
 from mloc_dagster.errors import IncompleteResultsError, MlocError
 from mloc_dagster.planning import Plan
@@ -197,6 +197,14 @@ def view_of(folder: Folder, state_of: StateOf) -> TaskView:
     return view
 
 
+def _nodes(spec: JsonValue) -> list[JsonValue]:
+    """Returns the stages or the nodes of a template's spec."""
+    graph = spec.get("graph") if isinstance(spec, dict) else None
+    found = graph.get("nodes") if isinstance(graph, dict) else None
+    listed = found or (spec.get("stages") if isinstance(spec, dict) else None)
+    return listed if isinstance(listed, list) else []
+
+
 _FAILED = ("FAILED", "DEAD")
 """States of a ledger in which nothing goes on."""
 
@@ -245,9 +253,7 @@ def _training_figures(training: TrainingSummary) -> Iterable[Figure]:
 def _stages(store: ResultStore, record: TaskRecord) -> dict[str, str]:
     """Returns the tasks before this one, and those of the same template that have a folder."""
     stages = dict(record.upstream)
-    nodes = record.template.get("spec")
-    listed = nodes.get("stages") if isinstance(nodes, dict) else None
-    for each in listed if isinstance(listed, list) else ():
+    for each in _nodes(record.template.get("spec")):
         name = each.get("name") if isinstance(each, dict) else None
         task_id = f"{record.workflow_id}-{name}"
         if isinstance(name, str) and store.task(task_id).exists(RECORD_NAME):
