@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 from mloc_dagster.api.state import ApiState
 from mloc_dagster.ledger import TaskEntry
-from mloc_dagster.results import Folder
+from mloc_dagster.results import Folder, plan_of
 from mloc_dagster.schema import task_types
-from mloc_dagster.tasks import plan_of, summary_of
+from mloc_dagster.tasks import summary_of
 from mloc_dagster.wire import (
     ProgressReply,
     Shards,

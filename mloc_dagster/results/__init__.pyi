@@ -76,6 +76,7 @@ from .record import (
     TaskRecord as TaskRecord,
     damaged as damaged,
     forget as forget,
+    plan_of as plan_of,
     put_aside as put_aside,
     put_back as put_back,
     read_plan as read_plan,

@@ -268,6 +268,17 @@ def read_plan(folder: Folder) -> Plan | None:
         raise damaged(folder, PLAN_NAME, f"it is no plan: {reason}") from error
 
 
+def plan_of(folder: Folder) -> Plan | None:
+    """Returns a task's plan; None before its input was read, and where it is damaged.
+
+    What is known of a task without its plan is shown all the same; running the task says the rest.
+    """
+    try:
+        return read_plan(folder)
+    except DamagedFileError:
+        return None
+
+
 def damaged(folder: Folder, name: str, reason: str) -> DamagedFileError:
     """Returns what to raise for a file without which a task's rows cannot be told from others."""
     return DamagedFileError(

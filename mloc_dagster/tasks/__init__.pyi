@@ -14,7 +14,6 @@ from .steps import (
     steps_of as steps_of,
 )
 from .task_status import (
-    plan_of as plan_of,
     status_of as status_of,
     summary_of as summary_of,
     training_status as training_status,

@@ -8,9 +8,9 @@ from typing import TypedDict
 import dagster as dg
 from dagster import DagsterEventType
 
-from mloc_dagster.results import Folder
+from mloc_dagster.results import Folder, plan_of
 from mloc_dagster.tasks.steps import StepFailure, Steps, shard_of
-from mloc_dagster.tasks.task_status import last_log_lines, plan_of
+from mloc_dagster.tasks.task_status import last_log_lines
 
 _LOG_LINES = 10
 

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 import dagster as dg
 from dagster import DagsterRun, DagsterRunStatus, RunRecord
 
-from mloc_dagster.errors import DamagedFileError, IncompleteResultsError
+from mloc_dagster.errors import IncompleteResultsError
 from mloc_dagster.events import LastProgress
 from mloc_dagster.executors import published_checkpoints, shard_log_name
 from mloc_dagster.fleet import FleetEngine, TicketState, TicketStatus, run_ticket_id
@@ -26,7 +26,7 @@ from mloc_dagster.results import (
     TrainingSummary,
     finished_rows,
     open_store,
-    read_plan,
+    plan_of,
     read_record,
     read_training,
 )
@@ -35,17 +35,6 @@ from mloc_dagster.services import StepEventStatus
 from mloc_dagster.tasks.steps import Steps, failures_of, setbacks_of, shard_of, steps_of
 from mloc_dagster.tasks.workflows import Workflow
 from mloc_dagster.wire import Shards, TaskDetail, TaskState, TrainingView
-
-
-def plan_of(folder: Folder) -> Plan | None:
-    """Returns a task's plan; None before its input was read, and where it is damaged.
-
-    What is known of a task without its plan is shown all the same; running the task says the rest.
-    """
-    try:
-        return read_plan(folder)
-    except DamagedFileError:
-        return None
 
 
 def summary_of(folder: Folder) -> TaskSummary | None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections import OrderedDict
 from threading import Lock
 
-from mloc_dagster.results import RECORD_NAME, Folder
+from mloc_dagster.results import RECORD_NAME, Folder, plan_of
 from mloc_dagster.viewer.compared_rows import ComparedRows
 from mloc_dagster.viewer.live_rows import LiveRows, PartReader
 from mloc_dagster.viewer.parquet_rows import ParquetRows, parquet_version
 from mloc_dagster.viewer.row_source import RowSource
-from mloc_dagster.viewer.task_view import plan_of, score_names
+from mloc_dagster.viewer.task_view import score_names
 
 _KEPT = 8
 

@@ -164,11 +164,6 @@ def _first_line(error: Exception, name: str) -> str:
     return f"{name} is damaged: {text}" if isinstance(error, ValidationError) else text
 
 
-def plan_of(folder: Folder) -> Plan | None:
-    """Returns the task's plan; None before it was planned, or when it is damaged."""
-    return _Known(folder).plan
-
-
 def view_of(folder: Folder, state_of: StateOf) -> TaskView:
     """Reads what the head of a task's page shows."""
     known = _Known(folder)
