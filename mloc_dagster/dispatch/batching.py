@@ -25,7 +25,7 @@ def batch_key(compiled: CompiledTemplate) -> str | None:
 
     That is its whole spec but for its rows and what becomes of them. A task is left alone if its
     rows would be answered otherwise among others (a seed counts from its own first row), if others
-    would wait for its delivery, if it is large, or if it is one of several.
+    would wait for its delivery or its trackers, if it is large, or if it is one of several.
 
     Returns:
         A key; None if the task wants a run of its own.
@@ -42,7 +42,8 @@ def batch_key(compiled: CompiledTemplate) -> str | None:
 
 def _is_small(spec: RowSpec) -> bool:
     data = spec.data
-    waits = isinstance(spec.output.destination, HttpDestination)
+    reports = spec.evaluation is not None and bool(spec.evaluation.report_to)
+    waits = reports or isinstance(spec.output.destination, HttpDestination)
     if waits or spec.resources.pool is not None:  # a batch's shards are in no pool
         return False
     return isinstance(data, ListData) and len(data.items) <= MOST_ROWS

@@ -58,6 +58,7 @@ from .prompts import RowOptions as RowOptions, last_user_text as last_user_text
 from .reuse_identity import file_contents as file_contents
 from .row_gate import RowGate as RowGate
 from .shard_run import (
+    ShardLog as ShardLog,
     ShardReport as ShardReport,
     run_shard as run_shard,
     shard_log_name as shard_log_name,

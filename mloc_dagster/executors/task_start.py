@@ -50,6 +50,7 @@ from mloc_dagster.schema import (
     TrainingSpec,
     find_task_type,
 )
+from mloc_dagster.tracking import check_installed
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,6 +240,8 @@ def start_task(
     task_executor(chosen.task.spec.task_type)
     # All of them: what the last stage may not do is not found after hours of the others.
     check_leave(each.task for each in compiled.tasks)
+    for each in compiled.tasks:
+        _check_trackers(each.task)
     task_id = task_id_for(workflow_id, compiled, node)
     folder = open_store().task(task_id)
     if not folder.exists("task.json"):
@@ -255,6 +258,13 @@ def start_task(
             spec = opened.spec
             plan = respool_failed(plan, input_of(spec), folder, opened.upstream)
         return opened, plan
+
+
+def _check_trackers(task: Task) -> None:
+    spec = task.spec
+    evaluation = spec.evaluation if isinstance(spec, RowSpec | TrainingSpec) else None
+    if evaluation is not None:
+        check_installed("evaluation.report_to", evaluation.report_to)
 
 
 def _plan(opened: OpenTask) -> Plan:

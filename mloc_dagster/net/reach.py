@@ -201,9 +201,10 @@ class Reach:
                 self.check_variables(text)
             case ResultPath():
                 check_result_path(text)
-            case LibraryOptions(allows=allows):
+            case LibraryOptions(allows=allows, itself=itself):
                 option = found.path[found.start :]
-                allowed = not option or allows(option, found.value)
+                holds_options = not option and not itself
+                allowed = holds_options or allows(option, found.value)
                 self._check_option(found.option, allowed=allowed)
 
     def check_spec(self, spec: JsonValue) -> None:

@@ -13,6 +13,7 @@ from mloc_dagster.errors import MlocError
 from mloc_dagster.executors import OpenTask, ShardReport, archive_folder, open_task, worker_name
 from mloc_dagster.ops.failures import as_dagster
 from mloc_dagster.ops.io import TaskRef
+from mloc_dagster.ops.tracking import report_figures
 from mloc_dagster.ops.viewer_link import viewer_metadata
 from mloc_dagster.planning import Expectation, Plan
 from mloc_dagster.results import (
@@ -199,10 +200,11 @@ SHOWN_SERIES = 6
 _REWARDING = ("loss", "objective/score", "reward", "rewards/accuracies", "accuracy", "entropy")
 
 
-def training_output(opened: OpenTask) -> dg.Output[TaskRef]:
-    """Writes `responses.json`, and an archive if somebody needs one."""
+def training_output(context: dg.OpExecutionContext, opened: OpenTask) -> dg.Output[TaskRef]:
+    """Writes `responses.json`, and an archive if somebody needs one; reports what was measured."""
     folder = opened.folder
     summary = read_training(folder)
+    evaluation = opened.training_spec.evaluation
     archive = None
     if summary.final and archive_wanted(opened):
         archive = archive_folder(folder, summary.final, f"{ARCHIVES_NAME}/{summary.final}.zip")
@@ -213,9 +215,16 @@ def training_output(opened: OpenTask) -> dg.Output[TaskRef]:
         archive=archive,
         metadata={"template": opened.record.template_name, "node": opened.task.name},
     )
+    reported = {}
+    if evaluation is not None:
+        before = {f"before/{name}": value for name, value in (summary.before or {}).items()}
+        figures = {**before, **(summary.after or {})}
+        reported = report_figures(
+            context, opened, evaluation.report_to, figures, summary.finished_at
+        )
     return dg.Output(
         TaskRef(task_id=summary.task_id, node=opened.task.name, rows=summary.dataset_size),
-        metadata=training_metadata(opened, summary),
+        metadata={**training_metadata(opened, summary), **reported},
         data_version=dg.DataVersion(f"{summary.data_version[:16]}-{summary.steps}"),
     )
 
@@ -301,7 +310,7 @@ def aggregate_op(context: dg.OpExecutionContext, reports: list[ShardReport]) -> 
     """Aggregates a task; see `results.aggregate`."""
     opened = open_task(reports[0].task_id)
     if isinstance(opened.task.spec, TrainingSpec):
-        return training_output(opened)
+        return training_output(context, opened)
     plan = opened.plan()
     try:
         summary = aggregate_rows(
@@ -318,11 +327,16 @@ def aggregate_op(context: dg.OpExecutionContext, reports: list[ShardReport]) -> 
         )
     except MlocError as error:
         raise as_dagster(error) from error
+    reported = {}
+    if opened.spec.evaluation is not None and summary.scores is not None:
+        trackers, figures = opened.spec.evaluation.report_to, summary.scores.metrics
+        reported = report_figures(context, opened, trackers, figures, summary.finished_at)
     return dg.Output(
         TaskRef(task_id=plan.task_id, node=opened.task.name, rows=summary.rows),
         metadata={
             **responses_metadata(summary, opened.folder.url),
             **plan_metadata(plan, summary.usage, reports),
+            **reported,
         },
         data_version=dg.DataVersion(data_version(opened, plan)),
     )
@@ -331,6 +345,7 @@ def aggregate_op(context: dg.OpExecutionContext, reports: list[ShardReport]) -> 
 def data_version(opened: OpenTask, plan: Plan) -> str:
     """Returns what identifies the responses: their input, their task and their seed."""
     blocks = {"model", opened.spec.block_name, "evaluation"}
-    spec = opened.spec.model_dump(mode="json", include=blocks)
+    aside = {"evaluation": {"report_to"}}  # says nothing of the responses
+    spec = opened.spec.model_dump(mode="json", include=blocks, exclude=aside)
     known = canonical_json([plan.data_version, plan.seed, spec])
     return hashlib.sha256(known.encode()).hexdigest()[:16]

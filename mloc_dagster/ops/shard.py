@@ -35,6 +35,7 @@ from mloc_dagster.fleet import model_cache
 from mloc_dagster.ops.failures import retry_or_fail
 from mloc_dagster.ops.plan import retries_errors
 from mloc_dagster.ops.progress import ProgressBatches, ProgressNotes
+from mloc_dagster.ops.tracking import tracked_run
 from mloc_dagster.planning import Shard
 from mloc_dagster.results import TRAINING_NAME, TrainingSummary, read_training
 from mloc_dagster.schema import TrainingSpec
@@ -63,6 +64,7 @@ def train_shard(
         start_from=weights_of(spec, folder.store),
         cancelled=cancel_requested,
         on_progress=TrainingProgress(context, about).report,
+        tracked=tracked_run(opened, opened.plan()),
     )
     return _report(shard, attempt, conclude(opened, done), rows_computed=shard.rows)
 

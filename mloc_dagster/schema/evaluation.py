@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pydantic import Field, JsonValue, model_validator
 
 from mloc_dagster.schema.base import Block, Name
+from mloc_dagster.schema.tracking import ReportTo
 
 ROW_METRICS: Mapping[str, frozenset[str]] = {
     "exact_match": frozenset({"reference", "extract"}),
@@ -103,6 +104,9 @@ class RowEvaluation(Block):
 
     gate: str | None = None
     """What must hold for the result to be handed on: `exact_match >= 0.6 and f1 > 0.7`."""
+
+    report_to: ReportTo = ()
+    """Where the means are sent as well: `mlflow`, `tensorboard`, `wandb`, or a list of them."""
 
     @property
     def row_metrics(self) -> tuple[RowMetric, ...]:

@@ -57,9 +57,12 @@ class LibraryOptions:
     Attributes:
         allows: Takes an option's place below the mark and its value, a scalar. Tells whether that
             can name no code, file or host; anything else is the operator's to allow.
+        itself: Whether the mark stands on one option, not on what holds options: then the place
+            below it is empty, or a place in a list.
     """
 
     allows: Callable[[Path, JsonValue], bool]
+    itself: bool = False
 
 
 Marker = FileRef | Url | Secret | ResultPath | LibraryOptions

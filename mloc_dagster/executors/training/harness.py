@@ -11,10 +11,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from mloc_dagster.errors import MissingExtraError, TerminalError, nearest_hint
-from mloc_dagster.schema import REPORTERS, Harness, TrainingSpec, reporters
+from mloc_dagster.schema import REPORTERS, Harness, Tracker, TrainingSpec, reporters
+from mloc_dagster.tracking import check_installed
 
 TOLD_EVERY_S = 60.0
 """A benchmark may take longer than a training is allowed to be silent."""
@@ -157,10 +158,11 @@ def _check_reporter(name: str) -> None:
     if package is None:
         hint = nearest_hint(name, REPORTERS)
         raise TerminalError(f"training.report_to: nothing is called {name!r}{hint}")
+    if name in get_args(Tracker):
+        check_installed("training.report_to", [name])
+        return
     if importlib.util.find_spec(package) is not None:
         return
-    if name == "tensorboard":
-        raise MissingExtraError("training.report_to: tensorboard", "hf")
     raise TerminalError(
         f"training.report_to: {name} needs the package {package}, which is not installed on this "
         f"worker: install it, or take {name} out of report_to"

@@ -12,6 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, SerializeAsAny
 
 from mloc_dagster.net import Origin
 from mloc_dagster.schema import CHECKPOINTS_NAME, TrainingSpec, spec_of
+from mloc_dagster.tracking import TrackedRun
 
 
 def _of_its_type(value: Any) -> Any:
@@ -19,6 +20,7 @@ def _of_its_type(value: Any) -> Any:
 
 
 JOB_NAME = "job.json"
+LOGS_NAME = "logs"
 OUTBOX_NAME = "outbox"
 
 
@@ -35,6 +37,7 @@ class TrainingJob(BaseModel):
         resume_from: A checkpoint of this task to go on from: a folder.
         origin: Where the task comes from, which decides what it may read and contact.
         before: What an earlier attempt measured before it began; None to measure now.
+        tracked: What trackers are told of the task; None if they are told nothing.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -48,11 +51,17 @@ class TrainingJob(BaseModel):
     resume_from: Path | None = None
     origin: Origin = "local"
     before: dict[str, float] | None = None
+    tracked: TrackedRun | None = None
 
     @property
     def checkpoints(self) -> Path:
         """Where the trainer puts its checkpoints, and takes the oldest away."""
         return self.folder / CHECKPOINTS_NAME
+
+    @property
+    def logs(self) -> Path:
+        """What is written here ends in the task's own `logs`."""
+        return self.folder / LOGS_NAME
 
     @property
     def outbox(self) -> Path:

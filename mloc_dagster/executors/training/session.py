@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal
@@ -28,6 +29,8 @@ from mloc_dagster.executors.training.messages import (
     finite,
 )
 from mloc_dagster.net import Reach
+from mloc_dagster.schema import reporters
+from mloc_dagster.tracking import open_runs
 
 
 def train(job: TrainingJob, hooks: Hooks, say: Callable[[Message], None]) -> Finished:
@@ -46,12 +49,19 @@ def train(job: TrainingJob, hooks: Hooks, say: Callable[[Message], None]) -> Fin
     from mloc_dagster.executors.training.memory_estimate import is_out_of_memory
 
     try:
-        with Reach(job.origin).applied():
+        with Reach(job.origin).applied(), _tracked(job):
             return _train(job, hooks, say)
     except Exception as error:
         if is_out_of_memory(error):
             raise TerminalError(_too_large(job, error)) from error
         raise
+
+
+def _tracked(job: TrainingJob) -> AbstractContextManager[None]:
+    """Opens the runs of the trackers that the template names, before anything is loaded."""
+    if job.tracked is None or not is_first_rank():
+        return nullcontext()
+    return open_runs(reporters(job.spec.training), job.tracked, job.logs)
 
 
 def _train(job: TrainingJob, hooks: Hooks, say: Callable[[Message], None]) -> Finished:

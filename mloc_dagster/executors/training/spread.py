@@ -25,10 +25,12 @@ class RunReporter:
 
     Attributes:
         stopped: The task was asked to stop, and the trainer told to end after its step.
+        tell_others: Takes figures that are not the trainer's own, for its other callbacks.
     """
 
     def __init__(self, run: TrainingRun) -> None:
         self.stopped = False
+        self.tell_others: Callable[[Mapping[str, float]], None] | None = None
         self._run = run
         self._every = run.spec.evaluation.every if run.spec.evaluation else None
         self._counted = (time.monotonic(), 0.0)
@@ -92,6 +94,8 @@ class RunReporter:
         # The history stands in each checkpoint, so a resumed run keeps these figures.
         state.log_history.append({**metrics, "step": state.global_step})
         self._run.hooks.progress(state.global_step, state.max_steps, metrics)
+        if state.is_world_process_zero and self.tell_others is not None:
+            self.tell_others(metrics)
 
     def _token_rate(self, logs: Mapping[str, Any]) -> dict[str, float]:
         tokens, (since, before), now = logs.get("num_tokens"), self._counted, time.monotonic()

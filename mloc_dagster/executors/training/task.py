@@ -26,6 +26,7 @@ from mloc_dagster.executors.task_start import OpenTask, bad_row_count
 from mloc_dagster.executors.training.checkpoints import TrainingFolder
 from mloc_dagster.executors.training.harness import check_packages
 from mloc_dagster.executors.training.messages import (
+    LOGS_NAME,
     Evaluated,
     Failed,
     Finished,
@@ -40,6 +41,7 @@ from mloc_dagster.net import current_reach
 from mloc_dagster.results import BEFORE_NAME, ResultStore, TrainingSummary, write_training
 from mloc_dagster.schema import CHECKPOINTS_NAME, Evaluation, TrainingSpec, parse_gate, weights_only
 from mloc_dagster.settings import settings
+from mloc_dagster.tracking import TrackedRun
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -103,7 +105,7 @@ def weights_of(spec: TrainingSpec, store: ResultStore) -> Path | None:
     return locate_weights(load, store, settings().home / "weights")
 
 
-OUTPUT_NAME = "logs/training.out"
+OUTPUT_NAME = f"{LOGS_NAME}/training.out"
 
 
 @dataclass(slots=True)
@@ -138,6 +140,7 @@ def run_training(
     start_from: Path | None,
     cancelled: Callable[[], bool],
     on_progress: Callable[[Progress], None],
+    tracked: TrackedRun | None = None,
 ) -> Attempt:
     """Trains in processes of its own, from the newest checkpoint that is whole.
 
@@ -153,6 +156,7 @@ def run_training(
         start_from: Weights to start from instead of the model's own.
         cancelled: Asked a few times a second; true ends the attempt.
         on_progress: Hears of each report.
+        tracked: What trackers are told of the task; by default its id.
 
     Raises:
         TransientError: If another attempt may help.
@@ -186,8 +190,9 @@ def run_training(
                 resume_from=resume_from,
                 origin=current_reach().origin,
                 before=done.before,
+                tracked=tracked or TrackedRun(task_id=task_id, name=task_id),
             )
-            handler = _MessageHandler(folder, done, kept, log.line, on_progress)
+            handler = _MessageHandler(folder, done, kept, job.logs, log.line, on_progress)
             with TrainingProcesses(
                 job.write(),
                 ranks=ranks,
@@ -199,9 +204,9 @@ def run_training(
                         handler.take(message)
                 finally:
                     kept.keep_file(scratch / "training.out", OUTPUT_NAME)
+                    kept.keep_folder(job.logs, LOGS_NAME)
             if done.finished is None:
                 raise TransientError("the training ended without a word")
-            kept.keep_folder(scratch / "logs", "logs")
             if done.finished.final:
                 kept.keep_folder(scratch / done.finished.final, done.finished.final)
     except MlocError as error:
@@ -221,12 +226,14 @@ class _MessageHandler:
         folder: Folder,
         attempt: Attempt,
         kept: TrainingFolder,
+        logs: Path,
         log: Callable[[str], None],
         on_progress: Callable[[Progress], None],
     ) -> None:
         self._folder = folder
         self._attempt = attempt
         self._kept = kept
+        self._logs = logs
         self._log = log
         self._on_progress = on_progress
 
@@ -238,6 +245,7 @@ class _MessageHandler:
                 self._log(message.text)
             case Saved():
                 self._kept.put(Path(message.path))
+                self._kept.keep_folder(self._logs, LOGS_NAME)  # as far as an attempt may go on
                 self._log(f"checkpoint of step {message.step}")
             case Evaluated():
                 self._evaluated(message)

@@ -6,6 +6,7 @@ import contextlib
 import importlib.util
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +29,18 @@ def take_tensorboard(config: Any) -> None:
     config.report_to = [name for name in config.report_to if name != "tensorboard"]
 
 
-def tensorboard_callback(task_folder: Path, log: Callable[[str], None]) -> Any:
+def tensorboard_callback(
+    task_folder: Path, log: Callable[[str], None], *, resumed_step: int | None = None
+) -> Any:
     """Returns what writes the figures for TensorBoard to `logs/tensorboard`.
 
     None where TensorBoard is not installed, which is logged.
+
+    Args:
+        task_folder: What `logs` lies in.
+        log: Takes that line.
+        resumed_step: The step of the checkpoint that the training goes on from: what earlier
+            attempts wrote of later steps is not shown any more.
     """
     if importlib.util.find_spec("tensorboard") is None:
         log("TensorBoard is not installed: the figures are in training.json only")
@@ -39,20 +48,9 @@ def tensorboard_callback(task_folder: Path, log: Callable[[str], None]) -> Any:
     from torch.utils.tensorboard import SummaryWriter
     from transformers.integrations.integration_utils import TensorBoardCallback
 
-    return TensorBoardCallback(SummaryWriter(str(task_folder / FOLDER / TENSORBOARD_FOLDER)))
-
-
-def end_reports() -> None:
-    """Ends the runs that reporters leave open.
-
-    Each expects to be ended as Python exits, which a forked process does without their hooks.
-    """
-    wandb = sys.modules.get("wandb")
-    if wandb is not None and wandb.run is not None:
-        wandb.finish()
-    mlflow = sys.modules.get("mlflow")
-    if mlflow is not None and mlflow.active_run() is not None:
-        mlflow.end_run()
+    again_from = None if resumed_step is None else resumed_step + 1
+    place = str(task_folder / FOLDER / TENSORBOARD_FOLDER)
+    return TensorBoardCallback(SummaryWriter(place, purge_step=again_from))
 
 
 REFERENCE_ADAPTER = "ref"
@@ -136,7 +134,9 @@ def build_trainer(run: TrainingRun, config: Any, dataset: Any, **parts: Any) -> 
         )
     trainer.remove_callback(PrinterCallback)  # it prints what the reporter reports
     if config.process_index == 0:
-        board = tensorboard_callback(run.output_dir.parent, run.hooks.log)
+        board = tensorboard_callback(
+            run.output_dir.parent, run.hooks.log, resumed_step=_resumed_step(run)
+        )
         if board is not None:
             trainer.add_callback(board)
     return trainer
@@ -155,6 +155,8 @@ def train_with(trainer: Any, run: TrainingRun, *, left_out: int = 0) -> Training
         TerminalError: If weights are spread over processes, which the template does not say.
     """
     report: RunReporter = reporter_of(trainer, run)
+    others = list(trainer.callback_handler.callbacks)
+    report.tell_others = partial(_log_with, others, trainer)
     trainer.add_callback(report)
     resume_from = str(run.resume_from) if run.resume_from is not None else None
     _load_adapter(run)
@@ -164,7 +166,6 @@ def train_with(trainer: Any, run: TrainingRun, *, left_out: int = 0) -> Training
             result = trainer.train(resume_from_checkpoint=resume_from)
     finally:
         _drop_reference_adapter(run.model)
-        end_reports()
     if report.stopped:
         raise TaskCancelled(f"training stopped after step {trainer.state.global_step}, as asked")
     history = [numbers(entry) for entry in trainer.state.log_history if _is_open(entry)]
@@ -179,10 +180,20 @@ def train_with(trainer: Any, run: TrainingRun, *, left_out: int = 0) -> Training
     )
 
 
+def _log_with(callbacks: Sequence[Any], trainer: Any, metrics: Mapping[str, float]) -> None:
+    """Gives figures to callbacks, such as those of trackers, as if the trainer had logged them."""
+    for each in callbacks:
+        each.on_log(trainer.args, trainer.state, trainer.control, logs=dict(metrics))
+
+
 def log_left_out(run: TrainingRun, count: int, why: str) -> None:
     """Logs how many rows are not as they were given, if any."""
     if count:
         run.hooks.log(f"{count} of {len(run.rows)} rows {why}")
+
+
+def _resumed_step(run: TrainingRun) -> int | None:
+    return None if run.resume_from is None else int(run.resume_from.name.rpartition("-")[2])
 
 
 def _mean_loss(history: Sequence[Mapping[str, float]], *, fallback: float) -> float:

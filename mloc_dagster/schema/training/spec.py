@@ -11,6 +11,7 @@ from mloc_dagster.schema.base import Block
 from mloc_dagster.schema.data import TrainingData
 from mloc_dagster.schema.markers import FileRef
 from mloc_dagster.schema.safe_options import LORA_OPTIONS, TRAINING_OPTIONS
+from mloc_dagster.schema.tracking import ReportTo
 
 
 class Training(Block):
@@ -224,6 +225,9 @@ class Evaluation(Block):
 
     gate: str | None = None
     """What must hold for the model to be handed on: `exact_match >= before + 0.05`."""
+
+    report_to: ReportTo = ()
+    """Where the figures are sent as well: `mlflow`, `tensorboard`, `wandb`, or a list of them."""
 
     @model_validator(mode="after")
     def _has_pattern(self) -> Evaluation:

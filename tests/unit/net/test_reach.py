@@ -185,6 +185,8 @@ def test_engine_arguments_that_tune_are_anybodys() -> None:
         {"lora": {"auto_mapping": {"parent_library": "results.x.mod"}}},
         {"lora": {"init_lora_weights": "corda"}},
         {"evaluation": {"harness": {"include_path": "."}}},
+        {"evaluation": {"report_to": "mlflow"}},
+        {"evaluation": {"report_to": ["none", "wandb"]}},
     ],
 )
 def test_options_of_trainers_that_name_code_or_places_are_the_operators(
