@@ -253,7 +253,8 @@ def _to_wandb(report: Report) -> Sent:
     files = list(report.folder.glob("wandb/offline-run-*/*.wandb")) if own else []
     if not files:
         return Sent(place=place)
-    name = f"logs/wandb/{FIGURES}/{files[0].name}"
+    # `wandb sync` takes folders that are called so. One name, as below.
+    name = f"logs/wandb/offline-run-{FIGURES}/{files[0].name}"
     return Sent(place=name, files={name: files[0]})
 
 

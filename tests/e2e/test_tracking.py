@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +58,7 @@ def no_file_holds_the_key(folder: Path) -> None:
     assert [each for each in files if KEY.encode() in each.read_bytes()] == []
 
 
-def scored(instance: dg.DagsterInstance, workflow: str | None = None) -> RunOutcome:
+def run_scored(instance: dg.DagsterInstance, workflow: str | None = None) -> RunOutcome:
     compiled = compile_mapping(
         {
             "apiVersion": "mloc/v1",
@@ -74,7 +76,11 @@ def scored(instance: dg.DagsterInstance, workflow: str | None = None) -> RunOutc
             },
         }
     )
-    outcome = run_template(compiled, instance, workflow_id=workflow)
+    return run_template(compiled, instance, workflow_id=workflow)
+
+
+def scored(instance: dg.DagsterInstance, workflow: str | None = None) -> RunOutcome:
+    outcome = run_scored(instance, workflow)
     assert outcome.succeeded, outcome.failures
     return outcome
 
@@ -112,6 +118,21 @@ def test_scores_are_in_every_tracker_once(
     no_file_holds_the_key(tmp_path)
 
 
+def test_a_package_that_is_missing_is_told_before_anything_is_computed(
+    tmp_path: Path, session_instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util,
+        "find_spec",
+        lambda name, *more: None if name == "wandb" else found(name, *more),
+    )
+    outcome = run_scored(session_instance)
+    assert not outcome.succeeded
+    assert "evaluation.report_to: wandb needs the extra 'tracking'" in outcome.failures[0]
+    assert not list(tmp_path.rglob("shards"))
+
+
 def test_a_tracker_that_is_away_is_a_warning(
     session_instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -133,11 +154,11 @@ def test_a_tracker_that_is_away_is_a_warning(
 
 def test_a_training_that_goes_on_has_one_run(tmp_path: Path) -> None:
     pytest.importorskip("trl")
-    spec = spec_of("sft", max_steps=4, save_steps=2, report_to=EVERY)
+    spec = spec_of("sft", max_steps=9, save_steps=2, report_to=EVERY)
     folder = open_store().task("killed")
     with pytest.raises(TransientError, match="killed by signal 9"):
         train(folder, spec, on_progress=kill_at(step=3))
-    steps = range(1, 5)
+    steps = range(1, 10)
     logged = train(folder, spec, attempt=2).history
     losses = [(int(each["step"]), each["loss"]) for each in logged if "loss" in each]
     assert [step for step, _ in losses] == list(steps)
@@ -154,11 +175,13 @@ def test_a_training_that_goes_on_has_one_run(tmp_path: Path) -> None:
     assert dict(curve) == pytest.approx(dict(losses))
 
     runs = [read_wandb(each) for each in logs.rglob("*.wandb")]
-    assert {(each.run_id, each.name, each.project) for each in runs} == {
+    told = [each for each in runs if each.run_id]  # a killed W&B may have written nothing yet
+    assert {(each.run_id, each.name, each.project) for each in told} == {
         ("killed", "killed", "proofs")
     }
-    seen = [row for each in runs for row in each.history]
-    assert {row["train/global_step"] for row in seen if "train/loss" in row} == set(steps)
+    seen = {row["train/global_step"] for each in told for row in each.history}
+    (resumed,) = re.findall(r"goes on from step (\d+)", log_of("killed"))
+    assert seen >= set(range(int(resumed) + 1, 10))
     no_file_holds_the_key(tmp_path)
 
 
