@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -52,7 +53,7 @@ def measure(
         "MLOC_RESULTS_URL": str(folder / "results"),
     }
     command = [sys.executable, "-m", "mloc_dagster.cli", "run", str(template), "--json"]
-    started = time.monotonic()
+    started, busy_s = time.monotonic(), cpu_seconds()
     process = psutil.Popen(command, env=environment, stdout=subprocess.PIPE)
     peak = watch(process)
     output = process.stdout.read()
@@ -60,7 +61,14 @@ def measure(
     outcome = json.loads(output)
     if not outcome["ok"] or outcome["tasks"][0]["rows"] != rows:
         raise SystemExit(f"the run failed: {outcome}")
-    return {"rows": rows, "seconds": seconds, "peak_mib": peak / 2**20}
+    cpu_s = cpu_seconds() - busy_s
+    return {"rows": rows, "seconds": seconds, "cpu_s": cpu_s, "peak_mib": peak / 2**20}
+
+
+def cpu_seconds() -> float:
+    """Returns the CPU time of all runs so far, which other work on the machine changes little."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def _columns(index: int, count: int) -> dict[str, object]:
@@ -96,10 +104,10 @@ def measure_columns(rows: int, shards: int, columns: int, folder: Path) -> None:
     runs: dict[str, list[dict[str, float]]] = {"all": [], "false": []}
     for keep in ("false", "all") * 3:
         runs[keep].append(measure(rows, shards, folder, columns=columns, keep=keep))
-    medians = {
-        keep: statistics.median(each["seconds"] for each in measured)
-        for keep, measured in runs.items()
-    }
+    medians, cpu_s = (
+        {keep: statistics.median(each[name] for each in some) for keep, some in runs.items()}
+        for name in ("seconds", "cpu_s")
+    )
     record(
         "row_columns",
         {
@@ -109,6 +117,8 @@ def measure_columns(rows: int, shards: int, columns: int, folder: Path) -> None:
             "runs": runs,
             "seconds": medians,
             "ratio": medians["all"] / medians["false"],
+            "cpu_s": cpu_s,
+            "cpu_ratio": cpu_s["all"] / cpu_s["false"],
         },
     )
 

@@ -6,7 +6,7 @@ import gzip
 import io
 import re
 import zlib
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -20,12 +20,13 @@ from mloc_dagster.data.formats import (
     Format,
     JsonLines,
     Parquet,
+    Place,
     RowError,
     Text,
     holds_bytes,
 )
 from mloc_dagster.data.json_stream import Json
-from mloc_dagster.data.row_shape import RowShape
+from mloc_dagster.data.row_shape import RowBuilder, RowShape
 from mloc_dagster.errors import (
     NOT_A_FILE,
     DataError,
@@ -301,7 +302,7 @@ class FileTable:
 
         with (
             self._open(path) as file,
-            closing(form.rows(file, build.needed)) as rows,
+            closing(_rows(form, file, build)) as rows,
         ):
             for place, row in rows:
                 try:
@@ -341,6 +342,15 @@ def _in_context(path: str) -> Iterator[None]:
         raise DataError(f"{path}: broken compression: {error}") from error
     except OSError as error:
         raise TransientError(f"{path}: cannot be read: {error}") from error
+
+
+def _rows(
+    form: Format, file: BinaryIO, build: RowBuilder
+) -> Generator[tuple[Place, Mapping[str, object]]]:
+    if build.takes_batches and isinstance(form, JsonLines | Parquet):
+        yield from form.batch_rows(file, build.needed, build.required)
+    else:
+        yield from form.rows(file, build.needed)
 
 
 def _format_of(path: str) -> Format:

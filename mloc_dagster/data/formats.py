@@ -11,14 +11,14 @@ import csv
 import io
 import json
 import math
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from typing import Any, BinaryIO, Protocol, cast
 
 import msgspec
 
 from mloc_dagster.errors import DataError, nearest_hint
-from mloc_dagster.results import Message, Prompt
+from mloc_dagster.results import Message, Prompt, RowBatch
 from mloc_dagster.schema import PROMPT_COLUMNS, known_names
 
 _ROLES = frozenset(("system", "user", "assistant", "tool"))
@@ -164,19 +164,66 @@ class JsonLines:
         self, file: BinaryIO, columns: Collection[str] | None = None
     ) -> Generator[tuple[Place, Row]]:
         """Yields each line's object; columns that are not needed are checked, not decoded."""
-        read = msgspec.json.Decoder(Row).decode if columns is None else _these(columns)
-        for number, line in enumerate(_lines(file), start=1):
-            try:
-                row = read(line)
-            except (msgspec.DecodeError, UnicodeDecodeError, KeyError):
-                if line.isspace() or not line:
-                    continue
-                row = _json_object(line, number)
-            yield number, row
+        yield from _read_lines(_lines(file), 1, _decoder(columns))
+
+    def batch_rows(
+        self, file: BinaryIO, columns: Collection[str], required: Collection[str]
+    ) -> Generator[tuple[Place, Mapping[str, object]]]:
+        """Yields each line's object, by blocks of lines wherever Arrow reads them.
+
+        Args:
+            file: The open file.
+            columns: What is needed of a row.
+            required: Columns that a row may not lack.
+
+        Raises:
+            RowError: If a row cannot be read.
+        """
+        from mloc_dagster.data.json_batches import JsonBatches  # Arrow is heavy
+
+        read, batches = _decoder(columns), JsonBatches(columns, required)
+        before, size = 0, _FIRST_BLOCK_BYTES
+        while lines := file.readlines(size):
+            if before == 0:
+                lines[0] = lines[0].removeprefix(_BOM)
+            batch = batches.read(lines)
+            if batch is not None:
+                yield from enumerate(batch.rows(), start=before + 1)
+            else:
+                found: list[Row] = []
+                for number, row in _read_lines(lines, before + 1, read):
+                    found.append(row)
+                    yield number, row
+                if batches.learns:
+                    batches.learn(found)
+            before += len(lines)
+            size = _BLOCK_BYTES
 
     def count(self, file: BinaryIO) -> int:
         """Counts lines that are not blank."""
         return sum(1 for line in _lines(file) if line and not line.isspace())
+
+
+_BOM = b"\xef\xbb\xbf"
+_FIRST_BLOCK_BYTES = 1 << 16  # only read for its types, and by whoever wants a few rows
+_BLOCK_BYTES = 1 << 20
+
+
+def _decoder(columns: Collection[str] | None) -> Callable[[bytes], Row]:
+    return msgspec.json.Decoder(Row).decode if columns is None else _these(columns)
+
+
+def _read_lines(
+    lines: Iterable[bytes], start: int, read: Callable[[bytes], Row]
+) -> Iterator[tuple[int, Row]]:
+    for number, line in enumerate(lines, start):
+        try:
+            row = read(line)
+        except (msgspec.DecodeError, UnicodeDecodeError, KeyError):
+            if line.isspace() or not line:
+                continue
+            row = _json_object(line, number)
+        yield number, row
 
 
 def _these(columns: Collection[str]) -> Callable[[bytes], Row]:
@@ -194,7 +241,7 @@ def _these(columns: Collection[str]) -> Callable[[bytes], Row]:
 def _lines(file: BinaryIO) -> Iterator[bytes]:
     """Yields the lines of a file; the byte-order mark before the first is none of its text."""
     for first in file:
-        yield first.removeprefix(b"\xef\xbb\xbf")
+        yield first.removeprefix(_BOM)
         break
     yield from file
 
@@ -326,17 +373,31 @@ class Parquet:
         self, file: BinaryIO, columns: Collection[str] | None = None
     ) -> Generator[tuple[Place, Row]]:
         """Yields each row; columns that are not needed are not read."""
+        number = 1
+        for batch in self._batches(file, columns):
+            for row in batch.to_pylist():
+                yield f"row {number}", row
+                number += 1
+
+    def batch_rows(
+        self, file: BinaryIO, columns: Collection[str], required: Collection[str]
+    ) -> Generator[tuple[Place, Mapping[str, object]]]:
+        """Yields each row as one of an Arrow table; see `JsonLines.batch_rows`."""
+        from pyarrow import Table
+
+        number = 1
+        for batch in self._batches(file, columns):
+            for row in RowBatch(Table.from_batches([batch])).rows():
+                yield f"row {number}", row
+                number += 1
+
+    def _batches(self, file: BinaryIO, columns: Collection[str] | None) -> Iterator[Any]:
         opened = self._open(file)
         schema = opened.schema_arrow
         wanted = [each for each in schema.names if columns is None or each in columns]
         heavy = any(holds_bytes(schema.field(each).type) for each in wanted)
-        number = 1
-        for batch in opened.iter_batches(
-            batch_size=_BYTES_BATCH_ROWS if heavy else _BATCH_ROWS, columns=wanted
-        ):
-            for row in batch.to_pylist():
-                yield f"row {number}", row
-                number += 1
+        rows = _BYTES_BATCH_ROWS if heavy else _BATCH_ROWS
+        return opened.iter_batches(batch_size=rows, columns=wanted)
 
     def count(self, file: BinaryIO) -> int:
         """Reads the footer."""

@@ -9,13 +9,15 @@ from typing import Any
 
 import msgspec
 
-from mloc_dagster.data.formats import Row, choose_column, holds_bytes, to_prompt
+from mloc_dagster.data.formats import choose_column, holds_bytes, to_prompt
 from mloc_dagster.data.images import Resolve, cell_images, with_images
 from mloc_dagster.errors import DataError, nearest_hint
 from mloc_dagster.results import (
     RESERVED_COLUMNS,
+    BatchRow,
     Message,
     Prompt,
+    RowBatch,
     SourceRow,
     column_called,
     free_name,
@@ -126,7 +128,9 @@ class RowBuilder:
 
     Attributes:
         needed: The columns that are read.
+        required: Those of them that a row may not lack.
         shown: The source's column for each that a row keeps.
+        takes_batches: Whether rows may come as those of Arrow tables.
 
     Args:
         data: The block.
@@ -144,10 +148,14 @@ class RowBuilder:
         self.shown = {shown: name for name, shown in self._names.items()}
         if self._id is not None:
             self.shown[ID_COLUMN] = self._id
+        self.required = tuple(dict.fromkeys([*prompt.columns, *identity]))
+        # A row that waits for its turn in a shuffle would hold all of its batch in memory.
+        self.takes_batches = bool(self.shown) and not self._images and not data.shuffle
+        self._kept: tuple[RowBatch, RowBatch] | None = None
         plain = not self._images and self._id is None
         self._as_it_is = plain and set(self.needed) == set(kept) == set(self._names.values())
 
-    def __call__(self, row: Row, resolve: Resolve) -> SourceRow:
+    def __call__(self, row: Mapping[str, object], resolve: Resolve) -> SourceRow:
         """Returns what a row becomes.
 
         Args:
@@ -160,6 +168,10 @@ class RowBuilder:
         prompt = self._prompt(row)
         if not self._names and not self._images and self._id is None:
             return SourceRow(prompt)
+        if isinstance(row, BatchRow):
+            kept = self._of_batch(row.batch)
+            same = kept is row.batch
+            return SourceRow(prompt, columns=row if same else BatchRow(kept, row.place))
         if self._as_it_is:
             return SourceRow(prompt, columns=row)
         columns: dict[str, object] = {}
@@ -177,6 +189,16 @@ class RowBuilder:
         if self._id is not None:
             kept[ID_COLUMN] = _cell(row, self._id)
         return SourceRow(prompt, columns=kept or None)
+
+    def _of_batch(self, batch: RowBatch) -> RowBatch:
+        """Returns the columns that rows of a batch keep, by their names in the results."""
+        if self._kept is None or self._kept[0] is not batch:
+            if [*self.shown.items()] == [(name, name) for name in batch.table.column_names]:
+                self._kept = batch, batch
+            else:
+                table = batch.table.select(list(self.shown.values()))
+                self._kept = batch, RowBatch(table.rename_columns(list(self.shown)))
+        return self._kept[1]
 
 
 def _names(kept: Sequence[str], identity: str | None) -> dict[str, str]:
@@ -204,7 +226,7 @@ class _PromptMaker:
         """The column that is the prompt, where one is."""
         return None
 
-    def __call__(self, row: Row) -> Prompt:
+    def __call__(self, row: Mapping[str, object]) -> Prompt:
         """Returns the prompt.
 
         Raises:
@@ -226,7 +248,7 @@ class _FromColumn(_PromptMaker):
     def only_column(self) -> str | None:
         return self._column
 
-    def __call__(self, row: Row) -> Prompt:
+    def __call__(self, row: Mapping[str, object]) -> Prompt:
         cell = _cell(row, self._column)
         if type(cell) is str:
             return cell
@@ -241,7 +263,7 @@ class _FromText(_PromptMaker):
         self._text = text
         self.columns = tuple(dict.fromkeys(text.names))
 
-    def __call__(self, row: Row) -> Prompt:
+    def __call__(self, row: Mapping[str, object]) -> Prompt:
         return self._text.render({name: written(row, name) for name in self.columns})
 
 
@@ -251,7 +273,7 @@ class _FromMessages(_PromptMaker):
         names = [name for _, text in messages for name in text.names]
         self.columns = tuple(dict.fromkeys(names))
 
-    def __call__(self, row: Row) -> Prompt:
+    def __call__(self, row: Mapping[str, object]) -> Prompt:
         values = {name: written(row, name) for name in self.columns}
         return [Message(role, text.render(values)) for role, text in self._messages]
 
@@ -287,9 +309,9 @@ def _check_there(
 def with_references(row: SourceRow) -> Mapping[str, Any]:
     """Returns a row's columns, with the images of its prompt where their references belong."""
     columns = row.columns or {}
-    if isinstance(row.prompt, str) or not any(
-        isinstance(value, ImageReferences) for value in columns.values()
-    ):
+    if isinstance(row.prompt, str) or isinstance(columns, BatchRow):
+        return columns
+    if not any(isinstance(value, ImageReferences) for value in columns.values()):
         return columns
     found = _images(row.prompt)
     return {

@@ -85,6 +85,7 @@ from .record import (
     write_plan as write_plan,
     write_record as write_record,
 )
+from .row_batch import BatchRow as BatchRow, RowBatch as RowBatch
 from .row_cache import CACHE_FOLDER as CACHE_FOLDER, RowCache as RowCache
 from .rows import (
     BASE64 as BASE64,

@@ -140,7 +140,7 @@ class _Item(msgspec.Struct, omit_defaults=True):
     custom_id: str | None = None
     embedding: list[float] | None = None
     finish_reasons: list[str] | None = None
-    columns: dict[str, object] | None = None
+    columns: object = None
 
 
 def aggregate_rows(
@@ -271,13 +271,16 @@ def _write_items(
 
     encode = msgspec.json.Encoder(enc_hook=str).encode
     nothing: dict[str, object] = {}
-    columns = TaskColumns(folder, () if plan.columns is None else (plan.columns,)).rows()
+    carried = TaskColumns(folder, () if plan.columns is None else (plan.columns,))
     scorer = None if evaluation is None else Scorer(folder, evaluation)
+    scored, brought = carried.rows(), carried.records()
     separator = b"\n"
     for row in rows:
-        beside = next(columns, nothing)
-        if scorer is not None:
-            beside = {**beside, **scorer.score(row, beside)}
+        if scorer is None:
+            beside = next(brought, None)
+        else:
+            columns = next(scored, nothing)
+            beside = {**columns, **scorer.score(row, columns)}
         item = _Item(
             *(row.index, row.output, row.finish_reason, row.error, row.outputs),
             *(row.custom_id, row.embedding, row.finish_reasons),

@@ -11,6 +11,7 @@ import base64
 import io
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from itertools import starmap
 from types import MappingProxyType
 from typing import Any, cast
 from zlib import crc32
@@ -22,6 +23,7 @@ from mloc_dagster.planning import CarriedColumns, Chunk, Plan
 from mloc_dagster.results.export_row import free_name
 from mloc_dagster.results.part_files import read_rows
 from mloc_dagster.results.record import damaged, read_plan
+from mloc_dagster.results.row_batch import BatchRow, Run
 from mloc_dagster.results.rows import OutputRow
 from mloc_dagster.results.store import Folder
 from mloc_dagster.results.summary import SUMMARY_NAME, Scores
@@ -67,28 +69,32 @@ class ColumnWriter:
         self._name = name
         self._taken = taken
         self._types = types
-        self._rows: list[Columns] = []
-        self._size = self._start = self._bare = 0
+        self._pieces: list[Run | list[Columns]] = []
+        self._rows = self._size = self._start = self._bare = 0
         self._chunks: list[Chunk] = []
         self._common: dict[str, Any] = {}
 
     def add(self, columns: Columns) -> None:
         """Takes the next row's columns."""
-        if not columns and not self._rows and not self._chunks:
+        if not self._rows and not self._chunks and not columns:
             self._bare += 1  # most tasks have rows without columns only, and write nothing
             return
         if self._bare:
-            self._rows.extend({} for _ in range(self._bare))
-            self._bare = 0
-        self._rows.append(columns)
-        size = _CELL_BYTES * len(columns)
-        for value in columns.values():
-            # `isinstance` with a union, in a generator, takes longer than all the rest.
-            kind = type(value)
-            if kind is str or kind is bytes:
-                size += len(cast("str | bytes", value))
-        self._size += size
-        if len(self._rows) >= _CHUNK_ROWS or self._size >= _CHUNK_BYTES:
+            self._pieces.append([{} for _ in range(self._bare)])
+            self._rows, self._bare = self._bare, 0
+        last = self._pieces[-1] if self._pieces else None
+        if isinstance(columns, BatchRow):
+            if not (isinstance(last, Run) and last.take(columns)):
+                self._pieces.append(Run(columns.batch, columns.place))
+            self._size += columns.batch.row_bytes
+        else:
+            if isinstance(last, list):
+                last.append(columns)
+            else:
+                self._pieces.append([columns])
+            self._size += _size(columns)
+        self._rows += 1
+        if self._rows >= _CHUNK_ROWS or self._size >= _CHUNK_BYTES:
             self._write()
 
     def close(self) -> CarriedColumns | None:
@@ -106,16 +112,11 @@ class ColumnWriter:
     def _write(self) -> None:
         if not self._rows:
             return
-        arrays = {
-            free_name(name, self._taken): self._array(name, values)
-            for name, values in _by_column(self._rows).items()
-        }
+        arrays = {free_name(name, self._taken): array for name, array in self._arrays().items()}
         for name, array in arrays.items():
             self._common[name] = _common_type(self._common.get(name), array.type)
         # Rows without any column count, too: a batch without columns would have none.
-        batch = _pa.record_batch(
-            [*arrays.values(), _pa.nulls(len(self._rows))], names=[*arrays, _ROWS]
-        )
+        batch = _pa.record_batch([*arrays.values(), _pa.nulls(self._rows)], names=[*arrays, _ROWS])
         sink = io.BytesIO()
         options = _pa.ipc.IpcWriteOptions(compression="lz4")
         with _pa.ipc.new_file(sink, batch.schema, options=options) as writer:
@@ -123,11 +124,21 @@ class ColumnWriter:
         data = sink.getvalue()
         name = f"{self._name}/{self._start:012d}.arrow"
         self._folder.write_bytes(name, data)
-        self._chunks.append(
-            Chunk(name=name, start=self._start, rows=len(self._rows), crc32=crc32(data))
-        )
-        self._start += len(self._rows)
-        self._rows, self._size = [], 0
+        self._chunks.append(Chunk(name=name, start=self._start, rows=self._rows, crc32=crc32(data)))
+        self._start += self._rows
+        self._pieces = []
+        self._rows = self._size = 0
+
+    def _arrays(self) -> dict[str, Any]:
+        tables = [each.table() for each in self._pieces if isinstance(each, Run)]
+        alike = all(each.schema == tables[0].schema for each in tables)
+        if alike and len(tables) == len(self._pieces):
+            table = _pa.concat_tables(tables).combine_chunks()
+            return {name: table.column(name).chunk(0) for name in table.column_names}
+        rows = [
+            row for each in self._pieces for row in (each.rows() if isinstance(each, Run) else each)
+        ]
+        return {name: self._array(name, values) for name, values in _by_column(rows).items()}
 
     def _array(self, name: str, values: Sequence[object]) -> Any:
         known = self._types.get(name)
@@ -140,6 +151,16 @@ class ColumnWriter:
             return _pa.array(values)
         except _UNFIT:
             return _pa.array(list(map(_text, values)), _pa.string())
+
+
+def _size(columns: Columns) -> int:
+    size = _CELL_BYTES * len(columns)
+    for value in columns.values():
+        # `isinstance` with a union, in a generator, takes longer than all the rest.
+        kind = type(value)
+        if kind is str or kind is bytes:
+            size += len(cast("str | bytes", value))
+    return size
 
 
 def _by_column(rows: Sequence[Columns]) -> dict[str, Sequence[object]]:
@@ -291,6 +312,27 @@ class TaskColumns:
         for at in range(self._start, self._stop, batch_rows):
             some = self.take(min(batch_rows, self._stop - at))
             yield from cast("Sequence[dict[str, object]]", some.to_pylist())
+
+    def records(self, batch_rows: int = 1024) -> Iterator[object]:
+        """Yields the columns of each row as what is JSON sooner than a dictionary."""
+        names = self.schema.names
+        try:
+            record = msgspec.defstruct(
+                "Columns",
+                [(f"column_{place}", Any) for place in range(len(names))],
+                rename={f"column_{place}": name for place, name in enumerate(names)},
+                gc=False,
+            )
+        except ValueError:  # a name that JSON would have to escape
+            yield from self.rows(batch_rows)
+            return
+        for at in range(self._start, self._stop, batch_rows):
+            some = self.take(min(batch_rows, self._stop - at))
+            yield from starmap(record, zip(*map(_values, some.columns), strict=True))
+
+
+def _values(column: Any) -> list[object]:
+    return column.to_pylist()
 
 
 def rows_with_columns(

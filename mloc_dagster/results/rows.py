@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -63,7 +64,7 @@ class SourceRow(msgspec.Struct, frozen=True, omit_defaults=True):
     error: str | None = None
     encoding: str = ""
     fault: str = ""
-    columns: dict[str, Any] | None = None
+    columns: Mapping[str, Any] | None = None
 
 
 class InputRow(msgspec.Struct, frozen=True, omit_defaults=True):

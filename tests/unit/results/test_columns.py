@@ -8,13 +8,14 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings, strategies as st
 
 from mloc_dagster.errors import DamagedFileError
 from mloc_dagster.planning import CarriedColumns
-from mloc_dagster.results import Folder, columns, open_store
+from mloc_dagster.results import BatchRow, Folder, RowBatch, columns, open_store
 from mloc_dagster.results.columns import ColumnWriter, TaskColumns, schema_of
 
 
@@ -162,3 +163,29 @@ def test_a_damaged_file_is_noticed(folder: Folder) -> None:
     folder.write_bytes(chunk.name, folder.read_bytes(chunk.name).replace(b"b", b"c"))
     with pytest.raises(DamagedFileError, match="checksum"):
         list(TaskColumns(folder, [carried]).rows())
+
+
+def test_rows_of_arrow_tables_are_written_as_they_are(folder: Folder) -> None:
+    """Wherever they are cut, and beside rows that are none of a table."""
+    table = pa.table({"n": pa.array(range(10), pa.int8()), "day": [date(2026, 1, 1)] * 10})
+    batch = RowBatch(table)
+    rows = list(batch.rows())
+    again = [*rows[3:7], rows[9], rows[0], *RowBatch(table).rows()]
+    carried = written(folder, again)
+    assert schema_of([carried]) == table.schema
+    assert list(TaskColumns(folder, [carried]).rows()) == list(map(dict, again))
+    mixed = [*rows, {"n": 300, "other": "x"}, BatchRow(batch, 2)]
+    carried = written(folder, mixed)
+    found = list(TaskColumns(folder, [carried]).rows())
+    assert [row["n"] for row in found] == [*range(10), 300, 2]
+    assert [row["other"] for row in found] == [None] * 10 + ["x", None]
+
+
+def test_records_are_written_as_dictionaries_are(folder: Folder) -> None:
+    encode = msgspec.json.Encoder(enc_hook=str).encode
+    row = {"when": datetime(2026, 3, 1, tzinfo=UTC), "of": {"x": [1, None]}, "text": 'a"b', "n": 1}
+    for names in ({}, {'quo"ted': "x"}):
+        carried = written(folder, [{**row, **names}, dict.fromkeys([*row, *names])])
+        found = TaskColumns(folder, [carried])
+        records = list(map(encode, found.records()))
+        assert records == list(map(encode, TaskColumns(folder, [carried]).rows()))
