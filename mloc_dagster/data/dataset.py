@@ -96,7 +96,7 @@ class HubTable:
                 return
             types = self.types(split) or ()
             heavy = [each.name for each in types if holds_bytes(each.type)]
-            build = shape.of(columns, f"{self._url} ({split})", heavy)
+            build = shape.of(columns, f"{self._url} ({split})", types)
             needed = list(build.needed)
             for number, row in enumerate(_undecoded(rows.select_columns(needed), heavy)):
                 try:

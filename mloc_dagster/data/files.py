@@ -23,7 +23,6 @@ from mloc_dagster.data.formats import (
     Place,
     RowError,
     Text,
-    holds_bytes,
 )
 from mloc_dagster.data.json_stream import Json
 from mloc_dagster.data.row_shape import RowBuilder, RowShape
@@ -294,8 +293,7 @@ class FileTable:
             return
         with self._open(path) as file:
             types = form.types(file)
-        heavy = [] if types is None else [each.name for each in types if holds_bytes(each.type)]
-        build = shape.of(columns, PurePosixPath(path).name, heavy)
+        build = shape.of(columns, PurePosixPath(path).name, types)
 
         def resolve(relative: str) -> str:
             return self._beside(path, relative)

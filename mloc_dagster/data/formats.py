@@ -358,6 +358,15 @@ def holds_bytes(kind: Any) -> bool:
     return "binary" in str(kind)
 
 
+def holds_image(kind: Any) -> bool:
+    """Whether values of an Arrow type are images as `datasets` keeps them, or lists of these."""
+    from pyarrow import types
+
+    if types.is_list(kind) or types.is_large_list(kind):
+        kind = kind.value_type
+    return types.is_struct(kind) and {each.name for each in kind} == {"bytes", "path"}
+
+
 class Parquet:
     """Apache Parquet, by record batches of the columns that are needed."""
 

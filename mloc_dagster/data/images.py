@@ -69,6 +69,23 @@ def cell_images(cell: object, resolve: Resolve) -> list[str]:
             )
 
 
+def image_reference(cell: object) -> object:
+    """Returns what tells an image, without its bytes: its path, else `sha256:` and their hash.
+
+    Args:
+        cell: An image as `datasets` keeps it, `{bytes, path}`, or a list of these.
+    """
+    match cell:
+        case {"path": str(path)} if path:
+            return path
+        case {"bytes": bytes(data)}:
+            return f"sha256:{hashlib.sha256(data).hexdigest()}"
+        case list():
+            return [image_reference(each) for each in cell]
+        case _:
+            return None
+
+
 def with_images(prompt: Prompt, references: Sequence[str]) -> Prompt:
     """Returns the prompt with images: before the text, or where it has empty places for them.
 

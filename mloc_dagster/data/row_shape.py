@@ -9,8 +9,8 @@ from typing import Any
 
 import msgspec
 
-from mloc_dagster.data.formats import choose_column, holds_bytes, to_prompt
-from mloc_dagster.data.images import Resolve, cell_images, with_images
+from mloc_dagster.data.formats import choose_column, holds_bytes, holds_image, to_prompt
+from mloc_dagster.data.images import Resolve, cell_images, image_reference, with_images
 from mloc_dagster.errors import DataError, nearest_hint
 from mloc_dagster.results import (
     RESERVED_COLUMNS,
@@ -56,35 +56,38 @@ class RowShape:
     def __init__(self, data: DatasetData) -> None:
         self._data = data
 
-    def of(self, columns: Sequence[str], where: str, heavy: Collection[str] = ()) -> RowBuilder:
+    def of(self, columns: Sequence[str], where: str, schema: Any = None) -> RowBuilder:
         """Returns what makes the rows of one file or split.
 
         Args:
             columns: The columns that it has.
             where: What it is called, for messages.
-            heavy: Columns of bytes, which are kept only if they are named.
+            schema: Its Arrow schema, where it has one: columns of bytes are kept only if they are
+                named, and images by reference unless they are.
 
         Raises:
             DataError: If the block names a column that is not there, or none where it must.
         """
-        data = self._data
+        data, known = self._data, () if schema is None else schema
+        images = {each.name for each in known if holds_image(each.type)} - {*data.image_columns}
+        passed_over = {each.name for each in known if holds_bytes(each.type)}
+        passed_over -= {*images, *data.image_columns}
         _check_there(data.image_columns, columns, where, "image_columns", " of images")
         others = [each for each in columns if each not in data.image_columns]
         prompt = self._prompt(others, where)
         if data.id_column is not None:
             _check_there((data.id_column,), columns, where, "id_column")
         if data.keep == "all":
-            light = [each for each in columns if each not in heavy or each in data.image_columns]
-            kept = [
-                each for each in light if columns.count(each) == 1
-            ]  # CSV may have two of a name
+            light = [each for each in columns if each not in passed_over]
+            # CSV may have two of a name.
+            kept = [each for each in light if columns.count(each) == 1]
             # A row that is its prompt brings nothing else along.
             if set(kept) <= {prompt.only_column}:
                 kept = []
         else:
-            kept = list(data.keep or ())
+            kept, images = list(data.keep or ()), set()
             _check_there(kept, columns, where, "keep")
-        return RowBuilder(data, prompt, tuple(kept))
+        return RowBuilder(data, prompt, tuple(kept), images)
 
     def types(self, schema: Any, where: str) -> Mapping[str, Any]:
         """Returns the Arrow types of the columns that rows keep, of those that the source knows.
@@ -95,12 +98,11 @@ class RowShape:
         """
         if schema is None:
             return {}
-        heavy = [each.name for each in schema if holds_bytes(each.type)]
-        shown = self.of(schema.names, where, heavy).shown
+        build = self.of(schema.names, where, schema)
         return {
             name: schema.field(source).type
-            for name, source in shown.items()
-            if source not in self._data.image_columns
+            for name, source in build.shown.items()
+            if source not in self._data.image_columns and source not in build.references
         }
 
     def _prompt(self, columns: Sequence[str], where: str) -> _PromptMaker:
@@ -130,15 +132,23 @@ class RowBuilder:
         needed: The columns that are read.
         required: Those of them that a row may not lack.
         shown: The source's column for each that a row keeps.
+        references: Those of them that hold images, which a row keeps by reference.
         takes_batches: Whether rows may come as those of Arrow tables.
 
     Args:
         data: The block.
         prompt: Makes the prompt.
         kept: Columns that rows bring along.
+        images: Columns that hold images, to be kept by reference if at all.
     """
 
-    def __init__(self, data: DatasetData, prompt: _PromptMaker, kept: tuple[str, ...]) -> None:
+    def __init__(
+        self,
+        data: DatasetData,
+        prompt: _PromptMaker,
+        kept: tuple[str, ...],
+        images: Collection[str] = (),
+    ) -> None:
         self._prompt = prompt
         self._images = data.image_columns
         self._id = data.id_column
@@ -150,9 +160,11 @@ class RowBuilder:
             self.shown[ID_COLUMN] = self._id
         self.required = tuple(dict.fromkeys([*prompt.columns, *identity]))
         # A row that waits for its turn in a shuffle would hold all of its batch in memory.
-        self.takes_batches = bool(self.shown) and not self._images and not data.shuffle
+        self.references = frozenset(images).intersection(kept)
+        plain = not self._images and not self.references
+        self.takes_batches = bool(self.shown) and plain and not data.shuffle
         self._kept: tuple[RowBatch, RowBatch] | None = None
-        plain = not self._images and self._id is None
+        plain = plain and self._id is None
         self._as_it_is = plain and set(self.needed) == set(kept) == set(self._names.values())
 
     def __call__(self, row: Mapping[str, object], resolve: Resolve) -> SourceRow:
@@ -184,6 +196,7 @@ class RowBuilder:
             images += found
             columns[name] = ImageReferences(len(found))
         prompt = with_images(prompt, images)
+        columns |= {name: image_reference(row.get(name)) for name in self.references}
         values = {**row, **columns}
         kept = {shown: values.get(name) for name, shown in self._names.items()}
         if self._id is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from datetime import date
 from pathlib import Path
@@ -167,3 +168,33 @@ def test_a_column_of_images_says_where_they_are(tmp_path: Path) -> None:
     names = [str(each).removeprefix("task://") for each in [*left, *right]]
     assert [folder.read_bytes(name)[-1:] for name in names] == [b"1", b"2", b"3"]
     assert row["text"] == "a"
+
+
+def test_images_that_are_no_prompt_are_kept_by_reference(tmp_path: Path) -> None:
+    """Their bytes are kept only if the column is named."""
+    picture = {"bytes": b"picture", "path": None}
+    digest = f"sha256:{hashlib.sha256(b'picture').hexdigest()}"
+    image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    given = pa.table(
+        {
+            "text": ["a", "b", "c"],
+            "image": pa.array([{"bytes": b"x", "path": "cats/1.png"}, picture, None], image),
+            "pages": pa.array([[picture, picture], [], None], pa.list_(image)),
+            "raw": [b"1", b"2", b"3"],
+        }
+    )
+    url = str(tmp_path / "q.parquet")
+    pq.write_table(given, url)
+    assert [columns for _, columns in made(url, column="text")] == [
+        {"text": "a", "image": "cats/1.png", "pages": [digest, digest]},
+        {"text": "b", "image": digest, "pages": []},
+        {"text": "c", "image": None, "pages": None},
+    ]
+    _, second, _ = made(url, column="text", keep=["image"])
+    assert second[1] == {"image": picture}
+    folder = open_store(str(tmp_path / "results")).task("t")
+    data = DatasetData(type="dataset", url=url, column="text")
+    plan = spool_input("t", data, folder, 1, 1, {})
+    assert plan.columns is not None
+    assert schema_of([plan.columns]).field("image").type == pa.string()
+    assert schema_of([plan.columns]).field("pages").type == pa.list_(pa.string())
