@@ -23,15 +23,19 @@ _LOOK_S = 3.0
 
 
 @contextmanager
-def open_api() -> Generator[Client]:
-    """Opens the API that a command asks, whichever there is."""
+def open_api(task: str | None = None) -> Generator[Client]:
+    """Opens the API that a command asks, whichever there is.
+
+    Args:
+        task: What the command reads, which this command's own API finds wherever its run wrote.
+    """
     from mloc_dagster.cli.local_api import local_api
 
     with answering_api() as client:
         if client is not None:
             yield client
             return
-    with local_api() as client:
+    with local_api(task) as client:
         yield client
 
 

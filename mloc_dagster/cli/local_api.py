@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mloc_dagster.errors import InputError, MlocError
+from mloc_dagster.redaction import MASK, redact_urls
+from mloc_dagster.results import open_store, results_at
 from mloc_dagster.settings import settings
 
 if TYPE_CHECKING:
@@ -69,8 +71,11 @@ def _use_stack() -> bool:
 
 
 @contextmanager
-def local_api() -> Generator[Client]:
+def local_api(task: str | None = None) -> Generator[Client]:
     """Serves the API to this process over the database and the results that it would use.
+
+    Args:
+        task: What is read; if it is not among those results, they are those of its run.
 
     Raises:
         InputError: If there is no database: nothing was ever run here.
@@ -82,9 +87,40 @@ def local_api() -> Generator[Client]:
     fleet = FleetAccess()
     instance = fleet.instance()  # starts the embedded database
     with closing(_opened_ledger()) as ledger, _following(ledger, instance, fleet.engine_if_any()):
+        if task is not None and (place := _place_of(instance, task)) is not None:
+            os.environ["MLOC_RESULTS_URL"] = place
+            settings.cache_clear()
         app = create_app(ledger, fleet, host="localhost", tokens=Tokens(None, None))
         with _served(app) as client:
             yield client
+
+
+def place_of(task: str) -> str | None:
+    """Returns where the run of a task wrote, if it is not here and a run of this home's says so.
+
+    Raises:
+        InputError: If its address had credentials, which are kept nowhere.
+    """
+    from mloc_dagster.services import open_instance, stack_layout
+
+    if settings().postgres_url is None and not stack_layout().postgres.exists():
+        return None
+    with open_instance() as instance:
+        return _place_of(instance, task)
+
+
+def _place_of(instance: dg.DagsterInstance, task: str) -> str | None:
+    from mloc_dagster.tasks import results_of
+
+    place, here = results_of(instance, task), open_store().url
+    if place is None or place == redact_urls(here):
+        return None
+    if MASK in place:
+        raise InputError(
+            f"the results of {task} are at {place}, and credentials are kept nowhere: set"
+            " MLOC_RESULTS_URL to the whole address"
+        )
+    return place
 
 
 def _opened_ledger() -> Ledger:
@@ -125,12 +161,13 @@ def _following(
             yield
             return
         following, runs = Following(ledger, instance), OpenRuns(ledger, instance, engine)
-        closing_down = threading.Event()
+        closing_down, own = threading.Event(), open_store().url
 
         def look() -> None:
-            if following.look():
-                runs.read()
-            runs.look()
+            with results_at(own):  # all other tasks are there, whatever one this command reads
+                if following.look():
+                    runs.read()
+                runs.look()
 
         def look_on() -> None:
             while not closing_down.wait(_FOLLOW_EVERY_S):

@@ -44,7 +44,7 @@ def result(options: ResultOptions) -> int:
         InputError: If there is no such task, or its result is not there yet.
     """
     _check(options)
-    with open_api() as client:
+    with open_api(options.task_id) as client:
         if options.list_files:
             _print_files(client, options)
         elif options.output is not None or options.bundle or options.file is not None:

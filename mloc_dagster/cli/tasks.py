@@ -27,7 +27,7 @@ def show(task_or_run_id: str, *, as_json: bool) -> int:
     Raises:
         InputError: If there is no such task or run.
     """
-    with open_api() as client:
+    with open_api(task_or_run_id) as client:
         tasks = details(client, task_or_run_id)
     if not as_json:
         print_task_lines(tasks)
@@ -236,7 +236,7 @@ def show_logs(task_or_workflow_id: str, *, follow: bool, level: str, as_json: bo
     lowest = next((each for each in get_args(LogLevel) if each == level.upper()), None)
     if lowest is None:
         raise UnknownNameError("level", level, get_args(LogLevel))
-    with open_api() as client:
+    with open_api(task_or_workflow_id) as client:
         for task_id, line in _lines(client, task_or_workflow_id, lowest, follow=follow):
             if as_json:
                 typer.echo(line.model_dump_json())

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from mloc_dagster.cli.local_api import place_of
 from mloc_dagster.cli.terminal import OK
 from mloc_dagster.errors import InputError, UnknownNameError
 from mloc_dagster.results import ResultStore, open_store
@@ -86,11 +87,16 @@ def _meant(options: ViewOptions) -> tuple[ResultStore, str | None]:
         store, name = open_store(str(folder.absolute().parent)), folder.name
     else:
         store, name = open_store(options.results), named
-    if name is not None and not _is_task(store, name):
-        known = list(store.task_ids())
-        if not any(each.startswith(f"{name}-") for each in known):
-            raise UnknownNameError(f"task on {store.url}", name, known)
+    if name is not None and not _is_known(store, name):
+        place = place_of(name) if options.results is None else None
+        if place is not None and _is_known(open_store(place), name):
+            return open_store(place), name
+        raise UnknownNameError(f"task on {store.url}", name, list(store.task_ids()))
     return store, name
+
+
+def _is_known(store: ResultStore, name: str) -> bool:
+    return _is_task(store, name) or any(each.startswith(f"{name}-") for each in store.task_ids())
 
 
 def _is_task(store: ResultStore, name: str) -> bool:

@@ -26,6 +26,7 @@ from mloc_dagster.ops import (
     NODES_TAG,
     OWNER_TAG,
     PROCESS_TAG,
+    RESULTS_TAG,
     TASK_TYPES_TAG,
     TEMPLATE_TAG,
     WORKFLOW_TAG,
@@ -33,6 +34,7 @@ from mloc_dagster.ops import (
     run_tasks,
     workflow_of,
 )
+from mloc_dagster.redaction import redact_urls
 from mloc_dagster.results import RECORD_NAME, open_store
 from mloc_dagster.services import (
     RESUME_RETRY_TAG,
@@ -58,6 +60,7 @@ _TAGS = (
     NODES_TAG,
     OWNER_TAG,
     PROCESS_TAG,
+    RESULTS_TAG,
     RESUME_RETRY_TAG,
     ROOT_RUN_ID_TAG,
     TASK_TYPES_TAG,
@@ -114,13 +117,19 @@ def _take_in(ledger: Ledger, rows: Sequence[RunRow]) -> None:
             by_workflow[workflow_of(row.run_id, row.tags)].append(row)
     for workflow_id, runs in by_workflow.items():
         found = _found(workflow_id, runs)
-        if runs[-1].status not in _ENDED or _has_records(found):
+        if runs[-1].status not in _ENDED or _may_have_records(found, runs[-1].tags):
             ledger.adopt(found)
 
 
-def _has_records(found: FoundWorkflow) -> bool:
-    """Tells whether results are left: tasks that were cleaned up are not taken in again."""
+def _may_have_records(found: FoundWorkflow, tags: Mapping[str, str]) -> bool:
+    """Tells whether results may be left: tasks that were cleaned up are not taken in again.
+
+    Other places than the own store are not looked at: what a tag says opens nothing here.
+    """
     store = open_store()
+    here = redact_urls(store.url)
+    if tags.get(RESULTS_TAG, here) != here:
+        return True
     return any(store.task(each.task_id).exists(RECORD_NAME) for each in found.tasks)
 
 

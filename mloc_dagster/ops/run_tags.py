@@ -47,6 +47,9 @@ DEAD_LETTER_TAG = "mloc/dead_letter"
 PROCESS_TAG = "mloc/process"
 """Names the `mloc run` that carries a run, as `this_process` does: it is none of the fleet's."""
 
+RESULTS_TAG = "mloc/results"
+"""Where an `mloc run` writes, without the credentials that its URL may hold."""
+
 
 def op_name(text: str) -> str:
     """Returns `text` as Dagster's names may be: no other characters, none of its own words."""

@@ -24,4 +24,5 @@ from .workflows import (
     find_workflows as find_workflows,
     launcher_of as launcher_of,
     look_up as look_up,
+    results_of as results_of,
 )

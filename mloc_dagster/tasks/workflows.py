@@ -15,6 +15,7 @@ from mloc_dagster.fleet import FleetRunLauncher
 from mloc_dagster.ops import (
     NODES_TAG,
     PROCESS_TAG,
+    RESULTS_TAG,
     TEMPLATE_TAG,
     WORKFLOW_TAG,
     RunTask,
@@ -109,6 +110,18 @@ def look_up(instance: dg.DagsterInstance, name: str) -> Found | None:
         if chosen:
             return Found(workflow, chosen)
     return None
+
+
+def results_of(instance: dg.DagsterInstance, name: str) -> str | None:
+    """Returns where the run of a task says that it wrote; None if it does not say, or is unknown.
+
+    Any run may say anything: only what a user may read anyway is to be opened with it.
+    """
+    try:
+        found = look_up(instance, name)
+    except InputError:  # a run, and none of a template
+        return None
+    return None if found is None else found.workflow.latest.tags.get(RESULTS_TAG)
 
 
 def find(instance: dg.DagsterInstance, name: str) -> Found:

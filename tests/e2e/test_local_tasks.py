@@ -178,3 +178,26 @@ def test_where_nothing_was_run_is_said(
     settings.cache_clear()
     assert "nothing was run in" in mloc("list", code=2)
     assert not (tmp_path / "empty").exists()
+
+
+def test_results_elsewhere_are_read_there(
+    mloc: Mloc, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And tasks of the own store that ended before are listed all the same."""
+    path, owner = written(STAGES, tmp_path)
+
+    def at_home() -> None:
+        monkeypatch.setenv("MLOC_RESULTS_URL", str(tmp_path / "results"))
+        settings.cache_clear()
+
+    mloc("run", path, "-q")
+    mloc("run", path, "-q", "--results", str(tmp_path / "elsewhere"))
+    at_home()  # another process, which was told nothing
+    (refine,) = (each.name for each in (tmp_path / "elsewhere").glob("*-refine"))
+    assert "one again" in mloc("result", refine)
+    at_home()
+    assert json.loads(mloc("show", refine, "--json"))["tasks"][0]["rows"] == 2
+    at_home()
+    assert refine in mloc("logs", refine)
+    at_home()
+    assert len(json.loads(mloc("list", "--owner", owner, "--json"))) == 4
