@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ def questions(tmp_path: Path) -> str:
     return str(path)
 
 
-def made(url: str, **block: object) -> list[tuple[Prompt, dict[str, Any] | None]]:
+def made(url: str, **block: object) -> list[tuple[Prompt, Mapping[str, Any] | None]]:
     return [(row.prompt, row.columns) for row in rows(FileTable(url), **block)]
 
 
