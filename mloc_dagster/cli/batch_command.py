@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import typer
-from pydantic import JsonValue
 
 from mloc_dagster.cli.batch_files import (
     BatchOutcome,
@@ -17,7 +16,7 @@ from mloc_dagster.cli.batch_files import (
     batch_json,
     batch_task_id,
     check_files,
-    model_source,
+    named_model,
     print_batch,
     replacing,
 )
@@ -47,6 +46,7 @@ from mloc_dagster.results import (
 )
 from mloc_dagster.schema import OpenaiBatchData, RowSpec
 from mloc_dagster.settings import settings
+from mloc_dagster.tasks import batch_template, model_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,36 +159,22 @@ def _compile(options: BatchOptions) -> tuple[CompiledTemplate, str]:
 
     The same requests, model and options have the same id: the same command goes on where it was.
     """
-    source, model = options.source or "", options.model or ""
+    source = options.source or ""
     url = source if "://" in source else str(Path(source).expanduser().resolve())
     found = scan_batch(url)
     found.check()
     task_type = check_endpoints(source, found)
-    mapping = _template(options, url, task_type, model)
+    model = model_of(named_model(options.model or ""))
+    mapping = batch_template(
+        url,
+        task_type,
+        model if options.engine is None else {**model, "engine": options.engine},
+        error_budget=options.error_budget,
+        shards=options.shards,
+    )
     document = Document("mloc batch", tree_of(mapping, Position("mloc batch")))
     compiled = compile_document(apply_sets(document, options.sets))
     return compiled, batch_task_id(compiled, found)
-
-
-def _template(options: BatchOptions, url: str, task_type: str, model: str) -> dict[str, JsonValue]:
-    described: dict[str, JsonValue] = {"source": model_source(model)}
-    if options.engine is not None:
-        described["engine"] = options.engine
-    block = "pooling" if task_type == "embedding" else "inference"
-    return {
-        "apiVersion": "mloc/v1",
-        "kind": "EmbeddingTask" if task_type == "embedding" else "InferenceTask",
-        "metadata": {"name": "batch"},
-        "spec": {
-            "taskType": task_type,
-            "model": described,
-            "data": {"type": "openai_batch", "url": url},
-            block: {"error_budget": options.error_budget},
-            "parallel": {"max_shards": options.shards},
-            "checks": {"max_empty_fraction": 1},
-            "output": {"formats": ["json", "openai_batch"]},
-        },
-    }
 
 
 def _forget(folder: Folder) -> None:

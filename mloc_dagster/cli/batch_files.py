@@ -94,14 +94,11 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
         draft.unlink(missing_ok=True)
 
 
-def model_source(model: str) -> dict[str, JsonValue]:
-    """Returns what a template says of a model: a built-in one, a folder, or one of the hub."""
-    if model in BUILTIN_MODELS:
-        return {"type": "builtin", "identifier": model}
+def named_model(model: str) -> str:
+    """Returns the model of a command line; a folder by its whole path, the same from anywhere."""
     path = Path(model).expanduser()
-    if path.is_dir() or path.is_absolute() or model.startswith("."):
-        return {"type": "local", "identifier": str(path.resolve())}
-    return {"type": "huggingface", "identifier": model}
+    is_place = path.is_dir() or path.is_absolute() or model.startswith(".")
+    return str(path.resolve()) if is_place and model not in BUILTIN_MODELS else model
 
 
 def batch_task_id(compiled: CompiledTemplate, found: BatchFile) -> str:

@@ -97,9 +97,25 @@ def _object(body: object) -> dict[str, Any]:
 NAMED_DEFECTS = 20
 """Defects that are listed; the rest are counted."""
 
+_NAMED_MODELS = 2
+"""Of several models two are told: the file is wrong then, or its task answers for all of them."""
+
 _CORRUPT = (EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError, zipfile.BadZipFile)
 _ID_BYTES = 10
 _MOST_CHARACTERS = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Defect:
+    """What fails a batch file as a whole.
+
+    Attributes:
+        line: The line in which it is, from 1.
+        message: What is wrong.
+    """
+
+    line: int
+    message: str
 
 
 @dataclass(slots=True)
@@ -107,18 +123,33 @@ class BatchFile:
     """What a first reading of a batch file found.
 
     Attributes:
+        url: The file.
         requests: How many requests it has.
         endpoints: How many for each endpoint.
+        first_lines: The first line with each endpoint.
+        models: The first line with each model that a body names, of the first two models.
         sha256: Hex digest over its bytes.
-        defects: `file:line: message` of what fails it as a whole, the first of them.
+        defects: The first defects.
         more_defects: How many more there are.
     """
 
+    url: str = ""
     requests: int = 0
     endpoints: Counter[str] = field(default_factory=Counter[str])
+    first_lines: dict[str, int] = field(default_factory=dict[str, int])
+    models: dict[str, int] = field(default_factory=dict[str, int])
     sha256: str = ""
-    defects: list[str] = field(default_factory=list[str])
+    defects: list[Defect] = field(default_factory=list[Defect])
     more_defects: int = 0
+
+    def add(self, number: int, request: dict[str, Any]) -> None:
+        """Notes a request and its line."""
+        self.endpoints[request["url"]] += 1
+        self.first_lines.setdefault(request["url"], number)
+        body = request["body"]
+        model = cast("dict[str, Any]", body).get("model") if isinstance(body, dict) else None
+        if isinstance(model, str) and len(self.models) < _NAMED_MODELS:
+            self.models.setdefault(model, number)
 
     def check(self) -> None:
         """Raises what is wrong.
@@ -129,7 +160,8 @@ class BatchFile:
         if not self.defects:
             return
         more = [f"… and {self.more_defects:,} more"] if self.more_defects else []
-        raise DataError("\n".join([*self.defects, *more]))
+        named = [f"{self.url}:{each.line}: {each.message}" for each in self.defects]
+        raise DataError("\n".join([*named, *more]))
 
 
 def scan_batch(url: str) -> BatchFile:
@@ -141,7 +173,7 @@ def scan_batch(url: str) -> BatchFile:
         DataError: If there is no such file, or no request in it.
         TransientError: If it cannot be read now.
     """
-    found, digest = BatchFile(), hashlib.sha256()
+    found, digest = BatchFile(url), hashlib.sha256()
     seen: dict[bytes, int] = {}
     for number, line in _lines(url):
         digest.update(line)
@@ -150,12 +182,12 @@ def scan_batch(url: str) -> BatchFile:
         found.requests += 1
         try:
             request = _request(line)
-            found.endpoints[request["url"]] += 1
+            found.add(number, request)
             key = hashlib.blake2b(request["custom_id"].encode(), digest_size=_ID_BYTES).digest()
             _check_new(request["custom_id"], number, seen.setdefault(key, number))
         except ValueError as error:
             if len(found.defects) < NAMED_DEFECTS:
-                found.defects.append(f"{url}:{number}: {error}")
+                found.defects.append(Defect(number, str(error)))
             else:
                 found.more_defects += 1
     if not found.requests:

@@ -6,6 +6,7 @@ from .launch import (
     job_origin as job_origin,
     launch_template as launch_template,
 )
+from .openai_batch import batch_template as batch_template, model_of as model_of
 from .retry import retry_run as retry_run, retry_task as retry_task
 from .steps import (
     Setbacks as Setbacks,

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from mloc_dagster.cli.batch_files import batch_task_id, model_source
+from mloc_dagster.cli.batch_files import batch_task_id
 from mloc_dagster.compile import compile_mapping
 from mloc_dagster.data import BatchFile
 from mloc_dagster.errors import InputError
+from mloc_dagster.tasks import model_of
 
 
 def folder(place: Path, weights: bytes) -> Path:
@@ -35,7 +36,7 @@ def task_id(model: Path, *adapters: Path, **inference: Any) -> str:
             "spec": {
                 "taskType": "inference",
                 "model": {
-                    "source": model_source(str(model)),
+                    **model_of(str(model)),
                     "adapters": [{"path": str(each)} for each in adapters],
                 },
                 "data": {"type": "openai_batch", "url": "requests.jsonl"},
