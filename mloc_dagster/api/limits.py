@@ -114,6 +114,7 @@ class TimeoutProtocol(HttpToolsProtocol):
         self.transport.close()
 
 
+_BODY_SETTING = "MLOC_API_MAX_BODY_BYTES"
 _SLOWEST_BYTES_PER_S = 8_000
 """A body that arrives slower than this, after some patience, holds its connection for nothing."""
 
@@ -156,7 +157,7 @@ class Limits:
             return self.upload_bytes, "MLOC_API_MAX_UPLOAD_BYTES"
         if path.rstrip("/") == "/api/v1/results":
             return self.result_bytes, "MLOC_API_MAX_RESULT_BYTES"
-        return self.body_bytes, "MLOC_API_MAX_BODY_BYTES"
+        return self.body_bytes, _BODY_SETTING
 
 
 class RequestGuard:
@@ -250,5 +251,6 @@ class _Answer:
 
 
 def _too_large(most: int, setting: str) -> Refusal:
-    detail = f"the body is larger than {most:,} bytes ({setting}); put rows into data files"
+    hint = "; put rows into data files" if setting == _BODY_SETTING else ""
+    detail = f"the body is larger than {most:,} bytes ({setting}){hint}"
     return Refusal(413, "too-large", detail)

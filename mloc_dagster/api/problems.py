@@ -1,4 +1,7 @@
-"""Failure as RFC 9457 problem details, with the same texts as the CLI."""
+"""Failure as RFC 9457 problem details, with the same texts as the CLI.
+
+Paths below `/v1` fail in the form of `openai.errors`, with the same texts.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,7 @@ from sqlalchemy.exc import DBAPIError, TimeoutError
 from starlette.exceptions import HTTPException
 from starlette.routing import Match, Route
 
+from mloc_dagster.api.openai.errors import error_response, is_openai
 from mloc_dagster.compile import Diagnostic
 from mloc_dagster.errors import (
     IncompleteResultsError,
@@ -92,7 +96,13 @@ def no_such_task(task_id: str, known: Sequence[str] = ()) -> Refusal:
 
 
 def problem_response(refusal: Refusal, path: str) -> Response:
-    """Returns the answer to a request that is refused."""
+    """Returns the answer to a request that is refused, in the form of its path."""
+    # Nobody reads the rest of a body that is too large or too slow.
+    closing = {"Connection": "close"} if refusal.status in (408, 413) else {}
+    headers = {**refusal.headers, **closing}
+    if is_openai(path):
+        place = refusal.errors[0].path if refusal.errors else ""
+        return error_response(refusal.status, refusal.kind, refusal.detail, place, headers)
     problem = Problem(
         type=f"urn:mloc:{refusal.kind}",
         title=HTTPStatus(refusal.status).phrase,
@@ -101,13 +111,11 @@ def problem_response(refusal: Refusal, path: str) -> Response:
         instance=path,
         errors=refusal.errors[:_MOST_ERRORS],
     )
-    # Nobody reads the rest of a body that is too large or too slow.
-    closing = {"Connection": "close"} if refusal.status in (408, 413) else {}
     return Response(
         problem.model_dump_json(),
         status_code=refusal.status,
         media_type=PROBLEM_TYPE,
-        headers={**refusal.headers, **closing},
+        headers=headers,
     )
 
 
@@ -173,6 +181,8 @@ def install(app: FastAPI) -> None:
 
     async def answer(request: Request, error: Exception) -> Response:
         refusal = refusal_of(error)
+        if refusal.status == 404 and isinstance(error, HTTPException):  # the framework's own
+            refusal.detail = f"there is no {request.url.path[:200]!a}: /docs lists what there is"
         if refusal.status == 405:
             refusal.headers["Allow"] = ", ".join(_methods(app, request))
         return problem_response(refusal, request.url.path)
