@@ -26,6 +26,7 @@ class MemoryLedger:
         self.commits: list[int] = []
         self.failure: Exception | None = None
         self.lock = threading.Lock()
+        self.openai = NoObjects()
 
     def accept(self, submissions: Sequence[Submission]) -> Sequence[Accepted | KeyReused]:
         with self.lock:
@@ -127,6 +128,22 @@ class MemoryLedger:
         for content in gone - {self.contents[each.workflow_id] for each in self.entries.values()}:
             remove_document(content)
         return ended
+
+
+class NoObjects:
+    """The ledger's files and batches, of which there are none."""
+
+    def unsettled(self) -> Sequence[object]:
+        return []
+
+    def unneeded_files(self, purpose: str) -> Sequence[object]:
+        return []
+
+    def file(self, file_id: str) -> None:
+        return None
+
+    def batch(self, batch_id: str) -> None:
+        return None
 
 
 def _matches(entry: TaskEntry, chosen: TaskFilter) -> bool:

@@ -20,7 +20,7 @@ from mloc_dagster.api.problems import Refusal
 from mloc_dagster.api.submission_body import SubmissionBody, Upload
 from mloc_dagster.ledger import Accepted, KeyReused, Ledger, Request, Submission
 from mloc_dagster.net import UPLOADS_FOLDER, has_content
-from mloc_dagster.results import BUFFER_BYTES, ResultStore, open_store
+from mloc_dagster.results import BUFFER_BYTES, Folder, ResultStore, open_store
 from mloc_dagster.wire import SubmitReply, SubmittedTask, TaskState
 
 
@@ -33,7 +33,8 @@ def keep_uploads(store: ResultStore, uploads: Sequence[Upload]) -> dict[str, str
     """
     addresses: dict[str, str] = {}
     for each in uploads:
-        addresses[each.name] = _keep(store, each)
+        folder, name = keep_upload(store, each)
+        addresses[each.name] = f"{folder.url}/{name}"
     ends = [PurePosixPath(each.name).name for each in uploads]
     for each, end in zip(uploads, ends, strict=True):
         if ends.count(end) == 1:
@@ -41,7 +42,8 @@ def keep_uploads(store: ResultStore, uploads: Sequence[Upload]) -> dict[str, str
     return addresses
 
 
-def _keep(store: ResultStore, upload: Upload) -> str:
+def keep_upload(store: ResultStore, upload: Upload) -> tuple[Folder, str]:
+    """Stores a file as `.uploads/<sha256>/<name>`, in constant memory; returns where it is."""
     source = upload.file.file
     source.seek(0)
     digest = hashlib.file_digest(cast(Any, source), "sha256").hexdigest()
@@ -51,7 +53,7 @@ def _keep(store: ResultStore, upload: Upload) -> str:
         source.seek(0)
         with folder.create(name) as target:
             shutil.copyfileobj(source, target, BUFFER_BYTES)
-    return f"{folder.url}/{name}"
+    return folder, name
 
 
 _WINDOW_S = 0.005

@@ -13,6 +13,7 @@ from typing import Annotated
 from fastapi import APIRouter, Body, Path, Query
 from fastapi.responses import Response
 
+from mloc_dagster.api.openai.batch_state import settle_all
 from mloc_dagster.api.openapi import problems
 from mloc_dagster.api.parameters import Cursor
 from mloc_dagster.api.problems import Refusal
@@ -101,6 +102,8 @@ class _Found:
 
 def clean_up(api: ApiState, wanted: CleanupRequest) -> CleanupReport:
     """Removes what was asked for, or says what would be removed."""
+    if not wanted.dry_run:
+        settle_all(api)  # what batches came to outlives their results
     found: list[_Found] = []
     more = False
     for each in _all(api, wanted):

@@ -15,6 +15,7 @@ from mloc_dagster.api.auth import BearerAuth, OriginGuard, Tokens
 from mloc_dagster.api.compiled_bodies import CompiledBodies
 from mloc_dagster.api.limits import Limits, RequestGuard
 from mloc_dagster.api.metrics import AccessLog, Metrics, Observed
+from mloc_dagster.api.openai import batches, files
 from mloc_dagster.api.openapi import describe, install_docs
 from mloc_dagster.api.state import ApiState, FleetAccess
 from mloc_dagster.api.viewer_app import install_viewer
@@ -74,7 +75,7 @@ def create_app(
         separate_input_output_schemas=False,
     )
     app.state.api = state
-    for each in (task_routes, logs, result_routes, admin_routes, health_routes):
+    for each in (task_routes, logs, result_routes, files, batches, admin_routes, health_routes):
         app.include_router(each.router)
     install_docs(app)
     opens = (

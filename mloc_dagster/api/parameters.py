@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Annotated
 
-from fastapi import Path, Query, Request
+from fastapi import Header, Path, Query, Request
 
 from mloc_dagster.api.problems import Refusal
 from mloc_dagster.errors import InputError, nearest_hint
@@ -88,6 +88,15 @@ Limit = Annotated[int, Query(ge=1, le=MAX_PAGE, description="Entries on a page."
 Cursor = Annotated[
     str | None,
     Query(max_length=4_000, description="`next_cursor` of the page before."),
+]
+IdempotencyKey = Annotated[
+    str | None,
+    Header(
+        min_length=1,
+        max_length=200,
+        pattern=r"^[\x21-\x7e]([\x20-\x7e]*[\x21-\x7e])?$",
+        description="The same key gives the same answer, and nothing runs twice.",
+    ),
 ]
 _Exact = Annotated[str | None, Query(min_length=1, max_length=200, pattern=_TEXT)]
 

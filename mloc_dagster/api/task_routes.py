@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Body, Depends, Header, Request
+from fastapi import APIRouter, Body, Depends, Request
 from fastapi.responses import Response
 
 from mloc_dagster.api.metrics import TASKS
@@ -12,6 +12,7 @@ from mloc_dagster.api.openapi import SUBMIT_BODY, problems
 from mloc_dagster.api.parameters import (
     FILTERS,
     Cursor,
+    IdempotencyKey,
     Limit,
     TaskId,
     no_other_parameters,
@@ -49,15 +50,7 @@ router = APIRouter(prefix="/api/v1", tags=["tasks"])
 async def submit(
     api: State,
     request: Request,
-    idempotency_key: Annotated[
-        str | None,
-        Header(
-            min_length=1,
-            max_length=200,
-            pattern=r"^[\x21-\x7e]([\x20-\x7e]*[\x21-\x7e])?$",
-            description="The same key gives the same answer, and nothing runs twice.",
-        ),
-    ] = None,
+    idempotency_key: IdempotencyKey = None,
 ) -> Response:
     """Accepts every task of one or several YAML documents, or none; they are on disk afterwards."""
     try:

@@ -11,3 +11,4 @@ from .model import (
     TaskEntry as TaskEntry,
     TaskFilter as TaskFilter,
 )
+from .openai_objects import BatchEntry as BatchEntry, FileEntry as FileEntry, PageOf as PageOf

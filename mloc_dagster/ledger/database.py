@@ -107,6 +107,45 @@ runs = Table(
 followed = Table("followed", metadata, Column("place", BigInteger, nullable=False))
 """How far Dagster's runs have been looked through, in one row."""
 
+files = Table(
+    "files",
+    metadata,
+    Column("place", BigInteger, Identity(), primary_key=True),
+    Column("file_id", Text, nullable=False, unique=True),
+    Column("filename", Text, nullable=False),
+    Column("purpose", Text, nullable=False),
+    Column("bytes", BigInteger, nullable=False),
+    # Where in the results store, below its root, which may move.
+    Column("folder", Text, nullable=False, index=True),
+    Column("name", Text, nullable=False),
+    Column("created_at", DateTime(timezone=True), nullable=False, server_default=_now),
+    # Kept when they are deleted: pages go on after a file that was deleted since.
+    Column("deleted", Boolean, nullable=False, server_default="false"),
+    Column("removed", Boolean, nullable=False, server_default="false"),
+)
+"""Files of the routes below `/v1`."""
+
+batches = Table(
+    "batches",
+    metadata,
+    Column("place", BigInteger, Identity(), primary_key=True),
+    Column("batch_id", Text, nullable=False, unique=True),
+    Column("request_hash", Text, nullable=False),
+    Column("input_file_id", Text, nullable=False, index=True),
+    Column("endpoint", Text, nullable=False),
+    Column("completion_window", Text, nullable=False),
+    Column("metadata", JSON(none_as_null=True)),
+    Column("model", Text),
+    Column("requests", Integer, nullable=False),
+    Column("errors", JSON, nullable=False),
+    Column("task_id", Text, index=True),
+    Column("created_at", DateTime(timezone=True), nullable=False, server_default=_now),
+    Column("cancelling_at", DateTime(timezone=True)),
+    Column("settled", JSON(none_as_null=True)),
+    Column("settled_for", DateTime(timezone=True)),
+)
+"""Batches of the routes below `/v1`; `settled` outlives the task."""
+
 _newest = tasks.c.place.desc()
 
 Index("tasks_by_state", tasks.c.state, _newest)
@@ -139,7 +178,7 @@ def create_tables(connection: Connection) -> None:
         text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": AdvisoryLock.CREATE_TABLES}
     )
     connection.execute(text(f"CREATE SCHEMA IF NOT EXISTS {SCHEMA}"))
-    metadata.create_all(connection, [documents, submissions, tasks, runs, followed])
+    metadata.create_all(connection, [documents, submissions, tasks, runs, followed, files, batches])
     # Only where it is missing: the statement waits for every reader, also with nothing to do.
     columns = {each["name"] for each in inspect(connection).get_columns("tasks", SCHEMA)}
     if tasks.c.origin.name not in columns:

@@ -25,6 +25,7 @@ from mloc_dagster.ledger.model import (
     TaskEntry,
     TaskFilter,
 )
+from mloc_dagster.ledger.openai_objects import OpenaiObjects
 from mloc_dagster.ledger.queries import counts, create_counts
 from mloc_dagster.services import postgres_url
 from mloc_dagster.wire import TaskState
@@ -39,11 +40,15 @@ class Ledger:
     Args:
         engine: Of a database with the ledger's tables.
         url: Its address.
+
+    Attributes:
+        openai: Files and batches of the routes below `/v1`.
     """
 
     def __init__(self, engine: Engine, url: str) -> None:
         self._engine = engine
         self._url = url
+        self.openai = OpenaiObjects(engine)
 
     @classmethod
     def open(cls, url: str | None = None) -> Self:

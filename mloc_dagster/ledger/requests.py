@@ -10,6 +10,7 @@ from sqlalchemy.engine import Connection
 from mloc_dagster.ledger.database import (
     CHANNEL,
     documents,
+    files,
     lock_tasks,
     may_delete_contents,
     runs,
@@ -121,10 +122,14 @@ def forget(
         .where(tasks.c.task_id.in_(ids), tasks.c.state.in_(ENDED))
         .returning(tasks.c.task_id, tasks.c.workflow_id, tasks.c.run_id)
     ).all()
+    ids = {task_id for task_id, _, _ in gone}
+    connection.execute(
+        update(files).where(files.c.folder.in_(ids)).values(deleted=True, removed=True)
+    )
     _delete_runs(connection, {run_id for _, _, run_id in gone})
     for content_hash in _delete_contents(connection, {workflow_id for _, workflow_id, _ in gone}):
         remove_document(content_hash)
-    return {task_id for task_id, _, _ in gone}
+    return ids
 
 
 def _delete_runs(connection: Connection, run_ids: Collection[str]) -> None:

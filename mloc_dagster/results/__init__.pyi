@@ -62,7 +62,7 @@ from .manifest import (
     verify_manifest as verify_manifest,
     write_manifest as write_manifest,
 )
-from .openai_batch import BatchFiles as BatchFiles
+from .openai_batch import BatchFiles as BatchFiles, whole_requests as whole_requests
 from .part_files import (
     Part as Part,
     finished_rows as finished_rows,

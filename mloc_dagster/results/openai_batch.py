@@ -108,6 +108,29 @@ class BatchFiles:
         return sha256(f"{self._task_id}:{row.index}:{what}".encode()).hexdigest()[:32]
 
 
+def whole_requests(rows: Iterable[OutputRow], total: int) -> Iterator[list[OutputRow]]:
+    """Yields the requests of a stopped task of which every row is there.
+
+    Rows do not tell how many a request has. So one counts as whole if its neighbours' rows are
+    there, too.
+
+    Args:
+        rows: Those that are there, in order of index.
+        total: How many the task has.
+    """
+    before, waiting = -1, list[OutputRow]()
+    for _, group in groupby(rows, key=_request_of):
+        request = list(group)
+        first, last = request[0].index, request[-1].index
+        follows = first == before + 1
+        if waiting and follows:
+            yield waiting
+        waiting = request if follows and last - first + 1 == len(request) else []
+        before = last
+    if waiting and before + 1 == total:
+        yield waiting
+
+
 def _refusal(failed: OutputRow) -> tuple[int, dict[str, Any]]:
     """Returns the status and the body of a request that failed for a row's error."""
     at_server = failed.fault == SERVER_FAULT
