@@ -20,7 +20,7 @@ from mloc_dagster.api.openai.objects import (
 )
 from mloc_dagster.api.state import ApiState
 from mloc_dagster.api.task_detail import task_reply, task_view
-from mloc_dagster.errors import DamagedFileError
+from mloc_dagster.errors import DamagedFileError, InputError
 from mloc_dagster.ledger import BatchEntry, FileEntry, TaskEntry
 from mloc_dagster.results import (
     BUFFER_BYTES,
@@ -218,7 +218,7 @@ def _keep_what_is_there(folder: Folder, entry: BatchEntry) -> None:
             files = BatchFiles(answers, errors, plan, entry.model or "", submitted_at)
             for each in requests:
                 files.write(each)
-    except DamagedFileError as error:
+    except (DamagedFileError, InputError) as error:  # its batch is shown all the same
         _log.warning("batch %s has no answers of its stopped task: %s", entry.batch_id, error)
 
 

@@ -14,6 +14,7 @@ import pytest
 
 from mloc_dagster.planning import Chunk, Plan, cut_shards
 from mloc_dagster.results.export import export_results
+from mloc_dagster.results.openai_batch import whole_requests
 from mloc_dagster.results.rows import Message, OutputRow, TokenLogprob
 from mloc_dagster.results.shard_files import ShardWriter
 from mloc_dagster.results.store import Folder, open_store
@@ -114,6 +115,25 @@ def test_prompts_of_one_request_are_choices_of_one_answer() -> None:
     assert body["object"] == "text_completion"
     assert body["usage"]["total_tokens"] == 6
     assert len({line["id"] for line in output}) == 2
+
+
+@pytest.mark.parametrize(
+    ("there", "whole"),
+    [
+        ([0, 1, 2, 3, 4, 5], "abcd"),
+        ([0, 1, 2, 3], "ab"),  # nobody knows if c has another row
+        ([0, 1, 2, 3, 4], "ab"),
+        ([1, 2, 3, 4, 5], "cd"),
+        ([0, 2, 3, 4, 5], "cd"),
+        ([0, 1, 3, 4, 5], "ad"),
+        ([5], ""),
+        ([], ""),
+    ],
+)
+def test_of_a_stopped_task_only_whole_requests_count(there: list[int], whole: str) -> None:
+    ids = "abbccd"
+    rows = [OutputRow(index, "x", "1", custom_id=ids[index]) for index in there]
+    assert [each[0].custom_id for each in whole_requests(rows, len(ids))] == list(whole)
 
 
 def test_each_of_several_answers_says_why_it_ended() -> None:
