@@ -195,6 +195,17 @@ def test_compressed_files_and_requests_of_several_texts_are_answered(
     assert len(answer["response"]["body"]["choices"]) == 2
 
 
+def test_a_batch_for_another_service_is_answered_by_a_model_that_is_named_beside_it(
+    client: openai.OpenAI,
+) -> None:
+    requests = [chat("a", "What is 3 + 4?", model="gpt-4o-mini"), chat("b", "Hi", model="o3")]
+    model = {"mloc": {"model": "tiny-chat"}}
+    done = await_end(client, create(client, upload(client, *requests), extra_body=model).id)
+    assert (done.status, done.model) == ("completed", "tiny-chat")
+    bodies = [each["response"]["body"] for each in read(client, done.output_file_id)]
+    assert {each["model"] for each in bodies} == {"tiny-chat"}
+
+
 def test_a_batch_of_embeddings_has_a_vector_for_each_text(client: openai.OpenAI) -> None:
     request = {
         "custom_id": "v", "method": "POST", "url": "/v1/embeddings",

@@ -45,8 +45,14 @@ _SETTABLE = ("model", "inference", "pooling", "parallel", "resources", "retries"
 """Blocks of the spec that `mloc.set` reaches: what is read and written is the batch's."""
 
 
-def defects_of(found: BatchFile, endpoint: str) -> list[BatchError]:
-    """Returns what fails a batch file as a whole."""
+def defects_of(found: BatchFile, endpoint: str, model: str | None = None) -> list[BatchError]:
+    """Returns what fails a batch file as a whole.
+
+    Args:
+        found: What is in the file.
+        endpoint: What the batch was created for.
+        model: What answers it; by default what its requests name.
+    """
     defects = [
         BatchError(code="invalid_request_line", line=each.line, message=each.message)
         for each in found.defects
@@ -63,6 +69,8 @@ def defects_of(found: BatchFile, endpoint: str) -> list[BatchError]:
         for url, line in found.first_lines.items()
         if url != endpoint
     )
+    if model is not None:
+        return defects
     (first, line), (other, other_line) = [*found.models.items(), ("", 0), ("", 0)][:2]
     if not first and not defects:
         message = "no request has a body.model, which says what answers the batch"
@@ -136,8 +144,8 @@ def _draft(api: ApiState, wanted: BatchCreate, batch_id: str, made_of: str) -> _
     if file.purpose != BATCH:
         detail = f"{file.file_id} is for {file.purpose!r}; upload the batch with purpose 'batch'"
         raise invalid("input_file_id", detail)
-    found, defects = _scan(api, file, wanted.endpoint)
-    named = next(iter(found.models), None)
+    found, defects = _scan(api, file, wanted)
+    named = wanted.mloc.model or next(iter(found.models), None)
     entry = BatchEntry(
         batch_id=batch_id,
         request_hash=made_of,
@@ -168,14 +176,16 @@ def _draft(api: ApiState, wanted: BatchCreate, batch_id: str, made_of: str) -> _
     return _Draft(entry, _with_sets(template, wanted))
 
 
-def _scan(api: ApiState, file: FileEntry, endpoint: str) -> tuple[BatchFile, list[BatchError]]:
+def _scan(
+    api: ApiState, file: FileEntry, wanted: BatchCreate
+) -> tuple[BatchFile, list[BatchError]]:
     url = address_of(api, file)
     try:
         found = scan_batch(url)
     except DataError as error:  # it is damaged, or empty
         message = str(error).removeprefix(f"{url}: ")
         return BatchFile(url), [BatchError(code="invalid_file", message=message)]
-    return found, defects_of(found, endpoint)
+    return found, defects_of(found, wanted.endpoint, wanted.mloc.model)
 
 
 def _labels(wanted: BatchCreate, batch_id: str) -> dict[str, str]:

@@ -174,6 +174,8 @@ class BatchOptions(_Object):
 
     model_config = ConfigDict(extra="forbid")
 
+    model: Annotated[str, StringConstraints(min_length=1, max_length=500)] | None = None
+    """What answers the batch, whatever its requests name; by default what they name."""
     set: Mapping[str, JsonValue] = {}
     """Paths of the task's template and their values, such as `spec.parallel.max_shards`."""
 

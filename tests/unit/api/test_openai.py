@@ -105,6 +105,8 @@ def test_every_defect_of_a_file_is_told_with_its_line(tmp_path: Path) -> None:
         ("mismatched_endpoint", 2),
         ("mismatched_model", 2),
     ]
+    named = defects_of(scan_batch(str(path)), "/v1/chat/completions", "tiny-chat")
+    assert named == found[:-1]
     assert found[-1].message == (
         "body.model is 'two', but 'one' in line 1: one model answers a batch"
     )
