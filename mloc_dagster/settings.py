@@ -96,6 +96,10 @@ class Settings(BaseSettings):
     run_note_interval_s: float = Field(default=10.0, ge=0)
     """Seconds between the notes that a shard leaves in its run's log on how far it is."""
 
+    interactive_share: float = Field(default=0.5, gt=0, le=1)
+    """Share of an engine that requests somebody waits for take at most while rows of a shard wait:
+    of the rows computed at once on vLLM, of the time on transformers."""
+
     engine: str = "auto"
     """Engine of templates that name none; `auto` is vLLM where it can run, else transformers."""
 

@@ -1,5 +1,7 @@
 from .adapters import adapter_folder as adapter_folder, archive_folder as archive_folder
 from .base import (
+    AnswersCalls as AnswersCalls,
+    Caller as Caller,
     InputRow as InputRow,
     ModelKey as ModelKey,
     OutputRow as OutputRow,

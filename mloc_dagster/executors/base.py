@@ -134,6 +134,56 @@ class TaskExecutor[SpecT, ModelT](Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who waits for the answer of one interactive request.
+
+    Both functions may be called in the thread that asked, between steps of the model: they should
+    return at once.
+
+    Attributes:
+        text: Takes the number of a choice and its new text, as it is generated, where `stream` is
+            set. All pieces of a choice, one after another, are its text. With several rows, the
+            choices of a row have the numbers behind those of the rows before it.
+        cancelled: Whether the caller hung up: nothing more is computed then.
+        stream: Whether text is wanted as it is generated.
+    """
+
+    text: Callable[[int, str], None]
+    cancelled: Callable[[], bool]
+    stream: bool = False
+
+
+@runtime_checkable
+class AnswersCalls[SpecT, ModelT](Protocol):
+    """What a task executor may offer besides: answers at once, while shards run on the same model.
+
+    It is called from any thread, from several at once. The model is leased meanwhile, as for a
+    shard.
+    """
+
+    def answer(
+        self, rows: Sequence[InputRow], spec: SpecT, model: ModelT, caller: Caller
+    ) -> Sequence[OutputRow]:
+        """Answers the rows of one request now, between what shards ask of the same model.
+
+        Args:
+            rows: Each with another `index`.
+            spec: What a task with these rows would have.
+            model: The loaded model.
+            caller: Who waits.
+
+        Returns:
+            One row for each, in order; one that cannot be answered has its `error`, and a `fault`
+            where the engine broke down.
+
+        Raises:
+            TaskCancelled: If the caller hung up.
+            TransientError: If the engine is lost.
+        """
+        ...
+
+
 @runtime_checkable
 class SizesModels[ModelT](Protocol):
     """What a task executor may offer besides: how much memory its models take.

@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from hashlib import blake2b
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 
 from mloc_dagster.errors import TransientError
-from mloc_dagster.executors.base import ModelKey, ShardContext, ShardInput
+from mloc_dagster.executors.base import Caller, ModelKey, ShardContext, ShardInput
+from mloc_dagster.executors.calls import answer_call, between_calls
 from mloc_dagster.executors.engines.choice import choose_engine, loader_of
 from mloc_dagster.executors.engines.protocol import (
     Completion,
     Engine,
     EngineRequest,
-    Rendered,
     Replies,
     SleepingEngine,
 )
 from mloc_dagster.executors.image_stream import with_pictures
-from mloc_dagster.executors.prompts import RowBlock, RowOptions, is_blank
+from mloc_dagster.executors.prompts import RowOptions
 from mloc_dagster.executors.reuse_identity import (
     LoadedFiles,
     answering_revision,
@@ -31,14 +30,18 @@ from mloc_dagster.executors.reuse_identity import (
     loaded_revision,
     remember_files,
 )
+from mloc_dagster.executors.row_requests import (
+    WINDOW_ROWS,
+    answered_row,
+    failed_request,
+    rendered_rows,
+)
 from mloc_dagster.executors.row_reuse import RequestKeys, RowReuse
 from mloc_dagster.results import InputRow, OutputRow, failed_row
 from mloc_dagster.schema import (
     EmbeddingSpec,
-    Inference,
     ModelSource,
     ModelSpec,
-    Pooling,
     canonical_json,
     certain_engine,
     changed_options,
@@ -137,13 +140,20 @@ class InferenceExecutor:
         context.log(f"model: {model.name}, revision {loaded_revision(model)}")
         answer_rows(shard, spec, model, context)
 
+    def answer(
+        self, rows: Sequence[InputRow], spec: ModelSpec, model: Engine, caller: Caller
+    ) -> Sequence[OutputRow]:
+        """Answers the rows of one interactive request, as a shard's with the same seed.
+
+        Raises:
+            TaskCancelled: If the caller hung up; looked at between tokens.
+            TransientError: If the engine is lost.
+        """
+        return answer_call(rows, spec, model, caller)
+
 
 def _short_name(source: ModelSource) -> str:
     return Path(source.identifier).name if source.type == "local" else source.identifier
-
-
-WINDOW_ROWS = 64
-"""Rows that are tokenised at once: enough for the tokenizer's threads, too few to stall a step."""
 
 
 def answer_rows(shard: ShardInput, spec: ModelSpec, engine: Engine, context: ShardContext) -> None:
@@ -159,12 +169,17 @@ def answer_rows(shard: ShardInput, spec: ModelSpec, engine: Engine, context: Sha
     with earlier_answers(spec, engine, context.log) as earlier:
         reuse = RowReuse(RequestKeys(earlier.identity), context.emit, earlier.rows)
         results = _Answers(engine, context, reuse)
-        rendered = chain.from_iterable(_windows(shard, options, engine, results))
+        rendered = chain.from_iterable(
+            rendered_rows(shard.rows, options, shard.seed, engine, results.refuse)
+        )
         # Before reuse: which pictures a row shows is part of what makes it equal to another.
         pictured = with_pictures(
             rendered, WINDOW_ROWS, shard.open_file, results.refuse_request, context.cancelled
         )
-        with closing(pictured):  # whatever the engine raises, no download goes on
+        with (
+            closing(pictured),  # whatever the engine raises, no download goes on
+            between_calls(engine, context.cancelled),
+        ):
             engine.run(
                 reuse.needed(pictured),
                 Replies(
@@ -182,32 +197,11 @@ class _Answers:
     reuse: RowReuse
 
     def done(self, request: EngineRequest, completion: Completion) -> None:
-        answers = completion.answers
-        row = request.row
-        answered = OutputRow(
-            index=row.index,
-            prompt=row.prompt,
-            output=answers[0].text if answers else "",
-            finish_reason=answers[0].finish_reason if answers else "stop",
-            outputs=[each.text for each in answers] if len(answers) > 1 else None,
-            finish_reasons=[each.finish_reason for each in answers] if len(answers) > 1 else None,
-            prompt_tokens=completion.prompt_tokens,
-            completion_tokens=sum(each.tokens for each in answers),
-            latency_s=completion.latency_s,
-            engine=self.engine.label,
-            custom_id=row.custom_id,
-            embedding=completion.embedding,
-            encoding=row.encoding,
-            logprobs=_logprobs(completion),
-            cached_tokens=completion.cached_tokens,
-            padding_tokens=completion.padding_tokens,
-            engine_s=completion.engine_s,
-        )
+        answered = answered_row(request, completion, self.engine)
         self.reuse.settle(request, answered, completion)
 
     def failed(self, request: EngineRequest, reason: str) -> None:
-        failed = failed_row(request.row, reason, self.engine.label, len(request.tokens))
-        self.reuse.settle(request, failed)
+        self.reuse.settle(request, failed_request(request, reason, self.engine))
 
     def started(self, requests: Sequence[EngineRequest]) -> None:
         self.context.started([request.row.index for request in requests])
@@ -217,77 +211,3 @@ class _Answers:
 
     def refuse(self, row: InputRow, reason: str) -> None:
         self.context.emit(failed_row(row, reason, self.engine.label))
-
-
-def _windows(
-    shard: ShardInput, options: RowOptions, engine: Engine, results: _Answers
-) -> Iterator[list[EngineRequest]]:
-    """Yields what the engine can answer, rendering a window of rows when the engine wants more."""
-    rows = iter(shard.rows)
-    while window := list(islice(rows, WINDOW_ROWS)):
-        ready: list[tuple[InputRow, RowBlock, Rendered]] = []
-        for row in window:
-            try:
-                block = options.of(row)
-                ready.append((row, block, _render(row, block, engine)))
-            except ValueError as error:
-                results.refuse(row, str(error))
-        tokens = _tokens([rendered for _, _, rendered in ready], engine)
-        requests: list[EngineRequest] = []
-        for (row, block, rendered), ids in zip(ready, tokens, strict=True):
-            if not ids:
-                results.refuse(row, "the prompt is empty: it has no token at all")
-            else:
-                requests.append(_request(row, block, rendered, ids, shard.seed))
-        yield requests
-
-
-def _tokens(rendered: list[Rendered], engine: Engine) -> list[list[int]]:
-    """Returns the token ids of each; what wants special tokens is tokenised by itself."""
-    found: list[list[int]] = [[] for _ in rendered]
-    for special in (True, False):
-        places = [place for place, each in enumerate(rendered) if each.special is special]
-        texts = [rendered[place].text for place in places]
-        for place, ids in zip(places, engine.tokenize(texts, special=special), strict=True):
-            found[place] = ids
-    return found
-
-
-def _request(
-    row: InputRow, block: RowBlock, rendered: Rendered, tokens: list[int], plan_seed: int
-) -> EngineRequest:
-    if isinstance(block, Pooling):
-        return EngineRequest(row, rendered, tokens, pooling=block, adapter=row.adapter)
-    seed = row_seed(block, plan_seed, row.index)
-    return EngineRequest(row, rendered, tokens, sampling=block, seed=seed, adapter=row.adapter)
-
-
-def row_seed(block: Inference, plan_seed: int, index: int) -> int:
-    """Returns what seeds a row's answers.
-
-    With a seed in the template equal rows have equal answers, as in vLLM. Without one each row
-    has a stream of its own, which a retry repeats.
-    """
-    if block.seed is not None:
-        return block.seed
-    digest = blake2b(f"{plan_seed}:{index}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest) >> 1  # vLLM's seeds are signed
-
-
-def _render(row: InputRow, block: RowBlock, engine: Engine) -> Rendered:
-    if row.error is not None:
-        raise ValueError(row.error)
-    if is_blank(row.prompt):
-        raise ValueError("the prompt is empty")
-    if row.verbatim and isinstance(row.prompt, str) and not isinstance(block, Pooling):
-        return Rendered(row.prompt)
-    return engine.render(row, _instruction(block))
-
-
-def _instruction(block: RowBlock) -> str | None:
-    return block.instruction if isinstance(block, Pooling) else block.system_prompt
-
-
-def _logprobs(completion: Completion) -> list[list] | None:
-    given = [each.logprobs for each in completion.answers if each.logprobs is not None]
-    return given or None

@@ -50,6 +50,8 @@ class EngineRequest:
         pooling: How to embed; None for text.
         seed: Seeds what is random in this row's answers, whatever else runs beside it.
         adapter: Name of the LoRA adapter to answer with; None for the model as it is.
+        urgent: Somebody waits for the answer: rows of shards come after it.
+        stream: The text is wanted as it is generated (`Replies.text`).
     """
 
     row: InputRow
@@ -59,6 +61,8 @@ class EngineRequest:
     pooling: Pooling | None = None
     seed: int = 0
     adapter: str | None = None
+    urgent: bool = False
+    stream: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +116,9 @@ class Replies:
         log: One line for the task's own log file.
         started: Optional, for an engine that draws far more than it computes at once: these
             requests, and no others, are computed now.
+        text: Takes each new piece of a request's answer, with the answer's number, where the
+            request's `stream` is set: whole characters, none that a stop string will cut away,
+            and all of them together the answer's text.
     """
 
     done: Callable[[EngineRequest, Completion], None]
@@ -119,6 +126,7 @@ class Replies:
     cancelled: Callable[[], bool]
     log: Callable[[str], None]
     started: Callable[[Sequence[EngineRequest]], None] = lambda _: None
+    text: Callable[[EngineRequest, int, str], None] = lambda *_: None
 
 
 class Engine(Protocol):
@@ -176,6 +184,26 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Frees everything: after this its memory is really available."""
+        ...
+
+
+@runtime_checkable
+class CallableEngine(Protocol):
+    """An engine that answers what somebody waits for while it runs a shard."""
+
+    def call(self, requests: Sequence[EngineRequest], replies: Replies) -> None:
+        """Answers requests now, in this thread or in the one that is in `run`.
+
+        Called from any thread, from several at once. All replies are made in the calling thread;
+        no request's failure, nor an error of `replies`, concerns those of others.
+
+        Args:
+            requests: Each with `urgent`, and with a number of its own in `row.index`.
+            replies: Takes what becomes of them.
+
+        Raises:
+            TaskCancelled: As soon as `cancelled` says so; the requests have left the engine then.
+        """
         ...
 
 

@@ -232,10 +232,10 @@ def test_one_row_that_breaks_the_model_does_not_break_its_batch(
 ) -> None:
     real = batch_run.generate
 
-    def picky(model: Any, inference: Any, batch: list[Slot], cancelled: Any) -> Any:
+    def picky(model: Any, inference: Any, batch: list[Slot], *asked: Any) -> Any:
         if any(each.request.row.index == 3 for each in batch):
             raise IndexError("row 3 is odd")
-        return real(model, inference, batch, cancelled)
+        return real(model, inference, batch, *asked)
 
     prompts = [f"p{number}" for number in range(8)]
     whole = run(loaded, prompts)
@@ -251,11 +251,11 @@ def test_batches_that_do_not_fit_in_memory_are_halved_from_then_on(
     real = batch_run.generate
     tried: list[int] = []
 
-    def small(model: Any, inference: Any, batch: list[Slot], cancelled: Any) -> Any:
+    def small(model: Any, inference: Any, batch: list[Slot], *asked: Any) -> Any:
         tried.append(len(batch))
         if len(batch) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return real(model, inference, batch, cancelled)
+        return real(model, inference, batch, *asked)
 
     monkeypatch.setattr(batch_run, "generate", small)
     log: list[str] = []

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 
 from mloc_dagster.errors import MlocError, TaskCancelled, TransientError
+from mloc_dagster.executors.engines.pieces import Pieces
 from mloc_dagster.executors.engines.protocol import (
     Answer,
     Completion,
@@ -31,6 +33,7 @@ from mloc_dagster.executors.engines.transformers.model import (
     with_pixels,
 )
 from mloc_dagster.executors.engines.transformers.sampling import GrammarCache
+from mloc_dagster.executors.engines.turn import Ticket, Turn
 from mloc_dagster.executors.image_stream import windows
 from mloc_dagster.executors.model_cache import release_memory
 from mloc_dagster.executors.prompts import render_chat, render_plain
@@ -74,6 +77,7 @@ class TransformersEngine:
         self.name = loaded.name
         self.revision = loaded.revision
         self._options = options
+        self._turn = Turn()
         self._sees = loaded.processor is not None
         vocab_size = loaded.model.config.get_text_config().vocab_size
         self._shelf = GrammarCache(loaded.tokenizer, vocab_size)
@@ -118,7 +122,22 @@ class TransformersEngine:
             TaskCancelled: If the task was asked to stop; looked at between tokens.
             TransientError: If the device is lost.
         """
-        runner = BatchRunner(self.loaded, replies)
+        self._run(requests, replies, urgent=False)
+
+    def call(self, requests: Sequence[EngineRequest], replies: Replies) -> None:
+        """Generates between two tokens of a shard's batch, in slices of the calls' share of time.
+
+        Calls take turns, slice by slice, and share no batch: one that comes later would have to
+        wait for the end of the batch before.
+
+        Raises:
+            TaskCancelled: If nobody waits any more; looked at between tokens.
+            TransientError: If the device is lost.
+        """
+        self._run(iter(requests), replies, urgent=True)
+
+    def _run(self, requests: Iterator[EngineRequest], replies: Replies, *, urgent: bool) -> None:
+        runner = BatchRunner(self.loaded, replies, self._turn, urgent=urgent)
         options = self._options
         for window in windows(requests, WINDOW_ROWS):
             if replies.cancelled():
@@ -159,7 +178,10 @@ class TransformersEngine:
                 replies.failed(request, str(error))
                 continue
             for answer in range(sampling.draws):
-                yield Slot(request, answer, room, grammar, pixels)
+                pieces = None
+                if request.stream:
+                    pieces = Pieces(partial(replies.text, request, answer), sampling.stop)
+                yield Slot(request, answer, room, grammar, pixels, pieces)
 
 
 class BatchRunner:
@@ -171,11 +193,17 @@ class BatchRunner:
     Args:
         loaded: The model.
         replies: Takes answers, failures and log lines.
+        turn: Held while a batch is generated; given to others between tokens.
+        urgent: Whether somebody waits for these answers.
     """
 
-    def __init__(self, loaded: LoadedModel, replies: Replies) -> None:
+    def __init__(
+        self, loaded: LoadedModel, replies: Replies, turn: Turn, *, urgent: bool = False
+    ) -> None:
         self._loaded = loaded
         self._replies = replies
+        self._turn = turn
+        self._urgent = urgent
         self._most: int | None = None
         self._open: dict[int, _OpenRequest] = defaultdict(_OpenRequest)
 
@@ -205,13 +233,23 @@ class BatchRunner:
 
     def _try(self, part: list[Slot]) -> tuple[str | None, bool]:
         """Returns what went wrong, if anything, and whether memory was what lacked."""
+        with self._turn.held(Ticket(self._urgent), self._replies.cancelled) as ticket:
+            return self._generate(part, ticket)
+
+    def _generate(self, part: list[Slot], ticket: Ticket) -> tuple[str | None, bool]:
         started = time.monotonic()
         for each in part:
             request = self._open[each.request.row.index]
             request.started_s = request.started_s or started
         self._replies.started([each.request for each in part])
         try:
-            answers = generate(self._loaded, _sampling(part), part, self._replies.cancelled)
+            answers = generate(
+                self._loaded,
+                _sampling(part),
+                part,
+                self._replies.cancelled,
+                partial(self._turn.give_way, ticket),
+            )
         except MlocError:
             raise
         except Exception as error:
@@ -220,7 +258,7 @@ class BatchRunner:
             if not scarce and any(sign in text for sign in DEVICE_LOST):
                 raise TransientError(f"the device is lost: {text}") from error
         else:
-            share_s = (time.monotonic() - started) / len(part)
+            share_s = (time.monotonic() - started - ticket.away_s) / len(part)
             padding = _padding(part, answers)
             for each, answer, wasted in zip(part, answers, padding, strict=True):
                 self._take(each, answer, share_s, wasted)
@@ -231,6 +269,8 @@ class BatchRunner:
 
     def _take(self, slot: Slot, answer: Answer, share_s: float, padding: int) -> None:
         request = slot.request
+        if slot.pieces is not None:
+            slot.pieces.end(answer.text)
         state = self._open[request.row.index]
         state.answers[slot.answer] = answer
         state.engine_s += share_s

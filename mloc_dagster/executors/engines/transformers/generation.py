@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from mloc_dagster.errors import TaskCancelled
+from mloc_dagster.executors.engines.pieces import Pieces
 from mloc_dagster.executors.engines.protocol import Answer, EngineRequest
 from mloc_dagster.executors.engines.transformers.model import LoadedModel, batch_pixels
 from mloc_dagster.executors.engines.transformers.sampling import GrammarMask, logits_processors
@@ -38,6 +39,7 @@ class Slot:
         room: New tokens that it may get: `max_tokens`, or less where the model's context ends.
         grammar: The compiled grammar of its form (see `sampling`); None when it is free.
         pixels: Its images as tensors (see `with_pixels`); empty without any.
+        pieces: Takes the text as it grows; None where nobody listens.
     """
 
     request: EngineRequest
@@ -45,6 +47,7 @@ class Slot:
     room: int
     grammar: Any | None = None
     pixels: Mapping[str, Any] = field(default_factory=dict)
+    pieces: Pieces | None = None
 
     @property
     def tokens(self) -> list[int]:
@@ -57,8 +60,16 @@ def generate(
     inference: Inference,
     batch: Sequence[Slot],
     cancelled: Callable[[], bool],
+    give_way: Callable[[], None] = lambda: None,
 ) -> list[Answer]:
     """Generates one answer for each slot of a batch that `make_batches` made.
+
+    Args:
+        loaded: The model.
+        inference: How to sample.
+        batch: What to generate.
+        cancelled: Asked between tokens.
+        give_way: Called between tokens; it may let another thread generate with the same model.
 
     Raises:
         TaskCancelled: As soon as `cancelled` says so; the batch is lost.
@@ -73,9 +84,16 @@ def generate(
     stop_strings = StopStrings(
         inference.stop, _decoder(loaded, inference), width=width, least=inference.min_tokens
     )
-    looks: list[Any] = [StopWhenCancelled(cancelled)]
+    adapter = batch[0].request.adapter
+    looks: list[Any] = [
+        StopWhenCancelled(cancelled),
+        Pause(give_way, lambda: loaded.adapters.activate(adapter)),
+    ]
     if inference.stop:
         looks.append(stop_strings)
+    if any(each.pieces is not None for each in batch):
+        decode = _decoder(loaded, inference)
+        looks.append(Speaker(batch, decode, frozenset(final), stop_strings, width=width))
     processors: list[Any] = []
     if any(each.grammar is not None for each in batch):
         processors.append(GrammarMask([each.grammar for each in batch], final, width))
@@ -90,7 +108,7 @@ def generate(
         eos_token_id=final or None,
         pad_token_id=loaded.pad_token_id,
     )
-    loaded.adapters.activate(batch[0].request.adapter)
+    loaded.adapters.activate(adapter)
     with torch.inference_mode():
         output = loaded.model.generate(
             input_ids=ids,
@@ -103,7 +121,7 @@ def generate(
     lists = output[:, width:].tolist()
     ended_at = stop_strings.ended_at or [None] * len(lists)
     kept = _kept(lists, ended_at, frozenset(final))
-    texts = _texts(loaded, inference, [tokens for tokens, _ in kept], frozenset(final))
+    texts = _texts(loaded, inference, stop_strings, kept, frozenset(final))
     logprobs: Sequence[list[TokenLogprob] | None] = [None] * len(kept)
     if recorder is not None:
         logprobs = recorder.read([tokens for tokens, _ in kept], loaded.tokenizer)
@@ -127,16 +145,16 @@ def _kept(
 
 
 def _texts(
-    loaded: LoadedModel, inference: Inference, answers: list[list[int]], final: frozenset[int]
+    loaded: LoadedModel,
+    inference: Inference,
+    stop_strings: StopStrings,
+    kept: list[tuple[list[int], bool]],
+    final: frozenset[int],
 ) -> list[tuple[str, bool]]:
     """Returns each answer's text before what ended it, and whether a stop string did."""
-    decode = _decoder(loaded, inference)
-    texts = decode(
-        [tokens[:-1] if tokens and tokens[-1] in final else tokens for tokens in answers]
-    )
-    starts = [0] * len(texts)
-    if inference.stop and inference.min_tokens:
-        starts = [len(text) for text in decode([one[: inference.min_tokens] for one in answers])]
+    answers = [tokens[:-1] if tokens and tokens[-1] in final else tokens for tokens, _ in kept]
+    texts = _decoder(loaded, inference)(answers)
+    starts = stop_strings.starts([tokens for tokens, _ in kept])
     return [
         cut_at_stop(text, inference.stop, start) for text, start in zip(texts, starts, strict=True)
     ]
@@ -189,6 +207,81 @@ class StopWhenCancelled:
         return self._go_on
 
 
+class Pause:
+    """Lets other threads generate between two tokens.
+
+    Args:
+        give_way: Returns when this thread is to go on.
+        resume: Puts back what another thread may have changed in the model.
+    """
+
+    def __init__(self, give_way: Callable[[], None], resume: Callable[[], None]) -> None:
+        self._give_way = give_way
+        self._resume = resume
+        self._go_on: torch.Tensor | None = None
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
+        """Returns that no answer has ended."""
+        import torch
+
+        self._give_way()
+        self._resume()
+        if self._go_on is None:
+            self._go_on = torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
+        return self._go_on
+
+
+class Speaker:
+    """Says answers as they grow.
+
+    transformers' streamers take a batch of one and know of no stop string. Each step decodes the
+    whole answer, a tenth of a millisecond for a thousand tokens: only so the pieces, one after
+    another, are what the whole decodes to, whichever tokenizer it is.
+
+    Args:
+        batch: The slots.
+        decode: Turns lists of token ids into texts.
+        final: Tokens that end an answer and are no part of its text.
+        stop_strings: Knows which answers have ended by one; called before this.
+        width: Tokens of the padded prompts.
+    """
+
+    def __init__(
+        self,
+        batch: Sequence[Slot],
+        decode: Callable[[Any], list[str]],
+        final: frozenset[int],
+        stop_strings: StopStrings,
+        *,
+        width: int,
+    ) -> None:
+        self._going = {
+            place: each.pieces for place, each in enumerate(batch) if each.pieces is not None
+        }
+        self._decode = decode
+        self._final = final
+        self._stop_strings = stop_strings
+        self._width = width
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
+        """Says what is new; returns that no answer has ended."""
+        import torch
+
+        newest = input_ids[:, -1].tolist()
+        ended = self._stop_strings.ended_at
+        for place in list(self._going):
+            if newest[place] in self._final or (ended and ended[place] is not None):
+                del self._going[place]  # what is left of it comes with the whole answer
+        if self._going:
+            tokens = input_ids[list(self._going), self._width :].tolist()
+            starts = self._stop_strings.starts(tokens)
+            for pieces, text, start in zip(
+                self._going.values(), self._decode(tokens), starts, strict=True
+            ):
+                pieces.grow(text, start)
+        return torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
+
+
 class StopStrings:
     """Ends an answer as soon as its text holds a stop string.
 
@@ -212,6 +305,12 @@ class StopStrings:
         self._tail = max((len(text.encode()) for text in stop), default=0) + TAIL_MARGIN
         self._ended: torch.Tensor | None = None
         self.ended_at: list[int | None] = []
+
+    def starts(self, answers: list[list[int]]) -> list[int]:
+        """Returns where in each answer's text stop strings begin to count."""
+        if not self._stop or not self._least:
+            return [0] * len(answers)
+        return [len(text) for text in self._decode([one[: self._least] for one in answers])]
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
         """Returns which answers have ended by now."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -24,6 +24,7 @@ from mloc_dagster.executors.engines.transformers.model import (
     options_of,
     quantised_loading,
 )
+from mloc_dagster.executors.engines.turn import Ticket, Turn
 from mloc_dagster.executors.model_cache import release_memory, weights_bytes
 from mloc_dagster.executors.model_source import (
     clear_load_errors,
@@ -135,6 +136,7 @@ class PoolingEngine:
         self._tokenizer: Any = tokenizer
         self._plan = plan
         self._options = options
+        self._turn = Turn()
         pad = tokenizer.pad_token_id
         self._pad = 0 if pad is None else pad
 
@@ -175,12 +177,27 @@ class PoolingEngine:
             TaskCancelled: If the task was asked to stop; looked at between batches.
             TransientError: If the device is lost.
         """
+        self._run_windows(requests, replies, urgent=False)
+
+    def call(self, requests: Sequence[EngineRequest], replies: Replies) -> None:
+        """Makes vectors between two batches of a shard.
+
+        Raises:
+            TaskCancelled: If nobody waits any more; looked at between batches.
+            TransientError: If the device is lost.
+        """
+        self._run_windows(iter(requests), replies, urgent=True)
+
+    def _run_windows(
+        self, requests: Iterator[EngineRequest], replies: Replies, *, urgent: bool
+    ) -> None:
         while window := list(islice(requests, WINDOW_ROWS)):
             texts = sorted(self._texts(window, replies), key=lambda text: -len(text.tokens))
             for batch in self._batches(texts):
                 if replies.cancelled():
                     raise TaskCancelled("stopped between two batches")
-                self._run(batch, replies)
+                with self._turn.held(Ticket(urgent), replies.cancelled):
+                    self._run(batch, replies)
 
     def close(self) -> None:
         """Lets go of the weights and returns their memory."""

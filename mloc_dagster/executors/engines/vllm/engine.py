@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
-from mloc_dagster.errors import TaskCancelled
 from mloc_dagster.executors.engines.protocol import Completion, EngineRequest, Rendered, Replies
-from mloc_dagster.executors.engines.vllm.feed import LOOK_EVERY_S, Feed
+from mloc_dagster.executors.engines.turn import LOOK_EVERY_S, Ticket, Turn
+from mloc_dagster.executors.engines.vllm.calls import Call, Traffic
+from mloc_dagster.executors.engines.vllm.feed import Feed
 from mloc_dagster.executors.engines.vllm.process import (
     TURN,
+    cause_of,
     computing_on_cpu,
     engine_threads,
     in_process,
@@ -40,6 +41,9 @@ from mloc_dagster.schema import ModelSpec
 STEP_TOKENS = 4096
 """Tokens of a step at most while prompts are read in pieces: what `vllm.LLM` takes on a CPU."""
 
+CALLS_FIRST = -1
+"""To vLLM the least number comes first."""
+
 SLEEP_LEVEL = 1
 """Weights wait in main memory; at level 2 they would have to be read again."""
 
@@ -65,7 +69,8 @@ def load_engine(spec: ModelSpec) -> VllmEngine:
 class VllmEngine:
     """A model that vLLM runs; starts it.
 
-    Threads may share it: one at a time feeds it, the others wait.
+    Threads may share it: one at a time feeds it. Shards wait for each other; calls are answered
+    by whoever feeds it.
 
     Args:
         plan: How it is started.
@@ -82,7 +87,8 @@ class VllmEngine:
         self.llm: Any = None
         self._start()
         try:
-            self._lock = TURN if in_process(self.llm) else threading.RLock()
+            self._turn = TURN if in_process(self.llm) else Turn()
+            self._traffic = Traffic()
             self.label = f"vllm {vllm_version()}"
             self.name = plan.source.identifier
             self.revision = folder_revision(plan.place) or str(plan.arguments.get("revision", ""))
@@ -91,6 +97,9 @@ class VllmEngine:
             self._threads = engine_threads(weights_bytes_of(self.llm)) if plan.on_cpu else None
             self._size_bytes = held_bytes(self.llm)
             self._device = device_of(self.llm)
+            # Calls are rendered while another thread may be starting the engine again.
+            self._tokenizer: Any = self.llm.get_tokenizer()
+            self._sees = sees(self.llm)
         except BaseException:
             self._stop()
             raise
@@ -108,7 +117,7 @@ class VllmEngine:
     @property
     def has_chat_template(self) -> bool:
         """Whether prompts are sent as chat messages."""
-        return bool(self._template or self.llm.get_tokenizer().chat_template)
+        return bool(self._template or self._tokenizer.chat_template)
 
     def render(self, row: InputRow, system_prompt: str | None) -> Rendered:
         """Renders a row: a chat through the model's template, else as paragraphs.
@@ -118,14 +127,14 @@ class VllmEngine:
         """
         if self.has_chat_template:
             return Rendered(self._chat(row, system_prompt), special=False)
-        return Rendered(render_plain(row.prompt, system_prompt, sees=sees(self.llm)))
+        return Rendered(render_plain(row.prompt, system_prompt, sees=self._sees))
 
     def _chat(self, row: InputRow, system_prompt: str | None) -> str:
         return render_chat(
-            self.llm.get_tokenizer(),
+            self._tokenizer,
             row.prompt,
             system_prompt,
-            sees=sees(self.llm),
+            sees=self._sees,
             template=self._template,
         )
 
@@ -133,7 +142,7 @@ class VllmEngine:
         """Returns the token ids of rendered texts."""
         if not texts:
             return []
-        return self.llm.get_tokenizer()(
+        return self._tokenizer(
             texts,
             add_special_tokens=special,
             return_attention_mask=False,
@@ -147,14 +156,68 @@ class VllmEngine:
             TaskCancelled: If the task was asked to stop; looked at between steps.
             TransientError: If the engine breaks down again and again.
         """
-        with self._alone(replies):
-            if self.llm is None:  # an earlier run could not start it again
-                self._start()
+        ticket = Ticket(serves=self)
+        computing = ExitStack()
+
+        def give_way() -> None:
+            if self._turn.wanted(ticket):
+                computing.close()  # what it has set is the whole process's
+                self._turn.give_way(ticket)
+                computing.enter_context(self._prepared())
+
+        with self._turn.held(ticket, replies.cancelled):
+            self._make_ready()
             for note in self._plan.notes:
                 replies.log(note)
-            self._steps.in_pieces()
+            with computing:
+                computing.enter_context(self._prepared())
+                Feed(self, replies, self._traffic, give_way).run(requests)
+
+    def call(self, requests: Sequence[EngineRequest], replies: Replies) -> None:
+        """Answers requests in the steps of whoever feeds the engine, or feeds it itself.
+
+        Several calls are in the engine at once. Those that are in it when it breaks down are tried
+        once more, unless some of their text is out.
+
+        Raises:
+            TaskCancelled: If nobody waits any more; looked at between steps.
+        """
+        ticket = Ticket(urgent=True, serves=self)
+        call = Call(requests, replies, ticket.news.set)
+        self._traffic.put(call, requests)
+        try:
+            while not call.ended:
+                if self._turn.take(ticket, LOOK_EVERY_S):
+                    self._take_steps(ticket, call, replies)
+                call.listen()
+            call.listen()
+        finally:
+            call.gone = True
+            self._turn.leave(ticket)
+        if call.error is not None:
+            raise call.error
+
+    def _take_steps(self, ticket: Ticket, call: Call, replies: Replies) -> None:
+        """Feeds the engine until the call has ended, or another thread is to have its turn."""
+
+        def going() -> bool:
+            call.listen()
+            return not call.ended and not self._turn.wanted(ticket)
+
+        try:
+            self._make_ready()
             with self._prepared():
-                Feed(self, replies).run(requests)
+                Feed(self, replies, self._traffic).serve(going)
+        except Exception as error:  # noqa: BLE001  whatever it is, the next one starts anew
+            call.give_up(f"the engine does not work: {cause_of(error)}")
+        finally:
+            self._turn.leave(ticket)
+
+    def _make_ready(self) -> None:
+        if self.llm is None:  # an earlier run could not start it again
+            self._start()
+        if not self._traffic.running:
+            self._steps.in_pieces()
 
     def add(self, request_id: str, request: EngineRequest) -> None:
         """Hands a request to vLLM.
@@ -173,9 +236,15 @@ class VllmEngine:
             )
         if not sampling.greedy:
             self._steps.whole()
-        params = sampling_params(sampling, request.seed, room)
+        params = sampling_params(sampling, request.seed, room, stream=request.stream)
         lora = self._adapters.pick(request.adapter)
-        self.llm.add_request(request_id, self._prompt(request), params, lora_request=lora)
+        self.llm.add_request(
+            request_id,
+            self._prompt(request),
+            params,
+            lora_request=lora,
+            priority=CALLS_FIRST if request.urgent else 0,
+        )
 
     def completion(
         self, request: EngineRequest, output: Any, *, engine_s: float, latency_s: float
@@ -219,16 +288,6 @@ class VllmEngine:
 
             return tokens_input(request.tokens, prompt=rendered.text)
         return picture_prompt(self.llm, rendered)
-
-    @contextmanager
-    def _alone(self, replies: Replies) -> Iterator[None]:
-        while not self._lock.acquire(timeout=LOOK_EVERY_S):
-            if replies.cancelled():
-                raise TaskCancelled("stopped while another shard had the engine")
-        try:
-            yield
-        finally:
-            self._lock.release()
 
     def _prepared(self) -> AbstractContextManager[None]:
         return computing_on_cpu(self._threads) if in_process(self.llm) else nullcontext()

@@ -2,18 +2,22 @@
 
 An engine that breaks down takes all its requests along. It is started again and gets them back in
 halves, until those that break it are found; what had its answer by then keeps it.
+
+Calls are answered by the same steps (`calls`). One that is in an engine which breaks down is no
+row's fault, and no row is condemned for a breakdown beside a call.
 """
 
 from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol
 
 from mloc_dagster.errors import TaskCancelled, TransientError
 from mloc_dagster.executors.engines.protocol import Completion, EngineRequest, Replies
+from mloc_dagster.executors.engines.turn import LOOK_EVERY_S
+from mloc_dagster.executors.engines.vllm.calls import Call, Running, Seats, Traffic
 from mloc_dagster.executors.engines.vllm.process import (
     BrokenDown,
     cause_of,
@@ -22,9 +26,7 @@ from mloc_dagster.executors.engines.vllm.process import (
     one_line,
 )
 from mloc_dagster.results import ServerFault
-
-LOOK_EVERY_S = 0.1
-"""How often somebody is asked whether the task was cancelled."""
+from mloc_dagster.settings import settings
 
 MAX_RESTARTS = 64
 """Of one shard: about seven rows among 256 that each break the engine."""
@@ -59,41 +61,41 @@ class Feedable(Protocol):
         ...
 
 
-@dataclass(slots=True)
-class _Running:
-    request: EngineRequest
-    busy_s: float
-    started: float
-
-
 class Feed:
-    """One stream of requests through an engine.
+    """One stream of requests through an engine, and the calls that come meanwhile.
 
     Args:
         engine: The engine; nobody else may feed it meanwhile.
-        replies: Takes what becomes of the requests.
+        replies: Takes what becomes of the stream's requests.
+        traffic: What the engine has, and the calls that wait for it.
+        give_way: Called between steps; it may let others use their engines.
     """
 
-    def __init__(self, engine: Feedable, replies: Replies) -> None:
+    def __init__(
+        self,
+        engine: Feedable,
+        replies: Replies,
+        traffic: Traffic | None = None,
+        give_way: Callable[[], None] = lambda: None,
+    ) -> None:
         self._engine = engine
         self._replies = replies
-        self._running: dict[str, _Running] = {}
+        self._traffic = Traffic() if traffic is None else traffic
+        self._give_way = give_way
         # A few more than run at once, so that no step waits for its next request.
-        self._limit = engine.capacity + max(8, engine.capacity // 8)
-        # Grows in each step by its duration over the requests in it: between a request's start
-        # and its end it has grown by that request's share.
-        self._busy_s = 0.0
-        self._number = 0
+        queue = max(8, engine.capacity // 8)
+        self._seats = Seats(engine.capacity, queue, settings().interactive_share)
         self._looked = 0.0
         self._answered = self._culprits = self._restarts = 0
         self._condemned: list[tuple[EngineRequest, str]] = []
         self._why = ""
+        self._beside_calls = False
 
     def run(self, requests: Iterator[EngineRequest]) -> None:
         """Answers all requests.
 
         Raises:
-            TaskCancelled: If `cancelled` says so; the engine is then empty and can go on.
+            TaskCancelled: If `cancelled` says so; the engine has none of the requests then.
             TransientError: If the engine breaks down again and again. Rows that were thought to
                 break it have then no reply: they may well be innocent.
         """
@@ -106,13 +108,24 @@ class Feed:
             raise
         self._report_condemned()
 
-    def _pump(self, source: RequestSource) -> list[EngineRequest]:
-        """Feeds until all are answered; returns what was in an engine that broke down."""
+    def serve(self, going: Callable[[], bool]) -> None:
+        """Answers calls alone, for as long as `going` says so between two steps."""
+        nothing = RequestSource(())
+        nothing.draw()
+        while going():
+            self._pump(nothing, going)
+
+    def _pump(
+        self, source: RequestSource, going: Callable[[], bool] | None = None
+    ) -> list[EngineRequest]:
+        """Feeds until all are answered; returns the rows in an engine that broke down."""
         self._why = ""
-        while not source.drained or self._running:
+        traffic = self._traffic
+        while going() if going else not source.drained or traffic.rows:
             try:
+                self._admit(source)
                 self._top_up(source)
-                if not self._running:
+                if not traffic.running:
                     continue
                 before = time.perf_counter()
                 with noticing_breakdowns():
@@ -121,55 +134,120 @@ class Feed:
                 self._why = str(broken)
                 break  # the handler's traceback would hold on to the old engine's memory
             now = time.perf_counter()
-            self._busy_s += (now - before) / len(self._running)
+            traffic.busy_s += (now - before) / len(traffic.running)
             for output in outputs:
-                if output.finished:
-                    self._finish(output, now)
+                self._hear(output, now)
+            self._give_way()
             self._look(now)
         return self._recover() if self._why else []
 
+    def _admit(self, source: RequestSource) -> None:
+        """Lets calls in, and rows out that have the places of these."""
+        traffic, seats = self._traffic, self._seats
+        self._withdraw(traffic.gone())
+        # A row that is alone in the engine is so to show whether it breaks it.
+        if not traffic.waiting or source.single:
+            return
+        more = not source.drained
+        room = seats.for_calls(traffic.rows, more=more) - traffic.calls
+        coming = max(0, min(room, len(traffic.waiting)))
+        rows = seats.for_rows(traffic.calls + coming, waiting=True, now=time.perf_counter())
+        self._put_out(traffic.rows - rows, source)
+        for _ in range(coming):
+            call, request = traffic.waiting.popleft()
+            if call.gone:
+                call.dropped(request)
+            else:
+                self._add(request, call=call)
+                seats.taken(by_call=True)
+
     def _top_up(self, source: RequestSource) -> None:
         """Draws requests while there is room."""
-        while len(self._running) < self._limit:
+        traffic, seats = self._traffic, self._seats
+        now = time.perf_counter()
+        rows = seats.for_rows(traffic.calls, waiting=bool(traffic.waiting), now=now)
+        if source.single:
+            rows = 2  # it comes in whatever calls there are, and shows to be the last one
+        while traffic.rows < rows:
             request = source.draw()
             if request is None:
                 return
             self._add(request, source)
+            seats.taken(by_call=False)
             self._look(time.perf_counter())  # a request may have waited for its pictures
 
-    def _add(self, request: EngineRequest, source: RequestSource) -> None:
-        request_id = str(self._number)
-        self._number += 1
-        running = _Running(request, self._busy_s, time.perf_counter())
+    def _add(
+        self, request: EngineRequest, source: RequestSource | None = None, call: Call | None = None
+    ) -> None:
+        traffic = self._traffic
+        request_id = traffic.new_id()
+        running = Running(request, traffic.busy_s, time.perf_counter(), call)
         try:
             self._engine.add(request_id, request)
         except Exception as error:
-            if is_dead(error):
-                source.put_back(request)  # it never reached the engine, which was dead before
+            if is_dead(error):  # it never reached the engine, which was dead before
+                if call is not None:
+                    traffic.waiting.appendleft((call, request))
+                elif source is not None:
+                    source.put_back(request)
                 raise BrokenDown(cause_of(error)) from error
-            self._replies.failed(request, one_line(error))
+            self._fail(running, one_line(error))
             with noticing_breakdowns():
                 self._engine.llm.abort_request([request_id])  # some of its answers may be in
         else:
-            self._running[request_id] = running
+            traffic.enter(request_id, running)
 
-    def _finish(self, output: Any, now: float) -> None:
-        running = self._running.pop(output.request_id, None)
+    def _hear(self, output: Any, now: float) -> None:
+        running = self._traffic.running.get(output.request_id)
         if running is None:
             return
+        running.hear(output)
+        if output.finished:
+            self._traffic.pop(output.request_id)
+            self._finish(running, output, now)
+
+    def _finish(self, running: Running, output: Any, now: float) -> None:
         try:
             completion = self._engine.completion(
                 running.request,
                 output,
-                engine_s=self._busy_s - running.busy_s,
+                engine_s=self._traffic.busy_s - running.busy_s,
                 latency_s=now - running.started,
             )
         except ValueError as error:
-            self._replies.failed(running.request, one_line(error))
+            self._fail(running, one_line(error))
             return
         self._answered += 1
         self._report_condemned()  # an engine that answers was not what broke
-        self._replies.done(running.request, completion)
+        receiver = self._replies if running.call is None else running.call
+        receiver.done(running.request, completion)
+
+    def _fail(self, running: Running, reason: str) -> None:
+        receiver = self._replies if running.call is None else running.call
+        receiver.failed(running.request, reason)
+
+    def _withdraw(self, gone: list[str]) -> None:
+        """Takes out of the engine what nobody waits for."""
+        if not gone:
+            return
+        with noticing_breakdowns():
+            self._engine.llm.abort_request(gone)
+        for each in gone:
+            running = self._traffic.pop(each)
+            if running is not None and running.call is not None:
+                running.call.dropped(running.request)
+
+    def _put_out(self, count: int, source: RequestSource) -> None:
+        """Takes the rows that came last out of the engine; they are computed anew later."""
+        rows = self._traffic.youngest_rows(count)
+        if not rows:
+            return
+        with noticing_breakdowns():
+            self._engine.llm.abort_request(rows)
+        for each in rows:
+            running = self._traffic.pop(each)
+            if running is not None:
+                source.put_back(running.request)
 
     def _look(self, now: float) -> None:
         if now - self._looked >= LOOK_EVERY_S:
@@ -178,14 +256,16 @@ class Feed:
                 raise TaskCancelled("stopped between two steps of the engine")
 
     def _recover(self) -> list[EngineRequest]:
-        """Starts the engine again; returns what was in it."""
-        suspects = [each.request for each in self._running.values()]
-        self._running.clear()
-        self._restarts += 1
+        """Starts the engine again; returns the rows that were in it."""
+        calls = self._traffic.calls
+        suspects = self._traffic.break_down(self._why)
+        self._beside_calls = calls > 0
+        self._restarts += not calls  # each call breaks an engine twice at most
         if self._restarts > MAX_RESTARTS:
             raise TransientError(f"the engine broke down {self._restarts} times, last: {self._why}")
+        beside = f" and {calls} requests that somebody waits for" if calls else ""
         self._replies.log(
-            f"the engine broke down with {len(suspects)} rows in it ({self._why}): "
+            f"the engine broke down with {len(suspects)} rows{beside} in it ({self._why}): "
             "starting it again"
         )
         self._engine.restart()
@@ -203,7 +283,7 @@ class Feed:
             left = self._pump(group)
             if group.drained:
                 groups.popleft()
-            if left and group.drained and group.drawn == 1:
+            if left and group.drained and group.drawn == 1 and not self._beside_calls:
                 self._condemn(left[0])
             else:
                 groups.extendleft(reversed(halves(left)))
@@ -221,9 +301,10 @@ class Feed:
             self._replies.failed(request, ServerFault(reason))
 
     def _abandon(self) -> None:
-        """Empties the engine, which others will use after this."""
-        abandoned = list(self._running)
-        self._running.clear()
+        """Takes the stream's requests out of the engine, which others will use after this."""
+        abandoned = self._traffic.all_rows()
+        for each in abandoned:
+            self._traffic.pop(each)
         if abandoned:
             try:
                 self._engine.llm.abort_request(abandoned)
@@ -236,34 +317,41 @@ class RequestSource:
 
     Args:
         requests: Drawn one by one, as the engine has room.
+        single: Whether there is one only, which is to be alone in the engine.
 
     Attributes:
         drained: Whether there are no more.
         drawn: How many were drawn and not put back.
     """
 
-    def __init__(self, requests: Iterable[EngineRequest]) -> None:
+    def __init__(self, requests: Iterable[EngineRequest], *, single: bool = False) -> None:
         self._requests = iter(requests)
-        self._returned: EngineRequest | None = None
+        self._returned: list[EngineRequest] = []
+        self.single = single
         self.drained = False
         self.drawn = 0
 
     def draw(self) -> EngineRequest | None:
         """Returns the next request; None when there are no more."""
-        request, self._returned = self._returned, None
-        if request is None and not self.drained:
-            request = next(self._requests, None)
+        if self.drained:
+            return None
+        request = self._returned.pop() if self._returned else next(self._requests, None)
         self.drained = request is None
         self.drawn += not self.drained
         return request
 
     def put_back(self, request: EngineRequest) -> None:
-        """Takes back the request that was drawn last: it is the next one again."""
-        self._returned = request
+        """Takes a request back that was drawn: it is the next one again."""
+        self._returned.append(request)
+        self.drained = False
         self.drawn -= 1
 
 
 def halves(requests: list[EngineRequest]) -> list[RequestSource]:
     """Returns the requests in two sources of about equal length; empty ones are left out."""
     middle = (len(requests) + 1) // 2
-    return [RequestSource(half) for half in (requests[:middle], requests[middle:]) if half]
+    return [
+        RequestSource(half, single=len(half) == 1)
+        for half in (requests[:middle], requests[middle:])
+        if half
+    ]

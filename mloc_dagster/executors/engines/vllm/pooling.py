@@ -7,7 +7,7 @@ from typing import Any
 from mloc_dagster.errors import InputError
 from mloc_dagster.executors.engines.pooling import PoolingPlan, fitted_tokens, pooling_plan, scaled
 from mloc_dagster.executors.engines.protocol import Completion, EngineRequest, Rendered
-from mloc_dagster.executors.engines.vllm.engine import VllmEngine
+from mloc_dagster.executors.engines.vllm.engine import CALLS_FIRST, VllmEngine
 from mloc_dagster.executors.engines.vllm.process import prepare_environment
 from mloc_dagster.executors.engines.vllm.requests import prepare_adapters
 from mloc_dagster.executors.engines.vllm.start import plan_engine
@@ -95,10 +95,11 @@ class VllmPoolingEngine(VllmEngine):
         width = self.llm.model_config.get_hidden_size()
         if pooling.dimensions is not None and pooling.dimensions > width:
             raise ValueError(f"{pooling.dimensions} dimensions of {self.name}, which has {width}")
-        tokens = fitted_tokens(request, self._limit, self.llm.get_tokenizer(), self.name)
+        tokens = fitted_tokens(request, self._limit, self._tokenizer, self.name)
         # Raw states: cutting and scaling are done here, for any model and as transformers does.
         params = PoolingParams(task="embed", use_activation=False)
-        self.llm.add_request(request_id, tokens_input(tokens), params)
+        priority = CALLS_FIRST if request.urgent else 0
+        self.llm.add_request(request_id, tokens_input(tokens), params, priority=priority)
 
     def completion(
         self, request: EngineRequest, output: Any, *, engine_s: float, latency_s: float

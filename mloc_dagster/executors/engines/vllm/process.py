@@ -3,7 +3,7 @@
 What vLLM finds around it is set when a model is loaded, never at import, and what the user has set
 stays. Engines within one process share module globals of vLLM (the context of the forward pass
 that is under way) and torch.distributed's groups, which vLLM creates with the first and destroys
-with any. So one at a time starts, computes or ends, and the groups go with the last.
+with any. So one at a time starts, takes steps or ends, and the groups go with the last.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import importlib.util
 import logging
 import os
 import sys
-import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ from importlib.metadata import PackageNotFoundError, version
 from types import ModuleType, SimpleNamespace
 from typing import Any, Literal
 
+from mloc_dagster.executors.engines.turn import Turn
 from mloc_dagster.settings import settings
 
 QUIET = "ERROR"
@@ -32,7 +32,7 @@ SMALL_WEIGHTS_BYTES = 64 << 20
 # The first prints pages when an engine breaks down; mloc says in one line what it does about it.
 _TALKATIVE = ("vllm.logging_utils.dump_input", "torch.utils.cpp_extension")
 
-TURN = threading.RLock()
+TURN = Turn()
 """Held by whoever starts, runs or ends an engine that works within this process."""
 
 _alive: set[int] = set()
@@ -191,7 +191,7 @@ def _is_readable(module: object) -> bool:
 def announce(llm: Any) -> Any:
     """Counts a started engine as alive; returns it."""
     if in_process(llm):
-        with TURN:
+        with TURN.held():
             _alive.add(id(llm))
     return llm
 
@@ -207,7 +207,7 @@ def shut_down(llm: Any) -> None:
         llm.engine_core.shutdown()
         llm.renderer.shutdown()
         return
-    with TURN:
+    with TURN.held():
         _alive.discard(id(llm))
         with _kept_groups(keep=bool(_alive)):
             llm.engine_core.shutdown()

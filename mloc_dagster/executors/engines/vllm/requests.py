@@ -213,13 +213,14 @@ def _settle(scratch: Path, target: Path) -> None:
 FINISHED = ("stop", "length")
 
 
-def sampling_params(inference: Inference, seed: int, room: int) -> Any:
+def sampling_params(inference: Inference, seed: int, room: int, *, stream: bool = False) -> Any:
     """Returns vLLM's `SamplingParams` for one request.
 
     Args:
         inference: How to sample.
         seed: Seeds the request's own generator; unused when greedy.
         room: Tokens that fit behind the prompt.
+        stream: Whether its answers are wanted as they grow, each time from their start.
 
     Raises:
         ValueError: If vLLM refuses a value.
@@ -246,7 +247,7 @@ def sampling_params(inference: Inference, seed: int, room: int) -> Any:
         skip_special_tokens=inference.skip_special_tokens,
         logprobs=inference.logprobs,
         structured_outputs=_structured(inference.structured_outputs),
-        output_kind=RequestOutputKind.FINAL_ONLY,
+        output_kind=RequestOutputKind.CUMULATIVE if stream else RequestOutputKind.FINAL_ONLY,
         skip_clone=True,  # these are this request's alone
     )
 

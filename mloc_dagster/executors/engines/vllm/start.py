@@ -93,6 +93,7 @@ def plan_engine(spec: ModelSpec, **extra: Any) -> EnginePlan:
     arguments: dict[str, Any] = {
         "disable_log_stats": True,
         "use_tqdm_on_load": False,
+        "scheduling_policy": "priority",  # what somebody waits for goes before rows that wait
         **extra,
     }
     if commit := hub_commit(source):
@@ -140,7 +141,7 @@ def start_engine(plan: EnginePlan) -> Any:
     _check_names(plan.arguments, EngineArgs)
     with ExitStack() as around:
         if plan.on_cpu:
-            around.enter_context(TURN)
+            around.enter_context(TURN.held())
             around.enter_context(only_readable_modules())
         around.enter_context(clear_load_errors(plan.source))
         around.enter_context(_clear_refusals())

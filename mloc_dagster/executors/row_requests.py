@@ -1,0 +1,130 @@
+"""Rows as requests to an engine, and what becomes of a request as a row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from hashlib import blake2b
+from itertools import islice
+
+from mloc_dagster.executors.engines.protocol import Completion, Engine, EngineRequest, Rendered
+from mloc_dagster.executors.prompts import RowBlock, RowOptions, is_blank
+from mloc_dagster.results import InputRow, OutputRow, failed_row
+from mloc_dagster.schema import Inference, Pooling
+
+WINDOW_ROWS = 64
+"""Rows that are tokenised at once: enough for the tokenizer's threads, too few to stall a step."""
+
+
+def answered_row(request: EngineRequest, completion: Completion, engine: Engine) -> OutputRow:
+    """Returns the output of a row that has an answer."""
+    answers, row = completion.answers, request.row
+    return OutputRow(
+        index=row.index,
+        prompt=row.prompt,
+        output=answers[0].text if answers else "",
+        finish_reason=answers[0].finish_reason if answers else "stop",
+        outputs=[each.text for each in answers] if len(answers) > 1 else None,
+        finish_reasons=[each.finish_reason for each in answers] if len(answers) > 1 else None,
+        prompt_tokens=completion.prompt_tokens,
+        completion_tokens=sum(each.tokens for each in answers),
+        latency_s=completion.latency_s,
+        engine=engine.label,
+        custom_id=row.custom_id,
+        embedding=completion.embedding,
+        encoding=row.encoding,
+        logprobs=_logprobs(completion),
+        cached_tokens=completion.cached_tokens,
+        padding_tokens=completion.padding_tokens,
+        engine_s=completion.engine_s,
+    )
+
+
+def failed_request(request: EngineRequest, reason: str, engine: Engine) -> OutputRow:
+    """Returns the output of a row that the engine could not answer."""
+    return failed_row(request.row, reason, engine.label, len(request.tokens))
+
+
+def rendered_rows(
+    given: Iterable[InputRow],
+    options: RowOptions,
+    seed: int,
+    engine: Engine,
+    refuse: Callable[[InputRow, str], None],
+) -> Iterator[list[EngineRequest]]:
+    """Yields what the engine can answer, rendering a window of rows when the engine wants more.
+
+    Args:
+        given: The rows.
+        options: How to answer them.
+        seed: The plan's.
+        engine: The engine.
+        refuse: Takes a row that no engine could answer, and why.
+    """
+    rows = iter(given)
+    while window := list(islice(rows, WINDOW_ROWS)):
+        ready: list[tuple[InputRow, RowBlock, Rendered]] = []
+        for row in window:
+            try:
+                block = options.of(row)
+                ready.append((row, block, _render(row, block, engine)))
+            except ValueError as error:
+                refuse(row, str(error))
+        tokens = _tokens([rendered for _, _, rendered in ready], engine)
+        requests: list[EngineRequest] = []
+        for (row, block, rendered), ids in zip(ready, tokens, strict=True):
+            if not ids:
+                refuse(row, "the prompt is empty: it has no token at all")
+            else:
+                requests.append(_request(row, block, rendered, ids, seed))
+        yield requests
+
+
+def _tokens(rendered: list[Rendered], engine: Engine) -> list[list[int]]:
+    """Returns the token ids of each; what wants special tokens is tokenised by itself."""
+    found: list[list[int]] = [[] for _ in rendered]
+    for special in (True, False):
+        places = [place for place, each in enumerate(rendered) if each.special is special]
+        texts = [rendered[place].text for place in places]
+        for place, ids in zip(places, engine.tokenize(texts, special=special), strict=True):
+            found[place] = ids
+    return found
+
+
+def _request(
+    row: InputRow, block: RowBlock, rendered: Rendered, tokens: list[int], plan_seed: int
+) -> EngineRequest:
+    if isinstance(block, Pooling):
+        return EngineRequest(row, rendered, tokens, pooling=block, adapter=row.adapter)
+    seed = row_seed(block, plan_seed, row.index)
+    return EngineRequest(row, rendered, tokens, sampling=block, seed=seed, adapter=row.adapter)
+
+
+def row_seed(block: Inference, plan_seed: int, index: int) -> int:
+    """Returns what seeds a row's answers.
+
+    With a seed in the template equal rows have equal answers, as in vLLM. Without one each row
+    has a stream of its own, which a retry repeats.
+    """
+    if block.seed is not None:
+        return block.seed
+    digest = blake2b(f"{plan_seed}:{index}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest) >> 1  # vLLM's seeds are signed
+
+
+def _render(row: InputRow, block: RowBlock, engine: Engine) -> Rendered:
+    if row.error is not None:
+        raise ValueError(row.error)
+    if is_blank(row.prompt):
+        raise ValueError("the prompt is empty")
+    if row.verbatim and isinstance(row.prompt, str) and not isinstance(block, Pooling):
+        return Rendered(row.prompt)
+    return engine.render(row, _instruction(block))
+
+
+def _instruction(block: RowBlock) -> str | None:
+    return block.instruction if isinstance(block, Pooling) else block.system_prompt
+
+
+def _logprobs(completion: Completion) -> list[list] | None:
+    given = [each.logprobs for each in completion.answers if each.logprobs is not None]
+    return given or None
