@@ -2,9 +2,9 @@
 
     python benchmarks/interactive.py [--engine vllm|transformers] [--rows 400] [--calls 20]
 
-tiny-chat generates `--new-tokens` for each row, `--at-once` of them at a time. The latency is that
-of the first text of a call, alone and beside the shard, one call after another. The shard's
-throughput is measured without calls and with as many as one caller makes.
+tiny-chat, on one thread, generates `--new-tokens` for each row, `--at-once` of them at a time. The
+latency is that of the first text of a call, alone and beside the shard, one call after another.
+The shard's throughput is measured without calls and with as many as one caller makes.
 """
 
 from __future__ import annotations
@@ -132,6 +132,9 @@ def main() -> None:
     parser.add_argument("--calls", type=int, default=20)
     parser.add_argument("--new-tokens", type=int, default=64)
     options = parser.parse_args()
+    import torch
+
+    torch.set_num_threads(1)  # on a busy machine, two wait for each other more than they compute
     bench = Bench(options)
     try:
         bench.first_text_s()
