@@ -285,6 +285,23 @@ class RowExecutor[SpecT: RowSpec]:
                 looked = time.monotonic()
             context.emit(self._output(row, spec))
 
+    def answer(
+        self, rows: Sequence[InputRow], spec: SpecT, model: None, caller: Caller
+    ) -> Sequence[OutputRow]:
+        """Answers the rows of a call, one after the other.
+
+        Raises:
+            TaskCancelled: If the caller has gone.
+        """
+        answered: list[OutputRow] = []
+        for choice, row in enumerate(rows):
+            if caller.cancelled():
+                raise TaskCancelled("the caller has gone")
+            answered.append(self._output(row, spec))
+            if caller.stream:
+                caller.text(choice, answered[-1].output)
+        return answered
+
     def _output(self, row: InputRow, spec: SpecT) -> OutputRow:
         if row.error is not None:
             return failed_row(row, row.error, self._engine)

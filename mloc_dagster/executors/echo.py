@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import time
-from collections.abc import Container
+from collections.abc import Callable, Container, Sequence
 from itertools import cycle, islice
 from random import Random
 from typing import ClassVar
@@ -11,7 +12,7 @@ from typing import ClassVar
 from pydantic import Field
 
 from mloc_dagster.errors import TaskCancelled, TransientError
-from mloc_dagster.executors.base import ModelKey, ShardContext, ShardInput
+from mloc_dagster.executors.base import Caller, ModelKey, ShardContext, ShardInput
 from mloc_dagster.executors.prompts import last_user_text
 from mloc_dagster.planning import shard_key
 from mloc_dagster.results import InputRow, OutputRow, failed_row
@@ -20,6 +21,7 @@ from mloc_dagster.schema import Block, Idle, RowSpec, TaskType
 ENGINE = "echo"
 ROWS_PER_LOOK = 256  # asking whether to stop may cost far more than echoing a row
 SECONDS_PER_LOOK = 0.1
+_WORD = re.compile(r"\s*\S+|\s+")
 
 
 class Echo(Block):
@@ -91,10 +93,26 @@ class EchoExecutor:
                     f"attempt {shard.attempt} (fail_rate {echo.fail_rate})"
                 )
             if echo.delay_s:
-                _wait(echo.delay_s, context)
+                _wait(echo.delay_s, context.cancelled)
             elif done % ROWS_PER_LOOK == 0 and context.cancelled():
                 raise TaskCancelled(f"stopped after {done} rows")
             context.emit(_answer(row, echo, poison))
+
+    def answer(
+        self, rows: Sequence[InputRow], spec: EchoSpec, model: None, caller: Caller
+    ) -> Sequence[OutputRow]:
+        """Echoes the rows of a call; streamed text comes word by word.
+
+        Raises:
+            TaskCancelled: If the caller has gone.
+        """
+        answered: list[OutputRow] = []
+        for choice, row in enumerate(rows):
+            _wait(spec.echo.delay_s, caller.cancelled)
+            answered.append(_answer(row, spec.echo, frozenset(spec.echo.poison)))
+            for word in _WORD.findall(answered[-1].output) if caller.stream else ():
+                caller.text(choice, word)
+        return answered
 
 
 def _attempt_fails(echo: Echo, shard: ShardInput) -> bool:
@@ -128,10 +146,10 @@ def _echo(row: InputRow, echo: Echo) -> OutputRow:
     )
 
 
-def _wait(seconds: float, context: ShardContext) -> None:
+def _wait(seconds: float, cancelled: Callable[[], bool]) -> None:
     until = time.monotonic() + seconds
     while True:
-        if context.cancelled():
+        if cancelled():
             raise TaskCancelled("stopped while a row was waiting")
         remaining = until - time.monotonic()
         if remaining <= 0:

@@ -3,6 +3,14 @@ from .access import (
     open_engine as open_engine,
     require_fleet as require_fleet,
 )
+from .calls import (
+    Call as Call,
+    FailurePiece as FailurePiece,
+    Piece as Piece,
+    RowsPiece as RowsPiece,
+    SignOfLife as SignOfLife,
+    TextPiece as TextPiece,
+)
 from .claims import (
     Claim as Claim,
     Leases as Leases,
@@ -90,6 +98,7 @@ from .slo import (
     slack_s as slack_s,
     wanted_order as wanted_order,
 )
+from .worker.calls import CallServer as CallServer
 from .worker.detection import detect_hardware as detect_hardware
 from .worker.group import (
     gpu_groups as gpu_groups,

@@ -15,6 +15,7 @@ from typing import Protocol
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
+from mloc_dagster.fleet.calls import Calls
 from mloc_dagster.fleet.claims import Leases, TicketClaims, TicketState
 from mloc_dagster.fleet.hardware import Hardware, Requirements
 
@@ -225,7 +226,7 @@ class Registry(Protocol):
         ...
 
 
-class FleetEngine(Tickets, Runs, Registry, Protocol):
+class FleetEngine(Tickets, Runs, Registry, Calls, Protocol):
     """All that run workers, step workers, the executor and the control plane need of a fleet.
 
     Every method raises `FleetUnavailableError`, and no error of its backend's, when the engine

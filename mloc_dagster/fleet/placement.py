@@ -1,4 +1,4 @@
-"""Who should take a ticket, which idle workers are woken for it, and why it waits; pure.
+"""Who should take a ticket or a call, which idle workers are woken, and why one waits; pure.
 
 Both engines follow what is here. What Redis must decide at one moment is in `redis/lua/`, and says
 the same; `tests/contract/test_fleet_engine.py` holds both to it.
@@ -6,7 +6,7 @@ the same; `tests/contract/test_fleet_engine.py` holds both to it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf
 
@@ -18,7 +18,7 @@ from mloc_dagster.fleet.engine import (
     WorkerInfo,
     WorkerStatus,
 )
-from mloc_dagster.fleet.hardware import Hardware, Requirements, misfit
+from mloc_dagster.fleet.hardware import Hardware, Requirements, misfit, queue_of
 
 WARM_PATIENCE_S = 1.0
 """Seconds a ticket is kept for the idle worker that has its model warm."""
@@ -138,6 +138,39 @@ class Leftover:
             for worker in workers
             if any(_takes(worker, queue, needs) for queue, needs in self.unfit)
         ]
+
+
+def suited_workers(
+    workers: Sequence[WorkerInfo],
+    model_key: str,
+    requirements: Requirements,
+    open_calls: Mapping[str, int],
+) -> list[str]:
+    """Returns the ids of the workers that may answer a call, the best first.
+
+    Whoever has the model loaded answers at once, also beside a shard. Among the others an idle one
+    loads it without taking anything away from anybody.
+
+    Args:
+        workers: The live ones.
+        model_key: The model.
+        requirements: What it needs.
+        open_calls: How many calls each worker has already.
+    """
+    queue = queue_of(requirements)
+    fitting = [
+        each
+        for each in workers
+        if each.status in (WorkerStatus.IDLE, WorkerStatus.RUNNING)
+        and queue in each.queues
+        and misfit(requirements, each.hardware) is None
+    ]
+
+    def rank(worker: WorkerInfo) -> tuple[bool, bool, int]:
+        cold, busy = model_key not in worker.warm_models, worker.status is not WorkerStatus.IDLE
+        return cold, busy, open_calls.get(worker.worker_id, 0)
+
+    return [each.worker_id for each in sorted(fitting, key=rank)]
 
 
 # Wake lists

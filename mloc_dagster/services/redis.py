@@ -26,9 +26,10 @@ tcp-backlog 511
 set-proc-title no
 """
 
-# What workers have to do with: tickets and their leases, queues, runs, who works, and events.
+# What workers have to do with: tickets and their leases, queues, runs, calls, who works, events.
 _WORKER_KEYS = (
-    *("ticket:*", "lease:*", "fence", "queue:*", "run:*", "worker*", "tasks.*", "events:*"),
+    *("ticket:*", "lease:*", "fence", "queue:*", "run:*", "call*"),
+    *("worker*", "tasks.*", "events:*"),
 )
 _WORKER_CHANNELS = ("inbox", "tasks.events", "workers.events")
 _WORKER_COMMANDS = (

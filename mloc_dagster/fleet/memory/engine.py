@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import Counter, defaultdict
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from math import inf
 
+from mloc_dagster.fleet.calls import CALLER_TTL_S, Call, Piece
 from mloc_dagster.fleet.claims import Claim, Leases, StopReason, TicketClaims, TicketState
 from mloc_dagster.fleet.engine import StepTicket, TicketStatus, WorkerInfo, WorkerStatus
 from mloc_dagster.fleet.hardware import Hardware
@@ -98,6 +99,9 @@ class MemoryFleetEngine:
         self._runs: defaultdict[str, _Run] = defaultdict(_Run)
         self._last_seen: dict[str, WorkerInfo] = {}
         self._alive_until: dict[str, float] = {}
+        self._calls: defaultdict[str, deque[Call | None]] = defaultdict(deque)
+        self._callers: dict[str, float] = {}
+        self._pieces: defaultdict[str, list[Piece]] = defaultdict(list)
 
     def claims(self, leases: Leases) -> MemoryClaims:
         """Opens the claims of one worker, which is a thread here."""
@@ -299,6 +303,61 @@ class MemoryFleetEngine:
                 return False
             del self._alive_until[worker_id]
             return True
+
+    # Calls
+
+    def send_call(self, worker_id: str, call: Call) -> None:
+        """Hands a call to a worker."""
+        with self._changed:
+            self._callers[call.call_id] = self.clock() + CALLER_TTL_S
+            self._calls[worker_id].append(call)
+            self._changed.notify_all()
+
+    def next_call(self, worker_id: str, timeout_s: float) -> Call | None:
+        """Takes the oldest call for a worker that somebody still waits for."""
+        waiting = self._calls[worker_id]
+
+        with self._changed:
+            self._changed.wait_for(lambda: any(map(self._is_wanted, waiting)), timeout_s)
+            while waiting:
+                call = waiting.popleft()
+                if self._is_wanted(call):
+                    return call
+            return None
+
+    def end_wait_for_calls(self, worker_id: str) -> None:
+        """Ends a wait of this worker from another thread."""
+        with self._changed:
+            self._calls[worker_id].append(None)
+            self._changed.notify_all()
+
+    def give_pieces(self, pieces: Mapping[str, Sequence[Piece]]) -> Collection[str]:
+        """Sends pieces of answers; returns the calls that nobody waits for any longer."""
+        with self._changed:
+            gone = [each for each in pieces if not self._waits(each)]
+            for call_id in pieces.keys() - set(gone):
+                self._pieces[call_id] += pieces[call_id]
+            self._changed.notify_all()
+            return gone
+
+    def take_pieces(self, call_id: str, timeout_s: float) -> Sequence[Piece]:
+        """Takes what has come for a caller; waits for something."""
+        with self._changed:
+            self._callers[call_id] = self.clock() + CALLER_TTL_S
+            self._changed.wait_for(lambda: self._pieces[call_id], timeout_s)
+            return tuple(self._pieces.pop(call_id))
+
+    def hang_up(self, call_id: str) -> None:
+        """Ends a call: its worker stops at its next piece."""
+        with self._changed:
+            self._callers.pop(call_id, None)
+            self._pieces.pop(call_id, None)
+
+    def _is_wanted(self, call: Call | None) -> bool:
+        return call is None or self._waits(call.call_id)
+
+    def _waits(self, call_id: str) -> bool:
+        return self.clock() < self._callers.get(call_id, -inf)
 
     def check_writable(self) -> None:
         """Returns: memory takes what is written."""

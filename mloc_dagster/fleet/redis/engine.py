@@ -15,6 +15,7 @@ from mloc_dagster.fleet.claims import Leases, TicketState
 from mloc_dagster.fleet.engine import StepTicket, TicketStatus, WorkerInfo
 from mloc_dagster.fleet.hardware import Requirements
 from mloc_dagster.fleet.placement import Standing, preferred_worker, queue_wake, ticket_status
+from mloc_dagster.fleet.redis.calls import RedisCalls
 from mloc_dagster.fleet.redis.claims import RedisClaims
 from mloc_dagster.fleet.redis.records import (
     INBOX_CHANNEL,
@@ -44,7 +45,7 @@ _WRITABLE_KEY = "mloc:ready"
 
 
 @raising_fleet_errors
-class RedisFleetEngine(RedisRegistry):
+class RedisFleetEngine(RedisRegistry, RedisCalls):
     """`FleetEngine` over one Redis; see `lua/` for what changes at one moment.
 
     Args:
@@ -52,7 +53,8 @@ class RedisFleetEngine(RedisRegistry):
     """
 
     def __init__(self, client: redis.Redis) -> None:
-        super().__init__(client)
+        RedisRegistry.__init__(self, client)
+        RedisCalls.__init__(self, client)
         self._notifications = _Notifications(client)
         self._submit = script(client, "submit")
         self._cancel = script(client, "cancel")
@@ -203,8 +205,9 @@ class RedisFleetEngine(RedisRegistry):
         self.client.set(_WRITABLE_KEY, "", px=1_000)
 
     def close(self) -> None:
-        """Ends what runs in the background, and the connection."""
+        """Ends what runs in the background, and the connections."""
         self._notifications.close()
+        self.close_calls()
         self.client.close()
 
 

@@ -31,6 +31,7 @@ from mloc_dagster.fleet.dagster.messages import StepMessage, StepRequest, run_fr
 from mloc_dagster.fleet.dagster.run_worker import RunWorker
 from mloc_dagster.fleet.engine import RUNS_QUEUE, FleetEngine, StepTicket, WorkerInfo, WorkerStatus
 from mloc_dagster.fleet.hardware import queues_for
+from mloc_dagster.fleet.worker.calls import CallServer
 from mloc_dagster.fleet.worker.detection import detect_hardware
 from mloc_dagster.fleet.worker.heartbeat import Heartbeat, Publish, WorkerRegistry
 from mloc_dagster.fleet.worker.models import process_model_cache
@@ -349,11 +350,13 @@ def run_worker_process(queues: tuple[str, ...], tags: Mapping[str, str]) -> None
             slots=settings().run_slots if runs else 1,
             publish=None if publisher is None else publisher.publish,
         )
-        if not runs:
-            process_model_cache().on_change = lambda keys: worker.heartbeat.update(
-                warm_models=_texts(keys)
-            )
-        work_until_stopped(worker)
+        if runs:
+            work_until_stopped(worker)
+            return
+        models = process_model_cache()
+        models.on_change = lambda keys: worker.heartbeat.update(warm_models=_texts(keys))
+        with CallServer(engine, info.worker_id, models):
+            work_until_stopped(worker)
 
 
 def _texts(keys: tuple[ModelKey, ...]) -> list[str]:

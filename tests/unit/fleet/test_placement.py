@@ -11,6 +11,7 @@ from mloc_dagster.fleet.placement import (
     Waiting,
     choose,
     preferred_worker,
+    suited_workers,
     why_waiting,
 )
 
@@ -118,3 +119,22 @@ def test_runs_and_shards_wait_for_workers_of_their_own() -> None:
     assert why_waiting("cpu", needs, [run_worker]) == ("no worker is alive", False)
     assert why_waiting(RUNS_QUEUE, needs, [shard_worker]) == ("no run worker is alive", False)
     assert why_waiting(RUNS_QUEUE, needs, [run_worker]) == ("every run worker is busy", True)
+
+
+def test_a_call_goes_where_the_model_is_and_nobody_else_waits() -> None:
+    large = Hardware(cpus=8, memory_bytes=64 << 30)
+    running = {"status": WorkerStatus.RUNNING}
+    workers = [
+        worker("cold-busy", **running),
+        worker("cold"),
+        worker("warm-busy", warm_models=("m1",), **running),
+        worker("warm-asked", warm_models=("m1",)),
+        worker("warm", warm_models=("m1",)),
+        worker("drains", warm_models=("m1",), status=WorkerStatus.DRAINING),
+        worker("runs", warm_models=("m1",), queues=(RUNS_QUEUE,)),
+    ]
+    open_calls = {"warm-asked": 1}
+    suited = suited_workers(workers, "m1", Requirements(), open_calls)
+    assert suited == ["warm", "warm-asked", "warm-busy", "cold", "cold-busy"]
+    needs = Requirements(cpus=4)
+    assert suited_workers([*workers, worker("large", large)], "m1", needs, {}) == ["large"]
