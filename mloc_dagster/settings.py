@@ -199,6 +199,9 @@ class Settings(BaseSettings):
     api_max_streams: int = Field(default=200, ge=1)
     """Live logs that the API serves at a time."""
 
+    api_max_calls: int = Field(default=256, ge=1)
+    """Chats and other requests of OpenAI's API that are answered at a time; 429 beyond."""
+
     api_max_connections: int = Field(default=1_000, ge=1)
     """Connections that the API holds at a time; it answers 503 beyond."""
 

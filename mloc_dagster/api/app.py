@@ -13,11 +13,13 @@ from mloc_dagster.api import admin_routes, health_routes, logs, problems, result
 from mloc_dagster.api.acceptance import Acceptance
 from mloc_dagster.api.auth import BearerAuth, OriginGuard, Tokens
 from mloc_dagster.api.compiled_bodies import CompiledBodies
+from mloc_dagster.api.fleet_access import FleetAccess
 from mloc_dagster.api.limits import Limits, RequestGuard
 from mloc_dagster.api.metrics import AccessLog, Metrics, Observed
-from mloc_dagster.api.openai import batches, files
+from mloc_dagster.api.openai import batches, chat, files, models
+from mloc_dagster.api.openai.calls import CallRouter
 from mloc_dagster.api.openapi import describe, install_docs
-from mloc_dagster.api.state import ApiState, FleetAccess
+from mloc_dagster.api.state import ApiState
 from mloc_dagster.api.viewer_app import install_viewer
 from mloc_dagster.ledger import Ledger
 from mloc_dagster.settings import settings
@@ -46,12 +48,15 @@ def create_app(
     """
     limits, metrics = Limits.of(settings()), Metrics()
     tokens = tokens or Tokens.of(settings())
+    fleet = fleet or FleetAccess()
+    bodies = CompiledBodies(limits)
     state = ApiState(
         ledger=ledger,
-        fleet=fleet or FleetAccess(),
+        fleet=fleet,
         limits=limits,
         metrics=metrics,
-        acceptance=Acceptance(ledger, CompiledBodies(limits), metrics),
+        acceptance=Acceptance(ledger, bodies, metrics),
+        calls=CallRouter(fleet, bodies, settings().api_max_calls),
         max_streams=settings().api_max_streams,
     )
 
@@ -75,7 +80,8 @@ def create_app(
         separate_input_output_schemas=False,
     )
     app.state.api = state
-    for each in (task_routes, logs, result_routes, files, batches, admin_routes, health_routes):
+    routes = (task_routes, logs, result_routes, files, batches, chat, models)
+    for each in (*routes, admin_routes, health_routes):
         app.include_router(each.router)
     install_docs(app)
     opens = (

@@ -46,7 +46,7 @@ from mloc_dagster.results import (
 )
 from mloc_dagster.schema import OpenaiBatchData, RowSpec
 from mloc_dagster.settings import settings
-from mloc_dagster.tasks import batch_template, model_of
+from mloc_dagster.tasks import asked_spec, batch_template
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,11 +164,13 @@ def _compile(options: BatchOptions) -> tuple[CompiledTemplate, str]:
     found = scan_batch(url)
     found.check()
     task_type = check_endpoints(source, found)
-    model = model_of(named_model(options.model or ""))
+    asked = asked_spec(named_model(options.model or ""), vectors=task_type == "embedding")
+    model = asked.get("model")
+    if options.engine is not None and isinstance(model, dict):
+        asked["model"] = {**model, "engine": options.engine}
     mapping = batch_template(
         url,
-        task_type,
-        model if options.engine is None else {**model, "engine": options.engine},
+        asked,
         error_budget=options.error_budget,
         shards=options.shards,
     )

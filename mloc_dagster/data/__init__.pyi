@@ -11,6 +11,7 @@ from .openai_batch import (
     RequestBlock as RequestBlock,
     Requests as Requests,
     check_endpoints as check_endpoints,
+    request_rows as request_rows,
     scan_batch as scan_batch,
 )
 from .rows import lookup_reference as lookup_reference, open_rows as open_rows

@@ -70,6 +70,7 @@ from .task_start import (
     OpenTask as OpenTask,
     open_task as open_task,
     plan_training as plan_training,
+    request_block as request_block,
     start_task as start_task,
     task_executor as task_executor,
     task_id_for as task_id_for,

@@ -288,11 +288,12 @@ def input_of(spec: RowSpec) -> InferenceData:
     if spec.data is None:
         raise InputError(f"a task of type {spec.task_type!r} needs data")
     if isinstance(spec.data, OpenaiBatchData):
-        return Requests(**spec.data.model_dump(), block=_request_block(spec))
+        return Requests(**spec.data.model_dump(), block=request_block(spec))
     return spec.data
 
 
-def _request_block(spec: RowSpec) -> RequestBlock:
+def request_block(spec: RowSpec) -> RequestBlock:
+    """Returns what a task says of requests that it answers."""
     if not isinstance(spec, ModelSpec):
         return RequestBlock(spec.task_type)
     asked = [each for each in spec.model.adapters if each.apply == "request"]

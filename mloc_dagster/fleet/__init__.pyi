@@ -78,6 +78,7 @@ from .memory.engine import MemoryFleetEngine as MemoryFleetEngine
 from .placement import (
     WARM_PATIENCE_S as WARM_PATIENCE_S,
     queue_wake as queue_wake,
+    suited_workers as suited_workers,
     worker_wake as worker_wake,
 )
 from .redis.engine import RedisFleetEngine as RedisFleetEngine

@@ -62,6 +62,7 @@ from .manifest import (
     verify_manifest as verify_manifest,
     write_manifest as write_manifest,
 )
+from .openai_answer import AnswerChunks as AnswerChunks, answer_body as answer_body
 from .openai_batch import BatchFiles as BatchFiles, whole_requests as whole_requests
 from .part_files import (
     Part as Part,
@@ -89,6 +90,7 @@ from .row_batch import BatchRow as BatchRow, RowBatch as RowBatch
 from .row_cache import CACHE_FOLDER as CACHE_FOLDER, RowCache as RowCache
 from .rows import (
     BASE64 as BASE64,
+    SERVER_FAULT as SERVER_FAULT,
     UPSTREAM_FAULT as UPSTREAM_FAULT,
     InputRow as InputRow,
     Message as Message,

@@ -1,3 +1,8 @@
+from .asked_model import (
+    asked_spec as asked_spec,
+    asked_template as asked_template,
+    call_rows as call_rows,
+)
 from .dead_letters import failed_steps as failed_steps, why_not_begun as why_not_begun
 from .launch import (
     CODE_LOCATION as CODE_LOCATION,
@@ -6,7 +11,7 @@ from .launch import (
     job_origin as job_origin,
     launch_template as launch_template,
 )
-from .openai_batch import batch_template as batch_template, model_of as model_of
+from .openai_batch import batch_template as batch_template
 from .retry import retry_run as retry_run, retry_task as retry_task
 from .steps import (
     Setbacks as Setbacks,

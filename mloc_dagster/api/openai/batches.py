@@ -35,7 +35,7 @@ from mloc_dagster.data import BatchFile, scan_batch
 from mloc_dagster.errors import DataError, InputError, TemplateError
 from mloc_dagster.ledger import BatchEntry, FileEntry, PageOf
 from mloc_dagster.schema import canonical_json
-from mloc_dagster.tasks import batch_template, model_of
+from mloc_dagster.tasks import asked_spec, batch_template
 
 router = APIRouter(prefix=f"{PREFIX}/batches", tags=["openai"])
 
@@ -162,14 +162,13 @@ def _draft(api: ApiState, wanted: BatchCreate, batch_id: str, made_of: str) -> _
     if defects or named is None:
         return _Draft(entry)
     try:
-        model = model_of(named)
+        asked = asked_spec(named, vectors=wanted.endpoint == _EMBEDDINGS)
     except InputError as error:
         unknown = BatchError(code="model_not_found", message=str(error), param="body.model")
         return _Draft(replace(entry, errors=_plain([unknown])))
     template = batch_template(
         address_of(api, file),
-        "embedding" if wanted.endpoint == _EMBEDDINGS else "inference",
-        model,
+        asked,
         labels=_labels(wanted, batch_id),
         slo_s=window_s(wanted.completion_window),
     )

@@ -53,6 +53,18 @@ def is_openai(path: str) -> bool:
     return path == PREFIX or path.startswith(f"{PREFIX}/")
 
 
+def error_text(status: int, kind: str, message: str, place: str = "") -> str:
+    """Returns what is wrong as JSON; see `error_response`."""
+    first, _, rest = place.partition(".")
+    error = ErrorObject(
+        message=message,
+        type=_TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error"),
+        param=(rest if first in _PLACES else place) or None,
+        code=_CODES[kind] if kind in _CODES else kind.replace("-", "_"),
+    )
+    return ErrorReply(error=error).model_dump_json()
+
+
 def error_response(
     status: int, kind: str, message: str, place: str, headers: Mapping[str, str]
 ) -> Response:
@@ -66,17 +78,10 @@ def error_response(
         headers: More headers.
     """
     status = _STATUSES.get(status, status)
-    first, _, rest = place.partition(".")
-    error = ErrorObject(
-        message=message,
-        type=_TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error"),
-        param=(rest if first in _PLACES else place) or None,
-        code=_CODES[kind] if kind in _CODES else kind.replace("-", "_"),
-    )
     # Clients send a 409 again by themselves; here it stays what it is.
     final = {"x-should-retry": "false"} if status == 409 else {}
     return Response(
-        ErrorReply(error=error).model_dump_json(),
+        error_text(status, kind, message, place),
         status_code=status,
         media_type="application/json",
         headers={**final, **headers},
@@ -95,6 +100,7 @@ _REASONS = {
     416: "The range lies outside of the file.",
     421: "The host is not one of the API's names.",
     429: "Too much at a time.",
+    500: "The engine broke down over the request.",
     503: "The database or the results store is away; send the same request again.",
 }
 

@@ -15,7 +15,7 @@ from mloc_dagster.api.openai.batches import defects_of
 from mloc_dagster.api.openai.objects import Batch, RequestCounts, window_s
 from mloc_dagster.data import scan_batch
 from mloc_dagster.settings import settings
-from mloc_dagster.tasks import batch_template, model_of
+from mloc_dagster.tasks import asked_spec, batch_template
 from mloc_dagster.wire import TaskState, TaskView
 from tests.api_server import Served, serving
 
@@ -77,11 +77,11 @@ def test_a_window_is_a_deadline_but_for_the_one_that_everybody_says() -> None:
      ("./x", "local"), ("~/x", "local")],
 )  # fmt: skip
 def test_a_models_name_is_built_in_a_folder_or_of_the_hub(name: str, kind: str) -> None:
-    assert model_of(name) == {"source": {"type": kind, "identifier": name}}
+    assert asked_spec(name)["model"] == {"source": {"type": kind, "identifier": name}}
 
 
 def test_a_batchs_window_and_labels_are_in_its_template() -> None:
-    template = batch_template("b.jsonl", "embedding", model_of("x"), labels={"a": "b"}, slo_s=60)
+    template = batch_template("b.jsonl", asked_spec("x", vectors=True), labels={"a": "b"}, slo_s=60)
     assert template["kind"] == "EmbeddingTask"
     assert template["metadata"] == {"name": "batch", "labels": {"a": "b"}}
     assert isinstance(template["spec"], dict)
@@ -167,6 +167,11 @@ def test_the_document_lists_the_routes_with_openais_errors(api: Served) -> None:
         "/v1/batches": {"get", "post"},
         "/v1/batches/{batch_id}": {"get"},
         "/v1/batches/{batch_id}/cancel": {"post"},
+        "/v1/chat/completions": {"post"},
+        "/v1/completions": {"post"},
+        "/v1/embeddings": {"post"},
+        "/v1/models": {"get"},
+        "/v1/models/{model}": {"get"},
     }
     for path, methods in routes.items():
         for method in methods:

@@ -12,7 +12,6 @@ from mloc_dagster.cli.batch_files import batch_task_id
 from mloc_dagster.compile import compile_mapping
 from mloc_dagster.data import BatchFile
 from mloc_dagster.errors import InputError
-from mloc_dagster.tasks import model_of
 
 
 def folder(place: Path, weights: bytes) -> Path:
@@ -36,7 +35,7 @@ def task_id(model: Path, *adapters: Path, **inference: Any) -> str:
             "spec": {
                 "taskType": "inference",
                 "model": {
-                    **model_of(str(model)),
+                    "source": {"type": "local", "identifier": str(model)},
                     "adapters": [{"path": str(each)} for each in adapters],
                 },
                 "data": {"type": "openai_batch", "url": "requests.jsonl"},
