@@ -231,6 +231,42 @@ def _batch(
     raise typer.Exit(batch(options))
 
 
+@app.command("chat", rich_help_panel=_TASKS)
+def _chat(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help="As `mloc models list` names it, a task's id, a library template, a folder, or an "
+            "id of the hub.",
+            show_default=False,
+        ),
+    ],
+    question: Annotated[
+        str | None, typer.Argument(help="Answer this, and end.", show_default=False)
+    ] = None,
+    system: Annotated[str | None, typer.Option(metavar="TEXT", help="The system prompt.")] = None,
+    temperature: Annotated[float | None, typer.Option(help="0 is always the same answer.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="Of an answer, at most.")] = None,
+    seed: Annotated[int | None, typer.Option(help="The same seed, the same answer.")] = None,
+) -> None:
+    """Talk to a model, or to what a training has made, on warm workers or in this process.
+
+    Exit code: 0, 1 (it cannot be answered), 2 (bad input), 130 (interrupted).
+    """
+    from mloc_dagster.cli.chat_command import ChatOptions, chat
+
+    options = ChatOptions(
+        model=model,
+        question=question,
+        system=system,
+        temperature=temperature,
+        max_tokens=max_tokens,
+        seed=seed,
+    )
+    raise typer.Exit(chat(options))
+
+
 @app.command("open", rich_help_panel=_TASKS, hidden=True)
 @app.command("view", rich_help_panel=_TASKS)
 def _view(

@@ -128,6 +128,7 @@ class AsyncClient:
     workflow = _calls(operations.workflow)
     look = _calls(operations.look)
     logs = _yields(operations.logs)
+    chat = _yields(operations.chat)
     progress = _calls(operations.progress)
     cancel = _calls(operations.cancel)
     retry = _calls(operations.retry)

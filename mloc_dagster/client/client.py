@@ -131,6 +131,7 @@ class Client:
     workflow = _calls(operations.workflow)
     look = _calls(operations.look)
     logs = _yields(operations.logs)
+    chat = _yields(operations.chat)
     progress = _calls(operations.progress)
     cancel = _calls(operations.cancel)
     retry = _calls(operations.retry)

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import httpx
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from mloc_dagster.errors import InputError, MlocError, TemplateError, TransientError
 from mloc_dagster.wire import BODY_NAME, Finding, Problem
@@ -80,6 +80,18 @@ class ApiAwayError(ApiError, TransientError):
         self.retry_after_s = retry_after_s
 
 
+class OpenaiError(BaseModel):
+    """What is wrong, below `/v1`."""
+
+    message: str
+
+
+class OpenaiFailure(BaseModel):
+    """How the routes below `/v1` fail."""
+
+    error: OpenaiError
+
+
 def error_of(response: httpx.Response, shown_file: str = "") -> MlocError:
     """Returns what an answer that is no success means.
 
@@ -129,6 +141,10 @@ def _problem(response: httpx.Response) -> Problem | None:
 def _message(response: httpx.Response, problem: Problem | None) -> str:
     if problem is not None and problem.detail:
         return problem.detail
+    try:
+        return OpenaiFailure.model_validate_json(response.content).error.message
+    except ValidationError:
+        pass  # it is neither's
     where = f"{response.request.method} {response.request.url.path}"
     if response.is_redirect:
         return f"{where} was redirected, and that is not followed: name the API's final address"

@@ -17,7 +17,7 @@ from pydantic import JsonValue
 
 from mloc_dagster.client.errors import renamed
 from mloc_dagster.client.paging import Pages, Waiting, is_workflow_id
-from mloc_dagster.client.streams import Download, LogFlow, RowFlow
+from mloc_dagster.client.streams import ChatFlow, Download, LogFlow, RowFlow
 from mloc_dagster.client.template_body import TemplateBody, body_of
 from mloc_dagster.client.transport import Ask, Call, FilePart, reading
 from mloc_dagster.wire import (
@@ -97,6 +97,21 @@ def submit(
     return Call(
         method="POST", path=TASKS, headers=key, parts=parts, read=read, shown_file=body.shown
     )
+
+
+def chat(model: str, messages: Sequence[Mapping[str, str]], **options: JsonValue) -> ChatFlow:
+    """Yields the text of a chat's next message as it is generated.
+
+    Args:
+        model: A model that ships, a task's id, a library template, or an id of the hub.
+        messages: The chat so far, each with `role` and `content`.
+        options: More fields of `POST /v1/chat/completions`, such as `temperature`.
+
+    Raises:
+        ApiError: If it cannot be answered, or broke off.
+    """
+    said: list[JsonValue] = [dict(each) for each in messages]
+    return ChatFlow({"model": model, "messages": said, **options})
 
 
 def show(task_id: str) -> Call[TaskReply]:

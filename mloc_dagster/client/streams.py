@@ -17,9 +17,9 @@ from typing import IO, Never, Self
 
 import httpx
 from pydantic import JsonValue
-from pydantic_core import from_json
+from pydantic_core import from_json, to_json
 
-from mloc_dagster.client.errors import ApiAwayError, ApiError
+from mloc_dagster.client.errors import ApiAwayError, ApiError, OpenaiFailure
 from mloc_dagster.client.transport import Ask
 from mloc_dagster.errors import DataError
 from mloc_dagster.results import LocalFiles
@@ -124,6 +124,58 @@ class LogFlow(Flow[LogLine]):
         if not self.done:
             raise ApiAwayError(f"{self._path}: the live log broke off")
         return ()
+
+
+class ChatFlow(Flow[str]):
+    """The text of an answer as it is generated. What broke off cannot go on.
+
+    Args:
+        body: The request, as `POST /v1/chat/completions` takes it.
+    """
+
+    def __init__(self, body: Mapping[str, JsonValue]) -> None:
+        super().__init__()
+        self._body = to_json({**body, "stream": True})
+        self._decoder = EventDecoder()
+
+    def ask(self) -> Ask:
+        """Returns the request."""
+        return Ask(
+            method="POST",
+            path="/v1/chat/completions",
+            headers={"Content-Type": "application/json", "Accept": "text/event-stream"},
+            content=self._body,
+        )
+
+    def begin(self, response: httpx.Response) -> None:
+        """Has nothing to look at."""
+
+    def feed(self, block: bytes) -> Iterable[str]:
+        """Returns the text that is new.
+
+        Raises:
+            ApiError: If the answer ended with an error.
+        """
+        for event in self._decoder.feed(block):
+            if event.data == "[DONE]":
+                self.done = True
+                continue
+            chunk = from_json(event.data)
+            if "error" in chunk:
+                raise ApiError(OpenaiFailure.model_validate(chunk).error.message)
+            for choice in chunk["choices"]:
+                if text := choice["delta"].get("content"):
+                    yield text
+
+    def end(self) -> Iterable[str]:
+        """Takes note that the connection was closed: too early, if the answer had not ended."""
+        if not self.done:
+            raise ApiError("the answer broke off: the API, or its worker, has ended")
+        return ()
+
+    def broken(self, error: ApiAwayError) -> float:
+        """Raises what broke it."""
+        raise error
 
 
 class RowFlow(Flow[Mapping[str, JsonValue]]):

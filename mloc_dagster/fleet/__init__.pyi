@@ -99,7 +99,7 @@ from .slo import (
     slack_s as slack_s,
     wanted_order as wanted_order,
 )
-from .worker.calls import CallServer as CallServer
+from .worker.calls import CallServer as CallServer, answer_call as answer_call, task_of as task_of
 from .worker.detection import detect_hardware as detect_hardware
 from .worker.group import (
     gpu_groups as gpu_groups,

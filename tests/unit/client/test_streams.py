@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 
@@ -195,3 +196,44 @@ def test_the_async_client_reads_the_same(tmp_path: Path) -> None:
             return await client.save_file("t", "a.bin", tmp_path)
 
     assert asyncio.run(use()).read_bytes() == CONTENT
+
+
+def answer_of(*events: str) -> bytes:
+    return b"".join(f"data: {each}\n\n".encode() for each in events)
+
+
+def said(text: str) -> str:
+    return json.dumps({"choices": [{"index": 0, "delta": {"content": text}}]})
+
+
+def test_a_chat_comes_as_its_text() -> None:
+    asked: list[dict[str, object]] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        asked.append(json.loads(request.content))
+        first = json.dumps({"choices": [{"index": 0, "delta": {"role": "assistant"}}]})
+        usage = json.dumps({"choices": [], "usage": {}})
+        content = answer_of(first, said("Pa"), said("ris"), usage, "[DONE]")
+        return httpx.Response(200, content=content)
+
+    with Client("http://127.0.0.1:1", transport=httpx.MockTransport(answer)) as client:
+        hello = [{"role": "user", "content": "Hi"}]
+        assert list(client.chat("m", hello, temperature=0)) == ["Pa", "ris"]
+    assert asked == [{"model": "m", "messages": hello, "temperature": 0, "stream": True}]
+
+
+@pytest.mark.parametrize(
+    ("status", "content", "message"),
+    [
+        (404, b'{"error": {"message": "unknown model"}}', "unknown model"),
+        (200, answer_of(said("Pa"), '{"error": {"message": "it broke"}}', "[DONE]"), "it broke"),
+        (200, answer_of(said("Pa")), "broke off"),
+    ],
+)
+def test_a_chat_that_is_not_answered_says_why(status: int, content: bytes, message: str) -> None:
+    transport = httpx.MockTransport(lambda _: httpx.Response(status, content=content))
+    with (
+        Client("http://127.0.0.1:1", transport=transport) as client,
+        pytest.raises(ApiError, match=message),
+    ):
+        list(client.chat("m", [{"role": "user", "content": "Hi"}]))
