@@ -30,7 +30,7 @@ from mloc_dagster.schema import (
     find_task_type,
 )
 
-_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_HUB_ID = re.compile(r"[\w.-]{1,96}(/[\w.-]{1,96})?")
 
 type Fields = dict[str, JsonValue]
 """Some fields of a task's spec, or all of a block."""
@@ -105,7 +105,7 @@ def _fields(name: str, task_type: str) -> Fields:
         return {"taskType": task_type, "model": _model("builtin", name)}
     if _is_task(name):
         return _fields_of_task(name, task_type)
-    if Path(name).is_absolute() or name.startswith((".", "~")) or Path(name).is_dir():
+    if _is_place(name):
         return {"taskType": task_type, "model": _model("local", name)}
     files = library_files()
     short = [each.rpartition("/")[2] for each in files]
@@ -124,6 +124,13 @@ def _is_task(name: str) -> bool:
     except InputError:
         return False
     return open_store().task(name).exists(RECORD_NAME)
+
+
+def _is_place(name: str) -> bool:
+    try:
+        return Path(name).is_absolute() or name.startswith((".", "~")) or Path(name).is_dir()
+    except (OSError, ValueError):  # too long for a path, or with a NUL
+        return False
 
 
 def _fields_of_task(task_id: str, task_type: str) -> Fields:

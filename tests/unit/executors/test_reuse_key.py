@@ -93,8 +93,9 @@ def test_the_list_of_sampling_fields_is_complete() -> None:
 def test_the_list_of_a_requests_fields_is_complete() -> None:
     """A field that is new has to be an ingredient, or to be left out on purpose."""
     assert {field.name for field in dataclasses.fields(EngineRequest)} == {
-        "row", "rendered", "tokens", "sampling", "pooling", "seed", "adapter"
+        "row", "rendered", "tokens", "sampling", "pooling", "seed", "adapter", "stream", "urgent"
     }  # fmt: skip
+    # `stream` and `urgent` say how an answer is wanted, and change none.
     # The tokens have what `special` decides on, and image_ids what the pictures are.
     assert {field.name for field in dataclasses.fields(Rendered)} == {
         "text", "images", "image_ids", "special"
