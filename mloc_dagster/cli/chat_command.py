@@ -14,7 +14,7 @@ from pydantic import JsonValue
 
 from mloc_dagster.cli.api_choice import answering_api
 from mloc_dagster.cli.terminal import INTERRUPTED, OK, Terminal, debugging, quiet_terminal
-from mloc_dagster.errors import InputError, MlocError, TerminalError, TransientError
+from mloc_dagster.errors import InputError, MlocError, TransientError
 
 if TYPE_CHECKING:
     from mloc_dagster.fleet import Piece
@@ -159,6 +159,6 @@ def _check(end: Piece) -> None:
     from mloc_dagster.fleet import FailurePiece, RowsPiece
 
     if isinstance(end, FailurePiece):
-        raise (TransientError if end.retry else TerminalError)(end.message)
+        raise (TransientError if end.retry else InputError)(end.message)
     if isinstance(end, RowsPiece) and end.rows[0].error is not None:
         raise InputError(end.rows[0].error)

@@ -155,3 +155,5 @@ def test_chat_needs_no_stack(tmp_path: Path) -> None:
     idle = Stack(tmp_path / "home")
     said = idle.mloc("chat", "tiny-chat", "What is the capital of France?", "--temperature", "0")
     assert (said.stdout, said.returncode) == ("Paris\n", 0), said.stderr
+    lost = idle.mloc("chat", str(tmp_path / "nothing"), "Hi")
+    assert (lost.returncode, lost.stderr.count("\n")) == (2, 1), lost.stderr
