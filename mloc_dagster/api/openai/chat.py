@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Sequence
 from contextlib import aclosing
 from typing import Annotated, Any, Literal
 
@@ -34,6 +34,8 @@ _CHAT: _Endpoint = "/v1/chat/completions"
 _COMPLETIONS: _Endpoint = "/v1/completions"
 _EMBEDDINGS: _Endpoint = "/v1/embeddings"
 _CLIENT_HAS_LEFT = 499
+
+type Pieces = AsyncGenerator[TextPiece | RowsPiece]
 
 
 class _StreamOptions(BaseModel):
@@ -122,9 +124,11 @@ async def _answer(
     )
     pieces = api.calls.answer(model, rows, stream=stream)
     if not stream:
-        return await _whole(request, pieces, chunks)
+        return await _whole(pieces, request, chunks)
     # Whatever can be refused is refused before the answer begins.
-    first = await anext(pieces)
+    first = await _unless_left(request, _first(pieces))
+    if first is None:
+        return Response(status_code=_CLIENT_HAS_LEFT)
     if isinstance(first, RowsPiece):
         _check(first.rows)
     choices = len(rows) * (body.get("n") or 1)
@@ -132,27 +136,33 @@ async def _answer(
     return EventSourceResponse(events, sep="\n")
 
 
-async def _whole(
-    request: Request, pieces: AsyncGenerator[TextPiece | RowsPiece], chunks: AnswerChunks
-) -> Response:
-    """Returns the whole answer; stops asking for it when the client has left."""
-    answered = asyncio.ensure_future(_answered(pieces))
-    left = asyncio.ensure_future(_left(request))
-    try:
-        await asyncio.wait((answered, left), return_when=asyncio.FIRST_COMPLETED)
-        if not answered.done():
-            return Response(status_code=_CLIENT_HAS_LEFT)
-        rows = answered.result()
-    finally:
-        answered.cancel()
-        left.cancel()
-        await asyncio.gather(answered, left, return_exceptions=True)
+async def _whole(pieces: Pieces, request: Request, chunks: AnswerChunks) -> Response:
+    """Returns the whole answer."""
+    rows = await _unless_left(request, _answered(pieces))
+    if rows is None:
+        return Response(status_code=_CLIENT_HAS_LEFT)
     _check(rows)
     body = answer_body(rows, model=chunks.model, created=chunks.created, name=chunks.name)
     return Response(msgspec.json.encode(body), media_type="application/json")
 
 
-async def _answered(pieces: AsyncGenerator[TextPiece | RowsPiece]) -> Sequence[OutputRow]:
+async def _unless_left[T](request: Request, work: Coroutine[Any, Any, T]) -> T | None:
+    """Returns what is waited for; None, and it is stopped, as soon as the client has left."""
+    done, left = asyncio.ensure_future(work), asyncio.ensure_future(_left(request))
+    try:
+        await asyncio.wait((done, left), return_when=asyncio.FIRST_COMPLETED)
+        return done.result() if done.done() else None
+    finally:
+        done.cancel()
+        left.cancel()
+        await asyncio.gather(done, left, return_exceptions=True)
+
+
+async def _first(pieces: Pieces) -> TextPiece | RowsPiece:
+    return await anext(pieces)
+
+
+async def _answered(pieces: Pieces) -> Sequence[OutputRow]:
     async with aclosing(pieces):
         async for piece in pieces:
             if isinstance(piece, RowsPiece):
@@ -167,7 +177,7 @@ async def _left(request: Request) -> None:
 
 async def _events(
     first: TextPiece | RowsPiece,
-    pieces: AsyncGenerator[TextPiece | RowsPiece],
+    pieces: Pieces,
     chunks: AnswerChunks,
     choices: int,
     *,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -166,3 +168,40 @@ def test_models_are_listed(client: openai.OpenAI) -> None:
     assert client.models.retrieve("some/model").owned_by == "some"
     with pytest.raises(openai.NotFoundError, match="did you mean 'tiny-chat'"):
         client.models.retrieve("tiny-chit")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_worker_stops_when_the_client_leaves(
+    fleet: MemoryFleet, monkeypatch: pytest.MonkeyPatch, *, stream: bool
+) -> None:
+    began, stopped = threading.Event(), threading.Event()
+
+    def answer(rows: list[InputRow], spec: object, model: None, caller: Caller) -> list[OutputRow]:
+        began.set()
+        while not caller.cancelled():
+            stopped.wait(0.01)
+        stopped.set()
+        raise TaskCancelled
+
+    monkeypatch.setattr(task_executor("echo"), "answer", answer)
+    app = create_app(MemoryLedger(), fleet)  # type: ignore[arg-type]
+    body = json.dumps({"model": "echo", "messages": HELLO, "stream": stream}).encode()
+    came = [{"type": "http.request", "body": body}]
+
+    async def receive() -> dict[str, object]:
+        if came:
+            return came.pop()
+        await asyncio.to_thread(began.wait, 60)
+        return {"type": "http.disconnect"}
+
+    async def send(message: object) -> None:
+        """Nobody listens."""
+
+    headers = [(b"host", b"127.0.0.1"), (b"content-type", b"application/json")]
+    scope = {
+        "type": "http", "method": "POST", "path": "/v1/chat/completions", "query_string": b"",
+        "headers": headers, "server": ("127.0.0.1", 80), "http_version": "1.1", "scheme": "http",
+    }  # fmt: skip
+    with fleet.worker():
+        asyncio.run(app(scope, receive, send))  # type: ignore[arg-type]
+        assert stopped.wait(60)
