@@ -11,34 +11,23 @@ import msgspec
 import redis
 
 from mloc_dagster.fleet.calls import CALLER_TTL_S, Call, Piece
-from mloc_dagster.fleet.redis.records import raising_fleet_errors, without_retries
+from mloc_dagster.fleet.redis.records import (
+    blocking_client,
+    caller_key,
+    calls_key,
+    pieces_key,
+    pop,
+    raising_fleet_errors,
+)
 
 _UNREAD_TTL_S = 60
 """What nobody takes, because its worker or its caller has ended, is gone after so long."""
 
-# A connection that dies silently is noticed after both together.
-_LONGEST_POP_S, _ANSWER_S = 5.0, 5.0
-_SHORTEST_POP_S = 0.01  # 0 would be for ever
 _MOST_PIECES = 1_000
 
 _encode = msgspec.json.Encoder().encode
 _decode_call = msgspec.json.Decoder(Call).decode
 _decode_piece = msgspec.json.Decoder(Piece).decode
-
-
-def calls_key(worker_id: str) -> str:
-    """The calls that wait for a worker, oldest first."""
-    return f"calls:{worker_id}"
-
-
-def caller_key(call_id: str) -> str:
-    """Exists while somebody waits for an answer."""
-    return f"call:{call_id}"
-
-
-def pieces_key(call_id: str) -> str:
-    """The pieces of an answer that its caller has not taken yet."""
-    return f"call:{call_id}:pieces"
 
 
 @raising_fleet_errors
@@ -51,8 +40,7 @@ class RedisCalls:
 
     def __init__(self, client: redis.Redis) -> None:
         self.client = client
-        # A pop that was sent again after a lost connection would hide the loss for minutes.
-        self._popping = without_retries(client, _LONGEST_POP_S + _ANSWER_S)
+        self._popping = blocking_client(client)
 
     def send_call(self, worker_id: str, call: Call) -> None:
         """Hands a call to a worker."""
@@ -67,12 +55,13 @@ class RedisCalls:
         """Takes the oldest call for a worker that somebody still waits for."""
         deadline = time.monotonic() + timeout_s
         while (left_s := deadline - time.monotonic()) > 0:
-            popped = self._pop(calls_key(worker_id), left_s)
+            popped = pop(self._popping, [calls_key(worker_id)], left_s)
             if popped is None:
                 continue
-            if not popped:
+            _, text = popped
+            if not text:
                 break
-            call = _decode_call(popped)
+            call = _decode_call(text)
             if self.client.exists(caller_key(call.call_id)):
                 return call
         return None
@@ -103,11 +92,11 @@ class RedisCalls:
         """Takes what has come for a caller; waits for something."""
         self.client.set(caller_key(call_id), "", px=int(CALLER_TTL_S * 1000))
         key = pieces_key(call_id)
-        first = self._pop(key, timeout_s)
-        if first is None:
+        popped = pop(self._popping, [key], timeout_s)
+        if popped is None:
             return ()
         others = cast("list[str] | None", self.client.lpop(key, _MOST_PIECES)) or []
-        return tuple(_decode_piece(each) for each in (first, *others))
+        return tuple(_decode_piece(each) for each in (popped[1], *others))
 
     def hang_up(self, call_id: str) -> None:
         """Ends a call: its worker stops at its next piece."""
@@ -116,8 +105,3 @@ class RedisCalls:
     def close_calls(self) -> None:
         """Closes the connections that wait."""
         self._popping.close()
-
-    def _pop(self, key: str, timeout_s: float) -> str | None:
-        within_s = max(_SHORTEST_POP_S, min(timeout_s, _LONGEST_POP_S))
-        popped = cast("list[str] | None", self._popping.blpop([key], within_s))
-        return None if popped is None else popped[1]

@@ -24,9 +24,11 @@ from mloc_dagster.fleet.placement import (
     worker_wake,
 )
 from mloc_dagster.fleet.redis.records import (
+    blocking_client,
     clock_key,
     inbox_key,
     lease_key,
+    pop,
     push_wake,
     queue_key,
     raising_fleet_errors,
@@ -34,15 +36,11 @@ from mloc_dagster.fleet.redis.records import (
     score_priority,
     script,
     ticket_key,
-    without_retries,
 )
 
 _log = logging.getLogger(__name__)
 
 _PAGE = 32
-# A connection that dies silently, as with a host that loses power, is noticed after both together.
-_LONGEST_POP_S, _ANSWER_S = 10.0, 5.0
-_SHORTEST_POP_S = 0.01  # 0 would be for ever
 _PAUSE_S = 1.0
 _WAITING_FIELDS = ("requirements", "model_key", "prefer", "priority", "submitted_at")
 
@@ -67,8 +65,7 @@ class RedisClaims(TicketClaims):
         self._extend = script(client, "renew")
         self._publish = script(client, "publish")
         self._taken_from: dict[str, float] = {}
-        # One that sent a pop again after a lost connection would keep the loss from `wait`.
-        self._blocking = without_retries(client, _LONGEST_POP_S + _ANSWER_S)
+        self._blocking = blocking_client(client)
         self._look_at = inf
         self._woken_by = ""
         self._away = False
@@ -115,7 +112,7 @@ class RedisClaims(TicketClaims):
         end = time.monotonic() + timeout_s
         while (left_s := min(end, self._look_at) - time.monotonic()) > 0:
             try:
-                popped = _pop(self._blocking, keys, left_s)
+                popped = pop(self._blocking, keys, left_s)
             except redis.RedisError as error:
                 if not self._away:
                     _log.info("the wait for tickets was cut off: %s", error)
@@ -125,7 +122,7 @@ class RedisClaims(TicketClaims):
                 return True
             self._away = False
             if popped is not None:
-                self._woken_by = popped
+                self._woken_by, _ = popped
                 return True
         return self._look_at < end
 
@@ -210,12 +207,6 @@ class RedisClaims(TicketClaims):
             keys = [ticket_key(claim.ticket_id), lease_key(claim.ticket_id)]
             self._extend(keys=keys, args=[claim.fence, self._ttl_ms], client=calls)
         return [None if answer == "held" else StopReason(answer) for answer in calls.execute()]
-
-
-def _pop(client: redis.Redis, keys: Sequence[str], timeout_s: float) -> str | None:
-    within_s = max(_SHORTEST_POP_S, min(timeout_s, _LONGEST_POP_S))
-    popped = cast("list[str] | None", client.blpop(keys, within_s))
-    return None if popped is None else popped[0]
 
 
 def _waiting(ticket_id: str, queue: str, fields: list[str]) -> Waiting:

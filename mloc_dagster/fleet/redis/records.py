@@ -96,6 +96,21 @@ def heartbeat_key(worker_id: str) -> str:
     return f"worker:{worker_id}:heartbeat"
 
 
+def calls_key(worker_id: str) -> str:
+    """The calls that wait for a worker, oldest first."""
+    return f"calls:{worker_id}"
+
+
+def caller_key(call_id: str) -> str:
+    """Exists while somebody waits for an answer."""
+    return f"call:{call_id}"
+
+
+def pieces_key(call_id: str) -> str:
+    """The pieces of an answer that its caller has not taken yet."""
+    return f"call:{call_id}:pieces"
+
+
 @cache
 def _source(name: str) -> str:
     return (resources.files("mloc_dagster.fleet.redis") / "lua" / f"{name}.lua").read_text()
@@ -134,23 +149,37 @@ def connect(url: str) -> redis.Redis:
     )
 
 
-def without_retries(client: redis.Redis, read_timeout_s: float) -> redis.Redis:
-    """Opens another client of the same Redis, which tells of a lost connection at once.
+# A connection that dies silently, as with a host that loses power, is noticed after both together.
+_LONGEST_POP_S, _ANSWER_S = 10.0, 5.0
+_SHORTEST_POP_S = 0.01  # 0 would be for ever
 
-    Args:
-        client: As `connect` returns it.
-        read_timeout_s: Seconds that an answer may take; more than any command blocks.
+
+def blocking_client(client: redis.Redis) -> redis.Redis:
+    """Opens another client of the same Redis, for `pop`: a lost connection is told at once.
+
+    One that sent a pop again after a lost connection would hide the loss from who waits.
     """
     pool = client.connection_pool
     changes = {
         "retry": Retry(NoBackoff(), 0),
         "retry_on_error": [],
-        "socket_timeout": read_timeout_s,
+        "socket_timeout": _LONGEST_POP_S + _ANSWER_S,
     }
     options = {**pool.connection_kwargs, **changes}
     return redis.Redis.from_pool(
         redis.ConnectionPool(connection_class=pool.connection_class, **options)
     )
+
+
+def pop(client: redis.Redis, keys: Sequence[str], timeout_s: float) -> tuple[str, str] | None:
+    """Takes the first entry of the first list that has one; waits for it, some seconds at most.
+
+    Returns:
+        The list's key, and the entry; None if there was none in time.
+    """
+    within_s = max(_SHORTEST_POP_S, min(timeout_s, _LONGEST_POP_S))
+    popped = cast("list[str] | None", client.blpop(keys, within_s))
+    return None if popped is None else (popped[0], popped[1])
 
 
 def raising_fleet_errors[T: type](engine_class: T) -> T:
