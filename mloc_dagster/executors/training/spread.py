@@ -20,6 +20,10 @@ from mloc_dagster.executors.training.base import TrainingRun
 from mloc_dagster.schema import TrainingSpec, refused_spreading, spreads_weights
 
 
+class AllStepsDone(Exception):
+    """The checkpoint that a trainer goes on from is the one of its last step."""
+
+
 class RunReporter:
     """The events of a `transformers.TrainerCallback` that a task listens to.
 
@@ -36,7 +40,14 @@ class RunReporter:
         self._counted = (time.monotonic(), 0.0)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Starts the clock of the tokens per second."""
+        """Starts the clock of the tokens per second.
+
+        Raises:
+            AllStepsDone: If no step is left. transformers 5.19 looks at `max_steps` only after a
+                step, so it would do one more wherever that is not the last step of an epoch.
+        """
+        if state.global_step >= state.max_steps:
+            raise AllStepsDone
         counted = [each["num_tokens"] for each in state.log_history if "num_tokens" in each]
         self._counted = (time.monotonic(), counted[-1] if counted else 0.0)
 

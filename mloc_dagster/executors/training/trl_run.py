@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -14,6 +15,7 @@ from mloc_dagster.errors import DataError, TaskCancelled, TerminalError
 from mloc_dagster.executors.training.arguments import config_arguments
 from mloc_dagster.executors.training.base import Row, TrainingOutcome, TrainingRun
 from mloc_dagster.executors.training.spread import (
+    AllStepsDone,
     RunReporter,
     numbers,
     prepare_environment,
@@ -163,7 +165,7 @@ def train_with(trainer: Any, run: TrainingRun, *, left_out: int = 0) -> Training
     _go_on_counting(trainer, run)
     try:
         with contextlib.redirect_stdout(sys.stderr):  # trainers print; stdout is not theirs
-            result = trainer.train(resume_from_checkpoint=resume_from)
+            result = _train_what_is_left(trainer, resume_from)
     finally:
         _drop_reference_adapter(run.model)
     if report.stopped:
@@ -178,6 +180,15 @@ def train_with(trainer: Any, run: TrainingRun, *, left_out: int = 0) -> Training
         history=history,
         dataset_size=len(run.rows) - left_out,
     )
+
+
+def _train_what_is_left(trainer: Any, resume_from: str | None) -> Any:
+    """Trains from a checkpoint, if any; from that of the last step it only ends the training."""
+    try:
+        return trainer.train(resume_from_checkpoint=resume_from)
+    except AllStepsDone:
+        # By now the weights are loaded. What is left is what `train` itself ends with.
+        return trainer._finalize_training(None, 0, time.time())  # noqa: SLF001
 
 
 def _log_with(callbacks: Sequence[Any], trainer: Any, metrics: Mapping[str, float]) -> None:

@@ -517,6 +517,24 @@ def test_a_resumed_training_goes_on_as_if_nothing_had_been(
     assert resumed.metrics["train_loss"] == pytest.approx(whole.metrics["train_loss"], abs=1e-5)
 
 
+@pytest.mark.parametrize("lora", [None, 0.2])
+def test_from_the_checkpoint_of_its_last_step_a_training_makes_no_step_more(
+    bench: Bench, lora: float | None
+) -> None:
+    # Four steps are an epoch: the seventh is the last of the training, not of an epoch.
+    training = {"max_steps": 7, "per_device_train_batch_size": 2, "learning_rate": 1e-3}
+    run = bench.run("sft", ANSWERS, training | {"logging_steps": 1, "save_steps": 7}, lora=lora)
+    whole = SftTrainer().train(run)
+    last = run.output_dir / "checkpoint-7"
+    again = replace(run, model=model_for("sft", lora), resume_from=last)
+    bench.heard.progress.clear()
+    ended = SftTrainer().train(again)
+    assert (ended.steps, series(ended, "loss")) == (7, series(whole, "loss"))
+    assert ended.metrics["train_loss"] == pytest.approx(whole.metrics["train_loss"], abs=1e-5)
+    trained, loaded = run.model.state_dict(), again.model.state_dict()
+    assert all(torch.equal(loaded[name], weight) for name, weight in trained.items())
+
+
 def test_checkpoints_are_reported_when_their_files_are_there(bench: Bench) -> None:
     found: dict[int, set[str]] = {}
 
