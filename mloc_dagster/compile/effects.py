@@ -314,6 +314,7 @@ class Effects:
             typed: The same, typed.
         """
         rules = (*_SHARED, *_of_engines(), *task_type.idle)
+        # Few of some hundred rules are about a field that this document has.
         found = [(rule, path, tree) for rule in rules for path, tree in _found(spec, rule.path)]
         idle: dict[KeyPath, Idle] = {}
         for rule, path, _ in found:
@@ -350,7 +351,9 @@ def _found(tree: Tree, path: KeyPath) -> Iterator[tuple[KeyPath, Tree]]:
     if not path:
         yield (), tree
         return
-    for name, child in tree.fields.items():
-        if path[0] in ("*", name):
-            for below, found in _found(child, path[1:]):
+    first, rest = path[0], path[1:]
+    children = tree.fields
+    for name in children if first == "*" else (first,):
+        if name in children:
+            for below, found in _found(children[name], rest):
                 yield (name, *below), found

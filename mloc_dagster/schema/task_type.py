@@ -7,6 +7,7 @@ the API and the CLI know task types from here only.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -40,11 +41,11 @@ class Idle:
     why: str
     specs: tuple[type[TaskSpec], ...] = (TaskSpec,)
     when: Condition | None = None
+    path: KeyPath = dataclasses.field(init=False, compare=False)
+    """The field's place, step by step."""
 
-    @property
-    def path(self) -> KeyPath:
-        """The field's place, step by step."""
-        return tuple(self.field.split("."))
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "path", tuple(self.field.split(".")))
 
     def holds(self, spec: object, name: str) -> bool:
         """Tells whether the field has no effect in a task."""
