@@ -313,8 +313,12 @@ class Effects:
             spec: Its spec as it was written, merged with its base.
             typed: The same, typed.
         """
-        rules = (*_SHARED, *_of_engines(), *task_type.idle)
-        # Few of some hundred rules are about a field that this document has.
+        # Few of the rules are about a block that this document has.
+        rules = [
+            each
+            for each in (*_SHARED, *_of_engines(), *task_type.idle)
+            if each.path[0] in spec.fields
+        ]
         found = [(rule, path, tree) for rule in rules for path, tree in _found(spec, rule.path)]
         idle: dict[KeyPath, Idle] = {}
         for rule, path, _ in found:
