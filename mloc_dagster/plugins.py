@@ -152,6 +152,7 @@ class Registry[DescriptorT: Named]:
         self._descriptor = descriptor
         self._refuse = refuse
         self._order = order
+        self._registered: EntryPoints | None = None
         self._loaded: tuple[_Entries, Mapping[str, DescriptorT], Mapping[str, str]] = ((), {}, {})
 
     def known(self) -> Mapping[str, DescriptorT]:
@@ -173,9 +174,12 @@ class Registry[DescriptorT: Named]:
         raise UnknownNameError(self._kind, name, known)
 
     def _read(self) -> tuple[Mapping[str, DescriptorT], Mapping[str, str]]:
-        entries = tuple((each.name, each.value) for each in entry_points(group=self._group))
-        if entries != self._loaded[0]:
-            self._loaded = (entries, *self._load(entries))
+        registered = entry_points(group=self._group)
+        if registered is not self._registered:
+            entries = tuple((each.name, each.value) for each in registered)
+            if entries != self._loaded[0]:
+                self._loaded = (entries, *self._load(entries))
+            self._registered = registered
         return self._loaded[1:]
 
     def _load(self, entries: _Entries) -> tuple[Mapping[str, DescriptorT], Mapping[str, str]]:

@@ -53,7 +53,10 @@ class Policy:
     def check_compiled(self, templates: Iterable[CompiledTemplate], name: str) -> None:
         """Adds what shows only once a document is compiled, such as what an old spelling means."""
         known = {each.message for each in self.findings}
-        for node in (node for template in templates for node in template.tasks):
+        nodes = [(node, template) for template in templates for node in template.tasks]
+        for node, template in nodes:
+            if node.mapping == template.document["spec"]:
+                continue  # `apply` has seen all of it
             for each in marked(type(node.task.spec), dict(node.mapping)):
                 why = self._why_refused(each)
                 if why is not None and why not in known:

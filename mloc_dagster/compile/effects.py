@@ -7,6 +7,7 @@ tests walk every field of every task type and fail for one that does neither.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import cache
 from itertools import permutations
 from pathlib import PurePosixPath
 from typing import Any
@@ -55,9 +56,13 @@ _UNSHUFFLED = "the rows are not shuffled (shuffle: true)"
 _INLINE = "the rows stand in the template; this chooses among rows of a dataset"
 
 
-def _of_engines() -> Iterator[Idle]:
-    """Yields the rules for the blocks of engines."""
-    engines = engine_types().values()
+@cache
+def _of_engines(engines: tuple[EngineType, ...]) -> tuple[Idle, ...]:
+    """Returns the rules for the blocks of engines."""
+    return tuple(_rules_of_engines(engines))
+
+
+def _rules_of_engines(engines: tuple[EngineType, ...]) -> Iterator[Idle]:
     for each in engines:
         if each.name not in TrainedModel.model_fields:
             why = f"a training runs on its trainer, not on {each.label}"
@@ -291,7 +296,7 @@ _SHARED: tuple[Idle, ...] = (
 def idle_fields() -> tuple[Idle, ...]:
     """Returns every rule: those of the shared blocks, and what task types say of their own."""
     own = (rule for each in task_types().values() for rule in each.idle)
-    return (*_SHARED, *_of_engines(), *own)
+    return (*_SHARED, *_of_engines(tuple(engine_types().values())), *own)
 
 
 class Effects:
@@ -313,10 +318,11 @@ class Effects:
             spec: Its spec as it was written, merged with its base.
             typed: The same, typed.
         """
+        engines = _of_engines(tuple(engine_types().values()))
         # Few of the rules are about a block that this document has.
         rules = [
             each
-            for each in (*_SHARED, *_of_engines(), *task_type.idle)
+            for each in (*_SHARED, *engines, *task_type.idle)
             if each.path[0] in spec.fields
         ]
         found = [(rule, path, tree) for rule in rules for path, tree in _found(spec, rule.path)]

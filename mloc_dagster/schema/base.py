@@ -128,6 +128,7 @@ def alternatives(annotation: Annotation) -> Iterator[Annotation]:
         yield annotation
 
 
+@cache
 def tags_of(block: type[BaseModel]) -> tuple[str, ...]:
     """Returns the values of a block's `type`, when these are fixed."""
     field = block.model_fields.get("type")
