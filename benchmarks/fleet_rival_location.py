@@ -8,7 +8,6 @@ import dagster as dg
 
 from mloc_dagster.assets import job_name, template_definitions
 from mloc_dagster.definitions import runnable_library
-from mloc_dagster.ops import reference_io_manager
 
 BROKER = "BENCHMARK_BROKER_URL"
 """The environment variable with the Redis of the Celery workers."""
@@ -47,8 +46,6 @@ def _definitions(executor: dg.ExecutorDefinition) -> dg.Definitions:
     ]
     return dg.Definitions(
         assets=[asset for each in built.values() for asset in each.assets],
-        asset_checks=[check for each in built.values() for check in each.checks],
         jobs=jobs,
-        resources={"io_manager": reference_io_manager},
         executor=executor,
     )

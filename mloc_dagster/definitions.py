@@ -9,9 +9,8 @@ import dagster as dg
 
 from mloc_dagster.assets import batch_definitions, job_name, template_definitions
 from mloc_dagster.compile import CompiledTemplate, compile_files
-from mloc_dagster.fleet import job_executor
+from mloc_dagster.fleet import mloc_executor
 from mloc_dagster.library import library_files
-from mloc_dagster.ops import reference_io_manager
 from mloc_dagster.sensors import publish_events_sensor, slo_sensor
 
 _log = logging.getLogger("dagster.mloc")
@@ -35,12 +34,10 @@ def build_definitions(
     built = [template_definitions(each, tags_of(each)) for each in templates]
     return dg.Definitions(
         assets=[asset for each in built for asset in each.assets],
-        asset_checks=[check for each in built for check in each.checks],
         jobs=[each.job for each in built],
         schedules=[each for one in built for each in one.schedules] if schedules else [],
         sensors=list(sensors),
-        resources={"io_manager": reference_io_manager},
-        executor=job_executor(),
+        executor=mloc_executor(),
     )
 
 

@@ -1,5 +1,5 @@
-from .checks import judge_rows as judge_rows, judge_training as judge_training
-from .task_graph import fleet_tags_of as fleet_tags_of, job_name as job_name
+from .placement import job_name as job_name
+from .task_graph import fleet_tags_of as fleet_tags_of
 from .template_job import (
     JOB as JOB,
     batch_definitions as batch_definitions,

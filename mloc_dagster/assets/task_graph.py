@@ -1,4 +1,4 @@
-"""The graph behind a responses asset: plan → run_shard × N → aggregate; its names and config."""
+"""The graph behind a task's asset: plan → run_shard × N → aggregate → export; names and config."""
 
 import inspect
 import json
@@ -7,33 +7,20 @@ from typing import Any
 import dagster as dg
 from pydantic import Field
 
-from mloc_dagster.compile import CompiledTask, CompiledTemplate
+from mloc_dagster.assets.placement import PlacedTask
 from mloc_dagster.executors import TaskExecutor, model_key_text, task_executor
 from mloc_dagster.fleet import fleet_tags, requirements_of
-from mloc_dagster.ops import aggregate_op, op_name, plan_op, shard_op
+from mloc_dagster.ops import (
+    RESULT,
+    ROWS,
+    aggregate_op,
+    checks_of,
+    export_op,
+    op_name,
+    plan_op,
+    shard_op,
+)
 from mloc_dagster.schema import ModelSpec, TaskSpec, find_task_type
-
-
-def job_name(compiled: CompiledTemplate) -> str:
-    """Returns the name of a template's job."""
-    return op_name(compiled.metadata.name)
-
-
-def node_name(compiled: CompiledTemplate, node: str) -> str:
-    """Returns the name of a task's graph, which starts the keys of its steps.
-
-    It may not be the job's name: Dagster keeps jobs, graphs and ops in one namespace.
-    """
-    return op_name(f"{compiled.metadata.name}__{'task' if len(compiled.tasks) == 1 else node}")
-
-
-def asset_key(compiled: CompiledTemplate, node: str, asset: str) -> dg.AssetKey:
-    """Returns `<template>/<asset>`, or `<template>/<node>_<asset>` with several nodes.
-
-    The UI's graphs show the last part of a key only: it has to tell the nodes apart.
-    """
-    single = len(compiled.tasks) == 1
-    return dg.AssetKey([compiled.metadata.name, asset if single else f"{node}_{asset}"])
 
 
 class ModelOverride(dg.Config):
@@ -122,34 +109,57 @@ def _model_key(spec: TaskSpec) -> str | None:
     return None if key is None else model_key_text(key)
 
 
-def task_graph(compiled: CompiledTemplate, node: CompiledTask) -> dg.GraphDefinition:
-    """Builds the graph of one task; its inputs are `in_<node>` for each node it depends on."""
-    inputs = {f"in_{op_name(each)}": dg.GraphIn() for each in node.task.depends_on}
+def task_graph(task: PlacedTask) -> dg.GraphDefinition:
+    """Builds the graph of one task; `graph_inputs` says which asset each of its inputs is."""
+    placement, node = task.placement, task.node
+    upstream = [f"in_{op_name(each)}" for each in node.task.depends_on]
+    rows = task.is_first and placement.rows_from is not None
+    deps = len(placement.deps) if task.is_first else 0
+    outputs = {each.name: each.get_python_identifier() for each in task.check_specs()}
+    planning = plan_op(len(upstream), rows=rows, deps=deps).alias("plan")
+    computing = shard_invocation(node.task.spec)
+    aggregating = aggregate_op.alias("aggregate")
+    exporting = export_op(checks_of(node.task.spec)).alias("export")
+    names = {name: f"upstream_{place}" for place, name in enumerate(upstream)}
+    names |= {name: name for name in graph_inputs(task) if name not in names}
 
-    def compose(**upstream: object) -> object:
-        plan = plan_op(len(upstream)).alias("plan")
-        shards = plan(**{f"upstream_{i}": each for i, each in enumerate(upstream.values())})
-        return aggregate_op(shards.map(shard_invocation(node.task.spec)).collect())
+    def compose(**inputs: object) -> dict[str, object]:
+        shards = planning(**{names[name]: each for name, each in inputs.items()})
+        ended = exporting(aggregating(shards.map(computing).collect()))
+        checked = {name: getattr(ended, check) for check, name in outputs.items()}
+        return {RESULT: getattr(ended, RESULT), **checked}
 
     # Dagster reads a graph's inputs off the function's signature.
-    compose.__signature__ = _signature(list(inputs))  # type: ignore[attr-defined]
+    compose.__signature__ = _signature(list(names))  # type: ignore[attr-defined]
     return dg.graph(
-        name=node_name(compiled, node.task.name),
-        description=f"Runs the task {node.task.name!r} of {compiled.metadata.name!r} in shards.",
-        ins=inputs,
-        out=dg.GraphOut(),
-        config=_config_mapping(compiled, node),
+        name=task.graph,
+        description=f"Task {node.task.name!r} of {task.compiled.metadata.name!r}, in shards.",
+        ins={name: dg.GraphIn() for name in names},
+        out={name: dg.GraphOut() for name in (RESULT, *outputs.values())},
+        config=_config_mapping(task),
     )(compose)
 
 
-def _config_mapping(compiled: CompiledTemplate, node: CompiledTask) -> dg.ConfigMapping:
-    document = json.dumps(compiled.document)
+def graph_inputs(task: PlacedTask) -> dict[str, dg.AssetKey]:
+    """Returns which asset each input of a task's graph is."""
+    found = {f"in_{op_name(each)}": task.other(each).key for each in task.node.task.depends_on}
+    if task.is_first:
+        placement = task.placement
+        found |= {f"dep_{place}": key for place, key in enumerate(placement.deps)}
+        if placement.rows_from is not None:
+            found[ROWS] = placement.rows_from
+    return found
+
+
+def _config_mapping(task: PlacedTask) -> dg.ConfigMapping:
+    document = json.dumps(task.compiled.document)
 
     @dg.config_mapping
     def overrides_to_ops(overrides: TaskOverrides) -> dict[str, object]:
         config = {
             "template": document,
-            "node": node.task.name,
+            "node": task.node.task.name,
+            "job": task.job,
             "overrides": override_mapping(overrides),
         }
         return {"plan": {"config": config}}

@@ -2,23 +2,33 @@
 
 import os
 import re
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
-from mloc_dagster.assets.checks import row_checks, training_checks
-from mloc_dagster.assets.task_graph import asset_key, job_name, task_graph
+from mloc_dagster.assets.placement import (
+    IN_LIBRARY,
+    PlacedTask,
+    Placement,
+    job_name,
+    placed_tasks,
+)
+from mloc_dagster.assets.task_graph import graph_inputs, task_graph
 from mloc_dagster.compile import CompiledTask, CompiledTemplate
-from mloc_dagster.fleet import Requirements, execution_config, fleet_tags
+from mloc_dagster.fleet import Requirements, execution_config, fleet_tags, mloc_executor
 from mloc_dagster.ops import (
+    IO_MANAGER_KEY,
+    RESULT,
     SLO_TAG,
     BatchConfig,
-    TaskRef,
     batch_shard,
-    export_responses,
     hand_out,
+    mloc_io_manager,
     op_name,
     plan_batch,
     template_tags,
@@ -36,85 +46,74 @@ _TAG_LENGTH = 63
 """Of the name and of the value of a tag of Dagster's, at most."""
 
 
-def task_assets(
-    compiled: CompiledTemplate, node: CompiledTask
-) -> list[dg.AssetsDefinition | dg.AssetChecksDefinition]:
-    """Builds the assets and checks of one task of a template."""
-    trains = isinstance(node.task.spec, TrainingSpec)
-    return [
-        _result(compiled, node),
-        training_checks(compiled, node) if trains else row_checks(compiled, node),
-        _export(compiled, node),
-    ]
-
-
-def result_key(compiled: CompiledTemplate, node: CompiledTask) -> dg.AssetKey:
-    """Returns the key of what a task computes: `checkpoint` of a training, else `responses`."""
-    trains = isinstance(node.task.spec, TrainingSpec)
-    return asset_key(compiled, node.task.name, "checkpoint" if trains else "responses")
-
-
-def _result(compiled: CompiledTemplate, node: CompiledTask) -> dg.AssetsDefinition:
-    graph = task_graph(compiled, node)
-    assets = dg.AssetsDefinition.from_graph(
-        graph,
-        keys_by_input_name={
-            f"in_{op_name(each)}": asset_key(compiled, each, "export")
-            for each in node.task.depends_on
-        },
-        keys_by_output_name={"result": result_key(compiled, node)},
-        group_name=op_name(compiled.metadata.name),
+def task_asset(task: PlacedTask) -> dg.AssetsDefinition:
+    """Builds the asset of one task of a template, with its checks."""
+    compiled, node, placement = task.compiled, task.node, task.placement
+    assets = _graph_asset(
+        task_graph(task),
+        keys_by_input_name=graph_inputs(task),
+        keys_by_output_name={RESULT: task.key},
+        group_name=placement.group_name or op_name(compiled.metadata.name),
+        check_specs=task.check_specs(),
+        partitions_def=placement.partitions_def,
+        backfill_policy=placement.backfill_policy,
     )
     return assets.map_asset_specs(
         lambda spec: spec.replace_attributes(
             description=_description(compiled, node),
             kinds=_kinds(node),
-            owners=_owners(compiled),
-            tags=_tags(compiled, node),
+            owners=[*_owners(compiled), *placement.owners],
+            tags={**_tags(compiled, node), **placement.tags},
+            automation_condition=placement.automation_condition,
+            freshness_policy=placement.freshness_policy,
+        ).merge_attributes(metadata=_code_link(node))
+    )
+
+
+def _graph_asset(graph: dg.GraphDefinition, **arguments: Any) -> dg.AssetsDefinition:
+    """Returns the asset of a graph, which brings mloc's IO manager along, and no other."""
+    with warnings.catch_warnings():  # `with_resources` would also bring Dagster's own `io_manager`
+        warnings.simplefilter("ignore", dg.BetaWarning)
+        return dg.AssetsDefinition.from_graph(
+            graph, resource_defs={IO_MANAGER_KEY: mloc_io_manager}, **arguments
         )
-    )
 
 
-def _export(compiled: CompiledTemplate, node: CompiledTask) -> dg.AssetsDefinition:
-    key = asset_key(compiled, node.task.name, "export")
-    spec = node.task.spec
-    trains = isinstance(spec, TrainingSpec)
-    formats = (
-        "responses.json"
-        if trains
-        else ", ".join(f"responses.{each}" for each in spec.output.formats)
-    )
+def task_assets(
+    compiled: CompiledTemplate, placement: Placement = IN_LIBRARY
+) -> list[dg.AssetsDefinition]:
+    """Builds the assets of all tasks of a template."""
+    return [task_asset(each) for each in placed_tasks(compiled, placement)]
 
-    @dg.asset(
-        key=key,
-        ins={"responses": dg.AssetIn(result_key(compiled, node))},
-        group_name=op_name(compiled.metadata.name),
-        description=f"The result as files: {formats}, and a manifest with their sha256.",
-        kinds={"json"} if trains else {each for each in spec.output.formats if each != "jsonl"},
-        owners=_owners(compiled),
-        tags=_tags(compiled, node),
-    )
-    def export_asset(context: dg.AssetExecutionContext, responses: TaskRef) -> dg.Output[TaskRef]:
-        return export_responses(context, responses)
 
-    return export_asset
+def _code_link(node: CompiledTask) -> Mapping[str, dg.CodeReferencesMetadataValue]:
+    """Returns where the task stands in its file, for whoever opens it from Dagster's page."""
+    at = node.at
+    if not at.line or not Path(at.file).is_file():
+        return {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", dg.BetaWarning)
+        file = str(Path(at.file).resolve())
+        place = dg.LocalFileCodeReference(file_path=file, line_number=at.line)
+        return {"dagster/code_references": dg.CodeReferencesMetadataValue(code_references=[place])}
 
 
 def _description(compiled: CompiledTemplate, node: CompiledTask) -> str:
     given = compiled.metadata.description or compiled.metadata.annotations.get("description", "")
     spec = node.task.spec
     if isinstance(spec, TrainingSpec):
-        return (
-            f"{given}\n\nWeights of {spec.model.source.identifier} after {spec.task_type}.".strip()
-        )
-    model = f" with {spec.model.source.identifier}" if isinstance(spec, ModelSpec) else ""
-    return f"{given}\n\nOne output per row: {spec.task_type}{model}.".strip()
+        made = f"Weights of {spec.model.source.identifier} after {spec.task_type}."
+    else:
+        model = f" with {spec.model.source.identifier}" if isinstance(spec, ModelSpec) else ""
+        files = ", ".join(f"`responses.{each}`" for each in spec.output.formats)
+        made = f"One output per row: {spec.task_type}{model}. Files: {files}."
+    return f"{given}\n\n{made}".strip()
 
 
 def _kinds(node: CompiledTask) -> set[str]:
     spec = node.task.spec
     if not isinstance(spec, ModelSpec | TrainingSpec):
-        return {spec.task_type}
+        return {spec.task_type, "parquet"} if "parquet" in spec.output.formats else {spec.task_type}
     source = {"huggingface": "huggingface"}.get(spec.model.source.type)
     return {"llm", "pytorch"} | ({source} if source else set())
 
@@ -144,32 +143,33 @@ class TemplateDefinitions:
     """Everything Dagster needs of one template."""
 
     assets: list[dg.AssetsDefinition]
-    checks: list[dg.AssetChecksDefinition]
     job: "UnresolvedAssetJobDefinition"
     schedules: list[dg.ScheduleDefinition]
 
 
 def template_definitions(
-    compiled: CompiledTemplate, tags: Mapping[str, str] | None = None
+    compiled: CompiledTemplate,
+    tags: Mapping[str, str] | None = None,
+    placement: Placement = IN_LIBRARY,
 ) -> TemplateDefinitions:
     """Builds the Dagster definitions of a compiled template.
 
     Args:
         compiled: The template.
         tags: Tags of its runs, beyond those that all have.
+        placement: Where its assets stand in a project.
     """
-    built = [each for node in compiled.tasks for each in task_assets(compiled, node)]
-    assets = [each for each in built if not isinstance(each, dg.AssetChecksDefinition)]
+    assets = task_assets(compiled, placement)
     job = dg.define_asset_job(
-        job_name(compiled),
+        job_name(compiled, placement),
         selection=dg.AssetSelection.assets(*assets),
         description=compiled.metadata.description
         or str(compiled.metadata.annotations.get("description", "")),
         tags={**_job_tags(compiled), **(tags or {})},
         config=execution_config(),
+        executor_def=mloc_executor(),
     )
-    checks = [each for each in built if isinstance(each, dg.AssetChecksDefinition)]
-    return TemplateDefinitions(assets, checks, job, _schedules(compiled, job))
+    return TemplateDefinitions(assets, job, _schedules(compiled, job, placement.partitions_def))
 
 
 def _job_tags(compiled: CompiledTemplate) -> dict[str, str]:
@@ -186,23 +186,41 @@ def _job_tags(compiled: CompiledTemplate) -> dict[str, str]:
 
 
 def _schedules(
-    compiled: CompiledTemplate, job: "UnresolvedAssetJobDefinition"
+    compiled: CompiledTemplate,
+    job: "UnresolvedAssetJobDefinition",
+    partitions: dg.PartitionsDefinition | None,
 ) -> list[dg.ScheduleDefinition]:
     if compiled.schedule is None:
         return []
+    asks = None if partitions is None else partial(_runs_of_a_tick, partitions)
     # `dagster dev` starts no schedule by itself: who tries a template out wants no run at night.
     running = compiled.schedule.enabled and STACK in os.environ
     return [
         dg.ScheduleDefinition(
-            name=f"{job_name(compiled)}_schedule",
+            name=f"{job.name}_schedule",
             job=job,
             cron_schedule=compiled.schedule.cron,
             execution_timezone=compiled.schedule.timezone,
+            description=f"Runs the template {compiled.metadata.name!r}, as its `schedule` asks.",
+            execution_fn=asks,
             default_status=(
                 dg.DefaultScheduleStatus.RUNNING if running else dg.DefaultScheduleStatus.STOPPED
             ),
         )
     ]
+
+
+def _runs_of_a_tick(
+    partitions: dg.PartitionsDefinition, context: dg.ScheduleEvaluationContext
+) -> Iterator[dg.RunRequest]:
+    """Asks for the newest partition of those that are over; of partitions without time for all."""
+    tick = context.scheduled_execution_time
+    keys = partitions.get_partition_keys(
+        current_time=tick, dynamic_partitions_store=context.instance
+    )
+    if isinstance(partitions, dg.TimeWindowPartitionsDefinition):
+        keys = keys[-1:]
+    yield from (dg.RunRequest(f"{tick.isoformat()} {key}", partition_key=key) for key in keys)
 
 
 JOB = "small_tasks"
@@ -214,10 +232,8 @@ _GRAPH = f"{JOB}__batch"
 
 def batch_definitions() -> dg.Definitions:
     """Builds the job, and the asset with one materialization for each batch."""
-    asset = dg.AssetsDefinition.from_graph(
-        _graph(),
-        keys_by_output_name={"result": dg.AssetKey([JOB])},
-        group_name=JOB,
+    asset = _graph_asset(
+        _graph(), keys_by_output_name={"result": dg.AssetKey([JOB])}, group_name=JOB
     ).map_asset_specs(
         lambda spec: spec.replace_attributes(
             description="Small tasks that came over the API and agree in model, engine and"

@@ -10,14 +10,15 @@ from typing import Literal
 from pydantic import JsonValue
 
 from mloc_dagster.compile.diagnostics import Diagnostic
-from mloc_dagster.compile.tree import Path, Tree
+from mloc_dagster.compile.tree import Path, Position, Tree
 from mloc_dagster.errors import InputError, TemplateError
 from mloc_dagster.schema import Metadata, Schedule, Task
 
 Step = str | int
 """A field name, an index, or `"*"` for every item."""
 
-_TOKEN = re.compile(r"\$\$\{|\$\{(?P<inner>[^{}]*)\}|\$\{")
+TOKEN = re.compile(r"\$\$\{|\$\{(?P<inner>[^{}]*)\}|\$\{")
+PARTITION_KEY = "partition_key"
 _ENVIRONMENT = re.compile(r"[A-Z_][A-Z0-9_]*")
 _EXPRESSION = re.compile(
     r"(?P<node>[A-Za-z0-9](?:[A-Za-z0-9._-]*?[A-Za-z0-9])?)\.result(?P<steps>(?=[.\[]|$).*)"
@@ -50,11 +51,12 @@ class Part:
     """A piece of a string.
 
     Attributes:
-        kind: `text` as it is, an `environment` reference, or a `reference` to a result.
+        kind: `text` as it is, an `environment` reference, the `partition` of the run, or a
+            `reference` to a result.
         text: The text; for references what stands between the braces.
     """
 
-    kind: Literal["text", "environment", "reference"]
+    kind: Literal["text", "environment", "partition", "reference"]
     text: str
 
 
@@ -89,7 +91,7 @@ def split_string(text: str) -> list[Part]:
     """
     parts: list[Part] = []
     end = 0
-    for match in _TOKEN.finditer(text):
+    for match in TOKEN.finditer(text):
         if match.start() > end:
             parts.append(Part("text", text[end : match.start()]))
         parts.append(_part(match, text))
@@ -108,6 +110,8 @@ def _part(match: re.Match[str], text: str) -> Part:
         raise InputError(f"{start!r} is not closed with '}}'; write '$${{' for a literal '${{'")
     if _ENVIRONMENT.fullmatch(inner):
         return Part("environment", inner)
+    if inner == PARTITION_KEY:
+        return Part("partition", inner)
     if ".result" not in inner:
         raise InputError(
             f"{match[0]!r} is neither a reference such as '${{node.result.items[0].output}}' nor "
@@ -138,6 +142,9 @@ def whole_reference(text: str) -> Reference | None:
     return None
 
 
+NOWHERE = Position("")
+
+
 @dataclass(frozen=True, slots=True)
 class CompiledTask:
     """One task of a template.
@@ -149,6 +156,7 @@ class CompiledTask:
             are among `task.depends_on`.
         places: The single values of its data blocks, those that name other files, and where each
             stands, by their path in the spec: for what is found when somebody looks at the files.
+        at: Where it stands.
         unbuilt: Why nothing here can run it, and where the template asks for it; None if all is
             well.
     """
@@ -157,6 +165,7 @@ class CompiledTask:
     mapping: Mapping[str, JsonValue]
     references: tuple[Reference, ...]
     places: Mapping[Path, Tree] = field(default_factory=dict[Path, Tree])
+    at: Position = NOWHERE
     unbuilt: Diagnostic | None = None
 
 

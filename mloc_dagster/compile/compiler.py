@@ -309,7 +309,7 @@ class _Compiler:
         references = tuple(dict.fromkeys(check.found))
         unbuilt = self._unbuilt(spec.fields["taskType"], descriptor)
         places = {**data_places(spec), **file_places(spec, descriptor.spec, mapping)}
-        return [CompiledTask(task, mapping, references, places, unbuilt)]
+        return [CompiledTask(task, mapping, references, places, node.spec.key, unbuilt)]
 
     def _unbuilt(self, given: Tree, descriptor: TaskType) -> Diagnostic | None:
         """Returns why nothing can run a task, with a warning about it."""

@@ -321,9 +321,7 @@ class Effects:
         engines = _of_engines(tuple(engine_types().values()))
         # Few of the rules are about a block that this document has.
         rules = [
-            each
-            for each in (*_SHARED, *engines, *task_type.idle)
-            if each.path[0] in spec.fields
+            each for each in (*_SHARED, *engines, *task_type.idle) if each.path[0] in spec.fields
         ]
         found = [(rule, path, tree) for rule in rules for path, tree in _found(spec, rule.path)]
         idle: dict[KeyPath, Idle] = {}

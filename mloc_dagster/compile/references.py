@@ -110,7 +110,7 @@ class _Resolver:
     def _render(self, part: Part, at: Path) -> str:
         if part.kind == "text":
             return part.text
-        if part.kind == "environment":
+        if part.kind in ("environment", "partition"):
             return f"${{{part.text}}}"
         reference = parse_expression(part.text)
         value = self._found(reference, at)

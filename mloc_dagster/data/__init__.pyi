@@ -5,6 +5,7 @@ from .images import (
     image_kind as image_kind,
     with_images as with_images,
 )
+from .input_rows import Rows as Rows, RowsFile as RowsFile, write_rows as write_rows
 from .look import look_at_data as look_at_data
 from .openai_batch import (
     BatchFile as BatchFile,

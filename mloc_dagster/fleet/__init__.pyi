@@ -18,7 +18,7 @@ from .claims import (
     TicketClaims as TicketClaims,
     TicketState as TicketState,
 )
-from .dagster.executor import execution_config as execution_config, job_executor as job_executor
+from .dagster.executor import execution_config as execution_config, mloc_executor as mloc_executor
 from .dagster.internals import (
     SINGLETON_REPOSITORY_NAME as SINGLETON_REPOSITORY_NAME,
     CodePointer as CodePointer,

@@ -1,15 +1,24 @@
-from .aggregate import aggregate_op as aggregate_op, curves_image as curves_image
+from .aggregate import aggregate_op as aggregate_op
 from .batch import (
     BatchConfig as BatchConfig,
     batch_shard as batch_shard,
     hand_out as hand_out,
     plan_batch as plan_batch,
 )
-from .export import export_responses as export_responses
+from .checks import (
+    checks_of as checks_of,
+    judge_rows as judge_rows,
+    judge_training as judge_training,
+)
+from .export import RESULT as RESULT, export_op as export_op
 from .failures import step_error as step_error
-from .io import TaskRef as TaskRef, reference_io_manager as reference_io_manager
+from .io import (
+    IO_MANAGER_KEY as IO_MANAGER_KEY,
+    mloc_io_manager as mloc_io_manager,
+)
 from .plan import (
     RETRY_ERRORS_TAG as RETRY_ERRORS_TAG,
+    ROWS as ROWS,
     plan_op as plan_op,
     workflow_id as workflow_id,
 )

@@ -21,7 +21,7 @@ from mloc_dagster.executors import (
 )
 from mloc_dagster.fleet import model_cache
 from mloc_dagster.ops.failures import as_dagster, retry_or_fail
-from mloc_dagster.ops.io import TaskRef
+from mloc_dagster.ops.io import IO_MANAGER_KEY, TaskRef
 from mloc_dagster.planning import Shard
 from mloc_dagster.results import (
     Batch,
@@ -56,7 +56,9 @@ class BatchConfig(dg.Config):
 
 
 @dg.op(
-    out=dg.DynamicOut(Shard, description="A range of the batch's rows."),
+    out=dg.DynamicOut(
+        Shard, io_manager_key=IO_MANAGER_KEY, description="A range of the batch's rows."
+    ),
     description="Puts the rows of small tasks one after another, and cuts them into shards.",
 )
 def plan_batch(
@@ -86,7 +88,9 @@ def _batch_of(config: BatchConfig) -> Batch:
 
 @dg.op(
     ins={"shard": dg.In(Shard)},
-    out=dg.Out(ShardReport, description="What computing the shard took."),
+    out=dg.Out(
+        ShardReport, io_manager_key=IO_MANAGER_KEY, description="What computing the shard took."
+    ),
     description="Computes the rows of one shard that are not there yet.",
 )
 def batch_shard(context: dg.OpExecutionContext, shard: Shard) -> ShardReport:
@@ -111,7 +115,9 @@ def batch_shard(context: dg.OpExecutionContext, shard: Shard) -> ShardReport:
 
 @dg.op(
     ins={"reports": dg.In(list[ShardReport], description="One per shard.")},
-    out=dg.Out(TaskRef, description="The rows that were computed together."),
+    out=dg.Out(
+        TaskRef, io_manager_key=IO_MANAGER_KEY, description="The rows that were computed together."
+    ),
     description="Gives each task its own responses, files and manifest.",
 )
 def hand_out(

@@ -1,15 +1,10 @@
-"""The asset checks between a task's result and whatever reads it."""
+"""The asset checks of a task's result: what they are called, and how a result is judged."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-import dagster as dg
-
-from mloc_dagster.assets.task_graph import asset_key, node_name
-from mloc_dagster.compile import CompiledTask, CompiledTemplate
-from mloc_dagster.executors import open_task
-from mloc_dagster.ops import PROCESS_TAG, TaskRef
+from mloc_dagster.executors import OpenTask
 from mloc_dagster.results import (
     RowCounts,
     Scores,
@@ -22,7 +17,7 @@ from mloc_dagster.results import (
     read_training,
     refused_by_gate,
 )
-from mloc_dagster.schema import RowSpec
+from mloc_dagster.schema import RowSpec, TaskSpec, TrainingSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,67 +38,71 @@ class Verdict:
         return not self.problem
 
 
-def check_results(
-    key: dg.AssetKey, verdicts: Mapping[str, Verdict]
-) -> Iterator[dg.AssetCheckResult]:
-    """Yields the results of blocking checks; then, if one failed, ends their step in words.
+@dataclass(frozen=True, eq=False, slots=True)
+class Checks:
+    """The checks of one kind of result.
 
-    Dagster's own error says only how the checks are called, and it is what reaches everybody who
-    reads why a task failed.
+    Attributes:
+        name: Of the kind.
+        texts: What each check says, by its name.
+    """
+
+    name: str
+    texts: Mapping[str, str]
+
+
+ROW_CHECKS = Checks(
+    "rows",
+    {
+        "row_count": "There are as many rows as the input had.",
+        "indexes_complete": "Every index is there exactly once, in order.",
+        "error_budget": "No more rows ended with an error than the template allows.",
+        "no_empty_outputs": "Few enough outputs are empty.",
+    },
+)
+SCORED_ROW_CHECKS = Checks(
+    "scored_rows",
+    {**ROW_CHECKS.texts, "evaluation_gate": "The scores are what `evaluation.gate` asks for."},
+)
+TRAINING_CHECKS = Checks(
+    "training",
+    {
+        "weights": "The final weights are there, unless the template keeps none.",
+        "gate": "The model is worth what `evaluation.gate` asks for; without a gate, always.",
+    },
+)
+
+
+def checks_of(spec: TaskSpec) -> Checks:
+    """Returns the checks of a task's result."""
+    if isinstance(spec, TrainingSpec):
+        return TRAINING_CHECKS
+    return SCORED_ROW_CHECKS if _scored(spec) else ROW_CHECKS
+
+
+def judge(opened: OpenTask, *, again: str = "") -> dict[str, Verdict]:
+    """Judges the result of a task.
 
     Args:
-        key: The asset that was checked.
-        verdicts: What each check came to, by name.
+        opened: The task; all that it computes is there.
+        again: The command that computes rows with an error again.
 
-    Raises:
-        dg.Failure: With the problems, if there are any.
+    Returns:
+        What each check of `checks_of` came to.
     """
-    for name, verdict in verdicts.items():
-        yield dg.AssetCheckResult(
-            check_name=name, asset_key=key, passed=verdict.passed, metadata=verdict.metadata
-        )
-    problems = [each.problem for each in verdicts.values() if not each.passed]
-    if problems:
-        raise dg.Failure(description="; ".join(problems), allow_retries=False)
+    folder, spec = opened.folder, opened.task.spec
+    if isinstance(spec, TrainingSpec):
+        summary = read_training(folder)
+        there = bool(summary.final) and folder.exists(summary.final)
+        return judge_training(summary, kept=there or not spec.training.save_model)
+    # A pass of its own: whoever counted while aggregating is not asked.
+    counts = count_rows(read_rows(folder))
+    verdicts = judge_rows(counts, opened.plan().rows, opened.spec, again=again)
+    return verdicts | (judge_scores(read_summary(folder).scores) if _scored(spec) else {})
 
 
-ROW_CHECKS = {
-    "row_count": "There are as many rows as the input had.",
-    "indexes_complete": "Every index is there exactly once, in order.",
-    "error_budget": "No more rows ended with an error than the template allows.",
-    "no_empty_outputs": "Few enough outputs are empty.",
-}
-SCORE_CHECKS = {"evaluation_gate": "The scores are what `evaluation.gate` asks for."}
-
-
-def row_checks(compiled: CompiledTemplate, node: CompiledTask) -> dg.AssetChecksDefinition:
-    """Builds the blocking checks of a task's responses; one step counts for all of them."""
-    key = asset_key(compiled, node.task.name, "responses")
-    gated = getattr(node.task.spec, "evaluation", None) is not None
-    specs = [
-        dg.AssetCheckSpec(name, asset=key, description=text, blocking=True)
-        for name, text in (ROW_CHECKS | (SCORE_CHECKS if gated else {})).items()
-    ]
-
-    @dg.multi_asset_check(
-        name=f"{node_name(compiled, node.task.name)}__checks",
-        specs=specs,
-        ins={"responses": dg.AssetIn(key=key)},
-    )
-    def checks(
-        context: dg.AssetCheckExecutionContext, responses: TaskRef
-    ) -> Iterator[dg.AssetCheckResult]:
-        opened = open_task(responses.task_id)
-        counts = count_rows(read_rows(opened.folder))
-        # `mloc run` says itself how to go on.
-        here = PROCESS_TAG in context.run.tags
-        again = "" if here else f"mloc retry --failed-rows {responses.task_id}"
-        verdicts = judge_rows(counts, opened.plan().rows, opened.spec, again=again)
-        if gated:
-            verdicts |= judge_scores(read_summary(opened.folder).scores)
-        yield from check_results(key, verdicts)
-
-    return checks
+def _scored(spec: TaskSpec) -> bool:
+    return getattr(spec, "evaluation", None) is not None
 
 
 def judge_rows(
@@ -156,35 +155,6 @@ def judge_scores(scores: Scores | None) -> dict[str, Verdict]:
         return {"evaluation_gate": Verdict("the rows were not scored", {})}
     shown: dict[str, str | int | float] = {"gate": scores.gate or "none", **scores.metrics}
     return {"evaluation_gate": Verdict("" if scores.passed else refused_by_gate(scores), shown)}
-
-
-TRAINING_CHECKS = {
-    "weights": "The final weights are there, unless the template keeps none.",
-    "gate": "The model is worth what `evaluation.gate` asks for; without a gate, always.",
-}
-
-
-def training_checks(compiled: CompiledTemplate, node: CompiledTask) -> dg.AssetChecksDefinition:
-    """Builds the blocking checks of a training: a worse model is not handed on."""
-    key = asset_key(compiled, node.task.name, "checkpoint")
-    specs = [
-        dg.AssetCheckSpec(name, asset=key, description=text, blocking=True)
-        for name, text in TRAINING_CHECKS.items()
-    ]
-
-    @dg.multi_asset_check(
-        name=f"{node_name(compiled, node.task.name)}__checks",
-        specs=specs,
-        ins={"checkpoint": dg.AssetIn(key=key)},
-    )
-    def checks(checkpoint: TaskRef) -> Iterator[dg.AssetCheckResult]:
-        opened = open_task(checkpoint.task_id)
-        summary = read_training(opened.folder)
-        there = bool(summary.final) and opened.folder.exists(summary.final)
-        kept = there or not opened.training_spec.training.save_model
-        yield from check_results(key, judge_training(summary, kept=kept))
-
-    return checks
 
 
 def judge_training(summary: TrainingSummary, *, kept: bool) -> dict[str, Verdict]:

@@ -1,13 +1,19 @@
-"""Exporting and publishing a task's responses."""
+"""The last op of a task: judges its result, writes its files, and delivers them."""
+
+from collections.abc import Iterator, Mapping
+from functools import cache
 
 import dagster as dg
 
 from mloc_dagster.errors import MlocError
 from mloc_dagster.events import Payload, TaskEvent, TaskEventType, publish
 from mloc_dagster.executors import OpenTask, open_task
+from mloc_dagster.ops.checks import Checks, Verdict, judge
 from mloc_dagster.ops.failures import as_dagster
-from mloc_dagster.ops.io import TaskRef
-from mloc_dagster.ops.viewer_link import viewer_metadata
+from mloc_dagster.ops.io import IO_MANAGER_KEY, AggregatedTask, TaskRef
+from mloc_dagster.ops.metadata import data_version_of, result_metadata
+from mloc_dagster.ops.run_tags import PROCESS_TAG
+from mloc_dagster.ops.tracking import report_scores
 from mloc_dagster.results import (
     DeliveryReport,
     Manifest,
@@ -19,46 +25,110 @@ from mloc_dagster.results import (
 )
 from mloc_dagster.schema import TrainingSpec
 
+RESULT = "result"
+"""The op's output that is the asset; the others are its checks, by their names."""
 
-def export_responses(context: dg.AssetExecutionContext, responses: TaskRef) -> dg.Output[TaskRef]:
-    """Writes the formats asked for, then the manifest, then delivers; and says that it is done."""
-    opened = open_task(responses.task_id)
+
+@cache
+def export_op(checks: Checks) -> dg.OpDefinition:
+    """Returns the op that ends a task whose result has these checks."""
+
+    @dg.op(
+        name=f"mloc_export_{checks.name}",
+        ins={"task": dg.In(AggregatedTask)},
+        out={
+            RESULT: dg.Out(
+                TaskRef,
+                io_manager_key=IO_MANAGER_KEY,
+                description="The task whose files are there.",
+            ),
+            # Dagster makes outputs of a check's results; they hold nothing.
+            **{name: dg.Out(dg.Nothing, is_required=False) for name in checks.texts},
+        },
+        description="Judges the result; writes its files and the manifest, and delivers them.",
+    )
+    def export(
+        context: dg.OpExecutionContext, task: AggregatedTask
+    ) -> Iterator[dg.Output[TaskRef] | dg.AssetCheckResult | dg.AssetObservation]:
+        yield from export_task(context, task)
+
+    return export
+
+
+def export_task(
+    context: dg.OpExecutionContext, task: AggregatedTask
+) -> Iterator[dg.Output[TaskRef] | dg.AssetCheckResult | dg.AssetObservation]:
+    """Yields the asset and the results of its checks.
+
+    A result that is refused is no materialization: nothing reads it. It is an observation,
+    so that the asset's page shows what was computed, and the step fails with the problems.
+    Dagster's own error would say only how the checks are called, and it is what reaches
+    everybody who reads why a task failed.
+
+    Raises:
+        dg.Failure: If the result is refused, or cannot be written or delivered.
+    """
+    opened = open_task(task.task_id)
+    metadata = result_metadata(opened, task.shard_seconds) | report_scores(context, opened)
+    # `mloc run` says itself how to go on.
+    again = f"mloc retry --failed-rows {task.task_id}" * (PROCESS_TAG not in context.run.tags)
+    verdicts = judge(opened, again=again)
+    problems = [each.problem for each in verdicts.values() if each.problem]
+    if problems:
+        yield dg.AssetObservation(context.asset_key, metadata=metadata)
+        yield from _check_results(verdicts)
+        raise dg.Failure(description="; ".join(problems), allow_retries=False)
     try:
-        manifest = _write(opened)
-        missing = {each.path for each in manifest.entries if each.status == "missing"}
-        for name in sorted(missing):
-            context.log.warning(f"the template asks for {name!r}, which this task did not make")
-        output = opened.spec.output
-        wanted = [each.path for each in manifest.entries if each.required]
-        artifacts = [name for name in wanted if name not in missing]
-        delivered = deliver(
-            opened.folder,
-            responses.task_id,
-            output.destination,
-            artifacts,
-            reach=opened.reach,
-        )
+        manifest, delivered = _write_and_deliver(context, opened)
     except MlocError as error:
         raise as_dagster(error) from error
     publish(
         TaskEvent(
             type=TaskEventType.TASK_SUCCEEDED,
-            task_id=responses.task_id,
-            run_id=context.run.run_id,
-            node=responses.node,
-            payload=Payload(rows=responses.rows),
+            task_id=task.task_id,
+            run_id=context.run_id,
+            node=task.node,
+            payload=Payload(rows=task.rows),
         )
     )
-    return dg.Output(
-        responses,
-        metadata={
-            "path": dg.MetadataValue.path(opened.folder.url),
-            **viewer_metadata(responses.task_id),
-            "files": dg.MetadataValue.md(_table(manifest)),
-            "delivered": dg.MetadataValue.md(_deliveries(delivered)),
-            "dagster/row_count": responses.rows,
-        },
+    metadata["files"] = dg.MetadataValue.md(_files(manifest))
+    if delivered.items:
+        metadata["delivered"] = dg.MetadataValue.md(_deliveries(delivered))
+    yield dg.Output(
+        task.ref(),
+        RESULT,
+        metadata=metadata,
+        data_version=dg.DataVersion(data_version_of(opened)),
     )
+    yield from _check_results(verdicts)
+
+
+def _check_results(verdicts: Mapping[str, Verdict]) -> Iterator[dg.AssetCheckResult]:
+    for name, verdict in verdicts.items():
+        yield dg.AssetCheckResult(
+            check_name=name,
+            passed=verdict.passed,
+            description=verdict.problem or None,
+            metadata=verdict.metadata,
+        )
+
+
+def _write_and_deliver(
+    context: dg.OpExecutionContext, opened: OpenTask
+) -> tuple[Manifest, DeliveryReport]:
+    manifest = _write(opened)
+    missing = {each.path for each in manifest.entries if each.status == "missing"}
+    for name in sorted(missing):
+        context.log.warning(f"the template asks for {name!r}, which this task did not make")
+    wanted = [each.path for each in manifest.entries if each.required]
+    delivered = deliver(
+        opened.folder,
+        opened.record.task_id,
+        opened.task.spec.output.destination,
+        [name for name in wanted if name not in missing],
+        reach=opened.reach,
+    )
+    return manifest, delivered
 
 
 def _write(opened: OpenTask) -> Manifest:
@@ -81,14 +151,14 @@ def _write(opened: OpenTask) -> Manifest:
 
 
 def _deliveries(report: DeliveryReport) -> str:
-    if not report.items:
-        return "stays in its folder"
     lines = ["| file | to | tries |", "|---|---|---|"]
     lines += [f"| {each.name} | {each.target} | {each.attempts} |" for each in report.items]
     return "\n".join(lines)
 
 
-def _table(manifest: Manifest) -> str:
+def _files(manifest: Manifest) -> str:
     lines = ["| file | bytes | sha256 |", "|---|---|---|"]
-    lines += [f"| {each.path} | {each.size} | {each.sha256 or ''} |" for each in manifest.entries]
+    lines += [
+        f"| {each.path} | {each.size} | {(each.sha256 or '')[:12]} |" for each in manifest.entries
+    ]
     return "\n".join(lines)

@@ -67,8 +67,7 @@ class RunTask:
     Attributes:
         task_id: The task.
         node: Its stage or node.
-        steps: How the names of its steps start.
-        export: The step after which it is done.
+        steps: What holds its steps, and starts their names.
         task_type: What it does; empty in runs of earlier versions.
         depends_on: Nodes of the same template.
     """
@@ -76,14 +75,17 @@ class RunTask:
     task_id: str
     node: str
     steps: str
-    export: str
     task_type: str = field(default="", compare=False)
     depends_on: tuple[str, ...] = field(default=(), compare=False)
 
     def owns(self, step_key: str) -> bool:
         """Returns whether a step belongs to the task."""
-        top = step_key.partition(".")[0]
-        return top in (self.steps, f"{self.steps}__checks", self.export)
+        return step_key.partition(".")[0] == self.steps
+
+    @property
+    def last_step(self) -> str:
+        """The step after which it is done."""
+        return f"{self.steps}.export"
 
 
 def template_tags(
@@ -130,7 +132,6 @@ def run_tasks(job_name: str, tags: Mapping[str, str], workflow_id: str) -> tuple
             task_id=workflow_id if single else f"{workflow_id}-{node}",
             node=node,
             steps=f"{job_name}__{'task' if single else op_name(node)}",
-            export=f"{job_name}__export" if single else f"{job_name}__{op_name(node)}_export",
             task_type=types[place] if place < len(types) else "",
             depends_on=tuple(upstream for each, upstream in edges if each == node),
         )

@@ -33,8 +33,10 @@ from mloc_dagster.executors import (
 )
 from mloc_dagster.fleet import model_cache
 from mloc_dagster.ops.failures import retry_or_fail
+from mloc_dagster.ops.io import IO_MANAGER_KEY
 from mloc_dagster.ops.plan import retries_errors
 from mloc_dagster.ops.progress import ProgressBatches, ProgressNotes
+from mloc_dagster.ops.run_tags import op_name
 from mloc_dagster.ops.tracking import tracked_run
 from mloc_dagster.planning import Shard
 from mloc_dagster.results import TRAINING_NAME, TrainingSummary, read_training
@@ -151,9 +153,13 @@ def shard_op(pool: str | None = None) -> dg.OpDefinition:
     """
 
     @dg.op(
-        name="run_shard" if pool is None else f"run_shard_{pool.replace('/', '__')}",
+        name="mloc_run_shard" + ("" if pool is None else f"_{op_name(pool)}"),
         ins={"shard": dg.In(Shard)},
-        out=dg.Out(ShardReport, description="What computing the shard took."),
+        out=dg.Out(
+            ShardReport,
+            io_manager_key=IO_MANAGER_KEY,
+            description="What computing the shard took.",
+        ),
         description="Computes the rows of one shard that are not there yet.",
         pool=pool,
     )

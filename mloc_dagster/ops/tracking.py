@@ -1,6 +1,6 @@
 """Sending a task's figures to experiment trackers, once its result is complete."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, cast
 
@@ -9,6 +9,7 @@ import dagster as dg
 from mloc_dagster.executors import OpenTask, ShardLog
 from mloc_dagster.planning import Plan
 from mloc_dagster.redaction import redact_urls
+from mloc_dagster.results import read_summary, read_training
 from mloc_dagster.schema import Tracker, TrainingSpec, option_of
 from mloc_dagster.tracking import FIGURES, Report, Sent, TrackedRun, send, sending_folder
 
@@ -45,29 +46,29 @@ def _responses(opened: OpenTask) -> str | None:
     return "responses.parquet" if rows and "parquet" in opened.task.spec.output.formats else None
 
 
-def report_figures(
-    context: dg.OpExecutionContext,
-    opened: OpenTask,
-    trackers: Sequence[Tracker],
-    figures: Mapping[str, float],
-    at: datetime,
-) -> dict[str, dg.MetadataValue]:
-    """Sends figures to the trackers that a template names; a failure is no failure of the task.
+def report_scores(context: dg.OpExecutionContext, opened: OpenTask) -> dict[str, dg.MetadataValue]:
+    """Sends what a task was measured at to the trackers that its template names.
+
+    A tracker that cannot be reached is no failure of the task.
 
     Args:
         context: Takes a warning where a tracker cannot be reported to.
-        opened: The task.
-        trackers: Which.
-        figures: By name.
-        at: When they were computed.
+        opened: The task; its result is complete.
 
     Returns:
         Metadata: where the figures are, or why they are not there.
     """
+    trains = isinstance(opened.task.spec, TrainingSpec)
+    evaluation = opened.training_spec.evaluation if trains else opened.spec.evaluation
+    if evaluation is None or not evaluation.report_to:
+        return {}
+    figures, at = _figures(opened)
+    if not figures:
+        return {}
     found: dict[str, dg.MetadataValue] = {}
     plan = opened.plan()
     log = ShardLog(opened.folder, plan.shards[0])
-    for tracker in trackers:
+    for tracker in evaluation.report_to:
         sent = _send(opened, plan, tracker, figures, at)
         if sent.error:
             text = f"evaluation.report_to: {tracker} did not get the figures: {sent.error}"
@@ -77,9 +78,18 @@ def report_figures(
         log.line(text)
         shown = f"failed: {sent.error}" if sent.error else sent.place
         found[f"report_to/{tracker}"] = dg.MetadataValue.text(shown)
-    if trackers:
-        log.save()
+    log.save()
     return found
+
+
+def _figures(opened: OpenTask) -> tuple[Mapping[str, float], datetime]:
+    """Returns the figures by name, and when they were computed."""
+    if isinstance(opened.task.spec, TrainingSpec):
+        summary = read_training(opened.folder)
+        before = {f"before/{name}": value for name, value in (summary.before or {}).items()}
+        return {**before, **(summary.after or {})}, summary.finished_at
+    rows = read_summary(opened.folder)
+    return {} if rows.scores is None else rows.scores.metrics, rows.finished_at
 
 
 def _send(

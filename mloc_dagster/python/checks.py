@@ -6,10 +6,9 @@ import os
 from collections.abc import Sequence
 
 from mloc_dagster.compile import Diagnostic, in_file_order
-from mloc_dagster.data import look_at_data
+from mloc_dagster.data import Rows, look_at_data, write_rows
 from mloc_dagster.errors import TemplateError
 from mloc_dagster.local_run import TaskEstimate, estimate_template
-from mloc_dagster.python.input_rows import Rows, write_rows
 from mloc_dagster.python.templates import Changes, Template, compile_template
 from mloc_dagster.results import open_store, results_at
 

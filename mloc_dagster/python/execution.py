@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mloc_dagster.compile import CompiledTemplate, Diagnostic
+from mloc_dagster.data import RowsFile
 from mloc_dagster.errors import InputError, UnknownNameError
 from mloc_dagster.events import TaskEvent, listening
 from mloc_dagster.python.errors import RunInterrupted, TaskFailedError, TemplateWarning
-from mloc_dagster.python.input_rows import RowsFile
 from mloc_dagster.python.session import Session, current_session
 from mloc_dagster.python.task_result import Result, results_of
 from mloc_dagster.results import Folder, open_store, results_at

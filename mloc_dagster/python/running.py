@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 
+from mloc_dagster.data import Rows, write_rows
 from mloc_dagster.errors import InputError
 from mloc_dagster.events import TaskEvent
 from mloc_dagster.local_run import resumable
 from mloc_dagster.python.execution import Execution, refuse_nested
-from mloc_dagster.python.input_rows import Rows, write_rows
 from mloc_dagster.python.progress import OnProgress, Watch
 from mloc_dagster.python.session import Session
 from mloc_dagster.python.task_result import Result

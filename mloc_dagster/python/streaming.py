@@ -7,9 +7,9 @@ import os
 from collections.abc import AsyncGenerator, AsyncIterable
 from typing import Any
 
+from mloc_dagster.data import Rows
 from mloc_dagster.events import TaskEvent
 from mloc_dagster.python.execution import Execution
-from mloc_dagster.python.input_rows import Rows
 from mloc_dagster.python.running import prepared
 from mloc_dagster.python.session import Session, current_session
 from mloc_dagster.python.task_result import Result

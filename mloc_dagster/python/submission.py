@@ -18,10 +18,10 @@ from mloc_dagster.client import (
     documents_of_file,
 )
 from mloc_dagster.compile import with_rows
+from mloc_dagster.data import Rows, RowsFile, write_rows
 from mloc_dagster.errors import InputError, UnknownNameError
 from mloc_dagster.local_run import resumable, template_path
 from mloc_dagster.python.errors import TaskFailedError
-from mloc_dagster.python.input_rows import Rows, RowsFile, write_rows
 from mloc_dagster.python.task_result import Result, results_of
 from mloc_dagster.python.templates import Changes, Template, documents, plain
 from mloc_dagster.results import Folder, open_store, results_at

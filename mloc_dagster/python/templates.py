@@ -19,11 +19,10 @@ from mloc_dagster.compile import (
     tree_of,
     with_rows,
 )
-from mloc_dagster.data import look_at_data
+from mloc_dagster.data import RowsFile, look_at_data
 from mloc_dagster.errors import InputError, TemplateError
 from mloc_dagster.local_run import compile_changed, template_path
 from mloc_dagster.models import BUILTIN_MODELS
-from mloc_dagster.python.input_rows import RowsFile
 from mloc_dagster.schema import find_task_type
 
 SHOWN = "template"

@@ -56,7 +56,7 @@ class RunView:
 
     def unfinished(self) -> list[RunTask]:
         """Returns the tasks that were not exported."""
-        return [each for each in self.tasks if each.export not in self.ended_steps]
+        return [each for each in self.tasks if each.last_step not in self.ended_steps]
 
 
 def is_noise(row: EventRow) -> bool:
@@ -109,7 +109,7 @@ def _of_step(row: EventRow, run: RunView) -> list[TaskEvent]:
         return _failed(row, task)
     if row.type is DagsterEventType.STEP_SUCCESS and key.endswith(_PLAN):
         return [_event(row, task, TaskEventType.TASK_STARTED)]
-    if row.type is DagsterEventType.STEP_SUCCESS and key == task.export:
+    if row.type is DagsterEventType.STEP_SUCCESS and key == task.last_step:
         return [_event(row, task, TaskEventType.TASK_SUCCEEDED)]
     return []
 

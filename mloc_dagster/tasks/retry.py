@@ -144,7 +144,7 @@ def _missing_steps(
     """
     missing: list[str] = []
     for task in tasks:
-        if task.export in steps and steps[task.export].succeeded:
+        if task.last_step in steps and steps[task.last_step].succeeded:
             continue
         plan = f"{task.steps}.plan"
         planned = plan in steps and steps[plan].succeeded

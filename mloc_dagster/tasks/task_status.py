@@ -161,7 +161,7 @@ def status_of(
     facts = TaskFacts(
         run=run.status,
         claimed=claimed is None or claimed.state is TicketState.RUNNING,
-        exported=task.export in own and own[task.export].succeeded,
+        exported=task.last_step in own and own[task.last_step].succeeded,
         failed=any(step.status is StepEventStatus.FAILURE for step in own.values()),
         dead=task.task_id in run.tags.get(DEAD_LETTER_TAG, "").split(","),
         upstream_done=not missing,
@@ -216,7 +216,7 @@ def _missing_upstream(workflow: Workflow, task: RunTask, steps: Steps, folder: F
     undone = [
         each
         for each in workflow.tasks()
-        if not (each.export in steps and steps[each.export].succeeded)
+        if not (each.last_step in steps and steps[each.last_step].succeeded)
     ]
     if folder.exists(RECORD_NAME):
         upstream = read_record(folder).upstream

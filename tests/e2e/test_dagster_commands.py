@@ -8,7 +8,7 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-from mloc_dagster.results import open_store, read_rows, verify_manifest
+from mloc_dagster.results import open_store, read_record, read_rows, verify_manifest
 from tests.e2e.conftest import Command
 
 pytestmark = pytest.mark.e2e
@@ -22,6 +22,17 @@ spec:
   parallel: {max_shards: 3}
   data: {type: list, items: [a, b, c, d, e]}
   output: {artifacts: [responses.json, logs]}
+"""
+
+STAGES = """
+apiVersion: mloc/v1
+kind: EchoTask
+metadata: {name: NAME}
+spec:
+  taskType: echo
+  stages:
+    - {name: one, spec: {data: {type: list, items: [a]}}}
+    - {name: two, spec: {data: {type: upstream, node: one, text: "again: {output}"}}}
 """
 
 
@@ -72,29 +83,43 @@ def test_the_multiprocess_executor_runs_the_same_ops(
     assert len({row.worker for row in rows}) == 3
 
 
-def test_asset_materialize_takes_the_latest_responses_for_an_export_alone(
+def test_asset_materialize_takes_the_latest_responses_for_a_later_stage_alone(
     library: Path, dagster_cli: Command
 ) -> None:
-    (library / "t.yaml").write_text(TEMPLATE.replace("NAME", "materialize"))
+    (library / "t.yaml").write_text(STAGES.replace("NAME", "materialize"))
     module = ("-m", "mloc_dagster.definitions")
-    done = dagster_cli("asset", "materialize", *module, "--select", "materialize/responses")
+    done = dagster_cli("asset", "materialize", *module, "--select", "materialize/one_responses")
     assert done.returncode == 0, done.stderr
-    (task_id,) = open_store().task_ids()
-    folder = open_store().task(task_id)
-    assert not folder.exists("manifest.json")
-    done = dagster_cli("asset", "materialize", *module, "--select", "materialize/export")
+    (first,) = open_store().task_ids()
+    done = dagster_cli("asset", "materialize", *module, "--select", "materialize/two_responses")
     assert done.returncode == 0, done.stderr
-    assert list(open_store().task_ids()) == [task_id]
-    assert verify_manifest(folder) == ()
+    (second,) = set(open_store().task_ids()) - {first}
+    assert verify_manifest(open_store().task(second)) == ()
+    assert [row.output for row in read_rows(open_store().task(second))] == ["again: a"]
 
 
-def test_an_export_without_responses_says_what_to_do(library: Path, dagster_cli: Command) -> None:
-    (library / "t.yaml").write_text(TEMPLATE.replace("NAME", "never-made"))
-    done = dagster_cli(
-        "asset", "materialize", "-m", "mloc_dagster.definitions", "--select", "never-made/export"
-    )
+def test_a_stage_without_the_one_before_says_what_to_do(
+    library: Path, dagster_cli: Command
+) -> None:
+    (library / "t.yaml").write_text(STAGES.replace("NAME", "never-made"))
+    module = ("-m", "mloc_dagster.definitions")
+    done = dagster_cli("asset", "materialize", *module, "--select", "never-made/two_responses")
     assert done.returncode != 0
-    assert "never-made/responses was never materialized" in done.stdout + done.stderr
+    assert "never-made/one_responses was never materialized" in done.stdout + done.stderr
+
+
+def test_assets_of_two_templates_in_one_run_are_two_tasks(
+    library: Path, dagster_cli: Command
+) -> None:
+    for name in ("north", "south"):
+        (library / f"{name}.yaml").write_text(TEMPLATE.replace("NAME", name))
+    selected = "north/responses,south/responses"
+    done = dagster_cli(
+        "asset", "materialize", "-m", "mloc_dagster.definitions", "--select", selected
+    )
+    assert done.returncode == 0, done.stderr
+    names = [read_record(open_store().task(each)).template_name for each in open_store().task_ids()]
+    assert sorted(names) == ["north", "south"]
 
 
 def test_the_shipped_library_is_a_valid_code_location(dagster_cli: Command) -> None:

@@ -106,7 +106,7 @@ def test_what_came_over_the_api_has_graph_assets_and_re_execution_in_the_ui(
         upstream = [
             each["path"] for each in assets["from-elsewhere/second_responses"]["dependencyKeys"]
         ]
-        assert upstream == [["from-elsewhere", "first_export"]]
+        assert upstream == [["from-elsewhere", "first_responses"]]
         assert assets["from-elsewhere/first_responses"]["assetChecksOrError"]["checks"]
         run = ask(stack, RUN, id=run_id)["runOrError"]
         assert run["repositoryOrigin"]["repositoryLocationName"] == SUBMITTED_LOCATION

@@ -94,9 +94,8 @@ def test_a_diamond_hands_rows_on_and_shows_them_as_lineage(instance: dg.DagsterI
         key = dg.AssetKey(["diamond", name])
         return {each.to_user_string() for each in graph.get(key).parent_keys}
 
-    assert parents("both_responses") == {"diamond/left_export", "diamond/right_export"}
-    assert parents("left_responses") == {"diamond/source_export"}
-    assert parents("left_export") == {"diamond/left_responses"}
+    assert parents("both_responses") == {"diamond/left_responses", "diamond/right_responses"}
+    assert parents("left_responses") == {"diamond/source_responses"}
 
 
 QUESTIONS = """
@@ -234,11 +233,10 @@ def test_assets_and_runs_lead_to_the_task_in_the_viewer(
     settings.cache_clear()
     outcome = run_template(template("linked", "{data: {type: list, items: [a]}}"), instance)
     address = f"https://mloc.example.org/ui/tasks/{outcome.tasks[0].task_id}"
-    for asset in ("responses", "export"):
-        event = instance.get_latest_materialization_event(dg.AssetKey(["linked", asset]))
-        assert event is not None
-        assert event.asset_materialization is not None
-        assert event.asset_materialization.metadata["viewer"] == dg.MetadataValue.url(address)
+    event = instance.get_latest_materialization_event(dg.AssetKey(["linked", "responses"]))
+    assert event is not None
+    assert event.asset_materialization is not None
+    assert event.asset_materialization.metadata["viewer"] == dg.MetadataValue.url(address)
     messages = [each.user_message for each in instance.all_logs(outcome.run_id)]
     assert any(each.endswith(f"shown at {address}") for each in messages)
 
@@ -253,10 +251,13 @@ def test_the_asset_page_shows_what_the_task_did(instance: dg.DagsterInstance) ->
     metadata = event.asset_materialization.metadata
     assert metadata["dagster/row_count"].value == 10
     assert metadata["errors"].value == 0
-    assert metadata["completion_tokens"].value == 11
+    assert "| tokens written | 11 |" in str(metadata["usage"].value)
+    assert "| responses.parquet | " in str(metadata["files"].value)
     assert metadata["path"].value == outcome.tasks[0].folder
     assert "| 1 | two two | two two |" in str(metadata["preview"].value)
-    assert str(metadata["latency"].value).startswith("![latency of the rows](data:image/png;base64")
+    assert str(metadata["latency"].value).startswith("![Rows by latency](data:image/svg+xml,")
+    # Dagster hides longer texts behind a button.
+    assert all(len(str(each.value)) < 1000 for each in metadata.values())
     assert event.asset_materialization.tags is not None
     assert event.asset_materialization.tags["dagster/data_version"]
 

@@ -106,8 +106,8 @@ def test_a_template_launched_from_the_launchpad_leaves_results_and_lineage(
         run_id = launched.run_id
         page.goto(f"{webserver}/runs/{run_id}")
         browser.shown(page.get_by_text("Success", exact=True).first)
-        page.goto(f"{webserver}/assets/two-stages/final_export?view=lineage&lineageDepth=9")
-        for asset in ("draft_responses", "draft_export", "final_responses", "final_export"):
+        page.goto(f"{webserver}/assets/two-stages/final_responses?view=lineage&lineageDepth=9")
+        for asset in ("draft_responses", "final_responses"):
             browser.shown(page.get_by_text(asset, exact=True).first)
         browser.close()
     rows = read_rows(open_store().task(f"{run_id}-final"))

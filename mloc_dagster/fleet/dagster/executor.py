@@ -34,7 +34,7 @@ def execution_config() -> dict[str, object]:
     }
 
 
-def job_executor() -> ExecutorDefinition:
+def mloc_executor() -> ExecutorDefinition:
     """Returns the executor that a launch chooses from: fleet, in_process or multiprocess."""
     default = "fleet" if settings().redis_url else "in_process"
     choices = {

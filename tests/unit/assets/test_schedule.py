@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
 import dagster as dg
 import pytest
 
+from mloc_dagster.assets.placement import Placement
 from mloc_dagster.assets.template_job import template_definitions
 from mloc_dagster.compile import compile_mapping
 
@@ -48,3 +51,39 @@ def test_a_schedule_can_be_taken_out() -> None:
         }
     )
     assert template_definitions(compiled).schedules == []
+
+
+@pytest.mark.parametrize(
+    ("partitions", "asked"),
+    [
+        (dg.DailyPartitionsDefinition(start_date="2026-01-01"), ["2026-01-03"]),
+        (dg.StaticPartitionsDefinition(["de", "en"]), ["de", "en"]),
+    ],
+)
+def test_with_partitions_it_asks_for_the_day_that_is_over_or_for_all(
+    partitions: dg.PartitionsDefinition, asked: list[str]
+) -> None:
+    compiled = compile_mapping(
+        {
+            "apiVersion": "mloc/v1",
+            "kind": "EchoTask",
+            "metadata": {"name": "daily"},
+            "spec": {
+                "taskType": "echo",
+                "data": {"type": "list", "items": ["${partition_key}"]},
+                "schedule": {"cron": "0 6 * * *"},
+            },
+        }
+    )
+    place = Placement(partitions_def=partitions)
+    built = template_definitions(compiled, placement=place)
+    (schedule,) = built.schedules
+    definitions = dg.Definitions(assets=built.assets, jobs=[built.job], schedules=[schedule])
+    with dg.instance_for_test() as instance:
+        context = dg.build_schedule_context(
+            instance=instance,
+            scheduled_execution_time=datetime(2026, 1, 4, 6, tzinfo=UTC),
+            repository_def=definitions.get_repository_def(),
+        )
+        requests = schedule.evaluate_tick(context).run_requests or []
+    assert [each.partition_key for each in requests] == asked

@@ -75,7 +75,7 @@ LAYOUTS = ("schema/training/columns", "schema/training/method")
 """Where the columns of training rows are chosen, by the field's name."""
 OF_TRAININGS = (
     *("executors/training", "data/training", *LAYOUTS),
-    *("executors/task_start.py:plan_training", "assets/checks.py:judge_training"),
+    *("executors/task_start.py:plan_training", "ops/checks.py:judge_training"),
 )
 OF_ROWS = (
     *("executors/inference", "executors/echo", "executors/engines/vllm", "executors/batch"),
@@ -84,7 +84,7 @@ OF_ROWS = (
     *(f"executors/engines/transformers/{name}" for name in ("pooling", "sampling")),
     *("executors/reuse", "executors/input_planning", "executors/image", "executors/estimate"),
     *("executors/row_", "executors/prompts", "data/openai", "data/rows", "dispatch/batching"),
-    *("results/export", "results/openai_batch", "assets/checks.py:judge_rows"),
+    *("results/export", "results/openai_batch", "ops/checks.py:judge_rows"),
     "schema/engines",
 )
 """Modules and functions that serve one kind of task only; all others serve both."""

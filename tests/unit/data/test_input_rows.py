@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from mloc_dagster.data.input_rows import write_rows
 from mloc_dagster.errors import InputError
-from mloc_dagster.python.input_rows import write_rows
 from mloc_dagster.settings import settings
 
 COLUMNS = {"question": ["one", "two"], "level": [1, 2]}

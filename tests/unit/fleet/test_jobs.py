@@ -10,7 +10,7 @@ from dagster._core.code_pointer import ModuleCodePointer
 from dagster._core.definitions.reconstruct import ReconstructableRepository
 
 from mloc_dagster.errors import TerminalError
-from mloc_dagster.fleet.dagster.executor import execution_config, job_executor
+from mloc_dagster.fleet.dagster.executor import execution_config, mloc_executor
 from mloc_dagster.fleet.dagster.jobs import LIBRARY, Jobs
 from mloc_dagster.settings import settings
 
@@ -20,6 +20,16 @@ kind: EchoTask
 metadata: {{name: {name}, annotations: {{description: {description}}}}}
 spec:
   data: {{type: list, items: [one]}}
+"""
+
+STAGES = """
+apiVersion: mloc/v1
+kind: EchoTask
+metadata: {name: stages}
+spec:
+  stages:
+    - {name: one, spec: {data: {type: list, items: [one]}}}
+    - {name: two, spec: {data: {type: upstream, node: one, text: "{output}"}}}
 """
 
 
@@ -65,12 +75,13 @@ def test_an_edited_template_is_a_new_job(library: Path) -> None:
 
 
 def test_a_run_of_some_assets_gets_a_job_of_its_own(library: Path) -> None:
+    (library / "stages.yaml").write_text(STAGES)
     jobs = Jobs()
-    whole = jobs.job_of(run_of("first")).get_definition()
-    selected = frozenset({dg.AssetKey(["first", "export"])})
-    part = jobs.job_of(run_of("first", asset_selection=selected)).get_definition()
+    whole = jobs.job_of(run_of("stages")).get_definition()
+    selected = frozenset({dg.AssetKey(["stages", "one_responses"])})
+    part = jobs.job_of(run_of("stages", asset_selection=selected)).get_definition()
     assert len(part.nodes) < len(whole.nodes)
-    assert jobs.job_of(run_of("first", asset_selection=selected)).get_definition() is part
+    assert jobs.job_of(run_of("stages", asset_selection=selected)).get_definition() is part
 
 
 def test_a_run_that_does_not_say_where_its_code_is_cannot_be_run() -> None:
@@ -83,7 +94,7 @@ def hello() -> None:
     """Nothing to do."""
 
 
-@dg.job(executor_def=job_executor())
+@dg.job(executor_def=mloc_executor())
 def greet() -> None:
     hello()
 
@@ -103,13 +114,13 @@ def default_of(executor: dg.ExecutorDefinition) -> object:
 def test_without_redis_a_job_runs_in_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
     with_redis(monkeypatch, None)
     assert execution_config()["execution"] == {"config": {"in_process": {}}}
-    assert default_of(job_executor()) == {"in_process": {}}
+    assert default_of(mloc_executor()) == {"in_process": {}}
 
 
 def test_with_redis_a_job_runs_on_the_fleet(monkeypatch: pytest.MonkeyPatch) -> None:
     with_redis(monkeypatch, "redis://127.0.0.1:1/0")
     assert execution_config()["execution"] == {"config": {"fleet": {}}}
-    assert default_of(job_executor()) == {"fleet": {}}
+    assert default_of(mloc_executor()) == {"fleet": {}}
 
 
 @pytest.mark.parametrize("redis", [None, "redis://127.0.0.1:1/0"])
@@ -128,11 +139,11 @@ def test_a_launch_may_choose_one_of_dagsters_executors(
     (selected,) = chosen["execution"].values()
     known = dg._core.executor.init.InitExecutorContext(
         job=dg._core.definitions.job_base.InMemoryJob(greet),
-        executor_def=job_executor(),
+        executor_def=mloc_executor(),
         executor_config=selected.get("config", selected),
         instance=dg.DagsterInstance.ephemeral(),
     )
-    create = job_executor().executor_creation_fn
+    create = mloc_executor().executor_creation_fn
     assert create is not None
     assert type(create(known)).__name__ == name
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
+from mloc_dagster.data import write_rows
 from mloc_dagster.errors import InputError, TemplateError
 from mloc_dagster.python import template, validate
-from mloc_dagster.python.input_rows import write_rows
 from mloc_dagster.python.templates import Template, one_template
 from mloc_dagster.schema import DatasetData, RowSpec
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from mloc_dagster.assets import judge_rows as evaluate
 from mloc_dagster.executors import EchoSpec
+from mloc_dagster.ops import judge_rows as evaluate
 from mloc_dagster.results.aggregate import RowCounts, count_rows
 from mloc_dagster.results.rows import OutputRow
 

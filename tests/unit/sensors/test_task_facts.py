@@ -75,12 +75,12 @@ def test_the_last_failure_of_a_shard_fails_its_task() -> None:
 
 def test_a_run_that_is_retried_leaves_no_dead_letters() -> None:
     failed = row(DagsterEventType.RUN_FAILURE)
-    views = {"r": view(retried=True, ended_steps={"job__draft_export"})}
+    views = {"r": view(retried=True, ended_steps={"job__draft.export"})}
     assert [(each.type, each.task_id) for each in task_events([failed], views)] == [
         ("TASK_FAILED", "w-refine")
     ]
     assert dead_letters([failed], views) == {}
-    final = {"r": view(ended_steps={"job__draft_export"})}
+    final = {"r": view(ended_steps={"job__draft.export"})}
     assert dead_letters([failed], final) == {"r": ["w-refine"]}
 
 
@@ -96,7 +96,7 @@ def test_a_retry_works_on_what_it_repeats() -> None:
         job_name="job",
         run_id="r",
         tags={NODES_TAG: "draft,refine"},
-        step_keys_to_execute=["job__refine.aggregate", "job__refine_export"],
+        step_keys_to_execute=["job__refine.aggregate", "job__refine.export"],
     )
     assert [each.node for each in tasks_of(run)] == ["refine"]
 

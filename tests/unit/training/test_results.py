@@ -9,10 +9,9 @@ from datetime import UTC, datetime
 
 from rich.console import Console
 
-from mloc_dagster.assets import judge_training as evaluate
 from mloc_dagster.cli.display.report import print_trainings, training_json
 from mloc_dagster.local_run import TaskOutcome
-from mloc_dagster.ops import curves_image
+from mloc_dagster.ops import judge_training as evaluate
 from mloc_dagster.results import (
     Folder,
     TrainingSummary,
@@ -97,10 +96,6 @@ def test_checks_judge_weights_and_gate() -> None:
     refused = SUMMARY.model_copy(update={"passed": False, "gate": "loss 3 < 2: failed"})
     said = evaluate(refused, kept=True)["gate"].problem
     assert said == "the model did not pass its gate: loss 3 < 2: failed"
-
-
-def test_curves_are_a_picture() -> None:
-    assert curves_image(SUMMARY).startswith("![what was logged over the steps](data:image/png")
 
 
 def test_the_terminal_shows_before_and_after() -> None:

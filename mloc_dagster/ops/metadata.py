@@ -1,0 +1,284 @@
+"""What Dagster shows of a task's result.
+
+Figures whose course over materializations says something are numbers, since Dagster draws a plot
+of each number; the others stand together in a table. Tables and charts are kept short enough to be
+shown where they stand (`charts.INLINE_CHARACTERS`); the viewer has the rest.
+"""
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+
+import dagster as dg
+
+from mloc_dagster.executors import OpenTask
+from mloc_dagster.ops.charts import INLINE_CHARACTERS, bar_chart, line_chart
+from mloc_dagster.ops.viewer_link import viewer_metadata
+from mloc_dagster.planning import Expectation, Plan
+from mloc_dagster.results import (
+    TaskSummary,
+    TrainingSummary,
+    compared,
+    read_summary,
+    read_training,
+)
+from mloc_dagster.schema import TrainingSpec, Usage, canonical_json
+
+ShardSeconds = Sequence[float | None]
+"""What computing each shard took, loading aside; None for one that was not computed in one go."""
+
+
+def result_metadata(opened: OpenTask, shard_seconds: ShardSeconds) -> dict[str, dg.MetadataValue]:
+    """Returns what the page of a task's asset shows.
+
+    Args:
+        opened: The task; all that it computes is there.
+        shard_seconds: What its shards took.
+    """
+    if isinstance(opened.task.spec, TrainingSpec):
+        return training_metadata(opened, read_training(opened.folder))
+    summary, plan = read_summary(opened.folder), opened.plan()
+    return responses_metadata(summary, opened.folder.url) | plan_metadata(
+        plan, summary.usage, shard_seconds
+    )
+
+
+def data_version_of(opened: OpenTask) -> str:
+    """Returns what identifies a result: its input, its task and its seed."""
+    if isinstance(opened.task.spec, TrainingSpec):
+        summary = read_training(opened.folder)
+        return f"{summary.data_version[:16]}-{summary.steps}"
+    plan = opened.plan()
+    blocks = {"model", opened.spec.block_name, "evaluation"}
+    aside = {"evaluation": {"report_to"}}  # says nothing of the responses
+    spec = opened.spec.model_dump(mode="json", include=blocks, exclude=aside)
+    known = canonical_json([plan.data_version, plan.seed, spec])
+    return hashlib.sha256(known.encode()).hexdigest()[:16]
+
+
+def plan_metadata(
+    plan: Plan, usage: Usage, shard_seconds: ShardSeconds
+) -> dict[str, dg.MetadataValue]:
+    """Returns prefix hits, padding and imbalance as measured, beside what the plan expected.
+
+    Args:
+        plan: The task's plan; one that only counted rows expects nothing.
+        usage: What the task took.
+        shard_seconds: What its shards took.
+    """
+    measured = shard_imbalance(shard_seconds)
+    expected = plan.expected
+    figures: dict[str, tuple[float | None, float | None]] = {
+        "slowest shard over the mean": (measured, expected and expected.imbalance),
+    }
+    if expected is not None or usage.padding_tokens:
+        figures["padding, share of tokens"] = (padding_waste(usage), None)
+    if expected is not None:
+        figures |= {
+            "prefix cache hits, share": (usage.cache_hit_rate, expected.prefix_hit_share),
+            "prompt tokens": (usage.prompt_tokens, expected.prompt_tokens),
+            "output tokens": (usage.completion_tokens, expected.output_tokens),
+        }
+    shown = {name: pair for name, pair in figures.items() if any(each is not None for each in pair)}
+    if not shown:
+        return {}
+    rows = [(name, *map(_shown, pair)) for name, pair in shown.items()]
+    found: dict[str, dg.MetadataValue] = {
+        "plan": dg.MetadataValue.md(_table(("", "measured", "planned"), rows))
+    }
+    if expected is not None:
+        found["shards"] = dg.MetadataValue.md(_shards(plan, expected, shard_seconds))
+    return found
+
+
+def shard_imbalance(shard_seconds: ShardSeconds) -> float | None:
+    """Returns the slowest shard's seconds over the mean; 1 is perfect.
+
+    None for a single shard, and if one was not computed in one go.
+    """
+    seconds = [each for each in shard_seconds if each is not None]
+    if len(seconds) < 2 or len(seconds) < len(shard_seconds):
+        return None
+    mean = sum(seconds) / len(seconds)
+    return max(seconds) / mean if mean > 0 else None
+
+
+def padding_waste(usage: Usage) -> float:
+    """Returns padding as a share of the tokens of computed rows, read, written and padded.
+
+    Prompt tokens that were in the prefix cache count as read.
+    """
+    computed = usage.total_tokens - usage.reused_tokens + usage.padding_tokens
+    return usage.padding_tokens / computed if computed > 0 else 0.0
+
+
+def _shards(plan: Plan, expected: Expectation, shard_seconds: ShardSeconds) -> str:
+    heads = ("shard", "rows", "prompt tokens", "of them cached", "output tokens", "cost", "seconds")
+    lines = [
+        (
+            shard.index,
+            shard.rows,
+            load.prompt_tokens,
+            load.cached_tokens,
+            load.output_tokens,
+            f"{load.cost:.0f}",
+            "" if took is None else f"{took:.2f}",
+        )
+        for shard, load, took in zip(plan.shards, expected.shards, shard_seconds, strict=True)
+    ]
+    return (
+        f"Prompt tokens {expected.tokens}. Cost: {expected.prefill:g} a prompt token that is not "
+        f"in the prefix cache, {expected.decode:g} a token written.\n\n" + _table(heads, lines)
+    )
+
+
+# Fewer show no distribution.
+_ROWS_OF_A_HISTOGRAM = 10
+
+
+def responses_metadata(summary: TaskSummary, path: str) -> dict[str, dg.MetadataValue]:
+    """Returns rows, errors, tokens, speed, a preview and, of many rows, the latency histogram."""
+    pictures: dict[str, dg.MetadataValue] = {}
+    if summary.rows >= _ROWS_OF_A_HISTOGRAM:
+        edges, counts = summary.latency.edges_s, summary.latency.counts
+        chart = bar_chart("Rows by latency", "seconds a row (log scale)", edges, counts)
+        pictures["latency"] = dg.MetadataValue.md(chart)
+    return {
+        **viewer_metadata(summary.task_id),
+        "preview": dg.MetadataValue.md(_preview(summary)),
+        "dagster/row_count": dg.MetadataValue.int(summary.rows),
+        "errors": dg.MetadataValue.int(summary.errors),
+        "tokens_per_s": dg.MetadataValue.float(round(summary.tokens_per_s, 1)),
+        **_scores_metadata(summary),
+        **_cost_metadata(summary.usage),
+        "usage": dg.MetadataValue.md(_usage(summary)),
+        **pictures,
+        "model": dg.MetadataValue.text(summary.model),
+        "task_id": dg.MetadataValue.text(summary.task_id),
+        "path": dg.MetadataValue.path(path),
+    }
+
+
+def _scores_metadata(summary: TaskSummary) -> dict[str, dg.MetadataValue]:
+    """Returns what the task's evaluation measured; Dagster draws it over materializations."""
+    if summary.scores is None:
+        return {}
+    figures = summary.scores.metrics.items()
+    shown = {f"evaluation/{name}": dg.MetadataValue.float(value) for name, value in figures}
+    rows = summary.scores.scored.items()
+    scored = dg.MetadataValue.md(_table(("metric", "rows with a score"), rows))
+    return {**shown, "evaluation/scored": scored}
+
+
+def _cost_metadata(usage: Usage) -> dict[str, dg.MetadataValue]:
+    return {} if usage.cost is None else {"cost": dg.MetadataValue.float(usage.cost)}
+
+
+def _usage(summary: TaskSummary) -> str:
+    """Returns a table of what the task took; figures that nothing measured are left out."""
+    usage = summary.usage
+    figures: dict[str, float | None] = {
+        "prompt tokens": usage.prompt_tokens,
+        "of them from the prefix cache": usage.cached_tokens or None,
+        "tokens written": usage.completion_tokens,
+        "rows with an empty output": summary.empty_outputs or None,
+        "rows answered as an equal row of the task": usage.reused_rows.task or None,
+        "rows answered from the row cache": usage.reused_rows.cache or None,
+        "tokens that were not computed again": usage.reused_tokens or None,
+        "seconds that this saved": usage.saved_seconds or None,
+        "seconds of engines": usage.engine_seconds,
+        "seconds of GPUs": usage.gpu_seconds or None,
+        "energy, joules": usage.energy_joules,
+    }
+    known = ((name, _shown(value)) for name, value in figures.items() if value is not None)
+    return _table(("usage", ""), known)
+
+
+def _preview(summary: TaskSummary) -> str:
+    """Returns the first rows, as many and as much of each as is shown where it stands."""
+    heads = ("index", "prompt", "output")
+    rows = summary.preview
+    for most in (_CELL_CHARACTERS, _CELL_CHARACTERS // 2, _CELL_CHARACTERS // 4):
+        lines = [
+            (row.index, _cell(row.prompt, most), _cell(row.error or row.output, most))
+            for row in rows
+        ]
+        while len(text := _table(heads, lines)) >= INLINE_CHARACTERS and len(lines) > _FEW_ROWS:
+            lines.pop()
+        if len(text) < INLINE_CHARACTERS:
+            return text
+    return text
+
+
+_CELL_CHARACTERS, _FEW_ROWS = 160, 3
+
+
+def _cell(text: str, most: int) -> str:
+    shown = text if len(text) <= most else text[: most - 1] + "…"
+    return shown.replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ")
+
+
+SHOWN_SERIES = 6
+_REWARDING = ("loss", "objective/score", "reward", "rewards/accuracies", "accuracy", "entropy")
+
+
+def training_metadata(opened: OpenTask, summary: TrainingSummary) -> dict[str, dg.MetadataValue]:
+    """Returns what the asset's page shows: curves, figures, arguments, where it comes from."""
+    arguments = opened.training_spec.training.model_dump(mode="json", exclude_unset=True)
+    found: dict[str, dg.MetadataValue] = dict(viewer_metadata(summary.task_id))
+    if summary.after:
+        found["evaluation"] = dg.MetadataValue.md(_evaluation(summary))
+    for name in curves_of(summary):
+        chart = line_chart(name, "step", summary.series(name))
+        found[f"curve/{name}"] = dg.MetadataValue.md(chart)
+    facts = {
+        "method": summary.task_type,
+        "parent model": summary.model,
+        "data": summary.source,
+        "data version": summary.data_version[:16],
+        "rows that could not be read": summary.bad_rows,
+        "steps": summary.steps,
+    }
+    return {
+        **found,
+        **{f"after/{name}": dg.MetadataValue.float(each) for name, each in _after(summary)},
+        "dagster/row_count": dg.MetadataValue.int(summary.dataset_size),
+        "seconds": dg.MetadataValue.float(round(summary.seconds, 3)),
+        "training": dg.MetadataValue.md(_facts_table("training", "", facts)),
+        "arguments": dg.MetadataValue.md(_facts_table("argument", "value", arguments)),
+        "metrics": dg.MetadataValue.md(_facts_table("metric", "value", summary.metrics)),
+        "task_id": dg.MetadataValue.text(summary.task_id),
+        "path": dg.MetadataValue.path(opened.folder.url),
+    }
+
+
+def curves_of(summary: TrainingSummary) -> list[str]:
+    """Returns which figures are drawn over the steps: the telling ones that were logged often."""
+    return [name for name in _REWARDING if len(summary.series(name)) > 1][:SHOWN_SERIES]
+
+
+def _after(summary: TrainingSummary) -> Iterable[tuple[str, float]]:
+    return (summary.after or {}).items()
+
+
+def _facts_table(first: str, second: str, values: Mapping[str, object]) -> str:
+    return _table((first, second), ((name, _shown(each)) for name, each in values.items()))
+
+
+def _evaluation(summary: TrainingSummary) -> str:
+    lines = [
+        (name, _shown(before), _shown(after))
+        for name, (before, after) in compared(summary.before, summary.after).items()
+    ]
+    table = _table(("metric", "before", "after"), lines)
+    return f"{table}\n\n{summary.gate}" if summary.gate else table
+
+
+def _table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+
+
+def _shown(value: object) -> str:
+    if value is None:
+        return ""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
