@@ -3,9 +3,11 @@
 from importlib import import_module as _import_module
 
 _HOMES = {
+    "mloc_dagster.assets": ("MlocTemplate", "mloc_assets"),
     "mloc_dagster.client": ("AsyncClient", "Client"),
     "mloc_dagster.compile": ("Diagnostic",),
     "mloc_dagster.errors": ("DataError", "InputError", "MlocError", "TemplateError"),
+    "mloc_dagster.fleet": ("mloc_executor",),
     "mloc_dagster.python": (
         *("Progress", "Result", "RowStream", "RunInterrupted", "Session", "Submission"),
         *("TaskFailedError", "TemplateWarning", "estimate", "result", "run", "stream"),

@@ -1,4 +1,5 @@
 from mloc_dagster import __version__ as __version__
+from mloc_dagster.assets import MlocTemplate as MlocTemplate, mloc_assets as mloc_assets
 from mloc_dagster.client import AsyncClient as AsyncClient, Client as Client
 from mloc_dagster.compile import Diagnostic as Diagnostic
 from mloc_dagster.errors import (
@@ -7,6 +8,7 @@ from mloc_dagster.errors import (
     MlocError as MlocError,
     TemplateError as TemplateError,
 )
+from mloc_dagster.fleet import mloc_executor as mloc_executor
 from mloc_dagster.python import (
     Progress as Progress,
     Result as Result,

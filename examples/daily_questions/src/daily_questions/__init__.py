@@ -1,0 +1,1 @@
+"""An example of a Dagster project with a template of mloc."""

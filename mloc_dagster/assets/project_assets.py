@@ -1,0 +1,115 @@
+"""A template's tasks as assets of anybody's Dagster project."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+from pydantic import JsonValue
+
+from mloc_dagster.assets.placement import Placement
+from mloc_dagster.assets.template_job import task_assets
+from mloc_dagster.compile import (
+    CompiledTemplate,
+    Document,
+    Position,
+    apply_sets,
+    compile_document,
+    load_documents,
+    tree_of,
+    with_rows,
+)
+from mloc_dagster.library import library_file
+from mloc_dagster.ops import ROWS
+
+Template = str | Path | Mapping[str, Any]
+"""A file, a template of the library by its name, or a template as a mapping."""
+
+
+def mloc_assets(
+    template: Template,
+    *,
+    set: Mapping[str, Any] | None = None,
+    deps: Iterable[dg.AssetKey | str | Sequence[str]] = (),
+    rows_from: dg.AssetKey | str | Sequence[str] | None = None,
+    key_prefix: str | Sequence[str] | None = None,
+    group_name: str | None = None,
+    partitions_def: dg.PartitionsDefinition | None = None,
+    backfill_policy: dg.BackfillPolicy | None = None,
+    automation_condition: dg.AutomationCondition | None = None,
+    freshness_policy: dg.FreshnessPolicy | None = None,
+    owners: Sequence[str] | None = None,
+    tags: Mapping[str, str] | None = None,
+) -> list[dg.AssetsDefinition]:
+    """Builds the assets of a template: one for each of its tasks, with its checks.
+
+    They bring their IO manager along, under the key `mloc_io_manager`.
+
+    Args:
+        template: A file, the name of a template of the library, or a template as a mapping.
+        set: Changes of it by path, such as `{"spec.inference.temperature": 0}`.
+        deps: Assets that its first tasks wait for.
+        rows_from: The asset whose rows its first task works on: a table of pyarrow, pandas or
+            polars, a list of texts or of mappings, the path of a file, or an asset of mloc's.
+        key_prefix: What the assets' keys start with.
+        group_name: Their group; by default the template's name.
+        partitions_def: Their partitions; `${partition_key}` in the template is the run's own.
+        backfill_policy: How many partitions a run of a backfill computes; one by default, and one
+            is all that a template which names `${partition_key}` can.
+        automation_condition: When they are materialized by themselves.
+        freshness_policy: How old they may be.
+        owners: Owners beside the template's.
+        tags: Tags beside the template's labels.
+
+    Raises:
+        TemplateError: If the template is wrong; carries every finding.
+        UnknownNameError: If it is neither a file nor in the library.
+    """
+    placement = Placement(
+        key_prefix=(key_prefix,) if isinstance(key_prefix, str) else tuple(key_prefix or ()),
+        group_name=group_name,
+        deps=tuple(dg.AssetKey.from_coercible(each) for each in deps),
+        rows_from=None if rows_from is None else dg.AssetKey.from_coercible(rows_from),
+        partitions_def=partitions_def,
+        backfill_policy=backfill_policy,
+        automation_condition=automation_condition,
+        freshness_policy=freshness_policy,
+        owners=tuple(owners or ()),
+        tags=dict(tags or {}),
+    )
+    compiled = compiled_templates(template, set, placement.rows_from)
+    return [asset for each in compiled for asset in task_assets(each, placement)]
+
+
+def compiled_templates(
+    template: Template,
+    set: Mapping[str, JsonValue] | None = None,
+    rows_from: dg.AssetKey | None = None,
+) -> list[CompiledTemplate]:
+    """Compiles every document of a template.
+
+    Args:
+        template: A file, the name of a template of the library, or a template as a mapping.
+        set: Changes by path.
+        rows_from: The asset that holds the rows of its first task, whatever its `data` says.
+
+    Raises:
+        TemplateError: If it is wrong; carries every finding.
+        UnknownNameError: If it is neither a file nor in the library.
+    """
+    if isinstance(template, Mapping):
+        documents = [Document("template", tree_of(dict(template), Position("template")))]
+    else:
+        path = Path(template)
+        documents = load_documents(path if path.exists() else library_file(str(template)))
+    documents = [apply_sets(each, set or {}) for each in documents]
+    if rows_from is not None:
+        # Which file it is, a run knows.
+        file = f"{ROWS}:{rows_from.to_user_string()}"
+        documents = [with_rows(each, file, "rows_from") for each in documents]
+    found = [compile_document(each) for each in documents]
+    for each in found:
+        each.check_built()
+    return found

@@ -1,0 +1,225 @@
+"""The example project, as somebody has it who made a project by `create-dagster`."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+
+from tests.e2e.stack import until
+from tests.ports import free_port
+
+pytestmark = pytest.mark.e2e
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "daily_questions"
+PARTITIONS = ["2026-01-01", "2026-01-02", "2026-01-03"]
+COMMANDS = Path(sys.executable).parent
+
+
+@dataclass
+class Project:
+    """A copy of the example.
+
+    Attributes:
+        folder: Where it lies.
+        environment: Of its commands.
+    """
+
+    folder: Path
+    environment: dict[str, str]
+
+    def dg(self, *arguments: str) -> str:
+        """Runs a command of `dg`, which must succeed; returns what it prints."""
+        done = subprocess.run(
+            [COMMANDS / "dg", *arguments],
+            cwd=self.folder,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    folder = tmp_path / "daily_questions"
+    shutil.copytree(EXAMPLE, folder, ignore=shutil.ignore_patterns("__pycache__"))
+    home = tmp_path / "dagster_home"
+    home.mkdir()
+    (home / "dagster.yaml").write_text("telemetry: {enabled: false}\n")
+    own = {
+        "DAGSTER_HOME": str(home),
+        "MLOC_HOME": str(tmp_path / "mloc"),
+        "MLOC_RESULTS_URL": str(tmp_path / "results"),
+        "PYTHONPATH": str(folder / "src"),
+        "PATH": f"{COMMANDS}{os.pathsep}{os.environ['PATH']}",
+        "COLUMNS": "200",
+    }
+    return Project(folder, {**os.environ, **own})
+
+
+def test_dg_knows_the_component_and_scaffolds_one(project: Project) -> None:
+    assert "mloc.MlocTemplate" in project.dg("list", "components")
+    project.dg("check", "defs")
+    project.dg("scaffold", "defs", "mloc.MlocTemplate", "greeting", "--template", "core/echo")
+    made = project.folder / "src" / "daily_questions" / "defs" / "greeting"
+    assert {each.name for each in made.iterdir()} == {"defs.yaml", "template.yaml"}
+    project.dg("check", "defs")
+    listed = json.loads(project.dg("list", "defs", "--json"))
+    keys = {each["asset_key"] for each in listed["assets"]}
+    assert keys == {"questions", "answers/responses", "report", "greeting/responses"}
+
+
+def test_what_is_wrong_in_a_template_is_said_with_its_line(project: Project) -> None:
+    template = project.folder / "src/daily_questions/defs/answers/template.yaml"
+    template.write_text(template.read_text().replace("temperature: 0", "temperatur: 0"))
+    done = subprocess.run(
+        [COMMANDS / "dg", "check", "defs"],
+        cwd=project.folder,
+        env=project.environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode != 0
+    said = done.stdout + done.stderr
+    assert "template.yaml:" in said
+    assert "did you mean 'temperature'" in said
+
+
+@pytest.fixture
+def webserver(project: Project) -> Iterator[str]:
+    """`dg dev`: the webserver and the daemon, which runs backfills and sensors."""
+    port = free_port()
+    log = project.folder / "dev.log"
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            [COMMANDS / "dg", "dev", "--port", str(port)],
+            cwd=project.folder,
+            env=project.environment,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    url = f"http://127.0.0.1:{port}"
+    try:
+        until(lambda: process.poll() is not None or answers(url), "dg dev answers")
+        assert process.poll() is None, log.read_text()
+        yield url
+    finally:
+        os.killpg(process.pid, signal.SIGINT)
+        try:
+            process.wait(60)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{url}/server_info", timeout=5) as reply:  # noqa: S310
+            return reply.status == 200
+    except OSError:
+        return False
+
+
+def ask(url: str, query: str, **variables: object) -> Any:
+    body = json.dumps({"query": query, "variables": variables}).encode()
+    request = urllib.request.Request(  # noqa: S310
+        f"{url}/graphql", body, {"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=60) as reply:  # noqa: S310
+        found = json.load(reply)
+    assert "errors" not in found, found
+    return found["data"]
+
+
+BACKFILL = """
+mutation ($backfill: LaunchBackfillParams!) {
+  launchPartitionBackfill(backfillParams: $backfill) {
+    __typename
+    ... on LaunchBackfillSuccess { backfillId }
+    ... on PythonError { message }
+  }
+}"""
+MATERIALIZED = """
+query ($key: AssetKeyInput!) {
+  assetNodeOrError(assetKey: $key) {
+    ... on AssetNode {
+      assetMaterializations(limit: 100) {
+        partition
+        metadataEntries { label ... on JsonMetadataEntry { jsonString } }
+      }
+    }
+  }
+}"""
+START_SENSOR = """
+mutation ($sensor: SensorSelector!) {
+  startSensor(sensorSelector: $sensor) { __typename ... on PythonError { message } }
+}"""
+RUNS = "{ runsOrError(limit: 50) { ... on Runs { results { runId status } } } }"
+
+
+def materialized(url: str, *key: str) -> Mapping[str, Any]:
+    """Returns what the newest materialization of each partition says."""
+    node = ask(url, MATERIALIZED, key={"path": key})["assetNodeOrError"]
+    found: dict[str, Any] = {}
+    for each in node["assetMaterializations"]:
+        entries = {entry["label"]: entry.get("jsonString") for entry in each["metadataEntries"]}
+        found.setdefault(each["partition"], entries)
+    return found
+
+
+def backfill(url: str, keys: list[list[str]], partitions: list[str]) -> None:
+    selected = {"assetSelection": [{"path": each} for each in keys], "partitionNames": partitions}
+    launched = ask(url, BACKFILL, backfill=selected)["launchPartitionBackfill"]
+    assert launched["__typename"] == "LaunchBackfillSuccess", launched
+
+
+def no_failure(url: str) -> bool:
+    runs = ask(url, RUNS)["runsOrError"]["results"]
+    assert not [each for each in runs if each["status"] in ("FAILURE", "CANCELED")], runs
+    return True
+
+
+def test_days_are_backfilled_and_a_new_one_goes_through_by_itself(webserver: str) -> None:
+    every = [["questions"], ["answers", "responses"], ["report"]]
+    backfill(webserver, every, PARTITIONS)
+    until(
+        lambda: no_failure(webserver) and set(PARTITIONS) <= set(materialized(webserver, "report")),
+        "three days are backfilled",
+        timeout_s=900,
+    )
+    for entries in materialized(webserver, "report").values():
+        counted = json.loads(entries["answers"])
+        assert sorted(each["topic"] for each in counted) == ["calendar", "news"]
+        assert [each["answers"] for each in counted] == [1, 1]
+
+    location = {"repositoryLocationName": "daily_questions", "repositoryName": "__repository__"}
+    sensor = {**location, "sensorName": "default_automation_condition_sensor"}
+    assert ask(webserver, START_SENSOR, sensor=sensor)["startSensor"]["__typename"] == "Sensor"
+    # The sensor looks for what is new since it was started.
+    days = dg.DailyPartitionsDefinition(start_date="2026-01-01")
+    today = days.get_last_partition_key()
+    assert today is not None
+    backfill(webserver, [["questions"]], [today])
+    until(
+        lambda: no_failure(webserver) and today in materialized(webserver, "report"),
+        "the newest day went through by its automation conditions",
+        timeout_s=900,
+    )
