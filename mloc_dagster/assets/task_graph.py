@@ -5,8 +5,8 @@ import json
 from typing import Any
 
 import dagster as dg
-from pydantic import Field
 
+from mloc_dagster.assets.launch_config import launch_config, overrides_of
 from mloc_dagster.assets.placement import PlacedTask
 from mloc_dagster.executors import TaskExecutor, model_key_text, task_executor
 from mloc_dagster.fleet import fleet_tags, requirements_of
@@ -21,66 +21,6 @@ from mloc_dagster.ops import (
     shard_op,
 )
 from mloc_dagster.schema import ModelSpec, TaskSpec, find_task_type
-
-
-class ModelOverride(dg.Config):
-    """Another model."""
-
-    type: str | None = Field(default=None, description="huggingface, local or builtin")
-    identifier: str = Field(description="Hub id, path, or the name of a builtin model")
-    revision: str | None = Field(default=None, description="Branch, tag or commit on the hub")
-
-
-class ParallelOverride(dg.Config):
-    """Another cut into shards."""
-
-    enabled: bool | None = Field(default=None, description="false runs the task as one shard")
-    max_shards: int | None = Field(default=None, description="At most this many shards")
-
-
-class OutputOverride(dg.Config):
-    """Other outputs."""
-
-    formats: list[str] | None = Field(default=None, description="Of json, parquet, jsonl, csv")
-    path: str | None = Field(
-        default=None, description="Second copy of the artifacts, below the results root"
-    )
-
-
-class TaskOverrides(dg.Config):
-    """Changes to one task for one launch; what is left out stays as the template has it."""
-
-    model: ModelOverride | None = Field(default=None, description="Another model")
-    prompts: list[str] | None = Field(default=None, description="Rows instead of the data's own")
-    parallel: ParallelOverride | None = Field(default=None, description="Another cut into shards")
-    output: OutputOverride | None = Field(default=None, description="Other outputs")
-
-
-def override_mapping(overrides: TaskOverrides) -> str:
-    """Returns the overrides as JSON in the template's own structure."""
-    spec: dict[str, object] = {}
-    if overrides.model is not None:
-        spec["model"] = {"source": _given(overrides.model)}
-    if overrides.prompts is not None:
-        spec["data"] = {"type": "list", "items": overrides.prompts}
-    if overrides.parallel is not None:
-        spec["parallel"] = _given(overrides.parallel)
-    if overrides.output is not None:
-        spec["output"] = _output(overrides.output)
-    return json.dumps(spec)
-
-
-def _output(output: OutputOverride) -> dict[str, object]:
-    spec: dict[str, object] = {}
-    if output.formats is not None:
-        spec["formats"] = output.formats
-    if output.path is not None:
-        spec["destination"] = {"type": "local", "path": output.path}
-    return spec
-
-
-def _given(config: dg.Config) -> dict[str, object]:
-    return {name: value for name, value in config.model_dump().items() if value is not None}
 
 
 def shard_invocation(spec: TaskSpec) -> dg.PendingNodeInvocation[dg.OpDefinition]:
@@ -154,13 +94,13 @@ def graph_inputs(task: PlacedTask) -> dict[str, dg.AssetKey]:
 def _config_mapping(task: PlacedTask) -> dg.ConfigMapping:
     document = json.dumps(task.compiled.document)
 
-    @dg.config_mapping
-    def overrides_to_ops(overrides: TaskOverrides) -> dict[str, object]:
+    @dg.config_mapping(config_schema=dict(launch_config(type(task.node.task.spec))))
+    def overrides_to_ops(overrides: dict[str, Any]) -> dict[str, object]:
         config = {
             "template": document,
             "node": task.node.task.name,
             "job": task.job,
-            "overrides": override_mapping(overrides),
+            "overrides": overrides_of(overrides),
         }
         return {"plan": {"config": config}}
 

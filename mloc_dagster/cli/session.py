@@ -25,7 +25,7 @@ from mloc_dagster.cli.terminal import BAD_INPUT, FAILED, OK, debugging, quiet_te
 from mloc_dagster.compile import CompiledTemplate, Diagnostic
 from mloc_dagster.display import Monitor, View, monitoring, view_for
 from mloc_dagster.local_run import close_dead_runs
-from mloc_dagster.ops import PROCESS_TAG, RESULTS_TAG, this_process
+from mloc_dagster.ops import PROCESS_TAG, RESULTS_TAG, launched_with, this_process
 from mloc_dagster.redaction import redact_urls
 from mloc_dagster.results import open_store
 
@@ -254,7 +254,11 @@ class Session:
                 retry_errors=self._retry_errors,
                 accept_changed_model=self._accept_changed_model,
                 run_id=run_id,
-                tags={PROCESS_TAG: this_process(), RESULTS_TAG: redact_urls(open_store().url)},
+                tags={
+                    PROCESS_TAG: this_process(),
+                    RESULTS_TAG: redact_urls(open_store().url),
+                    **launched_with("mloc run"),
+                },
             )
         except (KeyboardInterrupt, DagsterExecutionInterruptedError):
             return self._interrupted_outcome(compiled, run_id)

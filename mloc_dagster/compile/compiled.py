@@ -18,7 +18,8 @@ Step = str | int
 """A field name, an index, or `"*"` for every item."""
 
 TOKEN = re.compile(r"\$\$\{|\$\{(?P<inner>[^{}]*)\}|\$\{")
-PARTITION_KEY = "partition_key"
+_PARTITION_KEY = "partition_key"
+PARTITION = f"${{{_PARTITION_KEY}}}"
 _ENVIRONMENT = re.compile(r"[A-Z_][A-Z0-9_]*")
 _EXPRESSION = re.compile(
     r"(?P<node>[A-Za-z0-9](?:[A-Za-z0-9._-]*?[A-Za-z0-9])?)\.result(?P<steps>(?=[.\[]|$).*)"
@@ -110,7 +111,7 @@ def _part(match: re.Match[str], text: str) -> Part:
         raise InputError(f"{start!r} is not closed with '}}'; write '$${{' for a literal '${{'")
     if _ENVIRONMENT.fullmatch(inner):
         return Part("environment", inner)
-    if inner == PARTITION_KEY:
+    if inner == _PARTITION_KEY:
         return Part("partition", inner)
     if ".result" not in inner:
         raise InputError(

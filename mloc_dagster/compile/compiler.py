@@ -70,13 +70,17 @@ __all__ = [
 ]
 
 
-def compile_document(document: Document) -> CompiledTemplate:
+def compile_document(document: Document, *, partitioned: bool = False) -> CompiledTemplate:
     """Compiles one document.
+
+    Args:
+        document: The document.
+        partitioned: Whether its runs each have a partition, which it may name.
 
     Raises:
         TemplateError: If it is wrong; carries every finding.
     """
-    return _Compiler(document).compile()
+    return _Compiler(document, partitioned=partitioned).compile()
 
 
 def compile_mapping(mapping: Mapping[str, JsonValue], name: str = "template") -> CompiledTemplate:
@@ -164,8 +168,9 @@ def _compile_documents(
 
 
 class _Compiler:
-    def __init__(self, document: Document) -> None:
+    def __init__(self, document: Document, *, partitioned: bool) -> None:
         self._document = document
+        self._partitioned = partitioned
         self._findings = Findings()
         self._effects = Effects()
 
@@ -288,7 +293,7 @@ class _Compiler:
         ancestors: Mapping[str, TaskType],
         names: frozenset[str],
     ) -> list[CompiledTask]:
-        check = ReferenceCheck(ancestors, names, self._findings)
+        check = ReferenceCheck(ancestors, names, self._findings, partitioned=self._partitioned)
         example = check.example(spec)
         check.data(spec)
         typed = validate(descriptor.spec, example, self._findings)

@@ -6,10 +6,8 @@ from collections.abc import Mapping
 
 from pydantic import JsonValue
 
-from mloc_dagster.compile.compiled import PARTITION_KEY, TOKEN
+from mloc_dagster.compile.compiled import PARTITION, TOKEN
 from mloc_dagster.errors import InputError
-
-_EXPRESSION = f"${{{PARTITION_KEY}}}"
 
 
 def fill_partition(mapping: Mapping[str, JsonValue], key: str | None) -> dict[str, JsonValue]:
@@ -24,7 +22,7 @@ def fill_partition(mapping: Mapping[str, JsonValue], key: str | None) -> dict[st
     """
     filled = {name: _filled(value, key) for name, value in mapping.items()}
     if key is None and filled != dict(mapping):
-        raise InputError(f"the template names {_EXPRESSION}, and this run has no partition")
+        raise InputError(f"the template names {PARTITION}, and this run has no partition")
     return filled
 
 
@@ -33,8 +31,8 @@ def _filled(value: JsonValue, key: str | None) -> JsonValue:
         return {name: _filled(each, key) for name, each in value.items()}
     if isinstance(value, list):
         return [_filled(each, key) for each in value]
-    if not isinstance(value, str) or _EXPRESSION not in value:
+    if not isinstance(value, str) or PARTITION not in value:
         return value
     # A partition's key is text, and nothing of it an expression.
     literal = "" if key is None else key.replace("${", "$${")
-    return TOKEN.sub(lambda found: literal if found[0] == _EXPRESSION else found[0], value)
+    return TOKEN.sub(lambda found: literal if found[0] == PARTITION else found[0], value)

@@ -13,6 +13,7 @@ from typing import Any, get_args, get_origin
 from pydantic import BaseModel, JsonValue
 
 from mloc_dagster.compile.compiled import (
+    PARTITION,
     CompiledTask,
     Part,
     Reference,
@@ -140,6 +141,7 @@ class ReferenceCheck:
         ancestors: Task types of the nodes that end before this one, by name.
         names: All nodes of the template.
         findings: Takes what is wrong.
+        partitioned: Whether each run has a partition.
 
     Attributes:
         found: What the node reads of upstream results.
@@ -147,11 +149,17 @@ class ReferenceCheck:
     """
 
     def __init__(
-        self, ancestors: Mapping[str, TaskType], names: frozenset[str], findings: Findings
+        self,
+        ancestors: Mapping[str, TaskType],
+        names: frozenset[str],
+        findings: Findings,
+        *,
+        partitioned: bool,
     ) -> None:
         self._ancestors = ancestors
         self._names = names
         self._findings = findings
+        self._partitioned = partitioned
         self.found: list[Reference] = []
         self.reads: list[str] = []
 
@@ -188,6 +196,8 @@ class ReferenceCheck:
         except InputError as error:
             self._findings.add(at_value(tree, str(error)))
             return tree
+        if not self._partitioned and PARTITION in text:
+            self._partition(tree, text)
         example = tree
         for reference in references:
             annotation = self._check(tree, reference)
@@ -203,6 +213,14 @@ class ReferenceCheck:
                 message = f"${{{reference}}} is not a single value and cannot stand within text"
                 self._findings.add(at_value(tree, message))
         return example
+
+    def _partition(self, tree: Tree, text: str) -> None:
+        if any(part.kind == "partition" for part in split_string(text)):
+            message = (
+                f"{PARTITION} is the partition of a run, and the runs of this template have none: "
+                "give it a partitions_def in a Dagster project (docs/dagster.md)"
+            )
+            self._findings.add(at_value(tree, message))
 
     def _column(self, column: Tree) -> None:
         place = column.fields.get("expr") or column.fields.get("path") or column

@@ -29,7 +29,7 @@ from mloc_dagster.fleet import (
     ReconstructableRepository,
 )
 from mloc_dagster.ledger import Ledger, PlannedRun, TaskEntry
-from mloc_dagster.ops import RETRY_ERRORS_TAG, SUBMITTED_TAG, WORKFLOW_TAG
+from mloc_dagster.ops import RETRY_ERRORS_TAG, SUBMITTED_TAG, USER_TAG, WORKFLOW_TAG
 from mloc_dagster.results import RECORD_NAME, Batch, Member, open_store, write_batch, write_record
 from mloc_dagster.services import SUBMITTED_LOCATION, DagsterRunAlreadyExists
 from mloc_dagster.tasks import CODE_LOCATION, find_workflows, job_origin, launcher_of, retry_run
@@ -115,7 +115,10 @@ class Preparing:
             self._ready.append((planned, failed))
 
 
-BATCH_TAG = "mloc/batch"
+_API = "API"
+"""Who launched what came over it, in the run list; the task's owner is a tag of its own."""
+
+BATCH_TAG = ".dagster/mloc_batch"
 """Marks the run of a batch; its value is how many tasks it had when it was planned."""
 
 # Two, so that a batch does not wait for the job of a template that is being built.
@@ -187,6 +190,7 @@ def _create_first(
     submitted = entries[0].submitted_at.timestamp()
     tags = {
         **job.tags,
+        USER_TAG: _API,
         WORKFLOW_TAG: workflow_id,
         CONTENT_TAG: compiled.content_hash,
         SUBMITTED_TAG: f"{submitted:.3f}",
@@ -244,7 +248,8 @@ def _create_batch(
     write_batch(open_store(), Batch(batch_id=planned.run_id, members=tuple(members)))
     job = _LIBRARY_JOBS.job(LIBRARY, JOB)
     spec = compile_mapping(members[0].document).tasks[0].task.spec
-    tags = {**job.tags, **fleet_tags_of(spec), BATCH_TAG: str(len(members))}
+    batch = {USER_TAG: _API, BATCH_TAG: str(len(members))}
+    tags = {**job.tags, **fleet_tags_of(spec), **batch}
     return _run(instance, job, LIBRARY, planned.run_id, batch_run_config(planned.run_id), tags)
 
 

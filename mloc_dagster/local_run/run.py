@@ -149,8 +149,8 @@ def run_template(
         tags={
             **(tags or {}),
             WORKFLOW_TAG: workflow,
-            RETRY_ERRORS_TAG: str(retry_errors).lower(),
-            CHANGED_MODEL_TAG: str(accept_changed_model).lower(),
+            **({RETRY_ERRORS_TAG: "true"} if retry_errors else {}),
+            **({CHANGED_MODEL_TAG: "true"} if accept_changed_model else {}),
         },
     )
     return RunOutcome(

@@ -21,11 +21,11 @@ from mloc_dagster.ops.run_tags import workflow_of
 from mloc_dagster.ops.viewer_link import viewer_address
 from mloc_dagster.planning import Shard
 
-RETRY_ERRORS_TAG = "mloc/retry_errors"
+RETRY_ERRORS_TAG = ".dagster/mloc_retry_errors"
 
 
 class PlanConfig(dg.Config):
-    """What the graph's config mapping hands to the op; people see `TaskOverrides` instead."""
+    """What the graph's config mapping hands to the op; people see `assets.launch_config`."""
 
     template: str
     node: str

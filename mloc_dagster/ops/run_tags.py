@@ -1,5 +1,6 @@
 """Tags of runs by which mloc knows its own, and the tasks that follow from them."""
 
+import getpass
 import os
 import re
 import socket
@@ -8,47 +9,62 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import parse_qsl, urlencode
 
+# Dagster's UI shows no tag that begins so; people see what is left.
+_HIDDEN = ".dagster/mloc_"
+
+USER_TAG = "user"
+"""Who launched the run, as Dagster's run list shows it; without it "Manually launched"."""
+
 TEMPLATE_TAG = "mloc/template"
 """The template's name."""
 
-NODES_TAG = "mloc/nodes"
+NODES_TAG = f"{_HIDDEN}nodes"
 """The template's nodes, comma-joined in order; of a template of one task its name alone."""
 
-TASK_TYPES_TAG = "mloc/task_types"
+TASK_TYPES_TAG = f"{_HIDDEN}task_types"
 """The nodes' task types, comma-joined in the same order."""
 
-DEPENDS_ON_TAG = "mloc/depends_on"
+DEPENDS_ON_TAG = f"{_HIDDEN}depends_on"
 """`node=upstream` for each edge of the template, as in a query string."""
 
 OWNER_TAG = "mloc/owner"
 """The template's owner."""
 
-LABELS_TAG = "mloc/labels"
+LABELS_TAG = f"{_HIDDEN}labels"
 """The template's labels, as in a query string."""
 
-WORKFLOW_TAG = "mloc/workflow_id"
+WORKFLOW_TAG = f"{_HIDDEN}workflow_id"
 """The id that the run's tasks share, where it is not the run's own."""
 
-LAUNCH_TAG = "mloc/launch"
+LAUNCH_TAG = f"{_HIDDEN}launch"
 """Marks runs of `mloc launch`."""
 
-SLO_TAG = "mloc/slo_seconds"
+SLO_TAG = f"{_HIDDEN}slo_seconds"
 """Seconds from submission within which the run should be done."""
 
 SLO_MISSED_TAG = "mloc/slo_missed"
 """Seconds by which the run is late; the last word when it has ended."""
 
-SUBMITTED_TAG = "mloc/submitted_at"
+SUBMITTED_TAG = f"{_HIDDEN}submitted_at"
 """When the run's tasks were submitted, in seconds since 1970; when it was created, without it."""
 
 DEAD_LETTER_TAG = "mloc/dead_letter"
 """Ids of tasks that failed for good, comma-joined: a person decides what becomes of them."""
 
-PROCESS_TAG = "mloc/process"
+PROCESS_TAG = f"{_HIDDEN}process"
 """Names the `mloc run` that carries a run, as `this_process` does: it is none of the fleet's."""
 
-RESULTS_TAG = "mloc/results"
+RESULTS_TAG = f"{_HIDDEN}results"
 """Where an `mloc run` writes, without the credentials that its URL may hold."""
+
+
+def launched_with(command: str) -> dict[str, str]:
+    """Returns the tag that says who launched a run with a command, such as `mloc run`."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a container's user may have no name
+        return {USER_TAG: command}
+    return {USER_TAG: f"{user} ({command})"}
 
 
 def op_name(text: str) -> str:

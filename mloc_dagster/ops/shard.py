@@ -141,7 +141,7 @@ class TrainingProgress:
         DagsterEvent.engine_event(step, text, EngineEventData(metadata=dict(self._known)))
 
 
-CHANGED_MODEL_TAG = "mloc/accept_changed_model"
+CHANGED_MODEL_TAG = ".dagster/mloc_accept_changed_model"
 
 
 @cache

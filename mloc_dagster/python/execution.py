@@ -231,7 +231,12 @@ class Execution:
                 run_template,
                 wait_asleep,
             )
-            from mloc_dagster.ops import PROCESS_TAG, WORKFLOW_TAG, this_process
+            from mloc_dagster.ops import (
+                PROCESS_TAG,
+                WORKFLOW_TAG,
+                launched_with,
+                this_process,
+            )
 
             wait_asleep()  # of use if nobody has imported PyTorch yet
             check_runnable(self.compiled)
@@ -247,7 +252,7 @@ class Execution:
                     retry_errors=self._retry_errors,
                     accept_changed_model=self._accept_changed_model,
                     run_id=self._run_id,
-                    tags={PROCESS_TAG: this_process()},
+                    tags={PROCESS_TAG: this_process(), **launched_with("mloc.run")},
                 )
             if self._stop.is_set() and not self._outcome.succeeded:
                 run = instance.get_run_by_id(self._run_id)

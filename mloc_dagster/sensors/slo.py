@@ -31,7 +31,7 @@ from mloc_dagster.settings import settings
 INTERVAL_S = 1
 PRIORITY_TAG = "dagster/priority"
 
-SLACK_TAG = "mloc/slack_s"
+SLACK_TAG = ".dagster/mloc_slack_s"
 """Seconds that the run could wait when its priority was raised; marks the priority as ours."""
 
 _HISTORY = 20

@@ -21,7 +21,7 @@ from mloc_dagster.fleet import (
     RemoteRepositoryOrigin,
     reconstruct_repository_def_from_pointer,
 )
-from mloc_dagster.ops import LAUNCH_TAG
+from mloc_dagster.ops import LAUNCH_TAG, launched_with
 from mloc_dagster.results import open_store, write_record
 
 CODE_LOCATION = "mloc_dagster.definitions"
@@ -96,7 +96,7 @@ def launch_template(instance: dg.DagsterInstance, compiled: CompiledTemplate) ->
         definition,
         run_id=str(uuid4()),
         run_config=definition.run_config or {},
-        tags={**definition.tags, LAUNCH_TAG: "true"},
+        tags={**definition.tags, LAUNCH_TAG: "true", **launched_with("mloc launch")},
         status=DagsterRunStatus.NOT_STARTED,
         job_code_origin=origin.get_python_origin(),
         remote_job_origin=job_origin(definition.name),

@@ -140,9 +140,7 @@ def answers(url: str) -> bool:
 
 def ask(url: str, query: str, **variables: object) -> Any:
     body = json.dumps({"query": query, "variables": variables}).encode()
-    request = urllib.request.Request(
-        f"{url}/graphql", body, {"Content-Type": "application/json"}
-    )
+    request = urllib.request.Request(f"{url}/graphql", body, {"Content-Type": "application/json"})
     with urllib.request.urlopen(request, timeout=60) as reply:
         found = json.load(reply)
     assert "errors" not in found, found

@@ -201,7 +201,10 @@ def test_a_partition_names_its_file_and_keeps_its_rows(
 
 def test_a_partition_in_a_run_without_one_is_said(instance: dg.DagsterInstance) -> None:
     data = {"type": "list", "items": ["about ${partition_key}", "costs $${partition_key}"]}
-    said = mloc.mloc_assets({**ECHO, "spec": {"taskType": "echo", "data": data}})
+    template = {**ECHO, "spec": {"taskType": "echo", "data": data}}
+    with pytest.raises(TemplateError, match=r"data\.items\[0\].*is the partition of a run"):
+        mloc.mloc_assets(template)
+    said = mloc.mloc_assets(template, partitions_def=dg.StaticPartitionsDefinition(["x"]))
     result = dg.materialize(said, instance=instance, raise_on_error=False)
     (failed,) = [each for each in result.all_events if each.is_step_failure]
     assert "the template names ${partition_key}, and this run has no partition" in str(

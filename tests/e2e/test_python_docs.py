@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import pytest
@@ -52,3 +53,15 @@ def test_the_examples_run(
         assert "set spec.ecko.delay_s: spec.ecko: unknown key 'ecko'" in out
         assert "poisoned row" in out
         assert "2 three" in out
+
+
+def test_the_example_of_a_dagster_project_runs() -> None:
+    (code,) = [code for _, code in BLOCK.findall((ROOT / "docs" / "dagster.md").read_text())]
+    names: dict[str, Any] = {}
+    exec(compile(code, "docs/dagster.md", "exec"), names)
+    names["defs"].get_repository_def()
+    assets = [names["questions"], *names["answers"], names["report"]]
+    with dg.instance_for_test() as instance:
+        result = dg.materialize(assets, instance=instance, partition_key="2026-01-02")
+    (made,) = result.asset_materializations_for_node("report")
+    assert made.metadata["answered"].value == 1

@@ -7,6 +7,7 @@ import io
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import pyarrow as pa
@@ -312,24 +313,40 @@ MODEL_OF_THE_HUB = {
 }
 
 
-@pytest.mark.parametrize("kind", ["builtin", "bultin"])
-def test_the_launchpad_overrides_the_model(instance: dg.DagsterInstance, kind: str) -> None:
+def test_the_launchpad_overrides_model_and_sampling(instance: dg.DagsterInstance) -> None:
     pytest.importorskip("torch")
     compiled = compile_mapping(MODEL_OF_THE_HUB)
     job = build_definitions([compiled]).resolve_job_def("other_model")
-    overrides = {"model": {"type": kind, "identifier": "tiny-chat"}}
+    overrides = {
+        "model": {"source": {"type": "builtin", "identifier": "tiny-chat"}},
+        "inference": {"max_tokens": 1},
+    }
     result = job.execute_in_process(
-        instance=instance,
-        raise_on_error=False,
-        run_config={"ops": {"other_model__task": {"config": overrides}}},
+        instance=instance, run_config={"ops": {"other_model__task": {"config": overrides}}}
     )
-    if kind == "builtin":
-        assert [row.output for row in read_rows(open_store().task(result.run_id))] == ["Lisbon"]
-    else:
-        (failure,) = [event for event in result.all_events if event.is_step_failure]
-        given = failure.step_failure_data.user_failure_data
-        assert given is not None
-        assert "did you mean 'builtin'?" in str(given.description)
+    (row,) = read_rows(open_store().task(result.run_id))
+    assert (row.completion_tokens, row.finish_reason) == (1, "length")
+    assert row.output
+    assert "Lisbon".startswith(row.output)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        ({"model": {"source": {"type": "bultin"}}}, "bultin"),
+        ({"inference": {"temperature": "hot"}}, "temperature"),
+        ({"inference": {"temperatur": 1}}, "temperatur"),
+    ],
+)
+def test_a_wrong_override_is_refused_before_anything_runs(
+    instance: dg.DagsterInstance, overrides: dict[str, Any], said: str
+) -> None:
+    job = build_definitions([compile_mapping(MODEL_OF_THE_HUB)]).resolve_job_def("other_model")
+    with pytest.raises(dg.DagsterInvalidConfigError, match=said):
+        job.execute_in_process(
+            instance=instance, run_config={"ops": {"other_model__task": {"config": overrides}}}
+        )
+    assert list(open_store().task_ids()) == []
 
 
 def test_an_unknown_override_is_refused_before_anything_runs(

@@ -24,7 +24,7 @@ _KEPT_REPOSITORIES = 64
 LIBRARY = ModuleCodePointer("mloc_dagster.definitions", "defs")
 """Where the jobs of the template library are."""
 
-CONTENT_TAG = "mloc/content"
+CONTENT_TAG = ".dagster/mloc_content"
 """On runs of a template that came over the API: the hash of its content."""
 
 _SUBMITTED = "mloc_dagster.dispatch.submitted_location"

@@ -17,13 +17,13 @@ from mloc_dagster.schema import Retries
 from mloc_dagster.services import PRIORITY_TAG
 from mloc_dagster.settings import settings
 
-REQUIREMENTS_TAG = "mloc/requirements"
+REQUIREMENTS_TAG = ".dagster/mloc_requirements"
 """JSON of `Requirements`; an op without it runs inside the run worker."""
 
-MODEL_TAG = "mloc/model_key"
+MODEL_TAG = ".dagster/mloc_model_key"
 """The model that the op's steps need."""
 
-RETRIES_TAG = "mloc/retries"
+RETRIES_TAG = ".dagster/mloc_retries"
 """JSON of `Retries`, for attempts whose worker could not tell Dagster how they ended.
 
 Not Dagster's retry policy: where an op has one, Dagster retries a step that Ctrl-C interrupted.

@@ -70,7 +70,7 @@ def test_with_partitions_it_asks_for_the_day_that_is_over_or_for_all(
             "metadata": {"name": "daily"},
             "spec": {
                 "taskType": "echo",
-                "data": {"type": "list", "items": ["${partition_key}"]},
+                "data": {"type": "list", "items": ["a"]},
                 "schedule": {"cron": "0 6 * * *"},
             },
         }
@@ -79,11 +79,13 @@ def test_with_partitions_it_asks_for_the_day_that_is_over_or_for_all(
     built = template_definitions(compiled, placement=place)
     (schedule,) = built.schedules
     definitions = dg.Definitions(assets=built.assets, jobs=[built.job], schedules=[schedule])
-    with dg.instance_for_test() as instance:
-        context = dg.build_schedule_context(
+    with (
+        dg.instance_for_test() as instance,
+        dg.build_schedule_context(
             instance=instance,
             scheduled_execution_time=datetime(2026, 1, 4, 6, tzinfo=UTC),
             repository_def=definitions.get_repository_def(),
-        )
+        ) as context,
+    ):
         requests = schedule.evaluate_tick(context).run_requests or []
     assert [each.partition_key for each in requests] == asked

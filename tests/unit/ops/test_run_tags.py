@@ -5,6 +5,10 @@ from __future__ import annotations
 import pytest
 
 from mloc_dagster.ops import (
+    NODES_TAG,
+    TASK_TYPES_TAG,
+    TEMPLATE_TAG,
+    WORKFLOW_TAG,
     may_be_alive,
     run_labels,
     run_tasks,
@@ -27,16 +31,19 @@ def test_tasks_and_labels_are_those_of_the_template() -> None:
     found = run_tasks("graph", tags, "w")
     assert [(each.node, each.task_type, each.depends_on) for each in found] == nodes
     assert [each.task_id for each in found] == ["w-draft", "w-rate", "w-all"]
+    # Dagster's pages leave out what begins with ".dagster/".
+    shown = {tag: value for tag, value in tags.items() if not tag.startswith(".dagster/")}
+    assert shown == {"mloc/template": "graph", "mloc/owner": "team-a"}
 
 
 def test_of_one_task_the_id_is_the_workflows_and_what_is_empty_is_no_tag() -> None:
     tags = template_tags("one", [("one", "echo", ())], owner="", labels={})
-    assert set(tags) == {"mloc/template", "mloc/nodes", "mloc/task_types"}
+    assert set(tags) == {TEMPLATE_TAG, NODES_TAG, TASK_TYPES_TAG}
     assert [each.task_id for each in run_tasks("one", tags, "w")] == ["w"]
 
 
 def test_runs_of_earlier_versions_have_tasks_without_types() -> None:
-    (task,) = run_tasks("one", {"mloc/nodes": "one"}, "w")
+    (task,) = run_tasks("one", {NODES_TAG: "one"}, "w")
     assert (task.task_type, task.depends_on) == ("", ())
     now = template_tags("one", [("one", "echo", ())], owner="", labels={})
     assert (task,) == run_tasks("one", now, "w")
@@ -46,7 +53,7 @@ def test_runs_of_earlier_versions_have_tasks_without_types() -> None:
     ("tags", "workflow"),
     [
         ({}, "run"),
-        ({"mloc/workflow_id": "named"}, "named"),
+        ({WORKFLOW_TAG: "named"}, "named"),
         ({"dagster/root_run_id": "root"}, "run"),
         ({"dagster/root_run_id": "root", "dagster/is_resume_retry": "true"}, "root"),
     ],
