@@ -10,19 +10,20 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
 import pytest
 
+from tests.e2e.conftest import ROOT
 from tests.e2e.stack import until
 from tests.ports import free_port
 
 pytestmark = pytest.mark.e2e
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "daily_questions"
+EXAMPLE = ROOT / "examples" / "daily_questions"
 PARTITIONS = ["2026-01-01", "2026-01-02", "2026-01-03"]
 COMMANDS = Path(sys.executable).parent
 
@@ -82,6 +83,13 @@ def test_dg_knows_the_component_and_scaffolds_one(project: Project) -> None:
     listed = json.loads(project.dg("list", "defs", "--json"))
     keys = {each["asset_key"] for each in listed["assets"]}
     assert keys == {"questions", "answers/responses", "report", "greeting/responses"}
+
+
+def test_dg_takes_this_repository_for_a_project(project: Project) -> None:
+    here = replace(project, folder=ROOT)
+    here.dg("check", "defs")
+    listed = json.loads(here.dg("list", "defs", "--json"))
+    assert {"demo", "draft_refine_format"} <= {each["name"] for each in listed["jobs"]}
 
 
 def test_what_is_wrong_in_a_template_is_said_with_its_line(project: Project) -> None:

@@ -38,7 +38,7 @@ def blocks(path: Path, language: str) -> list[str]:
 @pytest.fixture
 def environment(tmp_path: Path, session_home: Path) -> dict[str, str]:
     """Runs docs on the session's database, in a copy of what they name."""
-    for name in ("templates", "dagster.yaml"):
+    for name in ("templates", "dagster.yaml", "pyproject.toml"):
         source = ROOT / name
         copy = shutil.copytree if source.is_dir() else shutil.copy
         copy(source, tmp_path / name)

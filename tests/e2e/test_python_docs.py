@@ -58,7 +58,7 @@ def test_the_examples_run(
 def test_the_example_of_a_dagster_project_runs() -> None:
     (code,) = [code for _, code in BLOCK.findall((ROOT / "docs" / "dagster.md").read_text())]
     names: dict[str, Any] = {}
-    exec(compile(code, "docs/dagster.md", "exec"), names)
+    exec(compile(code, "docs/dagster.md", "exec", dont_inherit=True), names)
     names["defs"].get_repository_def()
     assets = [names["questions"], *names["answers"], names["report"]]
     with dg.instance_for_test() as instance:
