@@ -97,7 +97,7 @@ def launched(playwright: Playwright, stack: Stack, job: str) -> Browser:
     browser = Browser(playwright)
     location = "locations/__repository__@mloc_dagster.definitions"
     browser.page.goto(f"{stack.webserver_url}/{location}/jobs/{job}")
-    browser.click(browser.page.get_by_role("button", name="Materialize all").first)
+    browser.click(browser.page.get_by_role("button", name="Materialize").first)
     browser.shown(browser.page.get_by_text("Launched run"))
     return browser
 
