@@ -17,7 +17,7 @@ from dagster.components.resolved.core_models import (
 )
 from pydantic import BaseModel, Field
 
-from mloc_dagster.assets.placement import Placement
+from mloc_dagster.assets.placement import Placement, prefix_of
 from mloc_dagster.assets.project_assets import compiled_templates
 from mloc_dagster.assets.template_job import template_definitions
 from mloc_dagster.library import library_file
@@ -66,7 +66,8 @@ _TEMPLATE_NAME = "template.yaml"
 
 def _renamed(text: str, name: str) -> str:
     """Returns a template under another name, with all else as it was written."""
-    lines = text.splitlines(keepends=True)
+    # The line for editors names a file beside the library's own.
+    lines = [each for each in text.splitlines(keepends=True) if "$schema=" not in each]
     for place, line in enumerate(lines):
         if line.startswith("  name: ") and any(
             each.startswith("metadata:") for each in lines[:place]
@@ -160,9 +161,7 @@ class MlocTemplate(dg.Component, dg.Resolvable):
         file = context.path / self.template
         template: str | Path = file if file.is_file() else self.template
         placement = Placement(
-            key_prefix=(self.key_prefix,)
-            if isinstance(self.key_prefix, str)
-            else tuple(self.key_prefix or ()),
+            key_prefix=prefix_of(self.key_prefix),
             group_name=self.group_name,
             deps=tuple(self.deps),
             rows_from=self.rows_from,
@@ -172,8 +171,7 @@ class MlocTemplate(dg.Component, dg.Resolvable):
             owners=tuple(self.owners),
             tags=dict(self.tags),
         )
-        partitioned = self.partitions_def is not None
-        compiled = compiled_templates(template, self.set, self.rows_from, partitioned=partitioned)
+        compiled = compiled_templates(template, self.set, placement)
         built = [template_definitions(each, placement=placement) for each in compiled]
         return dg.Definitions(
             assets=[asset for each in built for asset in each.assets],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import dagster as dg
@@ -43,6 +43,11 @@ class Placement:
 
 IN_LIBRARY = Placement()
 """Of a template that stands for itself, in the library or as it was submitted."""
+
+
+def prefix_of(key_prefix: str | Sequence[str] | None) -> tuple[str, ...]:
+    """Returns the parts of a prefix of keys, which Dagster also takes as one text."""
+    return (key_prefix,) if isinstance(key_prefix, str) else tuple(key_prefix or ())
 
 
 @dataclass(frozen=True, slots=True)

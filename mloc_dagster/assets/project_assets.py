@@ -9,7 +9,7 @@ from typing import Any
 import dagster as dg
 from pydantic import JsonValue
 
-from mloc_dagster.assets.placement import Placement
+from mloc_dagster.assets.placement import Placement, prefix_of
 from mloc_dagster.assets.template_job import task_assets
 from mloc_dagster.compile import (
     CompiledTemplate,
@@ -68,7 +68,7 @@ def mloc_assets(
         UnknownNameError: If it is neither a file nor in the library.
     """
     placement = Placement(
-        key_prefix=(key_prefix,) if isinstance(key_prefix, str) else tuple(key_prefix or ()),
+        key_prefix=prefix_of(key_prefix),
         group_name=group_name,
         deps=tuple(dg.AssetKey.from_coercible(each) for each in deps),
         rows_from=None if rows_from is None else dg.AssetKey.from_coercible(rows_from),
@@ -79,25 +79,20 @@ def mloc_assets(
         owners=tuple(owners or ()),
         tags=dict(tags or {}),
     )
-    partitioned = partitions_def is not None
-    compiled = compiled_templates(template, set, placement.rows_from, partitioned=partitioned)
+    compiled = compiled_templates(template, set or {}, placement)
     return [asset for each in compiled for asset in task_assets(each, placement)]
 
 
 def compiled_templates(
-    template: Template,
-    set: Mapping[str, JsonValue] | None = None,
-    rows_from: dg.AssetKey | None = None,
-    *,
-    partitioned: bool = False,
+    template: Template, set: Mapping[str, JsonValue], placement: Placement
 ) -> list[CompiledTemplate]:
     """Compiles every document of a template.
 
     Args:
         template: A file, the name of a template of the library, or a template as a mapping.
         set: Changes by path.
-        rows_from: The asset that holds the rows of its first task, whatever its `data` says.
-        partitioned: Whether its runs each have a partition.
+        placement: Says whether its runs each have a partition, and which asset holds the rows of
+            its first task, whatever its `data` says.
 
     Raises:
         TemplateError: If it is wrong; carries every finding.
@@ -108,11 +103,12 @@ def compiled_templates(
     else:
         path = Path(template)
         documents = load_documents(path if path.exists() else library_file(str(template)))
-    documents = [apply_sets(each, set or {}) for each in documents]
-    if rows_from is not None:
+    documents = [apply_sets(each, set) for each in documents]
+    if placement.rows_from is not None:
         # Which file it is, a run knows.
-        file = f"{ROWS}:{rows_from.to_user_string()}"
+        file = f"{ROWS}:{placement.rows_from.to_user_string()}"
         documents = [with_rows(each, file, "rows_from") for each in documents]
+    partitioned = placement.partitions_def is not None
     found = [compile_document(each, partitioned=partitioned) for each in documents]
     for each in found:
         each.check_built()
