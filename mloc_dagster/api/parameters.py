@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime
 from typing import Annotated
 
@@ -101,7 +101,7 @@ IdempotencyKey = Annotated[
 _Exact = Annotated[str | None, Query(min_length=1, max_length=200, pattern=_TEXT)]
 
 
-def task_filter(
+async def task_filter(
     status: Annotated[
         list[TaskState] | None, Query(description="Any of these; repeat it.", max_length=16)
     ] = None,
@@ -157,10 +157,10 @@ def _in_range(moment: datetime | None, name: str) -> datetime | None:
     return moment
 
 
-def no_other_parameters(*known: str) -> Callable[[Request], None]:
+def no_other_parameters(*known: str) -> Callable[[Request], Awaitable[None]]:
     """Returns a dependency that refuses parameters that mean nothing: they are mistyped."""
 
-    def check(request: Request) -> None:
+    async def check(request: Request) -> None:
         for name in request.query_params:
             if name not in known:
                 hint = nearest_hint(name, known)

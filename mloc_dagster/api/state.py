@@ -96,7 +96,8 @@ class ApiState:
         return take_in(self.ledger, self.fleet.instance(), self.fleet.engine_if_any(), name)
 
 
-def _state(request: Request) -> ApiState:
+# FastAPI sends a dependency that is no coroutine through a thread of its pool, for each request.
+async def _state(request: Request) -> ApiState:
     return request.app.state.api
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 import yaml
@@ -16,9 +16,13 @@ from mloc_dagster.compile.diagnostics import Diagnostic, Findings, at_position
 from mloc_dagster.compile.tree import Path, Position, Scalar, Tree
 from mloc_dagster.errors import TemplateError, nearest_hint
 
-_TRUE = frozenset({"yes", "true", "on"})
-_FALSE = frozenset({"no", "false", "off"})
-_NULL = frozenset({"", "~", "null", "Null", "NULL"})
+_MEANINGS: Mapping[str, Scalar] = {
+    spelling: value
+    for value, words in ((True, "yes true on"), (False, "no false off"), (None, "null"))
+    for word in words.split()
+    for spelling in (word, word.capitalize(), word.upper())
+} | {"": None, "~": None}
+_NUMBERS_BEGIN = frozenset("+-.0123456789")
 _INT = re.compile(r"[-+]?(0b[01_]+|0x[0-9a-fA-F_]+|0[0-7_]+|0|[1-9][0-9_]*)")
 _FLOAT = re.compile(r"[-+]?([0-9][0-9_]*(\.[0-9_]*)?|\.[0-9][0-9_]*)([eE][-+]?[0-9]+)?")
 _INF_NAN = re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
@@ -60,13 +64,10 @@ def resolve_plain(text: str) -> Scalar:
     Raises:
         ValueError: If it is a number that JSON cannot hold.
     """
-    if text in _NULL:
-        return None
-    if text in (text.lower(), text.upper(), text.capitalize()):
-        if text.lower() in _TRUE:
-            return True
-        if text.lower() in _FALSE:
-            return False
+    if text in _MEANINGS:
+        return _MEANINGS[text]
+    if text[0] not in _NUMBERS_BEGIN:
+        return text
     if _INT.fullmatch(text):
         return _integer(text)
     if _INF_NAN.fullmatch(text):

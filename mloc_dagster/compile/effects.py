@@ -6,7 +6,7 @@ tests walk every field of every task type and fail for one that does neither.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from itertools import permutations
 from pathlib import PurePosixPath
@@ -60,6 +60,15 @@ _INLINE = "the rows stand in the template; this chooses among rows of a dataset"
 def _of_engines(engines: tuple[EngineType, ...]) -> tuple[Idle, ...]:
     """Returns the rules for the blocks of engines."""
     return tuple(_rules_of_engines(engines))
+
+
+@cache
+def _by_block(task_type: TaskType, engines: tuple[EngineType, ...]) -> Mapping[str, Sequence[Idle]]:
+    """Returns the rules for a task of a type, by the block of the spec that they are about."""
+    blocks: dict[str, list[Idle]] = {}
+    for each in (*_SHARED, *_of_engines(engines), *task_type.idle):
+        blocks.setdefault(each.path[0], []).append(each)
+    return blocks
 
 
 def _rules_of_engines(engines: tuple[EngineType, ...]) -> Iterator[Idle]:
@@ -318,12 +327,14 @@ class Effects:
             spec: Its spec as it was written, merged with its base.
             typed: The same, typed.
         """
-        engines = _of_engines(tuple(engine_types().values()))
+        rules = _by_block(task_type, tuple(engine_types().values()))
         # Few of the rules are about a block that this document has.
-        rules = [
-            each for each in (*_SHARED, *engines, *task_type.idle) if each.path[0] in spec.fields
+        found = [
+            (rule, path, tree)
+            for block in spec.fields
+            for rule in rules.get(block, ())
+            for path, tree in _found(spec, rule.path)
         ]
-        found = [(rule, path, tree) for rule in rules for path, tree in _found(spec, rule.path)]
         idle: dict[KeyPath, Idle] = {}
         for rule, path, _ in found:
             if rule.holds(typed, path[-1]):

@@ -52,7 +52,7 @@ class Idle:
         return isinstance(spec, self.specs) and (self.when is None or self.when(spec, name))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class TaskType:
     """A task type.
 
