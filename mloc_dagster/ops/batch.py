@@ -22,6 +22,7 @@ from mloc_dagster.executors import (
 from mloc_dagster.fleet import model_cache
 from mloc_dagster.ops.failures import as_dagster, retry_or_fail
 from mloc_dagster.ops.io import IO_MANAGER_KEY, TaskRef
+from mloc_dagster.ops.viewer_link import batch_metadata
 from mloc_dagster.planning import Shard
 from mloc_dagster.results import (
     Batch,
@@ -175,6 +176,7 @@ def _output(batch: Batch, outcome: Outcome, reports: list[ShardReport]) -> dg.Ou
             "errors": sum(each.errors for each in outcome.tasks),
             "tokens": sum(each.completion_tokens for each in reports),
             "task_ids": dg.MetadataValue.json([each.task_id for each in outcome.tasks]),
+            **batch_metadata(batch.batch_id),
         },
     )
 

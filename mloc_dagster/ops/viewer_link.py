@@ -3,13 +3,19 @@
 import dagster as dg
 
 from mloc_dagster.settings import settings
-from mloc_dagster.viewer import task_address
+from mloc_dagster.viewer import batch_address, task_address
 
 
 def viewer_metadata(task_id: str) -> dict[str, dg.MetadataValue]:
     """Returns the link that Dagster shows beside a task's results; nothing without an API."""
     address = viewer_address(task_id)
     return {} if address is None else {"viewer": dg.MetadataValue.url(address)}
+
+
+def batch_metadata(batch_id: str) -> dict[str, dg.MetadataValue]:
+    """Returns the link to the pages of a batch's tasks; nothing without an API."""
+    url = settings().api_url
+    return {"viewer": dg.MetadataValue.url(batch_address(url, batch_id))} if url else {}
 
 
 def viewer_address(task_id: str) -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import AsyncGenerator, Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Annotated, Any
 
 import msgspec
@@ -17,7 +18,7 @@ from starlette.responses import RedirectResponse, Response, StreamingResponse
 from starlette.staticfiles import StaticFiles
 
 from mloc_dagster.errors import DamagedFileError, InputError, MlocError, UnknownNameError
-from mloc_dagster.results import BUFFER_BYTES, Folder, ResultStore, inside
+from mloc_dagster.results import BUFFER_BYTES, RECORD_NAME, Folder, ResultStore, inside
 from mloc_dagster.viewer.distributions import frequent_values, histograms
 from mloc_dagster.viewer.pages import SESSION_COOKIE, STATIC, VIEWER_PATH, page
 from mloc_dagster.viewer.row_detail import IMAGE, row_detail
@@ -25,7 +26,7 @@ from mloc_dagster.viewer.row_export import MEDIA_TYPES, ExportFormat, export_blo
 from mloc_dagster.viewer.row_source import RowSource
 from mloc_dagster.viewer.selection import Question, Selections
 from mloc_dagster.viewer.sources import Sources, idle_columns, notes
-from mloc_dagster.viewer.task_view import StateOf, downloads, task_lines, view_of
+from mloc_dagster.viewer.task_view import StateOf, batch_members, downloads, task_lines, view_of
 
 _MOST_ROWS = 1_000
 """Of a window; the table asks for a few hundred."""
@@ -215,8 +216,11 @@ def _own_path(path: str) -> str:
 
 def _add_tasks(app: FastAPI) -> None:
     @app.get("/data/tasks")
-    def tasks(viewer: Shared) -> Response:
-        return _json(task_lines(viewer.store(), _MOST_TASKS, viewer.state_of))
+    def tasks(viewer: Shared, batch: str = "") -> Response:
+        store = viewer.store()
+        latest = islice(store.newest(RECORD_NAME), _MOST_TASKS)
+        folders = batch_members(store, batch) if batch else latest
+        return _json(task_lines(folders, viewer.state_of))
 
     @app.get("/data/tasks/{task_id}")
     def task(viewer: Shared, task_id: str) -> Response:

@@ -52,6 +52,16 @@ def workflow_address(base: str, workflow_id: str) -> str:
     return f"{base.rstrip('/')}{VIEWER_PATH}/?find={quote(workflow_id, safe='')}"
 
 
+def batch_address(base: str, batch_id: str) -> str:
+    """Returns the address of the list of the small tasks that one run computes together.
+
+    Args:
+        base: The server's address.
+        batch_id: The batch, which is the run.
+    """
+    return f"{base.rstrip('/')}{VIEWER_PATH}/?batch={quote(batch_id, safe='')}"
+
+
 def login_address(path: str) -> str:
     """Returns where who is not signed in is sent, to come back to a page afterwards."""
     return f"{VIEWER_PATH}/login?next={quote(path, safe='')}"

@@ -8,7 +8,12 @@ from typing import Literal
 import msgspec
 from pydantic import JsonValue, ValidationError
 
-from mloc_dagster.errors import IncompleteResultsError, MlocError
+from mloc_dagster.errors import (
+    IncompleteResultsError,
+    InputError,
+    MlocError,
+    UnknownNameError,
+)
 from mloc_dagster.planning import Plan
 from mloc_dagster.results import (
     MANIFEST_NAME,
@@ -20,7 +25,9 @@ from mloc_dagster.results import (
     TaskRecord,
     TaskSummary,
     TrainingSummary,
+    check_task_id,
     list_parts,
+    read_batch,
     read_manifest,
     read_plan,
     read_record,
@@ -325,10 +332,10 @@ class TaskLine(msgspec.Struct):
     metrics: dict[str, float] = {}
 
 
-def task_lines(store: ResultStore, most: int, state_of: StateOf) -> list[TaskLine]:
-    """Returns the latest tasks of a store."""
+def task_lines(folders: Iterable[Folder], state_of: StateOf) -> list[TaskLine]:
+    """Returns a line for each task, in order."""
     lines = []
-    for folder, _ in zip(store.newest(RECORD_NAME), range(most), strict=False):
+    for folder in folders:
         known = _Known(folder)
         said = state_of(folder.name) or ""
         line = TaskLine(folder.name, state=_state(folder, known, said), said=said)
@@ -345,6 +352,19 @@ def task_lines(store: ResultStore, most: int, state_of: StateOf) -> list[TaskLin
             line.rows, line.metrics = known.training.dataset_size, dict(known.training.after or {})
         lines.append(line)
     return lines
+
+
+def batch_members(store: ResultStore, batch_id: str) -> list[Folder]:
+    """Returns the tasks whose rows a batch computes together.
+
+    Raises:
+        UnknownNameError: If there is no such batch.
+    """
+    try:
+        batch = read_batch(store, check_task_id(batch_id))
+    except (InputError, FileNotFoundError):
+        raise UnknownNameError("batch", batch_id[:200], ()) from None
+    return [store.task(each.task_id) for each in batch.members]
 
 
 def score_names(folder: Folder) -> tuple[str, ...]:

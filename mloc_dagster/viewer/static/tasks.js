@@ -28,12 +28,14 @@ function filter() {
 }
 
 async function start() {
-  const tasks = await ask("tasks");
+  const given = new URLSearchParams(location.search), batch = given.get("batch");
+  const tasks = await ask("tasks", batch ? { batch } : {});
+  if (batch) byId("heading").textContent = `Tasks of batch ${batch}`;
   byId("tasks").tBodies[0].replaceChildren(...tasks.map(line));
   byId("tasks").hidden = !tasks.length;
   byId("status").hidden = tasks.length > 0;
   byId("status").textContent = "No task has left anything here yet. Start one: mloc run demo";
-  byId("find").value = new URLSearchParams(location.search).get("find") ?? "";
+  byId("find").value = given.get("find") ?? "";
   byId("find").addEventListener("input", filter);
   filter();
   byId("compare").addEventListener("click", () => {

@@ -13,6 +13,9 @@ import dagster as dg
 import msgspec
 import pyarrow.parquet as pq
 import pytest
+from starlette.applications import Starlette
+from starlette.routing import Mount
+from starlette.testclient import TestClient
 
 from mloc_dagster.assets import JOB, batch_definitions, batch_run_config
 from mloc_dagster.compile import compile_mapping
@@ -37,6 +40,7 @@ from mloc_dagster.results import (
     write_batch,
 )
 from mloc_dagster.schema import InferenceSpec
+from mloc_dagster.viewer import VIEWER_PATH, create_viewer
 
 
 def document(*items: str, name: str = "small", **spec: Any) -> dict[str, Any]:
@@ -121,6 +125,25 @@ def listed(folder: Folder) -> set[str]:
 def usage_of(folder: Folder) -> dict[str, Any]:
     usage = json.loads(folder.read_bytes("responses.json"))["result"]["usage"]
     return {name: each for name, each in usage.items() if name != "latency_sec"}
+
+
+def test_the_page_of_a_batch_leads_to_a_page_of_each_task(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("MLOC_API_URL", "http://127.0.0.1:8000")
+    batch = batch_of(document("one"), document("two"))
+    (link,) = (
+        event.step_output_data.metadata["viewer"].value
+        for event in run(batch).all_events
+        if event.is_successful_output and "viewer" in event.step_output_data.metadata
+    )
+    viewer = TestClient(Starlette(routes=[Mount(VIEWER_PATH, create_viewer(open_store))]))
+    assert link == f"http://127.0.0.1:8000/ui/?batch={batch.batch_id}"
+    lines = viewer.get("/ui/data/tasks", params={"batch": batch.batch_id}).json()
+    assert [each["task_id"] for each in lines] == [each.task_id for each in batch.members]
+    assert {each["state"] for each in lines} == {"done"}
+    assert all(viewer.get(f"/ui/tasks/{each['task_id']}").status_code == 200 for each in lines)
+    assert viewer.get("/ui/data/tasks", params={"batch": "../x"}).status_code == 404
 
 
 def test_each_member_is_scored_by_its_own_evaluation_and_gate() -> None:
