@@ -13,7 +13,7 @@ import dagster as dg
 import httpx
 import pytest
 
-from mloc_dagster.results import open_store, read_rows
+from mloc_dagster.results import open_store, read_record, read_rows
 from tests.e2e.browser import CHROMIUM, Browser
 from tests.e2e.conftest import ROOT
 from tests.ports import free_port
@@ -23,6 +23,8 @@ pytestmark = [
     pytest.mark.browser,
     pytest.mark.skipif(CHROMIUM is None, reason="no chromium on PATH"),
 ]
+
+LOCATION = "locations/__repository__@mloc_dagster.definitions"
 
 STAGES = """
 apiVersion: mloc/v1
@@ -38,6 +40,25 @@ spec:
     - name: final
       spec:
         data: {type: upstream, node: draft, text: "again: {output}"}
+"""
+
+ANSWERS = """
+apiVersion: mloc/v1
+kind: InferenceTask
+metadata: {name: answers}
+spec:
+  taskType: inference
+  model: {source: {type: builtin, identifier: tiny-chat}}
+  inference: {temperature: 0, max_tokens: 4}
+  data: {type: list, items: [first row, second row]}
+"""
+
+LAUNCHED = """\
+ops:
+  answers__task:
+    config:
+      inference:
+        temperature: {temperature}
 """
 
 
@@ -66,6 +87,7 @@ def webserver(
     library = tmp_path / "library"
     library.mkdir()
     (library / "stages.yaml").write_text(STAGES)
+    (library / "answers.yaml").write_text(ANSWERS)
     monkeypatch.setenv("MLOC_TEMPLATES_DIR", str(library))
     port = free_port()
     with (tmp_path / "dev.log").open("wb") as log:
@@ -95,11 +117,10 @@ def test_a_template_launched_from_the_launchpad_leaves_results_and_lineage(
 ) -> None:
     from playwright.sync_api import sync_playwright
 
-    location = "locations/__repository__@mloc_dagster.definitions"
     with sync_playwright() as playwright:
         browser = Browser(playwright)
         page = browser.page
-        page.goto(f"{webserver}/{location}/jobs/two_stages")
+        page.goto(f"{webserver}/{LOCATION}/jobs/two_stages")
         browser.click(page.get_by_role("button", name="Materialize all").first)
         browser.shown(page.get_by_text("Launched run"))
         (launched,) = instance.get_runs(dg.RunsFilter(job_name="two_stages"))
@@ -115,3 +136,36 @@ def test_a_template_launched_from_the_launchpad_leaves_results_and_lineage(
     run = instance.get_run_by_id(run_id)
     assert run is not None
     assert run.status is dg.DagsterRunStatus.SUCCESS
+
+
+def test_the_temperature_is_changed_in_the_launchpad(
+    webserver: str, instance: dg.DagsterInstance
+) -> None:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = Browser(playwright)
+        page = browser.page
+        page.goto(f"{webserver}/{LOCATION}/jobs/answers")
+        materialize = page.get_by_role("button", name="Materialize").first
+        browser.shown(materialize).click(modifiers=["Shift"])
+        browser.shown(page.get_by_text("Launchpad (configure assets)"))
+        editor = page.locator(".bp5-portal .CodeMirror-scroll")
+        browser.shown(page.get_by_text("No errors"))
+
+        def write(temperature: str) -> None:
+            editor.click(position={"x": 200, "y": 200})
+            page.keyboard.press("Control+A")
+            page.keyboard.insert_text(LAUNCHED.format(temperature=temperature))
+
+        write("hot")
+        browser.shown(page.get_by_text('is not valid for expected type "Float"').first)
+        write("0.9")
+        browser.shown(page.get_by_text("No errors"))
+        browser.click(page.get_by_role("button", name="Materialize").last)
+        page.wait_for_url("**/runs/*")
+        browser.shown(page.get_by_text("Success", exact=True).first)
+        browser.close()
+    (launched,) = instance.get_runs(dg.RunsFilter(job_name="answers"))
+    spec = read_record(open_store().task(launched.run_id)).spec
+    assert spec["inference"] == {"temperature": 0.9, "max_tokens": 4}
