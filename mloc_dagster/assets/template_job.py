@@ -3,7 +3,7 @@
 import os
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -51,7 +51,7 @@ _TAG_LENGTH = 63
 """Of the name and of the value of a tag of Dagster's, at most."""
 
 
-def task_asset(task: PlacedTask) -> dg.AssetsDefinition:
+def _task_asset(task: PlacedTask, schema: dg.TableSchema | None) -> dg.AssetsDefinition:
     """Builds the asset of one task of a template, with its checks."""
     compiled, node, placement = task.compiled, task.node, task.placement
     assets = _graph_asset(
@@ -71,7 +71,7 @@ def task_asset(task: PlacedTask) -> dg.AssetsDefinition:
             tags={**_tags(compiled, node), **placement.tags},
             automation_condition=_automation(task),
             freshness_policy=placement.freshness_policy,
-        ).merge_attributes(metadata={**_code_link(node), **_columns(task)})
+        ).merge_attributes(metadata={**_code_link(node), **_columns(task, schema)})
     )
 
 
@@ -88,7 +88,9 @@ def task_assets(
     compiled: CompiledTemplate, placement: Placement = IN_LIBRARY
 ) -> list[dg.AssetsDefinition]:
     """Builds the assets of all tasks of a template."""
-    return [task_asset(each) for each in placed_tasks(compiled, placement)]
+    tasks = placed_tasks(compiled, placement)
+    schemas = _schemas(tasks)
+    return [_task_asset(each, schemas.get(each.node.task.name)) for each in tasks]
 
 
 def source_specs(
@@ -122,9 +124,18 @@ def _code_link(node: CompiledTask) -> Mapping[str, dg.CodeReferencesMetadataValu
         return {"dagster/code_references": dg.CodeReferencesMetadataValue(code_references=[place])}
 
 
-def _columns(task: PlacedTask) -> dict[str, dg.MetadataValue]:
-    """Returns the columns that the template says its rows will have, and where they come from."""
-    spec, schema = task.node.task.spec, _schema(task)
+def _schemas(tasks: Sequence[PlacedTask]) -> dict[str, dg.TableSchema]:
+    """Returns the columns that the template says the rows of each task will have."""
+    found: dict[str, dg.TableSchema] = {}
+    for each in tasks:  # in order: a task may bring on what an earlier one brought along
+        task = each.node.task
+        if isinstance(task.spec, RowSpec):
+            found[task.name] = expected_schema(task.spec, found.get)
+    return found
+
+
+def _columns(task: PlacedTask, schema: dg.TableSchema | None) -> dict[str, dg.MetadataValue]:
+    spec = task.node.task.spec
     if not isinstance(spec, RowSpec) or schema is None:
         return {}
     lineage = column_lineage(
@@ -135,13 +146,6 @@ def _columns(task: PlacedTask) -> dict[str, dg.MetadataValue]:
     )
     known = {} if lineage is None else {COLUMN_LINEAGE: dg.MetadataValue.column_lineage(lineage)}
     return {COLUMN_SCHEMA: dg.MetadataValue.table_schema(schema), **known}
-
-
-def _schema(task: PlacedTask) -> dg.TableSchema | None:
-    spec = task.node.task.spec
-    if not isinstance(spec, RowSpec):
-        return None
-    return expected_schema(spec, lambda node: _schema(task.other(node)))
 
 
 def _description(compiled: CompiledTemplate, node: CompiledTask) -> str:
