@@ -3,7 +3,7 @@
 from importlib import import_module as _import_module
 
 _HOMES = {
-    "mloc_dagster.assets": ("MlocTemplate", "mloc_assets"),
+    "mloc_dagster.assets": ("MlocTemplate", "mloc_assets", "mloc_sources"),
     "mloc_dagster.client": ("AsyncClient", "Client"),
     "mloc_dagster.compile": ("Diagnostic",),
     "mloc_dagster.errors": ("DataError", "InputError", "MlocError", "TemplateError"),

@@ -1,5 +1,9 @@
 from mloc_dagster import __version__ as __version__
-from mloc_dagster.assets import MlocTemplate as MlocTemplate, mloc_assets as mloc_assets
+from mloc_dagster.assets import (
+    MlocTemplate as MlocTemplate,
+    mloc_assets as mloc_assets,
+    mloc_sources as mloc_sources,
+)
 from mloc_dagster.client import AsyncClient as AsyncClient, Client as Client
 from mloc_dagster.compile import Diagnostic as Diagnostic
 from mloc_dagster.errors import (

@@ -1,8 +1,9 @@
-"""The only `dg.Definitions`: every runnable template of the library as job, assets and checks."""
+"""The only `dg.Definitions`: every template of the library, and those that were run from here."""
 
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Mapping, Sequence
 
 import dagster as dg
@@ -11,7 +12,9 @@ from mloc_dagster.assets import batch_definitions, job_name, template_definition
 from mloc_dagster.compile import CompiledTemplate, compile_files
 from mloc_dagster.fleet import mloc_executor
 from mloc_dagster.library import library_files
+from mloc_dagster.recent_templates import recent_templates
 from mloc_dagster.sensors import publish_events_sensor, slo_sensor
+from mloc_dagster.services import STACK
 
 _log = logging.getLogger("dagster.mloc")
 
@@ -33,7 +36,7 @@ def build_definitions(
     """
     built = [template_definitions(each, tags_of(each)) for each in templates]
     return dg.Definitions(
-        assets=[asset for each in built for asset in each.assets],
+        assets=[asset for each in built for asset in (*each.assets, *each.sources)],
         jobs=[each.job for each in built],
         schedules=[each for one in built for each in one.schedules] if schedules else [],
         sensors=list(sensors),
@@ -62,10 +65,59 @@ def runnable_library() -> list[CompiledTemplate]:
     return list(runnable.values())
 
 
+def fitting(
+    templates: Sequence[CompiledTemplate], fits: Callable[[Sequence[CompiledTemplate]], bool]
+) -> list[CompiledTemplate]:
+    """Returns templates that can be in one code location, leaving out as few as possible.
+
+    Names that differ may still meet in one of Dagster's, and a task type may have lost its
+    executor. Halves are tried until each culprit is found; the newest come first, and win.
+
+    Args:
+        templates: The newest first.
+        fits: Whether a location can be made of these.
+    """
+    kept: list[CompiledTemplate] = []
+    waiting = [list(templates)] if templates else []
+    while waiting:
+        some = waiting.pop()
+        if fits([*kept, *some]):
+            kept += some
+        elif len(some) > 1:
+            middle = len(some) // 2
+            waiting += [some[middle:], some[:middle]]
+        else:
+            _log.warning("left out: the template %s", some[0].metadata.name)
+    return kept
+
+
+def loads(definitions: dg.Definitions) -> bool:
+    """Tells whether Dagster takes definitions."""
+    try:
+        definitions.get_repository_def().load_all_definitions()
+    except Exception as error:  # noqa: BLE001 (Dagster refuses in many ways)
+        _log.info("some templates do not fit together: %s", error)
+        return False
+    return True
+
+
+def _run_here(library: Sequence[CompiledTemplate]) -> list[CompiledTemplate]:
+    """Returns the templates that were run from this home and are not in the library."""
+    taken = {job_name(each) for each in library}
+    found: dict[str, CompiledTemplate] = {}
+    # `mloc up` has a location of its own for those that came over the API.
+    for each in recent_templates(submitted=STACK not in os.environ):
+        if job_name(each) not in taken:
+            found.setdefault(job_name(each), each)
+    return fitting(list(found.values()), lambda some: loads(build_definitions([*library, *some])))
+
+
 @dg.definitions
 def defs() -> dg.Definitions:
     """Builds the code location when Dagster loads it; importing this module does nothing."""
+    library = runnable_library()
+    templates = [*library, *_run_here(library)]
     return dg.Definitions.merge(
-        build_definitions(runnable_library(), [publish_events_sensor(), slo_sensor()]),
+        build_definitions(templates, [publish_events_sensor(), slo_sensor()]),
         batch_definitions(),
     )

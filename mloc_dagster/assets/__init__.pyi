@@ -1,6 +1,6 @@
 from .component import MlocTemplate as MlocTemplate
 from .placement import job_name as job_name
-from .project_assets import mloc_assets as mloc_assets
+from .project_assets import mloc_assets as mloc_assets, mloc_sources as mloc_sources
 from .task_graph import fleet_tags_of as fleet_tags_of
 from .template_job import (
     JOB as JOB,

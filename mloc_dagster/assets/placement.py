@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import dagster as dg
 
 from mloc_dagster.compile import CompiledTask, CompiledTemplate
-from mloc_dagster.ops import checks_of, op_name
+from mloc_dagster.ops import checks_of, op_name, sources_of
 from mloc_dagster.schema import TrainingSpec
 
 
@@ -92,6 +92,19 @@ class PlacedTask:
     def is_first(self) -> bool:
         """Whether it waits for no other task of its template."""
         return not self.node.task.depends_on
+
+    @property
+    def sources(self) -> tuple[dg.AssetSpec, ...]:
+        """The data sets and models that it reads; one that the project waits for is its own."""
+        return tuple(
+            each for each in sources_of(self.node.task.spec) if each.key not in self.placement.deps
+        )
+
+    @property
+    def waits_for(self) -> tuple[dg.AssetKey, ...]:
+        """The assets that it depends on without being handed what they hold."""
+        deps = self.placement.deps if self.is_first else ()
+        return (*deps, *(each.key for each in self.sources))
 
     def other(self, name: str) -> PlacedTask:
         """Returns another task of the template."""

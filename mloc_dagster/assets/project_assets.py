@@ -22,7 +22,7 @@ from mloc_dagster.compile import (
     with_rows,
 )
 from mloc_dagster.library import library_file
-from mloc_dagster.ops import ROWS
+from mloc_dagster.ops import ROWS, known_source
 
 Template = str | Path | Mapping[str, Any]
 """A file, a template of the library by its name, or a template as a mapping."""
@@ -44,6 +44,9 @@ def mloc_assets(
     tags: Mapping[str, str] | None = None,
 ) -> list[dg.AssetsDefinition]:
     """Builds the assets of a template: one for each of its tasks, with its checks.
+
+    They depend on the data sets and models that they read: `mloc_sources` returns these. Their keys
+    take no prefix, since templates of a project share them.
 
     They bring their IO manager along, under the key `mloc_io_manager`.
 
@@ -81,6 +84,23 @@ def mloc_assets(
     )
     compiled = compiled_templates(template, set or {}, placement)
     return [asset for each in compiled for asset in task_assets(each, placement)]
+
+
+def mloc_sources(*assets: dg.AssetsDefinition) -> list[dg.AssetSpec]:
+    """Returns the data sets and models that assets of mloc's read, as external assets, each once.
+
+    The assets depend on them in any case; given to `dg.Definitions` as well, they have a group, a
+    description and an address there. Several lists of them may name the same ones. One that the
+    project makes by an asset of its own, under the same key, is to be left out.
+
+    Args:
+        assets: Of `mloc_assets`; those of several templates together.
+    """
+    keys = dict.fromkeys(
+        dep.asset_key for each in assets for spec in each.specs for dep in spec.deps
+    )
+    found = map(known_source, keys)
+    return [each for each in found if each is not None]
 
 
 def compiled_templates(

@@ -16,6 +16,7 @@ from mloc_dagster.ops import (
     aggregate_op,
     checks_of,
     export_op,
+    input_name,
     op_name,
     plan_op,
     shard_op,
@@ -52,11 +53,10 @@ def _model_key(spec: TaskSpec) -> str | None:
 def task_graph(task: PlacedTask) -> dg.GraphDefinition:
     """Builds the graph of one task; `graph_inputs` says which asset each of its inputs is."""
     placement, node = task.placement, task.node
-    upstream = [f"in_{op_name(each)}" for each in node.task.depends_on]
+    upstream = [input_name(each) for each in node.task.depends_on]
     rows = task.is_first and placement.rows_from is not None
-    deps = len(placement.deps) if task.is_first else 0
     outputs = {each.name: each.get_python_identifier() for each in task.check_specs()}
-    planning = plan_op(len(upstream), rows=rows, deps=deps).alias("plan")
+    planning = plan_op(len(upstream), rows=rows, deps=len(task.waits_for)).alias("plan")
     computing = shard_invocation(node.task.spec)
     aggregating = aggregate_op.alias("aggregate")
     exporting = export_op(checks_of(node.task.spec)).alias("export")
@@ -82,12 +82,10 @@ def task_graph(task: PlacedTask) -> dg.GraphDefinition:
 
 def graph_inputs(task: PlacedTask) -> dict[str, dg.AssetKey]:
     """Returns which asset each input of a task's graph is."""
-    found = {f"in_{op_name(each)}": task.other(each).key for each in task.node.task.depends_on}
-    if task.is_first:
-        placement = task.placement
-        found |= {f"dep_{place}": key for place, key in enumerate(placement.deps)}
-        if placement.rows_from is not None:
-            found[ROWS] = placement.rows_from
+    found = {input_name(each): task.other(each).key for each in task.node.task.depends_on}
+    found |= {f"dep_{place}": key for place, key in enumerate(task.waits_for)}
+    if task.is_first and task.placement.rows_from is not None:
+        found[ROWS] = task.placement.rows_from
     return found
 
 

@@ -3,7 +3,7 @@
 import os
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,18 +22,23 @@ from mloc_dagster.assets.task_graph import graph_inputs, task_graph
 from mloc_dagster.compile import CompiledTask, CompiledTemplate
 from mloc_dagster.fleet import Requirements, execution_config, fleet_tags, mloc_executor
 from mloc_dagster.ops import (
+    COLUMN_LINEAGE,
+    COLUMN_SCHEMA,
     IO_MANAGER_KEY,
     RESULT,
     SLO_TAG,
     BatchConfig,
     batch_shard,
+    column_lineage,
+    dataset_of,
+    expected_schema,
     hand_out,
     mloc_io_manager,
     op_name,
     plan_batch,
     template_tags,
 )
-from mloc_dagster.schema import ModelSpec, Retries, TrainingSpec
+from mloc_dagster.schema import ModelSpec, Retries, RowSpec, TrainingSpec
 from mloc_dagster.services import STACK
 
 if TYPE_CHECKING:
@@ -46,7 +51,7 @@ _TAG_LENGTH = 63
 """Of the name and of the value of a tag of Dagster's, at most."""
 
 
-def task_asset(task: PlacedTask) -> dg.AssetsDefinition:
+def _task_asset(task: PlacedTask, schema: dg.TableSchema | None) -> dg.AssetsDefinition:
     """Builds the asset of one task of a template, with its checks."""
     compiled, node, placement = task.compiled, task.node, task.placement
     assets = _graph_asset(
@@ -64,9 +69,9 @@ def task_asset(task: PlacedTask) -> dg.AssetsDefinition:
             kinds=_kinds(node),
             owners=[*_owners(compiled), *placement.owners],
             tags={**_tags(compiled, node), **placement.tags},
-            automation_condition=placement.automation_condition,
+            automation_condition=_automation(task),
             freshness_policy=placement.freshness_policy,
-        ).merge_attributes(metadata=_code_link(node))
+        ).merge_attributes(metadata={**_code_link(node), **_columns(task, schema)})
     )
 
 
@@ -83,7 +88,28 @@ def task_assets(
     compiled: CompiledTemplate, placement: Placement = IN_LIBRARY
 ) -> list[dg.AssetsDefinition]:
     """Builds the assets of all tasks of a template."""
-    return [task_asset(each) for each in placed_tasks(compiled, placement)]
+    tasks = placed_tasks(compiled, placement)
+    schemas = _schemas(tasks)
+    return [_task_asset(each, schemas.get(each.node.task.name)) for each in tasks]
+
+
+def source_specs(
+    compiled: CompiledTemplate, placement: Placement = IN_LIBRARY
+) -> list[dg.AssetSpec]:
+    """Returns the external assets that the tasks of a template read, each once."""
+    tasks = placed_tasks(compiled, placement)
+    return list({spec.key: spec for each in tasks for spec in each.sources}.values())
+
+
+def _automation(task: PlacedTask) -> dg.AutomationCondition | None:
+    """Returns when an asset is materialized by itself, whether or not its sources ever are.
+
+    Nothing materializes them, and Dagster's conditions would wait for it.
+    """
+    condition = task.placement.automation_condition
+    ignore = getattr(condition, "ignore", None)  # conditions that look at no other asset have none
+    keys = [each.key for each in task.sources]
+    return ignore(dg.AssetSelection.assets(*keys)) if keys and ignore is not None else condition
 
 
 def _code_link(node: CompiledTask) -> Mapping[str, dg.CodeReferencesMetadataValue]:
@@ -96,6 +122,30 @@ def _code_link(node: CompiledTask) -> Mapping[str, dg.CodeReferencesMetadataValu
         file = str(Path(at.file).resolve())
         place = dg.LocalFileCodeReference(file_path=file, line_number=at.line)
         return {"dagster/code_references": dg.CodeReferencesMetadataValue(code_references=[place])}
+
+
+def _schemas(tasks: Sequence[PlacedTask]) -> dict[str, dg.TableSchema]:
+    """Returns the columns that the template says the rows of each task will have."""
+    found: dict[str, dg.TableSchema] = {}
+    for each in tasks:  # in order: a task may bring on what an earlier one brought along
+        task = each.node.task
+        if isinstance(task.spec, RowSpec):
+            found[task.name] = expected_schema(task.spec, found.get)
+    return found
+
+
+def _columns(task: PlacedTask, schema: dg.TableSchema | None) -> dict[str, dg.MetadataValue]:
+    spec = task.node.task.spec
+    if not isinstance(spec, RowSpec) or schema is None:
+        return {}
+    lineage = column_lineage(
+        spec,
+        [each.name for each in schema.columns],
+        dataset=dataset_of(spec, graph_inputs(task)),
+        upstream=lambda node: task.other(node).key,
+    )
+    known = {} if lineage is None else {COLUMN_LINEAGE: dg.MetadataValue.column_lineage(lineage)}
+    return {COLUMN_SCHEMA: dg.MetadataValue.table_schema(schema), **known}
 
 
 def _description(compiled: CompiledTemplate, node: CompiledTask) -> str:
@@ -143,6 +193,7 @@ class TemplateDefinitions:
     """Everything Dagster needs of one template."""
 
     assets: list[dg.AssetsDefinition]
+    sources: list[dg.AssetSpec]
     job: "UnresolvedAssetJobDefinition"
     schedules: list[dg.ScheduleDefinition]
 
@@ -169,7 +220,8 @@ def template_definitions(
         config=execution_config(),
         executor_def=mloc_executor(),
     )
-    return TemplateDefinitions(assets, job, _schedules(compiled, job, placement.partitions_def))
+    schedules = _schedules(compiled, job, placement.partitions_def)
+    return TemplateDefinitions(assets, source_specs(compiled, placement), job, schedules)
 
 
 def _job_tags(compiled: CompiledTemplate) -> dict[str, str]:

@@ -3,6 +3,7 @@ from .compiled import (
     CompiledTemplate as CompiledTemplate,
     Reference as Reference,
     parse_expression as parse_expression,
+    references_in as references_in,
     whole_reference as whole_reference,
 )
 from .compiler import (

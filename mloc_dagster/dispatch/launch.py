@@ -27,12 +27,14 @@ from mloc_dagster.fleet import (
     Jobs,
     LaunchRunContext,
     ReconstructableRepository,
+    job_origin,
 )
 from mloc_dagster.ledger import Ledger, PlannedRun, TaskEntry
 from mloc_dagster.ops import RETRY_ERRORS_TAG, SUBMITTED_TAG, USER_TAG, WORKFLOW_TAG
+from mloc_dagster.recent_templates import remember_template
 from mloc_dagster.results import RECORD_NAME, Batch, Member, open_store, write_batch, write_record
-from mloc_dagster.services import SUBMITTED_LOCATION, DagsterRunAlreadyExists
-from mloc_dagster.tasks import CODE_LOCATION, find_workflows, job_origin, launcher_of, retry_run
+from mloc_dagster.services import LIBRARY_LOCATION, SUBMITTED_LOCATION, DagsterRunAlreadyExists
+from mloc_dagster.tasks import find_workflows, launcher_of, retry_run
 
 
 class FairQueue[ItemT]:
@@ -183,6 +185,7 @@ def _create_first(
     instance: dg.DagsterInstance, ledger: Ledger, planned: PlannedRun, workflow_id: str
 ) -> DagsterRun:
     compiled = _compiled(ledger, workflow_id)
+    remember_template(compiled, submitted=True)
     entries = ledger.workflow(workflow_id)
     _keep_records(compiled, planned, entries)
     pointer = pointer_of(compiled.content_hash)
@@ -262,7 +265,7 @@ def _run(
     tags: dict[str, str],
 ) -> DagsterRun:
     origin = ReconstructableRepository(pointer).get_reconstructable_job(job.name)
-    location = CODE_LOCATION if pointer == LIBRARY else SUBMITTED_LOCATION
+    location = LIBRARY_LOCATION if pointer == LIBRARY else SUBMITTED_LOCATION
     return instance.create_run_for_job(
         job,
         run_id=run_id,

@@ -16,7 +16,9 @@ from mloc_dagster.dispatch.submitted_location import latest_hashes
 from mloc_dagster.events import publishing_to_redis
 from mloc_dagster.fleet import open_engine
 from mloc_dagster.ledger import Ledger
+from mloc_dagster.recent_templates import recent_names
 from mloc_dagster.services import (
+    LIBRARY_LOCATION,
     SUBMITTED_LOCATION,
     AdvisoryLock,
     open_fleet_instance,
@@ -40,7 +42,7 @@ mutation Reload($name: String!) {
 
 
 class LocationReloads:
-    """A thread that lets Dagster's UI load the submitted templates anew when there are new ones.
+    """A thread that lets Dagster's UI load templates anew: submitted ones, and those run here.
 
     Nothing depends on it but what people see: it never keeps tasks waiting.
 
@@ -57,6 +59,7 @@ class LocationReloads:
         self._url = webserver_url
         self._every_s = every_s
         self._loaded: tuple[str, ...] | None = None
+        self._run_here = recent_names()
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="mloc-reloads", daemon=True)
         self._thread.start()
@@ -73,11 +76,14 @@ class LocationReloads:
                 _log.info("Dagster's UI does not show the latest templates yet: %s", error)
 
     def look(self) -> bool:
-        """Reloads the location if it is not up to date; returns whether it did.
+        """Reloads what is not up to date; returns whether the submitted templates were not.
 
         Raises:
             httpx.HTTPError: If the UI cannot be reached.
         """
+        if (names := recent_names()) != self._run_here:
+            reload_location(self._url, LIBRARY_LOCATION)
+            self._run_here = names
         hashes = latest_hashes(self._instance)
         if hashes == self._loaded or (not hashes and self._loaded is None):
             return False
@@ -86,19 +92,23 @@ class LocationReloads:
         return True
 
 
-def reload_location(webserver_url: str) -> None:
-    """Asks Dagster's UI to load the submitted templates anew, and waits until it has.
+def reload_location(webserver_url: str, location: str = SUBMITTED_LOCATION) -> None:
+    """Asks Dagster's UI to load templates anew, and waits until it has.
+
+    Args:
+        webserver_url: Dagster's UI.
+        location: Which of them: by default those that were submitted.
 
     Raises:
         httpx.HTTPError: If it cannot be reached.
     """
-    asked = {"query": _RELOAD, "variables": {"name": SUBMITTED_LOCATION}}
+    asked = {"query": _RELOAD, "variables": {"name": location}}
     # The environment's proxies are for other machines.
     with httpx.Client(trust_env=False, timeout=_PATIENCE_S) as client:
         reply = client.post(f"{webserver_url}/graphql", json=asked).raise_for_status().json()
     told = (reply.get("data") or {}).get("reloadRepositoryLocation") or {}
     if told.get("__typename") != "WorkspaceLocationEntry":
-        _log.warning("Dagster's UI cannot load the submitted templates: %s", told or reply)
+        _log.warning("Dagster's UI cannot load its templates: %s", told or reply)
 
 
 _BUSY_S = 0.1

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
 import dagster as dg
@@ -20,7 +20,7 @@ from sqlalchemy import select
 
 from mloc_dagster.assets import job_name
 from mloc_dagster.compile import CompiledTemplate, compile_mapping
-from mloc_dagster.definitions import build_definitions
+from mloc_dagster.definitions import build_definitions, fitting, loads
 from mloc_dagster.errors import TerminalError
 from mloc_dagster.fleet import CONTENT_TAG, CustomPointer, submitted_pointer
 from mloc_dagster.results import open_store, put_aside, put_back
@@ -121,39 +121,8 @@ def latest_templates(hashes: Sequence[str]) -> list[CompiledTemplate]:
     return list(found.values())
 
 
-def fitting(
-    templates: Sequence[CompiledTemplate], fits: Callable[[Sequence[CompiledTemplate]], bool]
-) -> list[CompiledTemplate]:
-    """Returns templates that can be in one code location, leaving out as few as possible.
-
-    Names that differ may still meet in one of Dagster's, and a task type may have lost its
-    executor. Halves are tried until each culprit is found; the newest come first, and win.
-
-    Args:
-        templates: The newest first.
-        fits: Whether a location can be made of these.
-    """
-    kept: list[CompiledTemplate] = []
-    waiting = [list(templates)] if templates else []
-    while waiting:
-        some = waiting.pop()
-        if fits([*kept, *some]):
-            kept += some
-        elif len(some) > 1:
-            middle = len(some) // 2
-            waiting += [some[middle:], some[:middle]]
-        else:
-            _log.warning("left out: the submitted template %s", some[0].metadata.name)
-    return kept
-
-
 def _fits(templates: Sequence[CompiledTemplate]) -> bool:
-    try:
-        _built(templates).get_repository_def().load_all_definitions()
-    except Exception as error:  # noqa: BLE001 (Dagster refuses in many ways)
-        _log.info("%d submitted templates do not fit together: %s", len(templates), error)
-        return False
-    return True
+    return loads(_built(templates))
 
 
 def _built(templates: Sequence[CompiledTemplate]) -> dg.Definitions:

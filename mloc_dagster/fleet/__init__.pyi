@@ -20,7 +20,6 @@ from .claims import (
 )
 from .dagster.executor import execution_config as execution_config, mloc_executor as mloc_executor
 from .dagster.internals import (
-    SINGLETON_REPOSITORY_NAME as SINGLETON_REPOSITORY_NAME,
     CodePointer as CodePointer,
     CustomPointer as CustomPointer,
     KnownExecutionState as KnownExecutionState,
@@ -38,6 +37,7 @@ from .dagster.jobs import (
     CONTENT_TAG as CONTENT_TAG,
     LIBRARY as LIBRARY,
     Jobs as Jobs,
+    job_origin as job_origin,
     submitted_pointer as submitted_pointer,
 )
 from .dagster.messages import (

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import uuid
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import dagster as dg
 from dagster import DagsterEventType
@@ -15,8 +17,9 @@ from mloc_dagster.assets import job_name
 from mloc_dagster.compile import CompiledTask, CompiledTemplate, Diagnostic
 from mloc_dagster.definitions import build_definitions
 from mloc_dagster.executors import task_executor, task_id_for
-from mloc_dagster.fleet import detect_hardware, misfit, requirements_of
+from mloc_dagster.fleet import detect_hardware, job_origin, misfit, requirements_of
 from mloc_dagster.ops import CHANGED_MODEL_TAG, RETRY_ERRORS_TAG, WORKFLOW_TAG, step_error
+from mloc_dagster.recent_templates import remember_template
 from mloc_dagster.results import (
     TRAINING_NAME,
     Folder,
@@ -141,8 +144,9 @@ def run_template(
     run_id = run_id or str(uuid.uuid4())
     workflow = workflow_id or run_id
     job = build_definitions([compiled]).resolve_job_def(job_name(compiled))
+    remember_template(compiled)
     result = job.execute_in_process(
-        instance=instance,
+        instance=_of_the_library(instance, job.name),
         run_id=run_id,
         raise_on_error=False,
         run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
@@ -161,6 +165,18 @@ def run_template(
         failures=_failures(result.all_events),
         bad_input=_is_bad_input(result.all_events),
     )
+
+
+def _of_the_library(instance: dg.DagsterInstance, job: str) -> dg.DagsterInstance:
+    """Returns an instance whose run of a job is, for the UI, one of the library's code location.
+
+    Without that the run is in the list of all runs only, and the job has none. Dagster's execution
+    in a process takes no origin of the run that it makes.
+    """
+    found = copy.copy(instance)
+    create = partial(instance.create_run_for_job, remote_job_origin=job_origin(job))
+    found.create_run_for_job = create  # type: ignore[method-assign]
+    return found
 
 
 def outcomes(compiled: CompiledTemplate, workflow_id: str) -> tuple[TaskOutcome, ...]:

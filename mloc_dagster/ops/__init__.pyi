@@ -10,6 +10,14 @@ from .checks import (
     judge_rows as judge_rows,
     judge_training as judge_training,
 )
+from .columns import (
+    COLUMN_LINEAGE as COLUMN_LINEAGE,
+    COLUMN_SCHEMA as COLUMN_SCHEMA,
+    column_lineage as column_lineage,
+    dataset_of as dataset_of,
+    expected_schema as expected_schema,
+    input_name as input_name,
+)
 from .export import RESULT as RESULT, export_op as export_op
 from .failures import step_error as step_error
 from .io import (
@@ -49,3 +57,4 @@ from .run_tags import (
     workflow_of as workflow_of,
 )
 from .shard import CHANGED_MODEL_TAG as CHANGED_MODEL_TAG, shard_op as shard_op
+from .sources import known_source as known_source, sources_of as sources_of

@@ -9,6 +9,7 @@ from mloc_dagster.errors import MlocError
 from mloc_dagster.events import Payload, TaskEvent, TaskEventType, publish
 from mloc_dagster.executors import OpenTask, open_task
 from mloc_dagster.ops.checks import Checks, Verdict, judge
+from mloc_dagster.ops.columns import written_columns
 from mloc_dagster.ops.failures import as_dagster
 from mloc_dagster.ops.io import IO_MANAGER_KEY, AggregatedTask, TaskRef
 from mloc_dagster.ops.metadata import data_version_of, result_metadata
@@ -23,7 +24,7 @@ from mloc_dagster.results import (
     read_training,
     write_manifest,
 )
-from mloc_dagster.schema import TrainingSpec
+from mloc_dagster.schema import RowSpec, TrainingSpec
 
 RESULT = "result"
 """The op's output that is the asset; the others are its checks, by their names."""
@@ -91,6 +92,8 @@ def export_task(
             payload=Payload(rows=task.rows),
         )
     )
+    if isinstance(opened.task.spec, RowSpec):
+        metadata |= written_columns(opened, context.assets_def.keys_by_input_name)
     metadata["files"] = dg.MetadataValue.md(_files(manifest))
     if delivered.items:
         metadata["delivered"] = dg.MetadataValue.md(_deliveries(delivered))

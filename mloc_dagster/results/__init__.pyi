@@ -33,6 +33,7 @@ from .evaluation import refused_by_gate as refused_by_gate
 from .export import export_results as export_results
 from .export_row import (
     RESERVED_COLUMNS as RESERVED_COLUMNS,
+    ROW_COLUMNS as ROW_COLUMNS,
     column_called as column_called,
     export_rows as export_rows,
     free_name as free_name,
@@ -130,7 +131,7 @@ from .summary import (
     UsageCounter as UsageCounter,
     usage_by_model as usage_by_model,
 )
-from .tables import read_tables as read_tables
+from .tables import read_schema as read_schema, read_tables as read_tables
 from .tally import Tally as Tally
 from .training_summary import (
     ARCHIVES_NAME as ARCHIVES_NAME,

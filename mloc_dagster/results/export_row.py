@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from bisect import bisect_right
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
+from types import MappingProxyType
+from typing import NamedTuple
 
 import msgspec
 
@@ -13,35 +15,76 @@ from mloc_dagster.results.rows import OutputRow, Prompt
 from mloc_dagster.results.summary import Rates
 
 
-class ExportRow(msgspec.Struct):
-    """One input and what became of it, with where that came from. Columns of every export.
+class RowColumn(NamedTuple):
+    """A column of every export.
 
     Attributes:
-        task_id: The task.
-        shard: Index of the shard that computed it.
-        index: The input's place in the whole input.
-        prompt: Text; chat messages as JSON.
-        prompt_sha256: Hex sha256 over `prompt`.
-        output: The text; empty when `error` is set.
-        outputs: All texts when more than one was asked for.
-        finish_reason: `stop`, `length` or `error`.
-        error: Why there is no output.
-        model: What answered.
-        revision: Which state of it: the hub's commit, or `sha256:…` over its files.
-        engine: What computed it, with version.
-        worker: Who computed it.
-        attempt: The shard's attempt that computed it, from 1.
-        prompt_tokens: Tokens read.
-        completion_tokens: Tokens written.
-        latency_s: Seconds from the row's start to its end.
-        cached_tokens: Prompt tokens that the engine found in its prefix cache.
-        engine_s: The row's share of the engine's busy seconds.
-        energy_j: The row's share of the device's energy in joules; None where nothing measures it.
-        gpu_s: `engine_s` times the GPUs that the engine ran on; 0 on CPUs.
-        cost: `engine_s` at the price of the task's workers; None without a price.
-        reused: `task` or `cache` when the row was not computed itself.
-        saved_s: Engine seconds that the reuse saved.
-        custom_id: What its sender calls it.
+        type: What Arrow calls its type.
+        about: What it holds.
+        nullable: Whether a row may have none.
+    """
+
+    type: str
+    about: str
+    nullable: bool = False
+
+
+ROW_COLUMNS: Mapping[str, RowColumn] = MappingProxyType(
+    {
+        "task_id": RowColumn("string", "The task."),
+        "shard": RowColumn("int32", "Index of the shard that computed it."),
+        "index": RowColumn("int64", "The input's place in the whole input."),
+        "prompt": RowColumn("string", "Text; chat messages as JSON."),
+        "prompt_sha256": RowColumn("string", "Hex sha256 over `prompt`."),
+        "output": RowColumn("string", "The text; empty when `error` is set."),
+        "outputs": RowColumn(
+            "list<string>", "All texts when more than one was asked for.", nullable=True
+        ),
+        "finish_reason": RowColumn("string", "`stop`, `length` or `error`."),
+        "error": RowColumn("string", "Why there is no output.", nullable=True),
+        "model": RowColumn("string", "What answered."),
+        "revision": RowColumn(
+            "string",
+            "Which state of it: the hub's commit, or `sha256:…` over its files.",
+            nullable=True,
+        ),
+        "engine": RowColumn("string", "What computed it, with version."),
+        "worker": RowColumn("string", "Who computed it."),
+        "attempt": RowColumn("int32", "The shard's attempt that computed it, from 1."),
+        "prompt_tokens": RowColumn("int64", "Tokens read."),
+        "completion_tokens": RowColumn("int64", "Tokens written."),
+        "latency_s": RowColumn("double", "Seconds from the row's start to its end."),
+        "cached_tokens": RowColumn(
+            "int64", "Prompt tokens that the engine found in its prefix cache."
+        ),
+        "engine_s": RowColumn("double", "The row's share of the engine's busy seconds."),
+        "energy_j": RowColumn(
+            "double",
+            "The row's share of the device's energy in joules; none where nothing measures it.",
+            nullable=True,
+        ),
+        "gpu_s": RowColumn(
+            "double", "`engine_s` times the GPUs that the engine ran on; 0 on CPUs."
+        ),
+        "cost": RowColumn(
+            "double",
+            "`engine_s` at the price of the task's workers; none without a price.",
+            nullable=True,
+        ),
+        "reused": RowColumn(
+            "string", "`task` or `cache` when the row was not computed itself.", nullable=True
+        ),
+        "saved_s": RowColumn("double", "Engine seconds that the reuse saved."),
+        "custom_id": RowColumn("string", "What its sender calls it.", nullable=True),
+    }
+)
+"""The columns that the rows of every task have, in order."""
+
+
+class ExportRow(msgspec.Struct):
+    """One input and what became of it, with where that came from: a field for each of the columns.
+
+    An embedding task's rows are of `VectorRow`.
     """
 
     task_id: str

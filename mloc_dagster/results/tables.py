@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
+from contextlib import closing
 from itertools import batched
 from operator import attrgetter
 from typing import Any
@@ -11,7 +12,7 @@ import pyarrow  # pyright: ignore[reportMissingTypeStubs]
 import pyarrow.parquet as pq  # pyright: ignore[reportMissingTypeStubs]
 
 from mloc_dagster.results.columns import TaskColumns, task_columns
-from mloc_dagster.results.export_row import ExportRow, VectorRow, export_rows
+from mloc_dagster.results.export_row import ROW_COLUMNS, ExportRow, VectorRow, export_rows
 from mloc_dagster.results.part_files import read_rows
 from mloc_dagster.results.record import TaskRecord, read_plan, read_record
 from mloc_dagster.results.rows import OutputRow
@@ -24,34 +25,8 @@ _pq: Any = pq
 BATCH_ROWS = 8192
 """Rows that are in memory at a time, and the size of Parquet's row groups."""
 
-_TYPES: dict[str, Any] = {
-    "task_id": _pa.string(),
-    "shard": _pa.int32(),
-    "index": _pa.int64(),
-    "prompt": _pa.string(),
-    "prompt_sha256": _pa.string(),
-    "output": _pa.string(),
-    "outputs": _pa.list_(_pa.string()),
-    "finish_reason": _pa.string(),
-    "error": _pa.string(),
-    "model": _pa.string(),
-    "revision": _pa.string(),
-    "engine": _pa.string(),
-    "worker": _pa.string(),
-    "attempt": _pa.int32(),
-    "prompt_tokens": _pa.int64(),
-    "completion_tokens": _pa.int64(),
-    "latency_s": _pa.float64(),
-    "cached_tokens": _pa.int64(),
-    "engine_s": _pa.float64(),
-    "energy_j": _pa.float64(),
-    "gpu_s": _pa.float64(),
-    "cost": _pa.float64(),
-    "reused": _pa.string(),
-    "saved_s": _pa.float64(),
-    "custom_id": _pa.string(),
-}
-_NULLABLE = {"outputs", "error", "revision", "energy_j", "cost", "reused", "custom_id"}
+_LISTS = {"list<string>": _pa.list_(_pa.string())}
+"""Types that Arrow has no alias for."""
 
 PARQUET_NAME = "responses.parquet"
 
@@ -63,10 +38,17 @@ def row_schema(carried: Any = (), vector_length: int | None = None) -> Any:
         carried: The Arrow schema of the columns beside the answers.
         vector_length: How long the rows' vectors are; None for rows that have none.
     """
-    fields = [_pa.field(name, kind, nullable=name in _NULLABLE) for name, kind in _TYPES.items()]
+    fields = [
+        _pa.field(name, _arrow_type(each.type), nullable=each.nullable)
+        for name, each in ROW_COLUMNS.items()
+    ]
     if vector_length is not None:
         fields.append(_pa.field("embedding", _pa.list_(_pa.float32(), vector_length)))
     return _pa.schema([*fields, *carried])
+
+
+def _arrow_type(name: str) -> Any:
+    return _LISTS[name] if name in _LISTS else _pa.type_for_alias(name)
 
 
 def table_of(rows: Sequence[ExportRow], schema: Any, carried: Any = None) -> Any:
@@ -79,9 +61,12 @@ def table_of(rows: Sequence[ExportRow], schema: Any, carried: Any = None) -> Any
         schema: As `row_schema` has it.
         carried: An Arrow table with the columns that they brought along; None without any.
     """
-    columns = [_pa.array(list(map(attrgetter(name), rows)), kind) for name, kind in _TYPES.items()]
+    columns = [
+        _pa.array(list(map(attrgetter(name), rows)), _arrow_type(each.type))
+        for name, each in ROW_COLUMNS.items()
+    ]
     place = schema.get_field_index("embedding")
-    if place == len(_TYPES):
+    if place == len(ROW_COLUMNS):
         kind = schema.field(place).type
         vectors = [each if len(each) == kind.list_size else None for each in map(_vector, rows)]
         columns.append(_pa.array(vectors, kind))
@@ -96,7 +81,7 @@ def _vector(row: ExportRow) -> list[float]:
     return []
 
 
-def read_tables(folder: Folder, columns: Sequence[str] | None = None) -> Iterator[Any]:
+def read_tables(folder: Folder, columns: Sequence[str] | None = None) -> Generator[Any]:
     """Yields a task's rows in order of index, as Arrow tables of one schema, at least one.
 
     They are those of `responses.parquet`, where the task has one; else they are put together from
@@ -126,6 +111,12 @@ def read_tables(folder: Folder, columns: Sequence[str] | None = None) -> Iterato
     if empty:
         table = made.table(())
         yield table if wanted is None else table.select(wanted)
+
+
+def read_schema(folder: Folder) -> Any:
+    """Returns the Arrow schema of a task's rows, as `read_tables` yields them."""
+    with closing(read_tables(folder)) as tables:
+        return next(tables).schema
 
 
 class TableMaker:

@@ -55,6 +55,7 @@ from .stack.answers import (
 )
 from .stack.dagster_home import (
     DAEMON_WORKSPACE as DAEMON_WORKSPACE,
+    LIBRARY_LOCATION as LIBRARY_LOCATION,
     SUBMITTED_LOCATION as SUBMITTED_LOCATION,
     fleet_instance as fleet_instance,
 )

@@ -5,10 +5,8 @@ from .asked_model import (
 )
 from .dead_letters import failed_steps as failed_steps, why_not_begun as why_not_begun
 from .launch import (
-    CODE_LOCATION as CODE_LOCATION,
     Launched as Launched,
     check_launchable as check_launchable,
-    job_origin as job_origin,
     launch_template as launch_template,
 )
 from .openai_batch import batch_template as batch_template

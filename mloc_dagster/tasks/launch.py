@@ -14,25 +14,12 @@ from mloc_dagster.errors import InputError
 from mloc_dagster.executors import task_id_for, task_record
 from mloc_dagster.fleet import (
     LIBRARY,
-    SINGLETON_REPOSITORY_NAME,
     ReconstructableRepository,
-    RegisteredCodeLocationOrigin,
-    RemoteJobOrigin,
-    RemoteRepositoryOrigin,
+    job_origin,
     reconstruct_repository_def_from_pointer,
 )
 from mloc_dagster.ops import LAUNCH_TAG, launched_with
 from mloc_dagster.results import open_store, write_record
-
-CODE_LOCATION = "mloc_dagster.definitions"
-"""The library's code location in every workspace that mloc writes, and its default name."""
-
-
-def job_origin(job_name: str, location: str = CODE_LOCATION) -> RemoteJobOrigin:
-    """Returns how the UI finds a job: by default that of a library template."""
-    origin = RegisteredCodeLocationOrigin(location)
-    repository = RemoteRepositoryOrigin(origin, SINGLETON_REPOSITORY_NAME)
-    return RemoteJobOrigin(repository, job_name)
 
 
 def submit(instance: dg.DagsterInstance, run: DagsterRun) -> None:

@@ -13,6 +13,7 @@ from mloc_dagster.fleet import (
     Jobs,
     KnownExecutionState,
     create_execution_plan,
+    job_origin,
     snapshot_from_execution_plan,
 )
 from mloc_dagster.ops import (
@@ -32,7 +33,7 @@ from mloc_dagster.services import (
     TAGS_TO_MAYBE_OMIT_ON_RETRY,
     DagsterRunAlreadyExists,
 )
-from mloc_dagster.tasks.launch import job_origin, submit
+from mloc_dagster.tasks.launch import submit
 from mloc_dagster.tasks.steps import Steps, steps_of
 from mloc_dagster.tasks.workflows import Workflow, find
 

@@ -87,8 +87,16 @@ def test_dg_knows_the_component_and_scaffolds_one(project: Project) -> None:
 
 def test_dg_takes_this_repository_for_a_project(project: Project) -> None:
     here = replace(project, folder=ROOT)
+    own = project.folder / "own.yaml"
+    own.write_text(
+        (ROOT / "templates/core/echo.yaml").read_text().replace("name: echo", "name: mine")
+    )
+    subprocess.run(
+        [COMMANDS / "mloc", "run", own, "--quiet"], cwd=ROOT, env=here.environment, check=True
+    )
     here.dg("check", "defs")
     listed = json.loads(here.dg("list", "defs", "--json"))
+    assert "mine" in {each["name"] for each in listed["jobs"]}
     assert {"demo", "draft_refine_format"} <= {each["name"] for each in listed["jobs"]}
 
 

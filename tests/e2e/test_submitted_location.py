@@ -12,7 +12,7 @@ import pytest
 
 from mloc_dagster.client import Client
 from mloc_dagster.dispatch import reload_location
-from mloc_dagster.services import SUBMITTED_LOCATION
+from mloc_dagster.services import LIBRARY_LOCATION, SUBMITTED_LOCATION
 from tests.e2e.stack import Stack, until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
@@ -78,7 +78,7 @@ def stack() -> Iterator[Stack]:
             yield running
 
 
-def ask(stack: Stack, query: str, **variables: str) -> dict[str, Any]:
+def ask(stack: Stack, query: str, **variables: Any) -> dict[str, Any]:
     asked = {"query": query, "variables": variables}
     with httpx.Client(trust_env=False, timeout=60) as client:
         reply = client.post(f"{stack.webserver_url}/graphql", json=asked).raise_for_status().json()
@@ -106,7 +106,10 @@ def test_what_came_over_the_api_has_graph_assets_and_re_execution_in_the_ui(
         upstream = [
             each["path"] for each in assets["from-elsewhere/second_responses"]["dependencyKeys"]
         ]
-        assert upstream == [["from-elsewhere", "first_responses"]]
+        assert [each for each in upstream if each[0] != "datasets"] == [
+            ["from-elsewhere", "first_responses"]
+        ]
+        assert [each[-1] for each in upstream if each[0] == "datasets"] == ["rows.jsonl"]
         assert assets["from-elsewhere/first_responses"]["assetChecksOrError"]["checks"]
         run = ask(stack, RUN, id=run_id)["runOrError"]
         assert run["repositoryOrigin"]["repositoryLocationName"] == SUBMITTED_LOCATION
@@ -122,6 +125,67 @@ def test_what_came_over_the_api_has_graph_assets_and_re_execution_in_the_ui(
         until(lambda: states(client, workflow_id, among=("DONE",)), "it is done")
         assert client.show(second).run_id == again["run"]["runId"]
         assert client.show(first).run_id == run_id
+
+
+OWN = """\
+apiVersion: mloc/v1
+kind: EchoTask
+metadata: {name: my-own}
+spec: {data: {type: dataset, url: own.jsonl, column: text}}
+"""
+
+HISTORY = """
+query History($job: String!, $key: AssetKeyInput!) {
+  pipelineOrError(params: {
+    pipelineName: $job
+    repositoryName: "__repository__"
+    repositoryLocationName: "mloc_dagster.definitions"
+  }) {
+    ... on Pipeline {
+      runs(limit: 9) { runId status repositoryOrigin { repositoryLocationName } }
+    }
+  }
+  assetNodeOrError(assetKey: $key) {
+    ... on AssetNode {
+      groupName
+      isMaterializable
+      jobNames
+      dependencies { asset { assetKey { path } groupName kinds } }
+      assetMaterializations(limit: 1) { runId }
+      metadataEntries { label }
+    }
+  }
+}
+"""
+
+
+def history(stack: Stack, name: str, asset: str) -> dict[str, Any]:
+    key: Any = {"path": [name, asset]}
+    return ask(stack, HISTORY, job=name.replace("-", "_"), key=key)
+
+
+def test_a_template_of_ones_own_that_was_run_has_history_group_and_lineage(stack: Stack) -> None:
+    file = stack.layout.home / "own.yaml"
+    file.write_text(OWN)
+    file.with_name("own.jsonl").write_text('{"text": "one"}\n')
+    for template in (str(file), "core/echo"):
+        done = stack.mloc("run", template, "--quiet")
+        assert done.returncode == 0, done.stderr
+    reload_location(stack.webserver_url, LIBRARY_LOCATION)
+    own, echo = history(stack, "my-own", "responses"), history(stack, "echo", "responses")
+    for found in (own, echo):
+        (run,) = found["pipelineOrError"]["runs"]
+        assert run["status"] == "SUCCESS"
+        assert run["repositoryOrigin"]["repositoryLocationName"] == LIBRARY_LOCATION
+        (made,) = found["assetNodeOrError"]["assetMaterializations"]
+        assert made["runId"] == run["runId"]
+    node = own["assetNodeOrError"]
+    assert (node["groupName"], node["isMaterializable"]) == ("my_own", True)
+    assert "my_own" in node["jobNames"]
+    assert "dagster/column_schema" in {each["label"] for each in node["metadataEntries"]}
+    (source,) = [each["asset"] for each in node["dependencies"]]
+    assert source["assetKey"]["path"][-1] == "own.jsonl"
+    assert (source["groupName"], "dataset" in source["kinds"]) == ("datasets", True)
 
 
 def states(client: Client, workflow_id: str, *, among: tuple[str, ...]) -> list[str] | None:

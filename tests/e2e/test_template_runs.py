@@ -97,6 +97,16 @@ def test_a_diamond_hands_rows_on_and_shows_them_as_lineage(instance: dg.DagsterI
 
     assert parents("both_responses") == {"diamond/left_responses", "diamond/right_responses"}
     assert parents("left_responses") == {"diamond/source_responses"}
+    event = instance.get_latest_materialization_event(dg.AssetKey(["diamond", "both_responses"]))
+    assert event is not None
+    assert event.asset_materialization is not None
+    lineage = event.asset_materialization.metadata["dagster/column_lineage"]
+    assert isinstance(lineage, dg.TableColumnLineageMetadataValue)
+    read = lineage.lineage.deps_by_column["output"]
+    assert {"/".join(each.asset_key.path) for each in read} == {
+        "diamond/left_responses",
+        "diamond/right_responses",
+    }
 
 
 QUESTIONS = """
@@ -258,7 +268,10 @@ def test_the_asset_page_shows_what_the_task_did(instance: dg.DagsterInstance) ->
     assert "| 1 | two two | two two |" in str(metadata["preview"].value)
     assert str(metadata["latency"].value).startswith("![Rows by latency](data:image/svg+xml,")
     # Dagster hides longer texts behind a button.
-    assert all(len(str(each.value)) < 1000 for each in metadata.values())
+    shown = {name: each for name, each in metadata.items() if name != "dagster/column_schema"}
+    assert all(len(str(each.value)) < 1000 for each in shown.values())
+    types = {each.name: each.type for each in metadata["dagster/column_schema"].schema.columns}
+    assert (types["output"], types["attempt"], types["latency_s"]) == ("string", "int32", "double")
     assert event.asset_materialization.tags is not None
     assert event.asset_materialization.tags["dagster/data_version"]
 

@@ -10,13 +10,19 @@ from dagster import DagsterRun, JobDefinition, RepositoryDefinition
 
 from mloc_dagster.errors import TerminalError
 from mloc_dagster.fleet.dagster.internals import (
+    SINGLETON_REPOSITORY_NAME,
     CodePointer,
     CustomPointer,
     InMemoryJob,
     ModuleCodePointer,
+    RegisteredCodeLocationOrigin,
+    RemoteJobOrigin,
+    RemoteRepositoryOrigin,
     reconstruct_repository_def_from_pointer,
 )
 from mloc_dagster.library import library_fingerprint
+from mloc_dagster.recent_templates import recent_names
+from mloc_dagster.services import LIBRARY_LOCATION
 
 _KEPT_JOBS = 256
 _KEPT_REPOSITORIES = 64
@@ -34,6 +40,13 @@ _SUBMITTED_LOCATION = "mloc_dagster.dispatch.submitted_location"
 def submitted_pointer(content_hash: str) -> CustomPointer:
     """Returns where the job of a template is that came over the API."""
     return CustomPointer(ModuleCodePointer(_SUBMITTED, "load"), [content_hash], [])
+
+
+def job_origin(job_name: str, location: str = LIBRARY_LOCATION) -> RemoteJobOrigin:
+    """Returns how the UI finds a job: by default among the templates of the library."""
+    origin = RegisteredCodeLocationOrigin(location)
+    repository = RemoteRepositoryOrigin(origin, SINGLETON_REPOSITORY_NAME)
+    return RemoteJobOrigin(repository, job_name)
 
 
 class Jobs:
@@ -114,7 +127,7 @@ class Jobs:
         return self._repositories[pointer]
 
     def _forget_old_code(self) -> None:
-        fingerprint = library_fingerprint()
+        fingerprint = (library_fingerprint(), recent_names())
         if fingerprint != self._fingerprint:
             self._fingerprint = fingerprint
             self._repositories.clear()

@@ -26,9 +26,11 @@ from mloc_dagster.services import ConfigurableClassData, pool_connections
 def carries_itself(run: DagsterRun) -> bool:
     """Tells whether a run is none of the fleet's.
 
-    `mloc run`, `dagster job execute` and `dagster dev` carry their runs themselves.
+    `mloc run`, `dagster job execute` and `dagster dev` carry their runs themselves. The first says
+    for the UI whose job it is, and not where another process would find its code.
     """
-    return run.remote_job_origin is None or GRPC_INFO_TAG in run.tags
+    found = run.remote_job_origin is not None and run.job_code_origin is not None
+    return not found or GRPC_INFO_TAG in run.tags
 
 
 _HEALTHY = (TicketState.QUEUED, TicketState.RUNNING)

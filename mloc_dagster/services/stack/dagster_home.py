@@ -28,6 +28,9 @@ NO_COMPUTE_LOGS = {
 }
 """What steps print is not captured: that takes two processes a step, and redirects the process."""
 
+LIBRARY_LOCATION = "mloc_dagster.definitions"
+"""The library's code location in every workspace that mloc writes, and its default name."""
+
 SUBMITTED_LOCATION = "submitted"
 """The code location of the templates that came over the API of late."""
 
@@ -96,7 +99,7 @@ def fleet_instance(max_concurrent_runs: int = -1) -> dict[str, object]:
 
 def _library(plan: StackPlan) -> dict[str, object]:
     socket = str(plan.layout.socket("code.sock"))
-    return {"grpc_server": {"socket": socket, "location_name": "mloc_dagster.definitions"}}
+    return {"grpc_server": {"socket": socket, "location_name": LIBRARY_LOCATION}}
 
 
 def _submitted() -> dict[str, object]:
