@@ -9,9 +9,12 @@ from dagster import DagsterRun
 from dagster._core.code_pointer import ModuleCodePointer
 from dagster._core.definitions.reconstruct import ReconstructableRepository
 
+from mloc_dagster.compile import compile_mapping
 from mloc_dagster.errors import TerminalError
 from mloc_dagster.fleet.dagster.executor import execution_config, mloc_executor
-from mloc_dagster.fleet.dagster.jobs import LIBRARY, Jobs
+from mloc_dagster.fleet.dagster.jobs import LIBRARY, Jobs, job_origin
+from mloc_dagster.fleet.dagster.run_launcher import carries_itself
+from mloc_dagster.recent_templates import remember_template
 from mloc_dagster.settings import settings
 
 TEMPLATE = """
@@ -72,6 +75,17 @@ def test_an_edited_template_is_a_new_job(library: Path) -> None:
     assert jobs.job_of(run_of("first")).get_definition().description == "as it is"
     write(library, "second", "new")
     assert jobs.job_of(run_of("second")).get_definition().description == "new"
+    spec = {"data": {"type": "list", "items": ["a"]}}
+    document = {"apiVersion": "mloc/v1", "kind": "EchoTask", "metadata": {"name": "own"}}
+    remember_template(compile_mapping({**document, "spec": spec}))
+    assert jobs.job_of(run_of("own")).get_definition().name == "own"
+
+
+def test_a_run_that_no_other_process_finds_the_code_of_is_none_of_the_fleets() -> None:
+    origin = job_origin("first")
+    assert carries_itself(DagsterRun(job_name="first"))
+    assert carries_itself(DagsterRun(job_name="first", remote_job_origin=origin))
+    assert not carries_itself(run_of("first", remote_job_origin=origin))
 
 
 def test_a_run_of_some_assets_gets_a_job_of_its_own(library: Path) -> None:
