@@ -12,12 +12,14 @@ from typing import Any, NamedTuple, Protocol
 
 from mloc_dagster.data.files import FileTable, looks_like_files
 from mloc_dagster.data.formats import holds_bytes
-from mloc_dagster.data.row_shape import RowShape
+from mloc_dagster.data.row_shape import RowBuilder, RowShape
 from mloc_dagster.data.shuffle import shuffle_all, shuffle_window
 from mloc_dagster.errors import DataError, MissingExtraError, TransientError
 from mloc_dagster.net import current_reach, guard_fsspec
-from mloc_dagster.results import SourceRow
+from mloc_dagster.results import RowBatch, SourceRow
 from mloc_dagster.schema import DatasetData, SplitPart, hub_only, known_names, parse_split
+
+_BATCH_ROWS = 1024
 
 
 class HubTable:
@@ -98,12 +100,25 @@ class HubTable:
             heavy = [each.name for each in types if holds_bytes(each.type)]
             build = shape.of(columns, f"{self._url} ({split})", types)
             needed = list(build.needed)
+            if build.takes_batches and not {*heavy}.intersection(needed) and _is_plain(rows):
+                yield from self._of_batches(split, rows.select_columns(needed), build)
+                return
             for number, row in enumerate(_undecoded(rows.select_columns(needed), heavy)):
                 try:
                     # A hub data set brings its images along: there is nothing to be relative to.
                     yield build(row, str)
                 except ValueError as error:
                     raise DataError(f"{self._url} {split} row {number}: {error}") from error
+
+    def _of_batches(self, split: str, rows: Any, build: RowBuilder) -> Iterator[SourceRow]:
+        number = 0
+        for table in rows.with_format("arrow").iter(_BATCH_ROWS):
+            try:
+                for row in build.of_batch(RowBatch(table)):
+                    yield row
+                    number += 1
+            except ValueError as error:
+                raise DataError(f"{self._url} {split} row {number}: {error}") from error
 
     def records(
         self, split: str, columns: Sequence[str] | None = None
@@ -145,6 +160,16 @@ def _load(url: str, name: str | None, revision: str | None, *, streaming: bool) 
         return builder.as_streaming_dataset()
     builder.download_and_prepare()
     return builder.as_dataset()
+
+
+def _is_plain(rows: Any) -> bool:
+    """Tells whether values are what Arrow makes of them: nothing that `datasets` would decode."""
+    from datasets.features.features import require_decoding
+
+    features: Any = rows.features
+    if features is None or require_decoding(features):
+        return False
+    return not any("extension" in str(each) for each in features.arrow_schema.types)
 
 
 def _undecoded(rows: Any, columns: Sequence[str]) -> Any:

@@ -6,7 +6,7 @@ import gzip
 import io
 import re
 import zlib
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -21,6 +21,8 @@ from mloc_dagster.data.formats import (
     JsonLines,
     Parquet,
     Place,
+    PlacedBatch,
+    Row,
     RowError,
     Text,
 )
@@ -302,7 +304,11 @@ class FileTable:
             self._open(path) as file,
             closing(_rows(form, file, build)) as rows,
         ):
-            for place, row in rows:
+            for each in rows:
+                if isinstance(each, PlacedBatch):
+                    yield from _of_batch(build, each)
+                    continue
+                place, row = each
                 try:
                     yield build(row, resolve)
                 except ValueError as error:
@@ -342,10 +348,20 @@ def _in_context(path: str) -> Iterator[None]:
         raise TransientError(f"{path}: cannot be read: {error}") from error
 
 
+def _of_batch(build: RowBuilder, rows: PlacedBatch) -> Iterator[SourceRow]:
+    done = 0
+    try:
+        for row in build.of_batch(rows.batch):
+            yield row
+            done += 1
+    except ValueError as error:
+        raise RowError(rows.place(done), str(error)) from None
+
+
 def _rows(
     form: Format, file: BinaryIO, build: RowBuilder
-) -> Generator[tuple[Place, Mapping[str, object]]]:
-    if build.takes_batches and isinstance(form, JsonLines | Parquet):
+) -> Generator[PlacedBatch | tuple[Place, Row]]:
+    if build.takes_batches and isinstance(form, JsonLines | Csv | Parquet):
         yield from form.batch_rows(file, build.needed, build.required)
     else:
         yield from form.rows(file, build.needed)

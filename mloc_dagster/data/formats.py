@@ -11,9 +11,11 @@ import csv
 import io
 import json
 import math
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
+import operator
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
-from typing import Any, BinaryIO, Protocol, cast
+from functools import partial
+from typing import Any, BinaryIO, NamedTuple, Protocol, cast
 
 import msgspec
 
@@ -108,6 +110,18 @@ Row = dict[str, object]
 """Values by column."""
 
 
+class PlacedBatch(NamedTuple):
+    """Rows that follow each other, as columns.
+
+    Attributes:
+        batch: The rows.
+        place: Returns where the row stands that is so many after the first.
+    """
+
+    batch: RowBatch
+    place: Callable[[int], Place]
+
+
 class RowError(Exception):
     """A file, or a row of it, that cannot be read.
 
@@ -168,8 +182,8 @@ class JsonLines:
 
     def batch_rows(
         self, file: BinaryIO, columns: Collection[str], required: Collection[str]
-    ) -> Generator[tuple[Place, Mapping[str, object]]]:
-        """Yields each line's object, by blocks of lines wherever Arrow reads them.
+    ) -> Generator[PlacedBatch | tuple[Place, Row]]:
+        """Yields each line's object, in batches wherever Arrow reads a block of lines.
 
         Args:
             file: The open file.
@@ -188,7 +202,7 @@ class JsonLines:
                 lines[0] = lines[0].removeprefix(_BOM)
             batch = batches.read(lines)
             if batch is not None:
-                yield from enumerate(batch.rows(), start=before + 1)
+                yield PlacedBatch(batch, partial(operator.add, before + 1))
             else:
                 found: list[Row] = []
                 for number, row in _read_lines(lines, before + 1, read):
@@ -287,9 +301,31 @@ class Csv:
             _check_once(header, needed, line)
             places = {name: header.index(name) for name in needed if name in header}
             for line, record in records:
-                if len(record) != len(header):
-                    raise RowError(line, f"{len(record)} cells where the header has {len(header)}")
+                _check_length(record, header, line)
                 yield line, {name: record[place] for name, place in places.items()}
+
+    def batch_rows(
+        self, file: BinaryIO, columns: Collection[str], required: Collection[str]
+    ) -> Generator[PlacedBatch | tuple[Place, Row]]:
+        """Yields records in batches; see `JsonLines.batch_rows`."""
+        from pyarrow import Table
+
+        with closing(self._records(file)) as records:
+            line, header = next(records, (0, cast("list[str]", [])))
+            _check_once(header, columns, line)
+            places = [header.index(name) for name in columns]
+            while True:
+                lines, found, broken = _csv_block(records, header)
+                if found:
+                    cells = list(zip(*found, strict=True))
+                    table = Table.from_arrays(
+                        [_texts(cells[place]) for place in places], names=list(columns)
+                    )
+                    yield PlacedBatch(RowBatch(table), lines.__getitem__)
+                if broken is not None:
+                    raise broken
+                if not found:
+                    return
 
     def count(self, file: BinaryIO) -> int:
         """Counts records."""
@@ -308,6 +344,37 @@ class Csv:
             raise RowError(reader.line_num + 1, f"not UTF-8 ({error.reason})") from None
         finally:
             text.detach()
+
+
+def _csv_block(
+    records: Iterator[tuple[int, list[str]]], header: Sequence[str]
+) -> tuple[list[int], list[list[str]], RowError | None]:
+    """Returns the next records with their lines, and what is wrong with the one after them."""
+    lines: list[int] = []
+    found: list[list[str]] = []
+    size = 0
+    try:
+        for line, record in records:
+            _check_length(record, header, line)
+            lines.append(line)
+            found.append(record)
+            size += sum(map(len, record))
+            if len(found) >= _BATCH_ROWS or size >= _BLOCK_BYTES:
+                break
+    except RowError as error:  # the rows before it may be all that are wanted
+        return lines, found, error
+    return lines, found, None
+
+
+def _check_length(record: Sequence[str], header: Sequence[str], line: int) -> None:
+    if len(record) != len(header):
+        raise RowError(line, f"{len(record)} cells where the header has {len(header)}")
+
+
+def _texts(cells: Sequence[str]) -> Any:
+    from pyarrow import array, string
+
+    return array(cells, string())
 
 
 def _check_once(header: Sequence[str], needed: Iterable[str], line: int) -> None:
@@ -367,6 +434,10 @@ def holds_image(kind: Any) -> bool:
     return types.is_struct(kind) and {each.name for each in kind} == {"bytes", "path"}
 
 
+def _row_name(first: int, after: int) -> str:
+    return f"row {first + after}"
+
+
 class Parquet:
     """Apache Parquet, by record batches of the columns that are needed."""
 
@@ -390,15 +461,14 @@ class Parquet:
 
     def batch_rows(
         self, file: BinaryIO, columns: Collection[str], required: Collection[str]
-    ) -> Generator[tuple[Place, Mapping[str, object]]]:
-        """Yields each row as one of an Arrow table; see `JsonLines.batch_rows`."""
+    ) -> Generator[PlacedBatch | tuple[Place, Row]]:
+        """Yields Arrow's own batches; see `JsonLines.batch_rows`."""
         from pyarrow import Table
 
         number = 1
         for batch in self._batches(file, columns):
-            for row in RowBatch(Table.from_batches([batch])).rows():
-                yield f"row {number}", row
-                number += 1
+            yield PlacedBatch(RowBatch(Table.from_batches([batch])), partial(_row_name, number))
+            number += batch.num_rows
 
     def _batches(self, file: BinaryIO, columns: Collection[str] | None) -> Iterator[Any]:
         opened = self._open(file)

@@ -163,7 +163,6 @@ class RowBuilder:
         self.references = frozenset(images).intersection(kept)
         plain = not self._images and not self.references
         self.takes_batches = bool(self.shown) and plain and not data.shuffle
-        self._kept: tuple[RowBatch, RowBatch] | None = None
         plain = plain and self._id is None
         self._as_it_is = plain and set(self.needed) == set(kept) == set(self._names.values())
 
@@ -180,10 +179,6 @@ class RowBuilder:
         prompt = self._prompt(row)
         if not self._names and not self._images and self._id is None:
             return SourceRow(prompt)
-        if isinstance(row, BatchRow):
-            kept = self._of_batch(row.batch)
-            same = kept is row.batch
-            return SourceRow(prompt, columns=row if same else BatchRow(kept, row.place))
         if self._as_it_is:
             return SourceRow(prompt, columns=row)
         columns: dict[str, object] = {}
@@ -203,15 +198,16 @@ class RowBuilder:
             kept[ID_COLUMN] = _cell(row, self._id)
         return SourceRow(prompt, columns=kept or None)
 
-    def _of_batch(self, batch: RowBatch) -> RowBatch:
-        """Returns the columns that rows of a batch keep, by their names in the results."""
-        if self._kept is None or self._kept[0] is not batch:
-            if [*self.shown.items()] == [(name, name) for name in batch.table.column_names]:
-                self._kept = batch, batch
-            else:
-                table = batch.table.select(list(self.shown.values()))
-                self._kept = batch, RowBatch(table.rename_columns(list(self.shown)))
-        return self._kept[1]
+    def of_batch(self, batch: RowBatch) -> Iterator[SourceRow]:
+        """Yields what the rows of a batch become, where `takes_batches`.
+
+        Raises:
+            ValueError: As for a single row; the rows before it have come.
+        """
+        table = batch.table.select(list(self.shown.values()))
+        kept = RowBatch(table.rename_columns(list(self.shown)))
+        for place, prompt in enumerate(self._prompt.of_batch(batch)):
+            yield SourceRow(prompt, columns=BatchRow(kept, place))
 
 
 def _names(kept: Sequence[str], identity: str | None) -> dict[str, str]:
@@ -247,6 +243,10 @@ class _PromptMaker:
         """
         return ""
 
+    def of_batch(self, batch: RowBatch) -> Iterator[Prompt]:
+        """Yields the prompts of a batch's rows; raises the same."""
+        return map(self, batch.rows())
+
 
 class _Nothing(_PromptMaker):
     pass
@@ -262,7 +262,12 @@ class _FromColumn(_PromptMaker):
         return self._column
 
     def __call__(self, row: Mapping[str, object]) -> Prompt:
-        cell = _cell(row, self._column)
+        return self._made(_cell(row, self._column))
+
+    def of_batch(self, batch: RowBatch) -> Iterator[Prompt]:
+        return map(self._made, batch.values(self._column))
+
+    def _made(self, cell: object) -> Prompt:
         if type(cell) is str:
             return cell
         try:

@@ -8,7 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from fractions import Fraction
-from typing import IO
+from itertools import batched
+from typing import IO, TYPE_CHECKING
 
 import msgspec
 from pydantic import JsonValue, ValidationError
@@ -28,6 +29,9 @@ from mloc_dagster.results.summary import (
 )
 from mloc_dagster.results.tally import Tally
 from mloc_dagster.schema import RowEvaluation
+
+if TYPE_CHECKING:
+    from mloc_dagster.results.columns import TaskColumns
 
 _FIRST_ERROR = 300
 """Characters of the first error: what is to be done comes after it and must be read, too."""
@@ -129,6 +133,10 @@ def mean_at_once(spans: Sequence[Span]) -> float | None:
 __all__ = ["PreviewRow", "TaskSummary", "aggregate_rows", "allowed_errors", "read_summary"]
 
 RESPONSES_NAME = "responses.json"
+
+
+_BATCH_ROWS = 8192
+"""Rows that are put together at a time; as many as a file of their columns has."""
 
 
 class _Item(msgspec.Struct, omit_defaults=True):
@@ -269,26 +277,46 @@ def _write_items(
     from mloc_dagster.results.columns import TaskColumns  # Arrow is heavy
     from mloc_dagster.results.evaluation import Scorer
 
+    carried = TaskColumns(folder, () if plan.columns is None else (plan.columns,))
+    if evaluation is None:
+        _write_unscored(file, rows, carried)
+        return None
     encode = msgspec.json.Encoder(enc_hook=str).encode
     nothing: dict[str, object] = {}
-    carried = TaskColumns(folder, () if plan.columns is None else (plan.columns,))
-    scorer = None if evaluation is None else Scorer(folder, evaluation)
-    scored, brought = carried.rows(), carried.records()
+    scorer, scored = Scorer(folder, evaluation), carried.rows()
     separator = b"\n"
     for row in rows:
-        if scorer is None:
-            beside = next(brought, None)
-        else:
-            columns = next(scored, nothing)
-            beside = {**columns, **scorer.score(row, columns)}
-        item = _Item(
-            *(row.index, row.output, row.finish_reason, row.error, row.outputs),
-            *(row.custom_id, row.embedding, row.finish_reasons),
-            columns=beside or None,
-        )
-        file.write(separator + encode(item))
+        columns = next(scored, nothing)
+        beside = {**columns, **scorer.score(row, columns)}
+        file.write(separator + encode(_item(row, beside)))
         separator = b",\n"
-    return None if scorer is None else scorer.close()
+    return scorer.close()
+
+
+def _write_unscored(file: IO[bytes], rows: Iterable[OutputRow], carried: TaskColumns) -> None:
+    from mloc_dagster.results.json_columns import with_columns
+
+    encode = msgspec.json.Encoder().encode
+    separator = b"\n"
+    for some in batched(rows, _BATCH_ROWS):
+        items = [encode(_item(row)) for row in some]
+        blocks: Iterable[bytes | memoryview] = [b",\n".join(items)]
+        if carried.schema.names:
+            heads = [item[:-1] for item in items]
+            made = with_columns(heads, ',"columns":{', carried.take(len(heads)), "}},\n")
+            blocks = (block[:-2] for block in made)
+        for block in blocks:
+            file.write(separator)
+            file.write(block)
+            separator = b",\n"
+
+
+def _item(row: OutputRow, columns: Mapping[str, object] | None = None) -> _Item:
+    return _Item(
+        *(row.index, row.output, row.finish_reason, row.error, row.outputs),
+        *(row.custom_id, row.embedding, row.finish_reasons),
+        columns=columns or None,
+    )
 
 
 def _check_shards(parts: Sequence[Part], plan: Plan) -> None:

@@ -11,7 +11,6 @@ import base64
 import io
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from itertools import starmap
 from types import MappingProxyType
 from typing import Any, cast
 from zlib import crc32
@@ -70,32 +69,41 @@ class ColumnWriter:
         self._taken = taken
         self._types = types
         self._pieces: list[Run | list[Columns]] = []
+        self._run: Run | None = None  # the last piece, if it is one
         self._rows = self._size = self._start = self._bare = 0
         self._chunks: list[Chunk] = []
         self._common: dict[str, Any] = {}
 
     def add(self, columns: Columns) -> None:
         """Takes the next row's columns."""
-        if not self._rows and not self._chunks and not columns:
+        if self._run is not None and isinstance(columns, BatchRow) and self._run.take(columns):
+            self._size += columns.batch.row_bytes
+        elif not columns and not self._rows and not self._chunks:
             self._bare += 1  # most tasks have rows without columns only, and write nothing
             return
+        else:
+            self._add_other(columns)
+        self._rows += 1
+        if self._rows >= _CHUNK_ROWS or self._size >= _CHUNK_BYTES:
+            self._write()
+
+    def _add_other(self, columns: Columns) -> None:
+        """Takes a row that does not follow the one before in a batch."""
         if self._bare:
             self._pieces.append([{} for _ in range(self._bare)])
             self._rows, self._bare = self._bare, 0
         last = self._pieces[-1] if self._pieces else None
         if isinstance(columns, BatchRow):
-            if not (isinstance(last, Run) and last.take(columns)):
-                self._pieces.append(Run(columns.batch, columns.place))
+            self._run = Run(columns.batch, columns.place)
+            self._pieces.append(self._run)
             self._size += columns.batch.row_bytes
+            return
+        self._run = None
+        if isinstance(last, list):
+            last.append(columns)
         else:
-            if isinstance(last, list):
-                last.append(columns)
-            else:
-                self._pieces.append([columns])
-            self._size += _size(columns)
-        self._rows += 1
-        if self._rows >= _CHUNK_ROWS or self._size >= _CHUNK_BYTES:
-            self._write()
+            self._pieces.append([columns])
+        self._size += _size(columns)
 
     def close(self) -> CarriedColumns | None:
         """Writes what is left; returns what the plan keeps, None if no row had a column."""
@@ -126,7 +134,7 @@ class ColumnWriter:
         self._folder.write_bytes(name, data)
         self._chunks.append(Chunk(name=name, start=self._start, rows=self._rows, crc32=crc32(data)))
         self._start += self._rows
-        self._pieces = []
+        self._pieces, self._run = [], None
         self._rows = self._size = 0
 
     def _arrays(self) -> dict[str, Any]:
@@ -312,27 +320,6 @@ class TaskColumns:
         for at in range(self._start, self._stop, batch_rows):
             some = self.take(min(batch_rows, self._stop - at))
             yield from cast("Sequence[dict[str, object]]", some.to_pylist())
-
-    def records(self, batch_rows: int = 1024) -> Iterator[object]:
-        """Yields the columns of each row as what is JSON sooner than a dictionary."""
-        names = self.schema.names
-        try:
-            record = msgspec.defstruct(
-                "Columns",
-                [(f"column_{place}", Any) for place in range(len(names))],
-                rename={f"column_{place}": name for place, name in enumerate(names)},
-                gc=False,
-            )
-        except ValueError:  # a name that JSON would have to escape
-            yield from self.rows(batch_rows)
-            return
-        for at in range(self._start, self._stop, batch_rows):
-            some = self.take(min(batch_rows, self._stop - at))
-            yield from starmap(record, zip(*map(_values, some.columns), strict=True))
-
-
-def _values(column: Any) -> list[object]:
-    return column.to_pylist()
 
 
 def rows_with_columns(

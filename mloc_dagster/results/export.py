@@ -18,6 +18,7 @@ from mloc_dagster import __version__
 from mloc_dagster.planning import Plan
 from mloc_dagster.results.columns import TaskColumns, task_columns
 from mloc_dagster.results.export_row import ExportRow, VectorRow, export_rows
+from mloc_dagster.results.json_columns import with_columns
 from mloc_dagster.results.openai_batch import BatchFiles
 from mloc_dagster.results.part_files import read_rows
 from mloc_dagster.results.store import Folder
@@ -169,15 +170,16 @@ def _sink(
 
 
 def _jsonl_sink(file: IO[bytes]) -> Sink:
-    encode = msgspec.json.Encoder(enc_hook=str).encode
+    encode = msgspec.json.Encoder().encode
     encode_lines = msgspec.json.Encoder().encode_lines
 
     def write(rows: Sequence[ExportRow], carried: Any) -> None:
         if carried is None:
             file.write(encode_lines(rows))
             return
-        for row, columns in zip(rows, carried.to_pylist(), strict=True):
-            file.write(b"%b,%b\n" % (encode(row)[:-1], encode(columns)[1:]))
+        heads = [encode(row)[:-1] for row in rows]
+        for block in with_columns(heads, ",", carried, "}\n"):
+            file.write(block)
 
     return write
 

@@ -151,7 +151,7 @@ def test_the_worst_rows_of_a_run_are_found_filtered_and_exported(
     with viewer(command) as address:
         page = browser.page
         page.goto(address)
-        shown(page.get_by_text(f"{ROWS:,} rows"))
+        shown(page.get_by_text(f"{ROWS:,} rows", exact=True))
         page.get_by_role("button", name="numeric: worst first").click()
         first = WRONG[0]
         shown(cell(page, 0, "index").get_by_text(str(first), exact=True))

@@ -9,6 +9,13 @@ const FIRST_HIDDEN = new Set([
 ]);
 const WIDE = new Set(["prompt", "output", "output_a", "output_b", "error", "embedding"]);
 
+/** The table's library: the largest of all files, so that the first rows are asked for meanwhile. */
+const library = new Promise((resolve, reject) => {
+  const failed = () => reject(new Error("The server does not answer. Is it still running?"));
+  document.head.append(el("script", { src: byId("table-library").href, onload: resolve, onerror: failed }));
+});
+library.catch(() => {}); // said by who waits for it
+
 export class Rows {
   /**
    * @param {object} of what the server is asked for: `{task}` or `{task, beside}`
@@ -17,16 +24,27 @@ export class Rows {
    */
   constructor(of, draw, chips) {
     Object.assign(this, { of, draw, chips, version: "", chosen: null, place: -1, selected: 0 });
+    /** Settles when the first rows are there, cannot be had, or have to be looked for. */
+    this.answered = new Promise((resolve) => (this.settle = resolve));
   }
 
   async start() {
-    const found = await ask("columns", this.of);
+    const found = await ask("columns", this.of).catch((error) => {
+      this.settle();
+      throw error;
+    });
     this.columns = found.columns;
     this.total = found.rows;
     this.version = found.version;
     this.hidden = new Set([...FIRST_HIDDEN, ...found.idle]);
     this.showNotes(found.notes);
     this.readAddress();
+    const shown = this.columnDefs().filter((each) => !each.hide);
+    this.first = this.window(0, BLOCK, shown.map((each) => each.colId));
+    this.first.found.then(this.settle, this.settle); // an error is said where the table asks for it
+    const { where, search, sort } = this.question();
+    if (where || search || sort) this.settle();
+    await library; // what is clicked on needs the table
     this.makeColumnsMenu();
     this.makeChips();
     this.makeGrid();
@@ -153,14 +171,24 @@ export class Rows {
     });
   }
 
+  /** Asks for some rows: returns what was asked, and a promise of the answer. */
+  window(start, stop, column, known = null) {
+    const asked = { ...this.question(), column, start, count: stop - start };
+    const text = query(asked);
+    return known?.text === text ? known : { text, found: ask("rows", asked) };
+  }
+
   async load({ startRow, endRow, successCallback, failCallback, sortModel }) {
     this.sort = sortModel[0]?.colId ?? "";
     this.descending = sortModel[0]?.sort === "desc";
     const column = (this.grid ? this.grid.getAllDisplayedColumns().map((each) => each.getColId())
       : this.columnDefs().filter((each) => !each.hide).map((each) => each.colId));
     const question = this.question();
+    const { first } = this;
+    this.first = null;
     try {
-      const found = await ask("rows", { ...question, column, start: startRow, count: endRow - startRow });
+      const { found: answer } = this.window(startRow, endRow, column, first);
+      const found = await answer;
       this.problem("");
       this.selected = found.selected;
       this.count(question);

@@ -169,6 +169,7 @@ async function start() {
   byId("copy").addEventListener("click", ({ target }) => copy(task, target));
   const listing = rows.start();
   listing.catch(() => {}); // said below, when the head of the page is there
+  await rows.answered; // the head has the server list every file of the task: rows come first
   view = await ask(`tasks/${encodeURIComponent(task)}`);
   drawHead();
   listenToTabs();

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from mloc_dagster.data import dataset
 from mloc_dagster.data.dataset import HubTable, dataset_rows
 from mloc_dagster.data.rows import open_rows
 from mloc_dagster.errors import DataError, InputError, MissingExtraError, TransientError
@@ -12,6 +13,7 @@ from mloc_dagster.net import LOCAL, Reach
 from mloc_dagster.results import Message
 from mloc_dagster.schema import DatasetData
 from mloc_dagster.settings import settings
+from tests.unit.data import tables
 from tests.unit.data.tables import prompts
 
 datasets = pytest.importorskip("datasets")
@@ -72,6 +74,24 @@ def test_rows_splits_and_counts(repository: str, *, streaming: bool) -> None:
     assert list(prompts(table, "test", "question"))[:2] == ["test 0", "test 1"]
     assert next(prompts(table, "test", None)) == "test 0"
     assert next(prompts(table, "test", "answer")) == "0"
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+def test_what_rows_bring_along_is_the_same_in_batches_and_one_by_one(
+    repository: str, monkeypatch: pytest.MonkeyPatch, *, streaming: bool
+) -> None:
+    def found(block: dict[str, str]) -> list[tuple[object, dict[str, object]]]:
+        table = HubTable(repository, "main", streaming=streaming)
+        return [
+            (row.prompt, dict(row.columns or {})) for row in tables.rows(table, "train", **block)
+        ]
+
+    blocks = [{"column": "question"}, {"prompt": "{question}?", "id_column": "answer"}]
+    batches = [found(block) for block in blocks]
+    assert batches[0][24] == ("train 24", {"question": "train 24", "answer": 24})
+    assert batches[1][24] == ("train 24?", {"question": "train 24", "answer": 24, "id": 24})
+    monkeypatch.setattr(dataset, "_is_plain", lambda _: False)
+    assert batches == [found(block) for block in blocks]
 
 
 @pytest.mark.parametrize("streaming", [True, False])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Iterable, Mapping
 from datetime import UTC, date, datetime
 from decimal import Decimal
@@ -15,7 +17,7 @@ from hypothesis import given, settings, strategies as st
 
 from mloc_dagster.errors import DamagedFileError
 from mloc_dagster.planning import CarriedColumns
-from mloc_dagster.results import BatchRow, Folder, RowBatch, columns, open_store
+from mloc_dagster.results import BatchRow, Folder, RowBatch, columns, json_columns, open_store
 from mloc_dagster.results.columns import ColumnWriter, TaskColumns, schema_of
 
 
@@ -181,11 +183,46 @@ def test_rows_of_arrow_tables_are_written_as_they_are(folder: Folder) -> None:
     assert [row["other"] for row in found] == [None] * 10 + ["x", None]
 
 
-def test_records_are_written_as_dictionaries_are(folder: Folder) -> None:
-    encode = msgspec.json.Encoder(enc_hook=str).encode
-    row = {"when": datetime(2026, 3, 1, tzinfo=UTC), "of": {"x": [1, None]}, "text": 'a"b', "n": 1}
-    for names in ({}, {'quo"ted': "x"}):
-        carried = written(folder, [{**row, **names}, dict.fromkeys([*row, *names])])
-        found = TaskColumns(folder, [carried])
-        records = list(map(encode, found.records()))
-        assert records == list(map(encode, TaskColumns(folder, [carried]).rows()))
+COLUMNS = {
+    "text": ["plain", "größer", ""],
+    "escaped": ['a"b', "line\nbreak", "back\\slash"],
+    "missing": ["x", None, None],
+    "whole": [1, -(2**63), None],
+    "fraction": [5.0, 1 / 7, None],
+    "odd": [float("nan"), float("inf"), -0.0],
+    "large": [1e15, -1e15, 1e300],
+    "truth": [True, False, None],
+    "when": [datetime(2026, 3, 1, tzinfo=UTC), None, None],
+    "price": [Decimal("1.50"), None, None],
+    "of": [{"x": [1, None]}, {"x": []}, None],
+    "nothing": [None, None, None],
+    'quo"ted': ["x", "y", "z"],
+}
+
+
+@pytest.mark.parametrize("block_bytes", [json_columns._BLOCK_BYTES, 1])
+def test_columns_in_json_are_what_their_values_are(
+    block_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(json_columns, "_BLOCK_BYTES", block_bytes)
+    longer = pa.table({name: [values[0], *values] for name, values in COLUMNS.items()})
+    table = longer.slice(1)  # its arrays do not begin where their buffers do
+    small = pa.table({"f": pa.array([0.1, 2.0, None], pa.float32())})
+    for each in (table, small, table.slice(1, 1)):
+        heads = [b'{"n":%d' % n for n in range(each.num_rows)]
+        lines = b"".join(json_columns.with_columns(heads, ",", each, "}\n")).splitlines()
+        encode = msgspec.json.Encoder(enc_hook=str).encode
+        wanted = [encode({"n": n, **row}) for n, row in enumerate(each.to_pylist())]
+        assert list(map(json.loads, lines)) == list(map(json.loads, wanted))
+
+
+@given(st.lists(st.tuples(st.text(), st.floats()), min_size=1))
+def test_any_text_and_number_is_in_json_as_it_is(rows: list[tuple[str, float]]) -> None:
+    texts = [text.encode("utf-8", "replace").decode() for text, _ in rows]
+    table = pa.table({"text": texts, "number": [number for _, number in rows]})
+    lines = b"".join(json_columns.with_columns([b"{"] * len(rows), "", table, "}\n"))
+    for line, text, (_, number) in zip(lines.split(b"\n"), texts, rows, strict=False):
+        found = json.loads(line)
+        assert found["text"] == text
+        assert found["number"] == (number if math.isfinite(number) else None)
+        assert type(found["number"]) in (float, type(None))
