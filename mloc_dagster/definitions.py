@@ -11,7 +11,7 @@ from mloc_dagster.assets import batch_definitions, job_name, template_definition
 from mloc_dagster.compile import CompiledTemplate, compile_files
 from mloc_dagster.fleet import mloc_executor
 from mloc_dagster.library import library_files
-from mloc_dagster.sensors import publish_events_sensor, slo_sensor
+from mloc_dagster.sensors import publish_events_sensor
 
 _log = logging.getLogger("dagster.mloc")
 
@@ -66,6 +66,6 @@ def runnable_library() -> list[CompiledTemplate]:
 def defs() -> dg.Definitions:
     """Builds the code location when Dagster loads it; importing this module does nothing."""
     return dg.Definitions.merge(
-        build_definitions(runnable_library(), [publish_events_sensor(), slo_sensor()]),
+        build_definitions(runnable_library(), [publish_events_sensor()]),
         batch_definitions(),
     )

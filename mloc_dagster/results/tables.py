@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import cache
 from itertools import batched
 from operator import attrgetter
 from typing import Any
 
-import pyarrow  # pyright: ignore[reportMissingTypeStubs]
-import pyarrow.parquet as pq  # pyright: ignore[reportMissingTypeStubs]
-
-from mloc_dagster.results.columns import TaskColumns, task_columns
+from mloc_dagster.results.columns import TaskColumns, arrow, task_columns
 from mloc_dagster.results.export_row import ExportRow, VectorRow, export_rows
 from mloc_dagster.results.part_files import read_rows
 from mloc_dagster.results.record import TaskRecord, read_plan, read_record
@@ -18,39 +16,42 @@ from mloc_dagster.results.rows import OutputRow
 from mloc_dagster.results.store import Folder
 from mloc_dagster.results.summary import Rates
 
-_pa: Any = pyarrow  # neither has types
-_pq: Any = pq
-
 BATCH_ROWS = 8192
 """Rows that are in memory at a time, and the size of Parquet's row groups."""
 
-_TYPES: dict[str, Any] = {
-    "task_id": _pa.string(),
-    "shard": _pa.int32(),
-    "index": _pa.int64(),
-    "prompt": _pa.string(),
-    "prompt_sha256": _pa.string(),
-    "output": _pa.string(),
-    "outputs": _pa.list_(_pa.string()),
-    "finish_reason": _pa.string(),
-    "error": _pa.string(),
-    "model": _pa.string(),
-    "revision": _pa.string(),
-    "engine": _pa.string(),
-    "worker": _pa.string(),
-    "attempt": _pa.int32(),
-    "prompt_tokens": _pa.int64(),
-    "completion_tokens": _pa.int64(),
-    "latency_s": _pa.float64(),
-    "cached_tokens": _pa.int64(),
-    "engine_s": _pa.float64(),
-    "energy_j": _pa.float64(),
-    "gpu_s": _pa.float64(),
-    "cost": _pa.float64(),
-    "reused": _pa.string(),
-    "saved_s": _pa.float64(),
-    "custom_id": _pa.string(),
-}
+
+@cache
+def _types() -> dict[str, Any]:
+    pa = arrow()
+    return {
+        "task_id": pa.string(),
+        "shard": pa.int32(),
+        "index": pa.int64(),
+        "prompt": pa.string(),
+        "prompt_sha256": pa.string(),
+        "output": pa.string(),
+        "outputs": pa.list_(pa.string()),
+        "finish_reason": pa.string(),
+        "error": pa.string(),
+        "model": pa.string(),
+        "revision": pa.string(),
+        "engine": pa.string(),
+        "worker": pa.string(),
+        "attempt": pa.int32(),
+        "prompt_tokens": pa.int64(),
+        "completion_tokens": pa.int64(),
+        "latency_s": pa.float64(),
+        "cached_tokens": pa.int64(),
+        "engine_s": pa.float64(),
+        "energy_j": pa.float64(),
+        "gpu_s": pa.float64(),
+        "cost": pa.float64(),
+        "reused": pa.string(),
+        "saved_s": pa.float64(),
+        "custom_id": pa.string(),
+    }
+
+
 _NULLABLE = {"outputs", "error", "revision", "energy_j", "cost", "reused", "custom_id"}
 
 PARQUET_NAME = "responses.parquet"
@@ -63,10 +64,11 @@ def row_schema(carried: Any = (), vector_length: int | None = None) -> Any:
         carried: The Arrow schema of the columns beside the answers.
         vector_length: How long the rows' vectors are; None for rows that have none.
     """
-    fields = [_pa.field(name, kind, nullable=name in _NULLABLE) for name, kind in _TYPES.items()]
+    pa = arrow()
+    fields = [pa.field(name, kind, nullable=name in _NULLABLE) for name, kind in _types().items()]
     if vector_length is not None:
-        fields.append(_pa.field("embedding", _pa.list_(_pa.float32(), vector_length)))
-    return _pa.schema([*fields, *carried])
+        fields.append(pa.field("embedding", pa.list_(pa.float32(), vector_length)))
+    return pa.schema([*fields, *carried])
 
 
 def table_of(rows: Sequence[ExportRow], schema: Any, carried: Any = None) -> Any:
@@ -79,15 +81,16 @@ def table_of(rows: Sequence[ExportRow], schema: Any, carried: Any = None) -> Any
         schema: As `row_schema` has it.
         carried: An Arrow table with the columns that they brought along; None without any.
     """
-    columns = [_pa.array(list(map(attrgetter(name), rows)), kind) for name, kind in _TYPES.items()]
+    pa = arrow()
+    columns = [pa.array(list(map(attrgetter(name), rows)), kind) for name, kind in _types().items()]
     place = schema.get_field_index("embedding")
-    if place == len(_TYPES):
+    if place == len(_types()):
         kind = schema.field(place).type
         vectors = [each if len(each) == kind.list_size else None for each in map(_vector, rows)]
-        columns.append(_pa.array(vectors, kind))
+        columns.append(pa.array(vectors, kind))
     if carried is not None:
         columns += carried.columns
-    return _pa.table(columns, schema=schema)
+    return pa.table(columns, schema=schema)
 
 
 def _vector(row: ExportRow) -> list[float]:
@@ -109,14 +112,16 @@ def read_tables(folder: Folder, columns: Sequence[str] | None = None) -> Iterato
     wanted = None if columns is None else list(columns)
     if folder.exists(PARQUET_NAME):
         with folder.open(PARQUET_NAME) as file:
-            parquet = _pq.ParquetFile(file)
+            import pyarrow.parquet as pq  # pyright: ignore[reportMissingTypeStubs]
+
+            parquet: Any = pq.ParquetFile(file)
             yield (
                 parquet.schema_arrow.remove_metadata()
                 .empty_table()
                 .select(wanted or parquet.schema_arrow.names)
             )
             for batch in parquet.iter_batches(BATCH_ROWS, columns=wanted):
-                yield _pa.table(batch).replace_schema_metadata()
+                yield arrow().table(batch).replace_schema_metadata()
         return
     made = TableMaker(folder)
     empty = True
@@ -168,7 +173,7 @@ class TableMaker:
         indexes = [row.index for row in rows]
         first, last = min(indexes), max(indexes)
         every = TaskColumns(self._folder, self._carried, first).take(last - first + 1)
-        return every.take(_pa.array([each - first for each in indexes], _pa.int64()))
+        return every.take(arrow().array([each - first for each in indexes], arrow().int64()))
 
 
 def _model(record: TaskRecord) -> str:
