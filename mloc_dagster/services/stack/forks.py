@@ -35,6 +35,9 @@ _SHARED = (
 """What several components import. Nothing of it may start a thread, as numpy does, or a connection:
 a fork would have only half of it."""
 
+FORK_PREFIX = "mloc-"
+"""What the name of a fork's process begins with; the component's follows."""
+
 _WAIT_FOR = "mloc_dagster.services.stack.wait_for"
 _INTERRUPTED = 130
 
@@ -72,7 +75,7 @@ def become(argv: Sequence[str], environment: Mapping[str, str]) -> NoReturn:
     os.environ.clear()
     os.environ.update(environment)
     with suppress(OSError):  # what `ps` and `top` show
-        name = f"mloc-{environment.get('SUPERVISOR_PROCESS_NAME', '')}"
+        name = f"{FORK_PREFIX}{environment.get('SUPERVISOR_PROCESS_NAME', '')}"
         Path("/proc/self/comm").write_text(name, encoding="ascii")
     # Nothing above this frame may go on: the files of the supervisor's objects are closed, and
     # their numbers are those of others.
