@@ -1,4 +1,4 @@
-from .daemon import Deadlines as Deadlines, News as News
+from .daemon import Deadlines as Deadlines, News as News, QueueDaemon as QueueDaemon
 from .events import (
     LogCursor as LogCursor,
     facts_since as facts_since,

@@ -113,14 +113,18 @@ class QueueDaemon(QueuedRunCoordinatorDaemon):
             while True:
                 began = monotonic()
                 yield SpanMarker.START_SPAN
-                try:
-                    self._deadlines.put_in_order(instance)
-                    yield from self.run_iteration(workspace_process_context)
-                    self._deadlines.tell_missed(instance)
-                except Exception:  # noqa: BLE001 (as Dagster's own loop does)
-                    error = serializable_error_info_from_exc_info(sys.exc_info())
-                    _log.error("Caught error:\n%s", error)
-                    yield error
+                # A queue whose order cannot be kept is served all the same.
+                for look in (
+                    self._deadlines.put_in_order,
+                    lambda _: self.run_iteration(workspace_process_context),
+                    self._deadlines.tell_missed,
+                ):
+                    try:
+                        yield from look(instance) or ()
+                    except Exception:  # noqa: BLE001 (as Dagster's own loop does)
+                        error = serializable_error_info_from_exc_info(sys.exc_info())
+                        _log.error("Caught error:\n%s", error)
+                        yield error
                 yield SpanMarker.END_SPAN
                 shutdown_event.wait(_PAUSE_S)
                 while (left := began + _LOOK_EVERY_S - monotonic()) > 0:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from itertools import islice
+from unittest.mock import MagicMock
 
 import dagster as dg
 import pytest
 
 from mloc_dagster.errors import TransientError
-from mloc_dagster.sensors import News
+from mloc_dagster.sensors import Deadlines, News, QueueDaemon
 from mloc_dagster.services import QUEUE_CHANNEL, Notifications, postgres_url
 from tests.e2e.queued_runs import echo_template, queued
 
@@ -53,3 +55,25 @@ def test_a_database_that_is_away_is_no_news_and_connected_to_again(news: News) -
     assert not patient.wait(0.01, NEVER)
     assert not patient.wait(0.01, NEVER)
     patient.close()
+
+
+def test_the_queue_is_served_where_its_order_cannot_be_kept(
+    instance: dg.DagsterInstance, news: News, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    daemon = QueueDaemon(news)
+    looks: list[str] = []
+
+    def broken(*_: object) -> None:
+        raise OSError("no order today")
+
+    def look(*_: object, **__: object) -> Iterator[None]:
+        looks.append("looked")
+        yield
+
+    monkeypatch.setattr(Deadlines, "put_in_order", broken)
+    monkeypatch.setattr(daemon, "run_iteration", look)
+    loop = daemon.core_loop(MagicMock(instance=instance), threading.Event())
+    said = list(islice(loop, 4))
+    loop.close()
+    assert looks == ["looked"]
+    assert "no order today" in str(said)
