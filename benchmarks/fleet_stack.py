@@ -112,6 +112,10 @@ class FleetStack:
         api = () if self._api else ("--no-api",)
         self._mloc("up", *sizes, "--port", str(self._port), *api, "--detach")
 
+    def down(self) -> None:
+        """Stops it."""
+        self._mloc("down")
+
     def _client(self) -> Client:
         workspace = self.layout.dagster_home / DAEMON_WORKSPACE
         return Client(self._folder / "client", self.plan.postgres_url, workspace, RUN_CONFIG)
@@ -127,7 +131,7 @@ class FleetStack:
             each.terminate()
         psutil.wait_procs(self._more, timeout=_STOP_S)
         try:
-            self._mloc("down")
+            self.down()
         finally:
             if stack_processes(self.layout):
                 kill_stack(self.layout)

@@ -13,7 +13,7 @@ from mloc_dagster.compile import CompiledTemplate, compile_files
 from mloc_dagster.fleet import mloc_executor
 from mloc_dagster.library import library_files
 from mloc_dagster.recent_templates import recent_templates
-from mloc_dagster.sensors import publish_events_sensor, slo_sensor
+from mloc_dagster.sensors import publish_events_sensor
 from mloc_dagster.services import STACK
 
 _log = logging.getLogger("dagster.mloc")
@@ -118,6 +118,6 @@ def defs() -> dg.Definitions:
     library = runnable_library()
     templates = [*library, *_run_here(library)]
     return dg.Definitions.merge(
-        build_definitions(templates, [publish_events_sensor(), slo_sensor()]),
+        build_definitions(templates, [publish_events_sensor()]),
         batch_definitions(),
     )

@@ -23,7 +23,8 @@ from mloc_dagster.services import (
 )
 
 _PATIENCE_S = 300.0
-_LOOK_EVERY_S = 0.5
+_LOOK_EVERY_S = 0.2
+_REMIND_EVERY_S = 10.0
 _HOPELESS_RESTARTS = 4
 _TAIL_LINES = 12
 
@@ -38,12 +39,13 @@ class Readiness:
 
     Args:
         plan: The stack.
-        tell: Told which components are waited for, the first time and when one more answers; and
-            which one does, empty the first time.
+        tell: Told which component answers, when one more does, and which are still waited for.
+        remind: Told which ones are still waited for when none has answered for a while.
     """
 
     plan: StackPlan
-    tell: Callable[[str, Sequence[str]], None] = lambda _ready, _awaited: None
+    tell: Callable[[str, Sequence[ComponentState]], None] = lambda _ready, _awaited: None
+    remind: Callable[[Sequence[ComponentState]], None] = lambda _awaited: None
     _ready: set[str] = field(default_factory=set)
     _since: datetime = field(default_factory=lambda: datetime.now(UTC))
 
@@ -61,7 +63,7 @@ class Readiness:
                 minutes.
         """
         deadline, known = time.monotonic() + _PATIENCE_S, 0
-        self.tell("", self.plan.components())
+        remind_at = time.monotonic() + _REMIND_EVERY_S
         while not interrupted():
             states = component_states(self.plan.layout)
             waiting = self._waiting(states)
@@ -74,6 +76,10 @@ class Readiness:
                     raise TerminalError(_failure(each, f"can't be started: {each.problem}"))
             if len(self._ready) > known:  # on a busy machine each takes its time
                 deadline, known = time.monotonic() + _PATIENCE_S, len(self._ready)
+                remind_at = time.monotonic() + _REMIND_EVERY_S
+            if time.monotonic() > remind_at:
+                self.remind(waiting)
+                remind_at = time.monotonic() + _REMIND_EVERY_S
             if time.monotonic() > deadline:
                 raise TerminalError(
                     _failure(waiting[0], f"has not answered, nor another one in {_PATIENCE_S:g} s")
@@ -86,8 +92,7 @@ class Readiness:
             asked = each.name not in self._ready and self._may_answer(each)
             if asked and component_answers(self.plan, each, self._since):
                 self._ready.add(each.name)
-                awaited = [name for name in self.plan.components() if name not in self._ready]
-                self.tell(each.name, awaited)
+                self.tell(each.name, [one for one in states if one.name not in self._ready])
         return [each for each in states if each.name not in self._ready]
 
     def _may_answer(self, component: ComponentState) -> bool:

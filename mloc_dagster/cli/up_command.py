@@ -73,9 +73,12 @@ def up(options: UpOptions) -> int:
     with StopSignals() as signals:
         with starting_alone(layout):
             plan = _prepare(layout, options, console)
+            began = time.monotonic()
+            named = ", ".join(plan.components())
+            console.print(f"starting {named}", markup=False, soft_wrap=True)
             supervisor = start_stack(plan, settings())
             try:
-                ready = _await_ready(plan, console, signals)
+                ready = _await_ready(plan, console, signals, began)
             except MlocError:
                 kill_stack(layout)
                 supervisor.wait()
@@ -90,19 +93,25 @@ def up(options: UpOptions) -> int:
         return code if ready else INTERRUPTED
 
 
-def _await_ready(plan: StackPlan, console: Console, signals: StopSignals) -> bool:
+def _await_ready(plan: StackPlan, console: Console, signals: StopSignals, began: float) -> bool:
     """Says what is waited for until everything answers; returns False if it was interrupted."""
-    began = time.monotonic()
 
-    def tell(ready: str, awaited: Sequence[str]) -> None:
-        named = ", ".join(awaited)
-        status.update(f"waiting for {named} …")
-        after = duration(time.monotonic() - began)
-        line = f"{ready} is ready after {after}" if ready else f"starting {named}"
+    def say(line: str) -> None:
         console.print(line, markup=False, soft_wrap=True)
 
+    def elapsed() -> str:
+        return duration(time.monotonic() - began)
+
+    def tell(ready: str, awaited: Sequence[ComponentState]) -> None:
+        status.update(f"waiting for {', '.join(each.name for each in awaited)} …")
+        say(f"{ready} is ready after {elapsed()}")
+
+    def remind(awaited: Sequence[ComponentState]) -> None:
+        logs = ", ".join(f"{each.name} ({each.log})" for each in awaited)
+        say(f"still waiting after {elapsed()} for {logs}")
+
     with console.status("starting …") as status:
-        return Readiness(plan, tell).wait(lambda: signals.received)
+        return Readiness(plan, tell, remind).wait(lambda: signals.received)
 
 
 def _prepare(layout: StackLayout, options: UpOptions, console: Console) -> StackPlan:

@@ -1,15 +1,10 @@
-"""The ledger's tables in a schema beside Dagster's, its connection, locks and notifications."""
+"""The ledger's tables in a schema beside Dagster's, its connection and locks."""
 
 from __future__ import annotations
 
-import select
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from types import TracebackType
-from typing import Self
 
-import psycopg2
-from psycopg2 import extensions
 from sqlalchemy import (
     BigInteger,
     Boolean,
@@ -30,7 +25,7 @@ from sqlalchemy.engine import Connection, Engine, make_url
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, TimeoutError as PoolTimeout
 
 from mloc_dagster.errors import TransientError
-from mloc_dagster.services import AdvisoryLock
+from mloc_dagster.services import PATIENCE, AdvisoryLock
 
 SCHEMA = "mloc"
 
@@ -190,15 +185,6 @@ def create_tables(connection: Connection) -> None:
 CHANNEL = "mloc_ledger"
 """Rings when tasks were accepted, or somebody wishes something about them."""
 
-PATIENCE = {
-    "connect_timeout": 10,
-    "keepalives_idle": 10,
-    "keepalives_interval": 5,
-    "keepalives_count": 3,
-    "tcp_user_timeout": 30_000,
-}
-"""How long a server is waited for that has vanished without a word."""
-
 _OPTIONS = {
     # Acceptance is a promise; a server that is set otherwise must not break it.
     "synchronous_commit": "on",
@@ -283,69 +269,3 @@ def may_delete_contents(connection: Connection) -> None:
     connection.execute(
         text("SELECT pg_advisory_xact_lock(:key)"), {"key": AdvisoryLock.KEEP_CONTENTS}
     )
-
-
-class Notifications:
-    """Listens to the ledger on a connection of its own.
-
-    A notification is sent when the transaction that brings news has committed.
-    """
-
-    def __init__(self, url: str) -> None:
-        address = make_url(url).set(drivername="postgresql")
-        patient = address.update_query_dict({key: str(value) for key, value in PATIENCE.items()})
-        try:
-            self._connection: extensions.connection = psycopg2.connect(
-                patient.render_as_string(hide_password=False)
-            )
-            self._connection.set_isolation_level(extensions.ISOLATION_LEVEL_AUTOCOMMIT)
-            with self._connection.cursor() as cursor:
-                cursor.execute(f"LISTEN {CHANNEL}")
-        except psycopg2.Error as error:
-            raise TransientError(f"the database is away: {error}") from error
-
-    def wait(self, timeout_s: float) -> bool:
-        """Returns whether there is news; false after so many seconds without.
-
-        Raises:
-            TransientError: If the connection is lost.
-        """
-        try:
-            if not self._connection.notifies:
-                ready, _, _ = select.select([self._connection], [], [], timeout_s)
-                if ready:
-                    self._connection.poll()
-        except psycopg2.Error as error:
-            raise TransientError(f"the database is away: {error}") from error
-        heard = bool(self._connection.notifies)
-        self._connection.notifies.clear()
-        return heard
-
-    def lead(self, lock: int) -> bool:
-        """Returns whether this process holds a lock that one at a time can; it ends with it.
-
-        Raises:
-            TransientError: If the connection is lost.
-        """
-        try:
-            with self._connection.cursor() as cursor:
-                cursor.execute("SELECT pg_try_advisory_lock(%s)", (lock,))
-                row = cursor.fetchone()
-                return row is not None and bool(row[0])
-        except psycopg2.Error as error:
-            raise TransientError(f"the database is away: {error}") from error
-
-    def close(self) -> None:
-        """Stops listening, and lets go of the lock."""
-        self._connection.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()

@@ -11,7 +11,7 @@ from sqlalchemy.engine import Engine
 from mloc_dagster.ledger import acceptance, dispatching, queries, requests
 from mloc_dagster.ledger.acceptance import Accepted, KeyReused
 from mloc_dagster.ledger.database import (
-    Notifications,
+    CHANNEL,
     create_tables,
     open_engine,
     tasks,
@@ -27,7 +27,7 @@ from mloc_dagster.ledger.model import (
 )
 from mloc_dagster.ledger.openai_objects import OpenaiObjects
 from mloc_dagster.ledger.queries import counts, create_counts
-from mloc_dagster.services import postgres_url
+from mloc_dagster.services import Notifications, postgres_url
 from mloc_dagster.wire import TaskState
 
 
@@ -70,7 +70,7 @@ class Ledger:
 
     def listen(self) -> Notifications:
         """Returns a connection that hears of news."""
-        return Notifications(self._url)
+        return Notifications(self._url, CHANNEL)
 
     # Accepting
 

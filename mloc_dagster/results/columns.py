@@ -16,7 +16,6 @@ from typing import Any, cast
 from zlib import crc32
 
 import msgspec
-import pyarrow  # pyright: ignore[reportMissingTypeStubs]
 
 from mloc_dagster.planning import CarriedColumns, Chunk, Plan
 from mloc_dagster.results.export_row import free_name
@@ -27,7 +26,13 @@ from mloc_dagster.results.rows import OutputRow
 from mloc_dagster.results.store import Folder
 from mloc_dagster.results.summary import SUMMARY_NAME, Scores
 
-_pa: Any = pyarrow  # it has no types
+
+def arrow() -> Any:  # it has no types
+    """Returns pyarrow, which most processes that import this module never need."""
+    import pyarrow  # pyright: ignore[reportMissingTypeStubs]
+
+    return pyarrow
+
 
 Columns = Mapping[str, object]
 """What one row brings along, by name."""
@@ -43,8 +48,9 @@ _CELL_BYTES = 16
 """What a cell without text takes, about."""
 
 
-_UNFIT = (_pa.ArrowException, TypeError, ValueError, OverflowError)
-"""What Arrow raises of values that have no type in common, or not the one asked for."""
+def _unfit() -> tuple[type[Exception], ...]:
+    """Returns what Arrow raises of values that have no type in common, or not the one asked for."""
+    return (arrow().ArrowException, TypeError, ValueError, OverflowError)
 
 
 class ColumnWriter:
@@ -110,7 +116,7 @@ class ColumnWriter:
         self._write()
         if not self._common:
             return None
-        schema = _pa.schema([_pa.field(name, kind) for name, kind in self._common.items()])
+        schema = arrow().schema([arrow().field(name, kind) for name, kind in self._common.items()])
         return CarriedColumns(
             names=tuple(self._common),
             arrow_schema=base64.b64encode(schema.serialize().to_pybytes()).decode(),
@@ -124,10 +130,12 @@ class ColumnWriter:
         for name, array in arrays.items():
             self._common[name] = _common_type(self._common.get(name), array.type)
         # Rows without any column count, too: a batch without columns would have none.
-        batch = _pa.record_batch([*arrays.values(), _pa.nulls(self._rows)], names=[*arrays, _ROWS])
+        batch = arrow().record_batch(
+            [*arrays.values(), arrow().nulls(self._rows)], names=[*arrays, _ROWS]
+        )
         sink = io.BytesIO()
-        options = _pa.ipc.IpcWriteOptions(compression="lz4")
-        with _pa.ipc.new_file(sink, batch.schema, options=options) as writer:
+        options = arrow().ipc.IpcWriteOptions(compression="lz4")
+        with arrow().ipc.new_file(sink, batch.schema, options=options) as writer:
             writer.write_batch(batch)
         data = sink.getvalue()
         name = f"{self._name}/{self._start:012d}.arrow"
@@ -141,7 +149,7 @@ class ColumnWriter:
         tables = [each.table() for each in self._pieces if isinstance(each, Run)]
         alike = all(each.schema == tables[0].schema for each in tables)
         if alike and len(tables) == len(self._pieces):
-            table = _pa.concat_tables(tables).combine_chunks()
+            table = arrow().concat_tables(tables).combine_chunks()
             return {name: table.column(name).chunk(0) for name in table.column_names}
         rows = [
             row for each in self._pieces for row in (each.rows() if isinstance(each, Run) else each)
@@ -152,13 +160,13 @@ class ColumnWriter:
         known = self._types.get(name)
         if known is not None:
             try:
-                return _pa.array(values, known)
-            except _UNFIT:
+                return arrow().array(values, known)
+            except _unfit():
                 pass  # another file of the same source has other types
         try:
-            return _pa.array(values)
-        except _UNFIT:
-            return _pa.array(list(map(_text, values)), _pa.string())
+            return arrow().array(values)
+        except _unfit():
+            return arrow().array(list(map(_text, values)), arrow().string())
 
 
 def _size(columns: Columns) -> int:
@@ -197,11 +205,11 @@ def _text(value: object) -> str | None:
 def _common_type(known: Any, new: Any) -> Any:
     if known is None or known == new:
         return new
-    before, after = (_pa.schema([_pa.field("", kind)]) for kind in (known, new))
+    before, after = (arrow().schema([arrow().field("", kind)]) for kind in (known, new))
     try:
-        return _pa.unify_schemas([before, after], promote_options="permissive").field(0).type
-    except _pa.ArrowException:
-        return _pa.string()
+        return arrow().unify_schemas([before, after], promote_options="permissive").field(0).type
+    except arrow().ArrowException:
+        return arrow().string()
 
 
 class ColumnReader:
@@ -236,7 +244,7 @@ class ColumnReader:
             self._rest = self._rest.slice(some.num_rows)
             found.append(some)
             rows -= some.num_rows
-        return _pa.concat_tables(found) if found else self._schema.empty_table()
+        return arrow().concat_tables(found) if found else self._schema.empty_table()
 
     def _read(self, start: int) -> Iterator[Any]:
         for chunk in self._carried.chunks:
@@ -247,9 +255,9 @@ class ColumnReader:
         data = self._folder.read_bytes(chunk.name)
         if crc32(data) != chunk.crc32:
             raise damaged(self._folder, chunk.name, "its checksum is another one")
-        table = _pa.ipc.open_file(data).read_all()
+        table = arrow().ipc.open_file(data).read_all()
         columns = [_cast(table, field) for field in self._schema]
-        return _pa.table(columns, schema=self._schema)
+        return arrow().table(columns, schema=self._schema)
 
 
 def task_columns(folder: Folder, plan: Plan | None = None) -> tuple[CarriedColumns, ...]:
@@ -270,23 +278,24 @@ def task_columns(folder: Folder, plan: Plan | None = None) -> tuple[CarriedColum
 def schema_of(carried: Iterable[CarriedColumns]) -> Any:
     """Returns the Arrow schema that all rows have in common."""
     each_schema = (
-        _pa.ipc.read_schema(_pa.py_buffer(base64.b64decode(each.arrow_schema))) for each in carried
+        arrow().ipc.read_schema(arrow().py_buffer(base64.b64decode(each.arrow_schema)))
+        for each in carried
     )
-    return _pa.schema([field for schema in each_schema for field in schema])
+    return arrow().schema([field for schema in each_schema for field in schema])
 
 
 def _cast(table: Any, field: Any) -> Any:
     if field.name not in table.column_names:
-        return _pa.nulls(table.num_rows, field.type)
+        return arrow().nulls(table.num_rows, field.type)
     column = table.column(field.name)
     if column.type == field.type:
         return column
-    if field.type == _pa.string() and not _pa.types.is_null(column.type):
-        return _pa.array(list(map(_text, column.to_pylist())), field.type)
+    if field.type == arrow().string() and not arrow().types.is_null(column.type):
+        return arrow().array(list(map(_text, column.to_pylist())), field.type)
     try:
         return column.cast(field.type)
-    except _pa.ArrowException:  # Arrow casts no structs that have got fields
-        return _pa.array(column.to_pylist(), field.type)
+    except arrow().ArrowException:  # Arrow casts no structs that have got fields
+        return arrow().array(column.to_pylist(), field.type)
 
 
 class TaskColumns:
@@ -313,7 +322,7 @@ class TaskColumns:
             DamagedFileError: If a file is not what was written, or there are fewer rows.
         """
         columns = [column for each in self._readers for column in each.take(rows).columns]
-        return _pa.table(columns, schema=self.schema)
+        return arrow().table(columns, schema=self.schema)
 
     def rows(self, batch_rows: int = 1024) -> Iterator[dict[str, object]]:
         """Yields the columns of each row, as Python objects."""

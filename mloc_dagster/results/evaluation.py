@@ -7,19 +7,15 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
-import pyarrow  # pyright: ignore[reportMissingTypeStubs]
-
 from mloc_dagster.errors import DataError, TerminalError, nearest_hint
 from mloc_dagster.plugins import METRICS_GROUP, registered_function
 from mloc_dagster.results import scores
-from mloc_dagster.results.columns import SCORES_NAME, ColumnWriter
+from mloc_dagster.results.columns import SCORES_NAME, ColumnWriter, arrow
 from mloc_dagster.results.export_row import column_called
 from mloc_dagster.results.rows import OutputRow, Prompt
 from mloc_dagster.results.store import Folder
 from mloc_dagster.results.summary import Scores
 from mloc_dagster.schema import COMPARING_METRICS, ROW_METRICS, RowEvaluation, RowMetric, parse_gate
-
-_pa: Any = pyarrow  # it has no types
 
 Columns = Mapping[str, object]
 
@@ -45,7 +41,7 @@ class Scorer:
         self._evaluation = evaluation
         self._metrics = [_Metric(each, evaluation.reference) for each in evaluation.row_metrics]
         folder.delete(SCORES_NAME)
-        types = {each.label: _pa.float64() for each in self._metrics}
+        types = {each.label: arrow().float64() for each in self._metrics}
         self._writer = ColumnWriter(folder, types, SCORES_NAME)
 
     def score(self, row: OutputRow, columns: Columns) -> dict[str, Score]:

@@ -12,7 +12,6 @@ from types import TracebackType
 from typing import IO, Any, Self
 
 import msgspec
-import pyarrow.parquet as pq  # pyright: ignore[reportMissingTypeStubs]
 
 from mloc_dagster import __version__
 from mloc_dagster.planning import Plan
@@ -26,8 +25,6 @@ from mloc_dagster.results.summary import UNPRICED, Rates
 from mloc_dagster.results.tables import BATCH_ROWS, row_schema, table_of
 from mloc_dagster.results.tally import Tally
 from mloc_dagster.schema import BATCH_ERRORS_NAME, BATCH_OUTPUT_NAME, OutputFormat
-
-_pq: Any = pq  # it has no types
 
 _FEW_ROWS = 64
 
@@ -54,13 +51,16 @@ class ParquetSink:
     def __init__(
         self, file: IO[bytes], plan: Plan, carried: Any = (), *, vector_length: int | None = None
     ) -> None:
+        import pyarrow.parquet as pq  # pyright: ignore[reportMissingTypeStubs]
+
         metadata = {
             "mloc_version": __version__,
             "mloc_task_id": plan.task_id,
             "mloc_data_version": plan.data_version,
         }
         self._schema: Any = row_schema(carried, vector_length).with_metadata(metadata)
-        self._writer: Any = _pq.ParquetWriter(
+        writer: Any = pq.ParquetWriter  # it has no types
+        self._writer: Any = writer(
             file, self._schema, compression=_compression(plan.rows), use_dictionary=_REPEATED
         )
 

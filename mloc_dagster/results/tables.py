@@ -8,10 +8,7 @@ from itertools import batched
 from operator import attrgetter
 from typing import Any
 
-import pyarrow  # pyright: ignore[reportMissingTypeStubs]
-import pyarrow.parquet as pq  # pyright: ignore[reportMissingTypeStubs]
-
-from mloc_dagster.results.columns import TaskColumns, task_columns
+from mloc_dagster.results.columns import TaskColumns, arrow, task_columns
 from mloc_dagster.results.export_row import ROW_COLUMNS, ExportRow, VectorRow, export_rows
 from mloc_dagster.results.part_files import read_rows
 from mloc_dagster.results.record import TaskRecord, read_plan, read_record
@@ -19,14 +16,8 @@ from mloc_dagster.results.rows import OutputRow
 from mloc_dagster.results.store import Folder
 from mloc_dagster.results.summary import Rates
 
-_pa: Any = pyarrow  # neither has types
-_pq: Any = pq
-
 BATCH_ROWS = 8192
 """Rows that are in memory at a time, and the size of Parquet's row groups."""
-
-_LISTS = {"list<string>": _pa.list_(_pa.string())}
-"""Types that Arrow has no alias for."""
 
 PARQUET_NAME = "responses.parquet"
 
@@ -38,17 +29,20 @@ def row_schema(carried: Any = (), vector_length: int | None = None) -> Any:
         carried: The Arrow schema of the columns beside the answers.
         vector_length: How long the rows' vectors are; None for rows that have none.
     """
+    pa = arrow()
     fields = [
-        _pa.field(name, _arrow_type(each.type), nullable=each.nullable)
+        pa.field(name, _arrow_type(each.type), nullable=each.nullable)
         for name, each in ROW_COLUMNS.items()
     ]
     if vector_length is not None:
-        fields.append(_pa.field("embedding", _pa.list_(_pa.float32(), vector_length)))
-    return _pa.schema([*fields, *carried])
+        fields.append(pa.field("embedding", pa.list_(pa.float32(), vector_length)))
+    return pa.schema([*fields, *carried])
 
 
 def _arrow_type(name: str) -> Any:
-    return _LISTS[name] if name in _LISTS else _pa.type_for_alias(name)
+    pa = arrow()
+    # The only one that Arrow has no alias for.
+    return pa.list_(pa.string()) if name == "list<string>" else pa.type_for_alias(name)
 
 
 def table_of(rows: Sequence[ExportRow], schema: Any, carried: Any = None) -> Any:
@@ -61,18 +55,19 @@ def table_of(rows: Sequence[ExportRow], schema: Any, carried: Any = None) -> Any
         schema: As `row_schema` has it.
         carried: An Arrow table with the columns that they brought along; None without any.
     """
+    pa = arrow()
     columns = [
-        _pa.array(list(map(attrgetter(name), rows)), _arrow_type(each.type))
+        pa.array(list(map(attrgetter(name), rows)), _arrow_type(each.type))
         for name, each in ROW_COLUMNS.items()
     ]
     place = schema.get_field_index("embedding")
     if place == len(ROW_COLUMNS):
         kind = schema.field(place).type
         vectors = [each if len(each) == kind.list_size else None for each in map(_vector, rows)]
-        columns.append(_pa.array(vectors, kind))
+        columns.append(pa.array(vectors, kind))
     if carried is not None:
         columns += carried.columns
-    return _pa.table(columns, schema=schema)
+    return pa.table(columns, schema=schema)
 
 
 def _vector(row: ExportRow) -> list[float]:
@@ -94,14 +89,16 @@ def read_tables(folder: Folder, columns: Sequence[str] | None = None) -> Generat
     wanted = None if columns is None else list(columns)
     if folder.exists(PARQUET_NAME):
         with folder.open(PARQUET_NAME) as file:
-            parquet = _pq.ParquetFile(file)
+            import pyarrow.parquet as pq  # pyright: ignore[reportMissingTypeStubs]
+
+            parquet: Any = pq.ParquetFile(file)
             yield (
                 parquet.schema_arrow.remove_metadata()
                 .empty_table()
                 .select(wanted or parquet.schema_arrow.names)
             )
             for batch in parquet.iter_batches(BATCH_ROWS, columns=wanted):
-                yield _pa.table(batch).replace_schema_metadata()
+                yield arrow().table(batch).replace_schema_metadata()
         return
     made = TableMaker(folder)
     empty = True
@@ -159,7 +156,7 @@ class TableMaker:
         indexes = [row.index for row in rows]
         first, last = min(indexes), max(indexes)
         every = TaskColumns(self._folder, self._carried, first).take(last - first + 1)
-        return every.take(_pa.array([each - first for each in indexes], _pa.int64()))
+        return every.take(arrow().array([each - first for each in indexes], arrow().int64()))
 
 
 def _model(record: TaskRecord) -> str:

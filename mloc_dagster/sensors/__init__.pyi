@@ -1,3 +1,4 @@
+from .daemon import Deadlines as Deadlines, News as News, QueueDaemon as QueueDaemon
 from .events import (
     LogCursor as LogCursor,
     facts_since as facts_since,
@@ -10,6 +11,5 @@ from .slo import (
     JobEstimates as JobEstimates,
     publish_missed as publish_missed,
     reorder_queue as reorder_queue,
-    slo_sensor as slo_sensor,
 )
 from .task_facts import tasks_of as tasks_of

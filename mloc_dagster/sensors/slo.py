@@ -1,4 +1,4 @@
-"""The sensor that lets runs leave the queue in order of slack, and says which SLOs were missed."""
+"""Lets runs leave the queue in order of slack, and says which SLOs were missed."""
 
 from collections.abc import Mapping
 from time import monotonic, time
@@ -7,7 +7,6 @@ import dagster as dg
 
 from mloc_dagster.errors import TerminalError
 from mloc_dagster.events import (
-    STREAM_AWAY,
     Payload,
     SloMiss,
     TaskEvent,
@@ -24,11 +23,9 @@ from mloc_dagster.fleet import (
     slack_s,
 )
 from mloc_dagster.ops import SLO_MISSED_TAG, SLO_TAG, SUBMITTED_TAG, workflow_id
-from mloc_dagster.sensors.polling import instance_of, polls
 from mloc_dagster.services import RunRow, SqlRunStorage, last_durations_s, queued_runs, runs_tagged
 from mloc_dagster.settings import settings
 
-INTERVAL_S = 1
 PRIORITY_TAG = "dagster/priority"
 
 SLACK_TAG = ".dagster/mloc_slack_s"
@@ -36,8 +33,8 @@ SLACK_TAG = ".dagster/mloc_slack_s"
 
 _HISTORY = 20
 _WRITES = 20
-"""Runs whose priority changes in one tick at most, the most urgent first: more than Dagster takes
-out of its queue until the next tick, and few enough not to load the database."""
+"""Runs whose priority changes in one look at most, the most urgent first: more than Dagster takes
+out of its queue until the next look, and few enough not to load the database."""
 _LOOKBACK_S = 120.0
 
 
@@ -115,35 +112,6 @@ def publish_missed(instance: dg.DagsterInstance, now_s: float | None = None) -> 
     for run_id, seconds in late_tags.items():
         instance.add_run_tags(run_id, {SLO_MISSED_TAG: seconds})
     return events
-
-
-def slo_sensor() -> dg.SensorDefinition:
-    """Builds the sensor; it runs by itself where there is a Redis, as that is where a fleet is."""
-    estimates = JobEstimates()
-    running = settings().redis_url is not None
-
-    @dg.sensor(
-        name="slo_priority",
-        minimum_interval_seconds=INTERVAL_S,
-        default_status=dg.DefaultSensorStatus.RUNNING
-        if running
-        else dg.DefaultSensorStatus.STOPPED,
-        description="Lets queued runs go in order of how long their SLO lets them wait.",
-    )
-    def slo_priority(context: dg.SensorEvaluationContext) -> dg.SkipReason:
-        instance = instance_of(context)
-        raised = missed = 0
-        try:
-            for _ in polls(instance):
-                raised += len(reorder_queue(instance, estimates))
-                missed += len(publish_missed(instance))
-        except STREAM_AWAY as error:
-            return dg.SkipReason(f"Redis cannot be reached, missed SLOs follow later: {error}")
-        if not raised and not missed:
-            return dg.SkipReason("nothing to do")
-        return dg.SkipReason(f"raised {raised} priorities; {missed} runs missed their SLO")
-
-    return slo_priority
 
 
 def _storage(instance: dg.DagsterInstance) -> SqlRunStorage:

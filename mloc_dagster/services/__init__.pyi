@@ -35,6 +35,7 @@ from .internals import (
     UnresolvedAssetJobDefinition as UnresolvedAssetJobDefinition,
     open_webserver as open_webserver,
 )
+from .notifications import PATIENCE as PATIENCE, Notifications as Notifications
 from .postgres import postgres_url as postgres_url
 from .run_rows import (
     RunRow as RunRow,
@@ -87,4 +88,4 @@ from .stack.supervisor import (
     SupervisorGone as SupervisorGone,
     component_states as component_states,
 )
-from .storages import DATABASE_AWAY as DATABASE_AWAY
+from .storages import DATABASE_AWAY as DATABASE_AWAY, QUEUE_CHANNEL as QUEUE_CHANNEL

@@ -89,6 +89,9 @@ def main(arguments: Sequence[str]) -> None:
         "hba_file": str(access),
         "max_connections": str(_MAX_CONNECTIONS),
         "log_line_prefix": "%m [%p] ",
+        # Processes that would do nothing: the data fits into memory, and nobody replicates it.
+        "io_method": "sync",
+        "max_logical_replication_workers": "0",
     }
     settings = [text for key, value in options.items() for text in ("-c", f"{key}={value}")]
     os.execv(binary, [binary, "-D", str(folder), *settings])  # noqa: S606 (it becomes the server)

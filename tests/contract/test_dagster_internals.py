@@ -1,8 +1,10 @@
 """What mloc relies on in Dagster's private API, and what to do when a new version fails it.
 
 Everything private comes through `mloc_dagster/services/internals.py` (the instance and its
-storages) and `mloc_dagster/fleet/dagster/internals.py` (runs and steps). When a test here fails
-after an upgrade of Dagster:
+storages), `mloc_dagster/services/stack/code_server.py` (serving code locations),
+`mloc_dagster/sensors/daemon.py` (the run queue) and `mloc_dagster/fleet/dagster/internals.py` (runs
+and steps). When a test here fails after an upgrade
+of Dagster:
 
 1. Look the name up in Dagster's new source; each test says in its text what mloc needs of it.
 2. Change that module alone, so that the rest of mloc sees what it saw.
@@ -15,9 +17,11 @@ from __future__ import annotations
 
 import ast
 import inspect
+import threading
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import dagster as dg
 import pytest
@@ -26,10 +30,16 @@ from dagster._core.execution.plan.instance_concurrency_context import InstanceCo
 from dagster._core.execution.retries import RetryMode
 from dagster._core.launcher import RunLauncher
 from dagster._core.storage.event_log.sql_event_log import SqlEventLogStorage
+from dagster._core.utils import FuturesAwareThreadPoolExecutor
+from dagster._grpc.__generated__ import dagster_api_pb2
 
 import mloc_dagster
 from mloc_dagster.fleet.dagster import internals
 from mloc_dagster.services import internals as storages
+from mloc_dagster.services.stack import code_server
+from mloc_dagster.services.stack.code_server import LocationServer
+from mloc_dagster.services.stack.dagster_home import LIBRARY
+from mloc_dagster.settings import settings
 
 PACKAGE = Path(mloc_dagster.__file__).parent
 
@@ -70,13 +80,16 @@ def private_imports(path: Path) -> list[str]:
     return found
 
 
-def test_two_modules_import_what_is_private() -> None:
+def test_four_modules_import_what_is_private() -> None:
     importers = {
         str(path.relative_to(PACKAGE)) for path in PACKAGE.rglob("*.py") if private_imports(path)
     }
-    assert importers == {"fleet/dagster/internals.py", "services/internals.py"}, (
-        "import it there, and say here what for"
-    )
+    assert importers == {
+        "fleet/dagster/internals.py",
+        "sensors/daemon.py",
+        "services/internals.py",
+        "services/stack/code_server.py",
+    }, "import it there, and say here what for"
 
 
 @pytest.mark.parametrize(
@@ -265,3 +278,34 @@ def test_the_instance_is_opened_from_a_folder_and_parts_of_our_own() -> None:
     assert {"base_dir", "inst_data"} <= set(logs)
     assert "input" in storages.DISALLOWED_NAMES, "words that are no names of ops"
     assert issubclass(storages.DagsterRunAlreadyExists, dg.DagsterError)
+
+
+def test_a_code_location_is_loaded_anew_in_the_process_that_serves_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The code server replaces what its servicer has loaded, and the name that clients watch."""
+    monkeypatch.setenv("MLOC_TEMPLATES_DIR", str(tmp_path))
+    settings.cache_clear()
+    template = (PACKAGE.parent / "templates/core/echo.yaml").read_text()
+    (tmp_path / "one.yaml").write_text(template)
+    stopping = threading.Event()
+    served = LocationServer(LIBRARY, FuturesAwareThreadPoolExecutor(1), stopping)
+    try:
+        assert _jobs(served) == {"echo"}
+        before = served._server_id
+        (tmp_path / "two.yaml").write_text(template.replace("name: echo", "name: other"))
+        served.ReloadCode(dagster_api_pb2.ReloadCodeRequest(), MagicMock())
+        assert _jobs(served) == {"echo", "other"}
+        assert served._server_id != before
+        monkeypatch.setattr(code_server, "LoadedRepositories", MagicMock(side_effect=OSError("no")))
+        served.ReloadCode(dagster_api_pb2.ReloadCodeRequest(), MagicMock())
+        assert served._loaded_repositories is None
+        assert "OSError" in str(served._serializable_load_error)
+    finally:
+        stopping.set()
+
+
+def _jobs(served: LocationServer) -> set[str]:
+    assert served._loaded_repositories is not None, served._serializable_load_error
+    (repository,) = served._loaded_repositories.definitions_by_name.values()
+    return {"echo", "other"} & set(repository.job_names)

@@ -9,7 +9,10 @@ import dagster as dg
 import pytest
 
 from mloc_dagster.results import open_store, read_record, read_rows, verify_manifest
+from mloc_dagster.settings import settings
 from tests.e2e.conftest import Command
+
+ROOT = Path(__file__).parents[2]
 
 pytestmark = pytest.mark.e2e
 
@@ -64,6 +67,10 @@ def test_job_execute_leaves_results_and_a_run(
     assert run is not None
     assert run.status is dg.DagsterRunStatus.SUCCESS
     assert run.job_name == "job_execute"
+    # All of it is where the settings say, and nothing in the folder of the command.
+    printed = settings().home.resolve() / "compute_logs" / task_id
+    assert list(printed.rglob("*.out"))
+    assert not (ROOT / "storage").exists()
 
 
 def test_the_multiprocess_executor_runs_the_same_ops(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -13,26 +14,51 @@ _START_TIMEOUT_S = 31_536_000
 
 _SECONDS_TO_CANCEL = 30
 
-WORKSPACE = "workspace.yaml"
-"""What Dagster's UI shows."""
 
-DAEMON_WORKSPACE = "daemon.yaml"
-"""What Dagster's daemon looks after: schedules and sensors, which only the library has."""
+@dataclass(frozen=True, slots=True)
+class CodeLocation:
+    """One code location of a stack.
 
-DAEMON = "dagster._daemon"
-"""The module that `python -m` runs as Dagster's daemon."""
+    Attributes:
+        name: As Dagster shows it.
+        module: Where its `defs` are.
+        socket: Where the code server serves it.
+    """
 
-NO_COMPUTE_LOGS = {
-    "module": "dagster._core.storage.noop_compute_log_manager",
-    "class": "NoOpComputeLogManager",
-}
-"""What steps print is not captured: that takes two processes a step, and redirects the process."""
+    name: str
+    module: str
+    socket: str
+
 
 LIBRARY_LOCATION = "mloc_dagster.definitions"
 """The library's code location in every workspace that mloc writes, and its default name."""
 
 SUBMITTED_LOCATION = "submitted"
 """The code location of the templates that came over the API of late."""
+
+LIBRARY = CodeLocation(LIBRARY_LOCATION, "mloc_dagster.definitions", "code.sock")
+SUBMITTED = CodeLocation(
+    SUBMITTED_LOCATION, "mloc_dagster.dispatch.submitted_location", "submitted.sock"
+)
+CODE_LOCATIONS = (LIBRARY, SUBMITTED)
+
+WORKSPACE = "workspace.yaml"
+"""What Dagster's UI shows."""
+
+DAEMON_WORKSPACE = "daemon.yaml"
+"""What Dagster's daemon looks after: schedules and sensors, which only the library has."""
+
+DAEMON = "mloc_dagster.sensors.daemon"
+"""The module that `python -m` runs as Dagster's daemon."""
+
+CODE_SERVER = "mloc_dagster.services.stack.code_server"
+"""The module that `python -m` runs as the code server."""
+
+NO_COMPUTE_LOGS = {
+    "module": "dagster._core.storage.noop_compute_log_manager",
+    "class": "NoOpComputeLogManager",
+}
+"""What steps print is not captured: that takes two processes a step, and redirects the process."""
 
 
 def write_dagster_home(plan: StackPlan) -> None:
@@ -43,9 +69,8 @@ def write_dagster_home(plan: StackPlan) -> None:
     header = "# Written by `mloc up`, anew each time.\n"
     files = {
         "dagster.yaml": fleet_instance(plan.max_concurrent_runs),
-        WORKSPACE: {"load_from": [_library(plan), _submitted()]},
-        # Each process with a workspace keeps a server of its own for each Python module in it.
-        DAEMON_WORKSPACE: {"load_from": [_library(plan)]},
+        WORKSPACE: {"load_from": [_served(plan, each) for each in CODE_LOCATIONS]},
+        DAEMON_WORKSPACE: {"load_from": [_served(plan, LIBRARY)]},
     }
     for name, content in files.items():
         text = header + yaml.safe_dump(content, sort_keys=False)
@@ -97,16 +122,6 @@ def fleet_instance(max_concurrent_runs: int = -1) -> dict[str, object]:
     }
 
 
-def _library(plan: StackPlan) -> dict[str, object]:
-    socket = str(plan.layout.socket("code.sock"))
-    return {"grpc_server": {"socket": socket, "location_name": LIBRARY_LOCATION}}
-
-
-def _submitted() -> dict[str, object]:
-    return {
-        "python_module": {
-            "module_name": "mloc_dagster.dispatch.submitted_location",
-            "attribute": "defs",
-            "location_name": SUBMITTED_LOCATION,
-        }
-    }
+def _served(plan: StackPlan, location: CodeLocation) -> dict[str, object]:
+    socket = str(plan.layout.socket(location.socket))
+    return {"grpc_server": {"socket": socket, "location_name": location.name}}

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from mloc_dagster.settings import settings
 
-# A unix socket's path has room for 107 bytes. The longest name here, `/code.sock`, takes 10, and
-# supervisord appends its pid while it creates one.
+# A unix socket's path has room for 107 bytes. The longest name here, `/submitted.sock`, takes 15;
+# supervisord appends its pid to its own, `/rpc.sock`, while it creates it.
 _MAX_SOCKET_FOLDER = 85
 
 

@@ -15,7 +15,8 @@ from mloc_dagster.errors import InputError, TerminalError
 from mloc_dagster.services.postgres_files import is_supervised, postmaster
 from mloc_dagster.services.postgres_users import PostgresUsers
 from mloc_dagster.services.redis import write_redis_config
-from mloc_dagster.services.stack.dagster_home import DAEMON, write_dagster_home
+from mloc_dagster.services.stack.dagster_home import CODE_LOCATIONS, write_dagster_home
+from mloc_dagster.services.stack.forks import FORK_PREFIX
 from mloc_dagster.services.stack.layout import StackLayout
 from mloc_dagster.services.stack.plan import StackPlan, password_in, write_secret
 from mloc_dagster.services.stack.processes import (
@@ -75,7 +76,7 @@ def clear_remains(layout: StackLayout, say: Say) -> None:
     if layout.pid_file.exists():
         layout.pid_file.unlink()
         say(f"removed the stale pid file {layout.pid_file}")
-    for name in ("rpc.sock", "code.sock"):
+    for name in ("rpc.sock", *(each.socket for each in CODE_LOCATIONS)):
         layout.socket(name).unlink(missing_ok=True)
 
 
@@ -198,10 +199,12 @@ def _title(process: psutil.Process) -> str:
             return worker
     except psutil.Error:
         return "a process"
+    if name.startswith(FORK_PREFIX):
+        return name.removeprefix(FORK_PREFIX)
     if "-m" not in words[:-1]:
         return name
     place = words.index("-m") + 1
     module = words[place]
     if module == "mloc_dagster.cli":
         return next(iter(words[place + 1 :]), module)
-    return {"dagster": "code", DAEMON: "daemon"}.get(module, module)
+    return module

@@ -215,7 +215,7 @@ class StackPlan(BaseModel):
         )
 
     def environment(self, base: Mapping[str, str], settings: Settings) -> dict[str, str]:
-        """Returns the environment that every component shares.
+        """Returns the environment that every component shares; it has the rights of workers.
 
         Args:
             base: The environment of the command that starts the stack.
@@ -225,8 +225,8 @@ class StackPlan(BaseModel):
             **base,
             "DAGSTER_HOME": str(self.layout.dagster_home),
             "MLOC_HOME": str(self.home),
-            "MLOC_REDIS_URL": self.redis_url,
-            "MLOC_POSTGRES_URL": self.postgres_url,
+            "MLOC_REDIS_URL": self.worker_redis_url or self.redis_url,
+            "MLOC_POSTGRES_URL": self.worker_postgres_url or self.postgres_url,
             "MLOC_RESULTS_URL": _absolute(settings.results_url),
             "PYTHONUNBUFFERED": "1",
             # Whoever sets a process title, as vLLM does, would write it over the environment.
@@ -245,12 +245,9 @@ class StackPlan(BaseModel):
             )
         return environment
 
-    def worker_environment(self) -> dict[str, str]:
-        """Returns what a worker's environment has in place of the databases' shared addresses."""
-        return {
-            "MLOC_REDIS_URL": self.worker_redis_url or self.redis_url,
-            "MLOC_POSTGRES_URL": self.worker_postgres_url or self.postgres_url,
-        }
+    def owner_environment(self) -> dict[str, str]:
+        """Returns what a component's environment has whose databases are its own."""
+        return {"MLOC_REDIS_URL": self.redis_url, "MLOC_POSTGRES_URL": self.postgres_url}
 
     def save(self) -> None:
         """Keeps the plan for `mloc status`, `mloc down` and the next start."""

@@ -20,7 +20,8 @@ from mloc_dagster.services.stack.layout import StackLayout
 from mloc_dagster.services.stack.processes import supervisor_process
 
 _SUPERVISORD = "mloc_dagster.services.stack.supervisord"
-_START_S = 20.0
+# It loads what components share before it answers; a machine may be slow ten times over.
+_START_S = 120.0
 _LOOK_EVERY_S = 0.1
 _SPAWNED = re.compile(r"spawned: '([^']+)' with pid (\d+)")
 _STOPPED = re.compile(r"stopped: (\S+) \(")

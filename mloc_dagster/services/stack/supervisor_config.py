@@ -10,7 +10,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from mloc_dagster.services.redis import redis_executable
-from mloc_dagster.services.stack.dagster_home import DAEMON, DAEMON_WORKSPACE, WORKSPACE
+from mloc_dagster.services.stack.dagster_home import (
+    CODE_SERVER,
+    DAEMON,
+    DAEMON_WORKSPACE,
+    WORKSPACE,
+)
 from mloc_dagster.services.stack.layout import StackLayout
 
 if TYPE_CHECKING:
@@ -26,8 +31,11 @@ _START_RETRIES = 1_000_000
 # the same time: on a busy machine it takes long.
 _HANDING_BACK_S = 30
 
+# Components come to the databases as workers do, unless they ask for more.
+_OWNER = "--owner"
+
 _WORKER = ("mloc_dagster.cli", "worker")
-_WORKER_NEEDS = ("--worker", "redis", "postgres", "tables")
+_WORKER_NEEDS = ("redis", "postgres", "tables")
 
 # Dagster's servers wait up to a minute for calls that others of them hold open, and never end those
 # themselves. None of them has anything to lose.
@@ -87,7 +95,7 @@ def _databases(plan: StackPlan) -> Iterator[_Program]:
 
 
 def _components(plan: StackPlan, drain_grace_s: float, cores: int) -> Iterator[_Program]:
-    yield _code(plan.layout)
+    yield _code()
     yield from _dagster(plan)
     if plan.api_port is not None:
         yield from _api(plan, plan.api_port)
@@ -113,11 +121,8 @@ def _postgres(plan: StackPlan) -> _Program:
     return _Program("postgres", command, stop_signal="INT", stop_s=30, stop_group=False)
 
 
-def _code(layout: StackLayout) -> _Program:
-    serve = _python("dagster", "code-server", "start", "--socket", str(layout.socket("code.sock")))
-    target = ("-m", "mloc_dagster.definitions", "-a", "defs")
-    ours = ("--use-python-environment-entry-point", "--location-name", "mloc_dagster.definitions")
-    command = _after("redis", "postgres", command=[*serve, *target, *ours])
+def _code() -> _Program:
+    command = _after(_OWNER, "redis", "postgres", command=_python(CODE_SERVER))
     return _Program("code", command, stop_s=_DAGSTER_STOP_S)
 
 
@@ -126,8 +131,8 @@ def _dagster(plan: StackPlan) -> list[_Program]:
     where = ("--host", plan.webserver_host, "--port", str(plan.webserver_port))
     workspace = ("--workspace", str(home / WORKSPACE))
     webserver = _python("mloc_dagster.cli", "webserver", *where, *workspace)
-    daemon = _python(DAEMON, "run", "-w", str(home / DAEMON_WORKSPACE))
-    needs = ("redis", "postgres", "code")
+    daemon = _python(DAEMON, str(home / DAEMON_WORKSPACE))
+    needs = (_OWNER, "redis", "postgres", "code")
     return [
         _Program("webserver", _after(*needs, command=webserver), stop_s=_DAGSTER_STOP_S),
         _Program("daemon", _after(*needs, command=daemon), stop_s=_DAGSTER_STOP_S),
@@ -138,7 +143,9 @@ def _api(plan: StackPlan, port: int) -> list[_Program]:
     where = ("--host", plan.api_host, "--port", str(port))
     commands = {"dispatcher": ("dispatcher",), "api": ("api", *where)}
     return [
-        _Program(name, _after("redis", "postgres", command=_python("mloc_dagster.cli", *command)))
+        _Program(
+            name, _after(_OWNER, "redis", "postgres", command=_python("mloc_dagster.cli", *command))
+        )
         for name, command in commands.items()
     ]
 

@@ -1,6 +1,7 @@
 """Becomes a command once what it needs answers: `python -m … redis postgres -- COMMAND…`.
 
-With `--worker` first the command reaches the databases as workers do, and not as their owner.
+With `--owner` first the command reaches the databases as their owner; without it as workers do,
+and so does the environment that it is started with.
 
 The supervisor starts everything at once and starts again whatever dies. A component that comes
 back before its Redis or its PostgreSQL waits here instead of failing over and over.
@@ -39,21 +40,30 @@ def main(arguments: Sequence[str]) -> None:
     """Waits, then replaces this process by the command.
 
     Args:
-        arguments: Perhaps `--worker`; any of `redis`, `postgres`, `tables` and `code`; `--`; the
+        arguments: As `awaited_command` takes them.
+    """
+    command = awaited_command(arguments)
+    os.execvp(command[0], list(command))  # noqa: S606 (the supervisor's own command)
+
+
+def awaited_command(arguments: Sequence[str]) -> Sequence[str]:
+    """Waits for what a command needs, and returns it.
+
+    Args:
+        arguments: Perhaps `--owner`; any of `redis`, `postgres`, `tables` and `code`; `--`; the
             command.
     """
-    if arguments[0] == "--worker":
+    if arguments[0] == "--owner":
         arguments = arguments[1:]
         plan = saved_plan(stack_layout())
-        if plan is None:  # the owner's rights are never the way out
+        if plan is None:
             raise FileNotFoundError(stack_layout().plan)
-        os.environ.update(plan.worker_environment())
+        os.environ.update(plan.owner_environment())
         settings.cache_clear()
     border = arguments.index("--")
     for name in arguments[:border]:
         _wait(name)
-    command = arguments[border + 1 :]
-    os.execvp(command[0], list(command))  # noqa: S606 (the supervisor's own command)
+    return arguments[border + 1 :]
 
 
 def _wait(name: str) -> None:

@@ -31,6 +31,6 @@ def test_what_steps_print_is_kept_in_the_home(
     )
     with logs.capture_logs(["run", "step"]):
         sys.stdout.write("printed")
-    assert b"printed" in logs.get_log_data(["run", "step"]).stdout
+    assert b"printed" in (logs.get_log_data(["run", "step"]).stdout or b"")
     kept = logs.get_captured_local_path(["run", "step"], IO_TYPE_EXTENSION[ComputeIOType.STDOUT])
     assert Path(kept).is_relative_to(tmp_path / "elsewhere")

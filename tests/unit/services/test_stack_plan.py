@@ -160,6 +160,11 @@ def test_the_environment_depends_on_no_working_directory(
     plan = _plan(layout)
     monkeypatch.setenv("MLOC_RESULTS_URL", "out")
     environment = plan.environment({"PATH": "/bin", "DAGSTER_HOME": "/elsewhere"}, Settings())
+    # Whoever needs more than a worker's rights asks for them.
+    assert environment["MLOC_REDIS_URL"] == plan.worker_redis_url
+    assert environment["MLOC_POSTGRES_URL"] == plan.worker_postgres_url
+    assert plan.redis_url not in environment.values()
+    assert plan.postgres_url not in environment.values()
     assert environment["PATH"] == "/bin"
     assert environment["DAGSTER_HOME"] == str(layout.dagster_home)
     assert environment["MLOC_HOME"] == environment["MLOC_STACK"] == str(layout.home)

@@ -72,6 +72,13 @@ def test_only_this_homes_processes_are_found(
     assert stack_processes(layout) == []
 
 
+def test_forks_of_a_dead_supervisor_are_called_what_they_are(layout: StackLayout) -> None:
+    with _start(layout.home, f"open('/proc/self/comm', 'w').write('mloc-dispatcher'); {_WAITS}"):
+        said: list[str] = []
+        clear_remains(layout, said.append)
+        assert said[0].endswith("stopping what it left: dispatcher")
+
+
 def test_who_does_not_stop_is_killed(layout: StackLayout) -> None:
     with _start(layout.home, _STUBBORN + _WAITS) as process:
         assert stop_processes(stack_processes(layout), patience_s=0.2) == []

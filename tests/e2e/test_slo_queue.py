@@ -17,10 +17,10 @@ from mloc_dagster.local_run import run_template
 from mloc_dagster.ops import SLO_MISSED_TAG, SLO_TAG, SUBMITTED_TAG
 from mloc_dagster.sensors import (
     PRIORITY_TAG,
+    Deadlines,
     JobEstimates,
     publish_missed,
     reorder_queue,
-    slo_sensor,
 )
 from mloc_dagster.services import queued_runs
 from mloc_dagster.settings import settings
@@ -136,15 +136,16 @@ def test_a_run_that_ended_late_is_told_of(instance: dg.DagsterInstance) -> None:
 
 
 def test_without_redis_nothing_is_tagged_that_was_not_published(
-    instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+    instance: dg.DagsterInstance,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     run = queued(instance, echo_template("untold"), {SLO_TAG: "0.001"})
     monkeypatch.setenv("MLOC_REDIS_URL", "redis://127.0.0.1:1/0")
     settings.cache_clear()
-    context = dg.build_sensor_context(instance=instance)
-    reason = slo_sensor()(context)
-    assert isinstance(reason, dg.SkipReason)
-    assert "follow later" in str(reason.skip_message)
+    with caplog.at_level("WARNING"):
+        Deadlines().tell_missed(instance)
+    assert "follow later" in caplog.text
     found = instance.get_run_by_id(run.run_id)
     assert found is not None
     assert SLO_MISSED_TAG not in found.tags

@@ -1,0 +1,170 @@
+"""Dagster's daemon, whose run queue is looked at when there is news of it, in order of slack.
+
+    python -m mloc_dagster.sensors.daemon WORKSPACE
+
+Dagster's own looks at the queue once a second, which is most of the time from a click on Launch to
+the first row of a warm model. Here PostgreSQL notifies it of each run that is queued or ends
+(`services.storages`). It alone takes runs out of the queue, by Dagster's own rules: limits and
+priorities hold as ever. Without a notification it looks once a second.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable
+from threading import Event
+from time import monotonic
+from typing import Any
+
+import dagster as dg
+from dagster._core.workspace.context import IWorkspaceProcessContext
+from dagster._core.workspace.load_target import WorkspaceFileTarget
+from dagster._daemon.controller import create_daemon_of_type, daemon_controller_from_instance
+from dagster._daemon.daemon import DaemonIterator, DagsterDaemon, SpanMarker
+from dagster._daemon.run_coordinator.queued_run_coordinator_daemon import (
+    QueuedRunCoordinatorDaemon,
+)
+from dagster._utils.error import serializable_error_info_from_exc_info
+from dagster._utils.interrupts import capture_interrupts, setup_interrupt_handlers
+
+from mloc_dagster.errors import TransientError
+from mloc_dagster.events import STREAM_AWAY
+from mloc_dagster.sensors.slo import JobEstimates, publish_missed, reorder_queue
+from mloc_dagster.services import QUEUE_CHANNEL, Notifications, postgres_url
+
+_log = logging.getLogger("dagster.mloc")
+
+_LOOK_EVERY_S = 1.0
+
+# Between two looks: each reads the queue, and under load there is news all the time.
+_PAUSE_S = 0.05
+
+# Dagster's loop asks between two of these whether to end.
+_STEP_S = 0.5
+
+
+class News:
+    """Waits for news of the queue; while the database is away there is none."""
+
+    def __init__(self, connect: Callable[[], Notifications]) -> None:
+        self._connect = connect
+        self._open: Notifications | None = None
+
+    def wait(self, timeout_s: float, stopping: Event) -> bool:
+        """Returns whether there is news, after `timeout_s` at the latest."""
+        try:
+            if self._open is None:
+                self._open = self._connect()
+            return self._open.wait(timeout_s)
+        except TransientError as error:
+            _log.warning("the queue is looked at once a second: %s", error)
+            self.close()
+            stopping.wait(timeout_s)
+            return False
+
+    def close(self) -> None:
+        """Ends the connection."""
+        if self._open is not None:
+            self._open.close()
+            self._open = None
+
+
+class Deadlines:
+    """What the queue's order and its SLOs need, look by look."""
+
+    def __init__(self) -> None:
+        self._estimates = JobEstimates()
+        self._said_at = float("-inf")
+
+    def put_in_order(self, instance: dg.DagsterInstance) -> None:
+        """Raises priorities where the queue is not in order of slack."""
+        reorder_queue(instance, self._estimates)
+
+    def tell_missed(self, instance: dg.DagsterInstance) -> None:
+        """Publishes what is late, once a second at most."""
+        if monotonic() - self._said_at < _LOOK_EVERY_S:
+            return
+        self._said_at = monotonic()
+        try:
+            publish_missed(instance)
+        except STREAM_AWAY as error:
+            _log.warning("Redis cannot be reached, missed SLOs follow later: %s", error)
+
+
+class QueueDaemon(QueuedRunCoordinatorDaemon):
+    """Takes runs out of the queue when there is news of it.
+
+    Args:
+        news: Says when there is.
+    """
+
+    def __init__(self, news: News) -> None:
+        super().__init__(interval_seconds=_LOOK_EVERY_S)
+        self._news = news
+        self._deadlines = Deadlines()
+
+    def core_loop(
+        self, workspace_process_context: IWorkspaceProcessContext, shutdown_event: Event
+    ) -> DaemonIterator:
+        """Looks at the queue again and again; yields as often as Dagster wants to hear of it."""
+        instance = workspace_process_context.instance
+        try:
+            while True:
+                began = monotonic()
+                yield SpanMarker.START_SPAN
+                # A queue whose order cannot be kept is served all the same.
+                for look in (
+                    self._deadlines.put_in_order,
+                    lambda _: self.run_iteration(workspace_process_context),
+                    self._deadlines.tell_missed,
+                ):
+                    try:
+                        yield from look(instance) or ()
+                    except Exception:  # noqa: BLE001 (as Dagster's own loop does)
+                        error = serializable_error_info_from_exc_info(sys.exc_info())
+                        _log.error("Caught error:\n%s", error)
+                        yield error
+                yield SpanMarker.END_SPAN
+                shutdown_event.wait(_PAUSE_S)
+                while (left := began + _LOOK_EVERY_S - monotonic()) > 0:
+                    if self._news.wait(min(left, _STEP_S), shutdown_event):
+                        break
+                    yield None
+                yield None
+        finally:
+            self._news.close()
+
+
+def run(workspace: str) -> None:
+    """Runs Dagster's daemons on the instance of `DAGSTER_HOME` until SIGTERM or Ctrl-C.
+
+    Args:
+        workspace: The file that names the code locations.
+    """
+
+    def daemons(instance: dg.DagsterInstance) -> list[DagsterDaemon[Any]]:
+        queue = QueueDaemon(News(lambda: Notifications(postgres_url(), QUEUE_CHANNEL)))
+        return [
+            queue
+            if each == QueuedRunCoordinatorDaemon.daemon_type()
+            else create_daemon_of_type(each, instance)
+            for each in instance.get_required_daemon_types()
+        ]
+
+    setup_interrupt_handlers()
+    with (
+        capture_interrupts(),
+        dg.DagsterInstance.get() as instance,
+        daemon_controller_from_instance(
+            instance, WorkspaceFileTarget(paths=[workspace]), gen_daemons=daemons
+        ) as controller,
+    ):
+        controller.check_daemon_loop()
+
+
+if __name__ == "__main__":
+    try:
+        run(sys.argv[1])
+    except KeyboardInterrupt:
+        sys.exit(0)
