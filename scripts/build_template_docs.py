@@ -21,6 +21,7 @@ from mloc_dagster.schema import (
     Annotation,
     Block,
     Metadata,
+    Partitions,
     Schedule,
     TaskSpec,
     TrainingSpec,
@@ -68,7 +69,7 @@ def _reachable() -> dict[type[Block], str | None]:
     """Returns every block in reading order; for specs with their task type."""
     found: dict[type[Block], str | None] = {Metadata: None, TaskSpec: None}
     found |= {each.spec: name for name, each in task_types().items()}
-    waiting: list[type[Block]] = [*found, Schedule]
+    waiting: list[type[Block]] = [*found, Schedule, *_blocks(Partitions)]
     while waiting:
         block = waiting.pop(0)
         found.setdefault(block, None)

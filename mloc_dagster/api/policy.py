@@ -19,6 +19,11 @@ _NO_SCHEDULE = (
     "a submission runs once, and its schedule would never start: put the template into the library "
     "(MLOC_TEMPLATES_DIR), or submit it with --set spec.schedule=null"
 )
+_NO_PARTITIONS = (
+    "a submission runs once, and its partitions would never be asked for: put the template into "
+    "the library and use `mloc launch --partition KEY`, or submit it with --set "
+    "spec.partitions=null"
+)
 
 
 class Policy:
@@ -94,6 +99,8 @@ class Policy:
     def _visit(self, tree: Tree) -> None:
         if tree.path == ("spec", "schedule") and tree.content is not None:
             self.findings.append(at_value(tree, _NO_SCHEDULE))
+        if tree.path == ("spec", "partitions") and tree.content is not None:
+            self.findings.append(at_value(tree, _NO_PARTITIONS))
         if isinstance(tree.content, list) and tree.path[-2:] == ("data", "items"):
             self.rows += len(tree.content)
         for key, child in tree.fields.items():

@@ -127,7 +127,8 @@ class MlocTemplate(dg.Component, dg.Resolvable):
             | StaticPartitionsDefinitionModel
             | DynamicPartitionsModel
             | None,
-            description="Their partitions; ${partition_key} in the template is that of a run",
+            description="Their partitions, instead of the template's; ${partition_key} in it "
+            "is that of a run",
         ),
     ] = None
     automation_condition: Annotated[

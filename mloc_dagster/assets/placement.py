@@ -21,7 +21,8 @@ class Placement:
         group_name: Their group; by default the template's name.
         deps: Assets that the template's first tasks wait for and do not read.
         rows_from: The asset that holds the rows of its first task.
-        partitions_def: Their partitions; `${partition_key}` in the template is the one of a run.
+        partitions_def: Their partitions, instead of the template's own; `${partition_key}` in the
+            template is the one of a run.
         backfill_policy: Whether a run computes one partition or several.
         automation_condition: When they are materialized by themselves.
         freshness_policy: How old they may be.

@@ -20,6 +20,7 @@ from mloc_dagster.compile import (
     load_documents,
     tree_of,
     with_rows,
+    without_partitions,
 )
 from mloc_dagster.library import library_file
 from mloc_dagster.ops import ROWS, known_source
@@ -58,7 +59,8 @@ def mloc_assets(
             polars, a list of texts or of mappings, the path of a file, or an asset of mloc's.
         key_prefix: What the assets' keys start with.
         group_name: Their group; by default the template's name.
-        partitions_def: Their partitions; `${partition_key}` in the template is the run's own.
+        partitions_def: Their partitions, instead of the template's own; `${partition_key}` in the
+            template is the run's.
         backfill_policy: How many partitions a run of a backfill computes; one by default, and one
             is all that a template which names `${partition_key}` can.
         automation_condition: When they are materialized by themselves.
@@ -129,6 +131,8 @@ def compiled_templates(
         file = f"{ROWS}:{placement.rows_from.to_user_string()}"
         documents = [with_rows(each, file, "rows_from") for each in documents]
     partitioned = placement.partitions_def is not None
+    if partitioned:
+        documents = [without_partitions(each) for each in documents]
     found = [compile_document(each, partitioned=partitioned) for each in documents]
     for each in found:
         each.check_built()

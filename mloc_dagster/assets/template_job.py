@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
+from mloc_dagster.assets.partitions import partitions_of
 from mloc_dagster.assets.placement import (
     IN_LIBRARY,
     PlacedTask,
@@ -60,7 +61,7 @@ def _task_asset(task: PlacedTask, schema: dg.TableSchema | None) -> dg.AssetsDef
         keys_by_output_name={RESULT: task.key},
         group_name=placement.group_name or op_name(compiled.metadata.name),
         check_specs=task.check_specs(),
-        partitions_def=placement.partitions_def,
+        partitions_def=partitions_of(compiled, placement),
         backfill_policy=placement.backfill_policy,
     )
     return assets.map_asset_specs(
@@ -220,7 +221,7 @@ def template_definitions(
         config=execution_config(),
         executor_def=mloc_executor(),
     )
-    schedules = _schedules(compiled, job, placement.partitions_def)
+    schedules = _schedules(compiled, job, partitions_of(compiled, placement))
     return TemplateDefinitions(assets, source_specs(compiled, placement), job, schedules)
 
 

@@ -89,6 +89,9 @@ def _answers(stack: Address) -> bool:
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
 Wait = Annotated[bool, typer.Option("--wait", help="Return when the run has ended.")]
+Partition = Annotated[
+    str | None, typer.Option(metavar="KEY", help="Which one, of a template with partitions.")
+]
 NoData = Annotated[
     bool, typer.Option("--no-data", help="Do not look at files before anything runs.")
 ]

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from mloc_dagster import __version__
-from mloc_dagster.cli.api_choice import Json, NoData
+from mloc_dagster.cli.api_choice import Json, NoData, Partition
 from mloc_dagster.cli.fleet_app import fleet
 from mloc_dagster.cli.task_app import tasks
 
@@ -62,6 +62,7 @@ def _run(
             help="Change a value, such as spec.inference.max_tokens=64. Repeatable.",
         ),
     ] = None,
+    partition: Partition = None,
     results: Annotated[
         str | None,
         typer.Option(metavar="URL", help="Where results go: a folder, or any fsspec URL."),
@@ -99,6 +100,7 @@ def _run(
     options = RunOptions(
         template=template,
         sets=tuple(sets or ()),
+        partition=partition,
         results=results,
         resume=resume,
         retry_errors=retry_errors,
@@ -125,6 +127,7 @@ def _sweep(
         list[str] | None,
         typer.Option("--set", metavar="PATH=VALUE", help="Change a value in all. Repeatable."),
     ] = None,
+    partition: Partition = None,
     results: Annotated[
         str | None,
         typer.Option(metavar="URL", help="Where results go: a folder, or any fsspec URL."),
@@ -145,6 +148,7 @@ def _sweep(
         template=template,
         grid=tuple(grid),
         sets=tuple(sets or ()),
+        partition=partition,
         results=results,
         print_only=print_only,
         as_json=as_json,
@@ -329,6 +333,7 @@ def _estimate(
         list[str] | None,
         typer.Option("--set", metavar="PATH=VALUE", help="As for mloc run. Repeatable."),
     ] = None,
+    partition: Partition = None,
     results: Annotated[
         str | None, typer.Option(metavar="URL", help="Where results of earlier tasks are.")
     ] = None,
@@ -340,7 +345,10 @@ def _estimate(
     """
     from mloc_dagster.cli.estimate_command import estimate
 
-    raise typer.Exit(estimate(template, sets=sets or (), results=results, as_json=as_json))
+    code = estimate(
+        template, sets=sets or (), partition=partition, results=results, as_json=as_json
+    )
+    raise typer.Exit(code)
 
 
 @app.command("schema", rich_help_panel=_TEMPLATES)

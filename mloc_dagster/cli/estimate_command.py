@@ -16,6 +16,7 @@ from mloc_dagster.executors import (
 )
 from mloc_dagster.local_run import (
     TaskEstimate,
+    check_partitions,
     compile_with_sets,
     estimate_template,
     template_path,
@@ -26,7 +27,12 @@ from mloc_dagster.settings import settings
 
 
 def estimate(
-    template: str, *, sets: Sequence[str] = (), results: str | None = None, as_json: bool = False
+    template: str,
+    *,
+    sets: Sequence[str] = (),
+    partition: str | None = None,
+    results: str | None = None,
+    as_json: bool = False,
 ) -> int:
     """Prints what each task of a file is expected to take; returns the exit code.
 
@@ -37,7 +43,8 @@ def estimate(
     if results is not None:
         os.environ["MLOC_RESULTS_URL"] = results
         settings.cache_clear()
-    templates = compile_with_sets(template_path(template), sets)
+    templates = compile_with_sets(template_path(template), sets, partition)
+    check_partitions(templates)
     for compiled in templates:
         compiled.check_built()
     store = open_store()

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from mloc_dagster.tasks import Launched
 
 
-def launch(template: str, *, sets: Sequence[str], wait: bool) -> int:
+def launch(template: str, *, sets: Sequence[str], partition: str | None, wait: bool) -> int:
     """Queues a library template; returns the exit code.
 
     Raises:
@@ -25,7 +25,7 @@ def launch(template: str, *, sets: Sequence[str], wait: bool) -> int:
     from mloc_dagster.cli.api_choice import open_api
     from mloc_dagster.cli.tasks import print_ended
 
-    launched = _launched(template, sets)
+    launched = _launched(template, sets, partition)
     for each in launched:
         typer.echo(f"run  {each.run_id}")
         for task_id in each.task_ids:
@@ -36,20 +36,21 @@ def launch(template: str, *, sets: Sequence[str], wait: bool) -> int:
         return print_ended(client, [task_id for each in launched for task_id in each.task_ids])
 
 
-def _launched(template: str, sets: Sequence[str]) -> Sequence[Launched]:
+def _launched(template: str, sets: Sequence[str], partition: str | None) -> Sequence[Launched]:
     from mloc_dagster.cli.local_api import use_stack
 
     if settings().redis_url is None:
         use_stack()
     from mloc_dagster.compile import compile_file
     from mloc_dagster.fleet import require_fleet
-    from mloc_dagster.local_run import compile_with_sets
+    from mloc_dagster.local_run import check_partitions, compile_with_sets
     from mloc_dagster.services import open_instance
     from mloc_dagster.tasks import check_launchable, launch_template
 
     require_fleet()
     path = _library_path(template)
-    changed = compile_with_sets(path, sets)
+    changed = compile_with_sets(path, sets, partition)
+    check_partitions(changed)
     for before, after in zip(compile_file(path), changed, strict=True):
         check_launchable(before, after)
     with open_instance() as instance:

@@ -16,7 +16,13 @@ from mloc_dagster.compile import (
 )
 from mloc_dagster.data import look_at_data
 from mloc_dagster.errors import InputError, TemplateError
-from mloc_dagster.local_run import compile_with_sets, resumable, start_over, template_path
+from mloc_dagster.local_run import (
+    check_partitions,
+    compile_with_sets,
+    resumable,
+    start_over,
+    template_path,
+)
 from mloc_dagster.settings import settings
 
 
@@ -26,6 +32,7 @@ class RunOptions:
 
     template: str | None
     sets: tuple[str, ...]
+    partition: str | None
     results: str | None
     resume: str | None
     retry_errors: bool
@@ -61,7 +68,8 @@ def run(options: RunOptions) -> int:
 def _session(options: RunOptions) -> Session:
     if options.resume is None:
         path = template_path(options.template or "")
-        templates, workflow_id = compile_with_sets(path, options.sets), None
+        templates, workflow_id = compile_with_sets(path, options.sets, options.partition), None
+        check_partitions(templates)
         # A file that a late stage lacks must not be found when the early ones are computed.
         if options.look and (errors := errors_of(look_at_data(templates))):
             raise TemplateError(errors)
@@ -87,6 +95,8 @@ def _check(options: RunOptions) -> None:
         raise InputError("give either a template or --resume TASK_ID; see mloc run --help")
     if options.resume is not None and options.sets:
         raise InputError("--set changes the task; a task that is resumed stays what it was")
+    if options.resume is not None and options.partition is not None:
+        raise InputError("a task that is resumed stays of its partition; leave --partition out")
     beside_resume = {
         "--retry-errors": options.retry_errors,
         "--fresh": options.fresh,

@@ -17,16 +17,18 @@ from mloc_dagster.cli.terminal import OK
 from mloc_dagster.compile import (
     Sweep,
     apply_sets,
+    compile_document,
     compile_mapping,
     errors_of,
     load_documents,
     parse_axis,
     sweep as swept,
+    with_partition,
 )
 from mloc_dagster.data import look_at_data
 from mloc_dagster.display import duration, print_table
 from mloc_dagster.errors import InputError, TemplateError
-from mloc_dagster.local_run import template_path
+from mloc_dagster.local_run import check_partitions, template_path
 from mloc_dagster.settings import settings
 
 if TYPE_CHECKING:
@@ -43,6 +45,7 @@ class SweepOptions:
     template: str
     grid: tuple[str, ...]
     sets: tuple[str, ...]
+    partition: str | None
     results: str | None
     print_only: bool
     as_json: bool
@@ -91,7 +94,11 @@ def _made(options: SweepOptions) -> Sweep:
     axes = [parse_axis(each) for each in options.grid]
     if not axes:
         raise InputError("--grid PATH=VALUE,VALUE… says what is varied; give at least one")
-    return swept(apply_sets(documents[0], options.sets), axes)
+    document = apply_sets(documents[0], options.sets)
+    if options.partition is not None:
+        document = with_partition(document, options.partition)
+    check_partitions([compile_document(document)])
+    return swept(document, axes)
 
 
 def _comparison(made: Sweep, runs: Sequence[TemplateRun]) -> list[dict[str, object]]:

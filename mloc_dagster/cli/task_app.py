@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from mloc_dagster.cli.api_choice import Json, TaskId, TaskOrRun, Wait
+from mloc_dagster.cli.api_choice import Json, Partition, TaskId, TaskOrRun, Wait
 
 _PANEL = "Tasks"
 
@@ -49,6 +49,7 @@ def _launch(
         list[str] | None,
         typer.Option("--set", metavar="PATH=VALUE", help="Change a value. Repeatable."),
     ] = None,
+    partition: Partition = None,
     wait: Wait = False,
 ) -> None:
     """Queue a library template on the fleet; prints the ids of its run and its tasks.
@@ -57,7 +58,8 @@ def _launch(
     """
     from mloc_dagster.cli.launch_command import launch
 
-    raise typer.Exit(launch(template, sets=tuple(sets or ()), wait=wait))
+    code = launch(template, sets=tuple(sets or ()), partition=partition, wait=wait)
+    raise typer.Exit(code)
 
 
 @tasks.command("list", rich_help_panel=_PANEL)

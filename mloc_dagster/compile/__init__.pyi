@@ -37,7 +37,11 @@ from .overrides import (
     is_set as is_set,
     merge_overrides as merge_overrides,
 )
-from .partition import fill_partition as fill_partition
+from .partition import (
+    fill_partition as fill_partition,
+    with_partition as with_partition,
+    without_partitions as without_partitions,
+)
 from .references import resolve_references as resolve_references, resolve_task as resolve_task
 from .tree import (
     Path as Path,

@@ -12,7 +12,7 @@ from pydantic import JsonValue
 from mloc_dagster.compile.diagnostics import Diagnostic
 from mloc_dagster.compile.tree import Path, Position, Tree
 from mloc_dagster.errors import InputError, TemplateError
-from mloc_dagster.schema import Metadata, Schedule, Task
+from mloc_dagster.schema import Metadata, Partitions, Schedule, Task
 
 Step = str | int
 """A field name, an index, or `"*"` for every item."""
@@ -182,6 +182,8 @@ class CompiledTemplate:
         content_hash: Hex sha256 of the document as canonical JSON.
         document: The document as written.
         warnings: What works today but should be written otherwise.
+        partitions: Which partitions its assets have; None without any of its own.
+        partition: The one that it computes; None of a template for any.
     """
 
     metadata: Metadata
@@ -191,6 +193,8 @@ class CompiledTemplate:
     content_hash: str
     document: Mapping[str, JsonValue]
     warnings: tuple[Diagnostic, ...]
+    partitions: Partitions | None = None
+    partition: str | None = None
 
     @property
     def unbuilt(self) -> tuple[Diagnostic, ...]:

@@ -33,6 +33,7 @@ from mloc_dagster.compile.effects import Effects
 from mloc_dagster.compile.evaluation_check import check_evaluation
 from mloc_dagster.compile.loader import Document, load_documents, parse_documents
 from mloc_dagster.compile.nodes import (
+    STRUCTURE_KEYS,
     NodeDraft,
     ancestors_of,
     check_base_keys,
@@ -47,11 +48,16 @@ from mloc_dagster.compile.typed import shown, validate
 from mloc_dagster.errors import TemplateError, TerminalError, UnknownNameError, nearest_hint
 from mloc_dagster.schema import (
     SLO_ANNOTATION,
+    ColumnPartitions,
+    DatasetData,
+    Partitioned,
+    Partitions,
     Schedule,
     Task,
     TaskSpec,
     TaskType,
     Template,
+    TrainingData,
     all_kinds,
     canonical_json,
     find_task_type,
@@ -83,13 +89,20 @@ def compile_document(document: Document, *, partitioned: bool = False) -> Compil
     return _Compiler(document, partitioned=partitioned).compile()
 
 
-def compile_mapping(mapping: Mapping[str, JsonValue], name: str = "template") -> CompiledTemplate:
+def compile_mapping(
+    mapping: Mapping[str, JsonValue], name: str = "template", *, partition: str | None = None
+) -> CompiledTemplate:
     """Compiles a document that comes from elsewhere than a file.
+
+    Args:
+        mapping: The document.
+        name: What to call it in findings.
+        partition: The partition that `fill_partition` has put into it.
 
     Raises:
         TemplateError: If it is wrong; carries every finding, without lines.
     """
-    return compile_document(Document(name, tree_of(dict(mapping), Position(name))))
+    return compile_document(Document(name, tree_of(dict(mapping), Position(name)), partition))
 
 
 def compile_file(path: Path) -> list[CompiledTemplate]:
@@ -184,7 +197,9 @@ class _Compiler:
             raise AssertionError("a template without spec was accepted")
         base = self._slo_annotation(normalise(spec, self._findings))
         schedule = self._schedule(base)
+        partitions = self._partitions(base)
         tasks = self._tasks(base)
+        self._check_column(base, partitions, tasks)
         self._findings.raise_errors()
         self._effects.warn(self._findings)
         self._check_kind(tasks)
@@ -198,6 +213,8 @@ class _Compiler:
             content_hash=_hash(self._document.mapping),
             document=self._document.mapping,
             warnings=self._findings.warnings,
+            partitions=partitions,
+            partition=self._document.partition,
         )
 
     def _known_kind(self) -> None:
@@ -227,6 +244,29 @@ class _Compiler:
         if schedule is None or schedule.content is None:  # `--set spec.schedule=null` removes it
             return None
         return validate(Schedule, schedule, self._findings)
+
+    def _partitions(self, spec: Tree) -> Partitions | None:
+        partitions = spec.fields.get("partitions")
+        if partitions is None or partitions.content is None:
+            return None
+        self._partitioned = True  # wrong or not, `${partition_key}` means something
+        found = validate(Partitioned, spec.with_fields({"partitions": partitions}), self._findings)
+        return None if found is None else found.partitions
+
+    def _check_column(
+        self, spec: Tree, partitions: Partitions | None, tasks: Sequence[CompiledTask]
+    ) -> None:
+        if not isinstance(partitions, ColumnPartitions) or not tasks:
+            return
+        for each in tasks:
+            data = getattr(each.task.spec, "data", None)
+            if isinstance(data, DatasetData) or (
+                isinstance(data, TrainingData) and data.has_columns
+            ):
+                return
+        place = find(spec, ("partitions", "column")) or spec
+        message = "selects rows of a dataset, and no task of this template reads one"
+        self._findings.add(at_value(place, message))
 
     def _tasks(self, base: Tree) -> list[CompiledTask]:
         nodes = read_nodes(base, self._findings)
@@ -259,7 +299,9 @@ class _Compiler:
         name = find(self._document.root, ("metadata", "name"))
         node = NodeDraft((name and name.text) or "task", (), base, is_stage=False)
         fields = {
-            key: child for key, child in base.fields.items() if key not in ("schedule", "dependsOn")
+            key: child
+            for key, child in base.fields.items()
+            if key not in (*STRUCTURE_KEYS, "dependsOn")
         }
         fields.setdefault("taskType", tree_of(found.name, base.at, (*base.path, "taskType")))
         return self._task(node, found, base.with_fields(fields), {}, frozenset())

@@ -71,10 +71,12 @@ class Document:
     Attributes:
         name: The file it came from, as it was named.
         root: Its values and where each stands.
+        partition: The partition in place of `${partition_key}`; None where it stands as written.
     """
 
     name: str
     root: Tree
+    partition: str | None = None
 
     @cached_property
     def mapping(self) -> dict[str, JsonValue]:

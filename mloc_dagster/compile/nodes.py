@@ -13,7 +13,7 @@ from mloc_dagster.errors import TemplateError, nearest_hint
 from mloc_dagster.schema import Graph, Node, TaskType, task_types
 from mloc_dagster.settings import settings
 
-STRUCTURE_KEYS = ("stages", "graph", "schedule")
+STRUCTURE_KEYS = ("stages", "graph", "schedule", "partitions")
 """Keys of the template's spec that no task inherits."""
 
 

@@ -96,6 +96,13 @@ def _spec_of(root: Tree, node: str | None) -> Path:
     raise UnknownNameError("node", node or "", known)
 
 
+def spec_paths(root: Tree) -> Iterator[Path]:
+    """Yields where the template's own spec stands, and that of each stage or node."""
+    yield ("spec",)
+    for path, _ in _nodes(root):
+        yield (*path, "spec")
+
+
 def _nodes(root: Tree) -> Iterator[tuple[Path, str]]:
     for path in _NODE_LISTS:
         entries = find(root, path)

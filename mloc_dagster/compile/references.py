@@ -218,7 +218,8 @@ class ReferenceCheck:
         if any(part.kind == "partition" for part in split_string(text)):
             message = (
                 f"{PARTITION} is the partition of a run, and the runs of this template have none: "
-                "give it a partitions_def in a Dagster project (docs/dagster.md)"
+                "say spec.partitions, or give it a partitions_def in a Dagster project "
+                "(docs/dagster.md)"
             )
             self._findings.add(at_value(tree, message))
 

@@ -285,6 +285,8 @@ def dataset_rows(data: DatasetData) -> OpenedRows:
     rows = sliced(table, parts, data.url, lambda split: table.rows(split, shape))
     first = known_split(parts[0].split, table.splits, data.url)
     types = shape.types(table.types(first), data.url)
+    if data.only:
+        rows = shape.selection.rows(rows, f"{data.url} {data.split}")
     if data.shuffle and data.buffer_size is not None:
         rows = shuffle_window(rows, data.seed, data.buffer_size)
     elif data.shuffle:
@@ -295,6 +297,7 @@ def dataset_rows(data: DatasetData) -> OpenedRows:
 def describe_dataset(data: DatasetData) -> str:
     """Returns the rows' origin in words: `questions.jsonl train[:20]`."""
     words = [data.url, *([data.name] if data.name else []), data.split]
+    words += [f"({name}: {value})" for name, value in data.only.items()]
     if data.revision:
         words.append(f"at {data.revision}")
     if data.column:

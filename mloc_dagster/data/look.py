@@ -17,8 +17,10 @@ from mloc_dagster.data.row_shape import RowShape, check_evaluation
 from mloc_dagster.data.training_rows import evaluation_rows, open_training_rows
 from mloc_dagster.errors import DataError, MlocError, nearest_hint
 from mloc_dagster.schema import (
+    ColumnPartitions,
     DatasetData,
     OpenaiBatchData,
+    Partitions,
     RowSpec,
     TrainingData,
     TrainingSpec,
@@ -36,18 +38,30 @@ def look_at_data(templates: Iterable[CompiledTemplate]) -> list[Diagnostic]:
     A missing file, model folder, split or column is an error. A file that cannot be read just now
     is a warning.
     """
-    findings = (found for each in templates for task in each.tasks for found in _look(task))
+    findings = (
+        found
+        for each in templates
+        for task in each.tasks
+        for found in _look(task, _column_of(each.partitions))
+    )
     return list(dict.fromkeys(findings))
 
 
-def _look(task: CompiledTask) -> Iterator[Diagnostic]:
+def _column_of(partitions: Partitions | None) -> str | None:
+    return partitions.column if isinstance(partitions, ColumnPartitions) else None
+
+
+def _look(task: CompiledTask, selected_by: str | None) -> Iterator[Diagnostic]:
     spec = task.task.spec
+    data = getattr(spec, "data", None)
+    if selected_by is not None and isinstance(data, DatasetData | TrainingData):
+        data = data.model_copy(update={"only": {selected_by: "", **data.only}})
     if isinstance(spec, TrainingSpec):
-        yield from _look_at(task, _DATA, spec.data)
+        yield from _look_at(task, _DATA, data)
         if spec.evaluation is not None:
             yield from _look_at(task, _EVALUATION, spec.evaluation.data)
     else:
-        yield from _look_at(task, _DATA, getattr(spec, "data", None))
+        yield from _look_at(task, _DATA, data)
     for path, place in task.places.items():
         if path[:1] not in (_DATA, _EVALUATION[:1]):
             yield from _look_for(place)
@@ -126,7 +140,7 @@ def _open_dataset(data: DatasetData) -> list[str]:
     """Returns the columns that the first rows bring along."""
     table = open_table(data)
     splits = [known_split(part.split, table.splits, data.url) for part in parse_split(data.split)]
-    shape = RowShape(data)
+    shape = RowShape(data, selects=False)  # those that are selected may come late
     firsts = [next(table.rows(split, shape), None) for split in dict.fromkeys(splits)]
     if all(first is None for first in firsts):
         raise DataError(f"{data.url} has no rows", "url")

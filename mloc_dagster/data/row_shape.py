@@ -11,6 +11,7 @@ import msgspec
 
 from mloc_dagster.data.formats import choose_column, holds_bytes, holds_image, to_prompt
 from mloc_dagster.data.images import Resolve, cell_images, image_reference, with_images
+from mloc_dagster.data.selection import UNSELECTED, Selection
 from mloc_dagster.errors import DataError, nearest_hint
 from mloc_dagster.results import (
     RESERVED_COLUMNS,
@@ -51,10 +52,16 @@ class RowShape:
 
     Args:
         data: The block.
+        selects: Whether rows that `only` leaves out become `UNSELECTED`.
+
+    Attributes:
+        selection: What `only` asks for.
     """
 
-    def __init__(self, data: DatasetData) -> None:
+    def __init__(self, data: DatasetData, *, selects: bool = True) -> None:
         self._data = data
+        self._selects = selects and bool(data.only)
+        self.selection = Selection(data.only)
 
     def of(self, columns: Sequence[str], where: str, schema: Any = None) -> RowBuilder:
         """Returns what makes the rows of one file or split.
@@ -75,6 +82,7 @@ class RowShape:
         _check_there(data.image_columns, columns, where, "image_columns", " of images")
         others = [each for each in columns if each not in data.image_columns]
         prompt = self._prompt(others, where)
+        self.selection.check_columns(columns, where)
         if data.id_column is not None:
             _check_there((data.id_column,), columns, where, "id_column")
         if data.keep == "all":
@@ -87,7 +95,8 @@ class RowShape:
         else:
             kept, images = list(data.keep or ()), set()
             _check_there(kept, columns, where, "keep")
-        return RowBuilder(data, prompt, tuple(kept), images)
+        selection = self.selection if self._selects else None
+        return RowBuilder(data, prompt, tuple(kept), images, selection)
 
     def types(self, schema: Any, where: str) -> Mapping[str, Any]:
         """Returns the Arrow types of the columns that rows keep, of those that the source knows.
@@ -140,6 +149,7 @@ class RowBuilder:
         prompt: Makes the prompt.
         kept: Columns that rows bring along.
         images: Columns that hold images, to be kept by reference if at all.
+        selection: Which rows are made; None for all.
     """
 
     def __init__(
@@ -148,13 +158,16 @@ class RowBuilder:
         prompt: _PromptMaker,
         kept: tuple[str, ...],
         images: Collection[str] = (),
+        selection: Selection | None = None,
     ) -> None:
         self._prompt = prompt
+        self._selection = selection
         self._images = data.image_columns
         self._id = data.id_column
         self._names = _names(kept, self._id)
         identity = [] if self._id is None else [self._id]
-        self.needed = tuple(dict.fromkeys([*prompt.columns, *self._images, *kept, *identity]))
+        read = [*prompt.columns, *self._images, *kept, *identity, *data.only]
+        self.needed = tuple(dict.fromkeys(read))
         self.shown = {shown: name for name, shown in self._names.items()}
         if self._id is not None:
             self.shown[ID_COLUMN] = self._id
@@ -176,6 +189,8 @@ class RowBuilder:
         Raises:
             ValueError: If a column is missing, or holds what it cannot.
         """
+        if self._selection is not None and not self._selection.takes(row):
+            return UNSELECTED
         prompt = self._prompt(row)
         if not self._names and not self._images and self._id is None:
             return SourceRow(prompt)

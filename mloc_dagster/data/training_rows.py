@@ -15,6 +15,7 @@ import msgspec
 from pydantic import BaseModel, ConfigDict
 
 from mloc_dagster.data.dataset import describe_dataset, known_split, open_table, sliced
+from mloc_dagster.data.selection import Selection
 from mloc_dagster.data.shuffle import shuffle_all
 from mloc_dagster.errors import DataError
 from mloc_dagster.results import Folder, allowed_errors
@@ -58,6 +59,8 @@ def open_source(
     """
     opened = _inline if data.dataset_name is None else _dataset
     source, records, layout = opened(data, choose)
+    if data.only and layout is not None:
+        records = Selection(data.only).records(records, source)
     numbered: Iterator[tuple[int, Record]] = enumerate(records)
     if data.shuffle:
         numbered = shuffle_all(numbered, data.seed)
@@ -71,7 +74,9 @@ def _inline(data: TrainingData, choose: LayoutChoice) -> _Opened:
     source = f"{len(records)} {kind} of the template"
     if data.shuffle:
         source += f" shuffled, seed {data.seed}"
-    return source, iter(records), choose(columns_of(records, source, data))
+    columns = columns_of(records, source, data)
+    Selection(data.only).check_columns(columns.names, source)
+    return source, iter(records), choose(columns)
 
 
 def _dataset(data: TrainingData, choose: LayoutChoice) -> _Opened:
@@ -92,8 +97,11 @@ def _dataset(data: TrainingData, choose: LayoutChoice) -> _Opened:
     source = describe_dataset(block)
     if not peeked:
         return source, iter(()), None
-    layout = choose(columns_of(peeked, block.url, data))
-    records = sliced(table, parts, block.url, lambda split: table.records(split, layout.columns))
+    columns = columns_of(peeked, block.url, data)
+    Selection(data.only).check_columns(columns.names, block.url)
+    layout = choose(columns)
+    needed = None if layout.columns is None else [*layout.columns, *data.only]
+    records = sliced(table, parts, block.url, lambda split: table.records(split, needed))
     return source, records, layout
 
 

@@ -218,6 +218,7 @@ def start_task(
     upstream: Mapping[str, str],
     origin: Origin = "local",
     retry_errors: bool = False,
+    partition: str | None = None,
 ) -> tuple[OpenTask, Plan]:
     """Writes `task.json`, then the input and `plan.json`; what is already there is kept.
 
@@ -229,13 +230,14 @@ def start_task(
         upstream: Task ids of the nodes that this one depends on, by node name.
         origin: Where the task comes from.
         retry_errors: Whether rows that failed upstream are built anew.
+        partition: The partition that the template was filled with, if its runs have one.
 
     Raises:
         UnknownNameError: If nobody registered an executor for the task type.
         TerminalError: If a task of the template, this one or a later, may not run here.
         DataError: If the input is missing, unreadable or empty.
     """
-    compiled = compile_mapping(document)
+    compiled = compile_mapping(document, partition=partition)
     chosen = next(each for each in compiled.tasks if each.task.name == node)
     task_executor(chosen.task.spec.task_type)
     # All of them: what the last stage may not do is not found after hours of the others.
@@ -331,4 +333,5 @@ def task_record(
         submitted_at=datetime.now(UTC),
         mloc_version=__version__,
         origin=origin,
+        partition=compiled.partition,
     )

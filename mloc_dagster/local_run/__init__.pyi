@@ -19,6 +19,7 @@ from .run import (
     run_template as run_template,
 )
 from .templates import (
+    check_partitions as check_partitions,
     compile_changed as compile_changed,
     compile_with_sets as compile_with_sets,
     template_path as template_path,

@@ -32,7 +32,8 @@ def resumable(name: str) -> tuple[CompiledTemplate, str]:
     store = open_store()
     record = _record(store, name)
     template = submitted_template(store.task(record.task_id), record)
-    compiled = compile_mapping(template, f"{record.task_id}/task.json")
+    name = f"{record.task_id}/task.json"
+    compiled = compile_mapping(template, name, partition=record.partition)
     return compiled, record.workflow_id
 
 

@@ -13,7 +13,7 @@ import dagster as dg
 from dagster import DagsterEventType
 
 from mloc_dagster import errors
-from mloc_dagster.assets import job_name
+from mloc_dagster.assets import add_partition, job_name, remove_partition
 from mloc_dagster.compile import CompiledTask, CompiledTemplate, Diagnostic
 from mloc_dagster.definitions import build_definitions
 from mloc_dagster.executors import task_executor, task_id_for
@@ -133,7 +133,7 @@ def run_template(
     """Runs a template's job in this process and waits for it.
 
     Args:
-        compiled: The template.
+        compiled: The template, with the partition that it computes if it has any.
         instance: Records the run; the Dagster UI shows it.
         workflow_id: Goes on with the tasks of this workflow; a new one by default.
         retry_errors: Whether rows that ended with an error are computed again.
@@ -145,8 +145,11 @@ def run_template(
     workflow = workflow_id or run_id
     job = build_definitions([compiled]).resolve_job_def(job_name(compiled))
     remember_template(compiled)
+    added = add_partition(compiled, instance)
     result = job.execute_in_process(
         instance=_of_the_library(instance, job.name),
+        # A project's own partitions are known there only: a resumed task is its template's.
+        partition_key=None if compiled.partitions is None else compiled.partition,
         run_id=run_id,
         raise_on_error=False,
         run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
@@ -157,13 +160,16 @@ def run_template(
             **({CHANGED_MODEL_TAG: "true"} if accept_changed_model else {}),
         },
     )
+    bad_input = _is_bad_input(result.all_events)
+    if added and bad_input:
+        remove_partition(compiled, instance)  # a typing error is no partition
     return RunOutcome(
         run_id=run_id,
         workflow_id=workflow,
         succeeded=result.success,
         tasks=outcomes(compiled, workflow),
         failures=_failures(result.all_events),
-        bad_input=_is_bad_input(result.all_events),
+        bad_input=bad_input,
     )
 
 

@@ -99,6 +99,7 @@ def plan_task(
             upstream={each.node: each.task_id for each in upstream},
             origin=origin_of(context.run),
             retry_errors=retries_errors(context.run),
+            partition=partition,
         )
     except MlocError as error:
         raise as_dagster(error) from error

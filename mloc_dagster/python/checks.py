@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from mloc_dagster.compile import Diagnostic, in_file_order
 from mloc_dagster.data import Rows, look_at_data, write_rows
 from mloc_dagster.errors import TemplateError
-from mloc_dagster.local_run import TaskEstimate, estimate_template
+from mloc_dagster.local_run import TaskEstimate, check_partitions, estimate_template
 from mloc_dagster.python.templates import Changes, Template, compile_template
 from mloc_dagster.results import open_store, results_at
 
@@ -45,6 +45,7 @@ def estimate(
     *,
     set: Changes | None = None,
     data: Rows | None = None,
+    partition: str | None = None,
     results: str | os.PathLike[str] | None = None,
 ) -> Sequence[TaskEstimate]:
     """Returns what each task of a template is expected to take, as `mloc estimate` shows it.
@@ -53,6 +54,7 @@ def estimate(
         template: A file, the name of a library template, YAML, a mapping, or what builds one.
         set: Values to replace, by path.
         data: Rows instead of the template's, as for `run`.
+        partition: The partition that is computed, of a template that has any.
         results: Where earlier tasks are; by default `MLOC_RESULTS_URL`, else `results`.
 
     Raises:
@@ -61,7 +63,8 @@ def estimate(
     """
     rows = write_rows(data)
     try:
-        templates = compile_template(template, set, rows)
+        templates = compile_template(template, set, rows, partition)
+        check_partitions(templates)
         for compiled in templates:
             compiled.check_built()
         store = open_store(None if results is None else os.fspath(results))

@@ -22,6 +22,7 @@ def run(
     *,
     set: Changes | None = None,
     data: Rows | None = None,
+    partition: str | None = None,
     results: str | os.PathLike[str] | None = None,
     resume: str | None = None,
     retry_errors: bool = False,
@@ -39,6 +40,7 @@ def run(
         set: Values to replace, by path: `{"spec.inference.temperature": 0}`.
         data: Rows instead of the template's: a table of pyarrow, pandas or polars, or an iterable
             of texts, mappings or chats. Their columns go with them into the result.
+        partition: The partition that is computed, of a template that has any.
         results: Where the result goes; by default `MLOC_RESULTS_URL`, else `results`.
         resume: The id of a task that goes on, instead of a template.
         retry_errors: With `resume`: rows that ended with an error are computed again.
@@ -61,6 +63,7 @@ def run(
             template,
             set=set,
             data=data,
+            partition=partition,
             results=results,
             resume=resume,
             retry_errors=retry_errors,
@@ -82,6 +85,7 @@ def prepared(
     *,
     set: Changes | None,
     data: Rows | None,
+    partition: str | None,
     results: str | os.PathLike[str] | None,
     resume: str | None,
     retry_errors: bool,
@@ -95,12 +99,12 @@ def prepared(
         InputError: If anything of it is wrong.
     """
     refuse_nested()
-    _check(template, set, data, resume, changed=retry_errors or accept_changed_model)
+    _check(template, set, data, partition, resume, changed=retry_errors or accept_changed_model)
     store = open_store(None if results is None else os.fspath(results))
     rows = write_rows(data)
     try:
         if template is not None:
-            compiled, workflow_id = one_template(template, set, rows), None
+            compiled, workflow_id = one_template(template, set, rows, partition), None
         else:
             with results_at(store.url):
                 compiled, workflow_id = resumable(resume or "")
@@ -125,13 +129,16 @@ def _check(
     template: Template | None,
     changes: Changes | None,
     data: Rows | None,
+    partition: str | None,
     resume: str | None,
     *,
     changed: bool,
 ) -> None:
     if (template is None) == (resume is None):
         raise InputError("give either a template or resume=TASK_ID")
-    if resume is not None and (changes or data is not None):
-        raise InputError("set and data change the task; a task that is resumed stays what it was")
+    if resume is not None and (changes or data is not None or partition is not None):
+        raise InputError(
+            "set, data and partition change the task; a task that is resumed stays what it was"
+        )
     if resume is None and changed:
         raise InputError("retry_errors and accept_changed_model go with resume=TASK_ID")

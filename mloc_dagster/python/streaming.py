@@ -38,6 +38,7 @@ class RowStream(AsyncIterable[dict[str, Any]]):
         *,
         set: Changes | None,
         data: Rows | None,
+        partition: str | None,
         results: str | os.PathLike[str] | None,
         resume: str | None,
         retry_errors: bool,
@@ -47,6 +48,7 @@ class RowStream(AsyncIterable[dict[str, Any]]):
         self._template = template
         self._set = set
         self._data = data
+        self._partition = partition
         self._results = results
         self._resume = resume
         self._retry_errors = retry_errors
@@ -95,6 +97,7 @@ class RowStream(AsyncIterable[dict[str, Any]]):
             self._template,
             set=self._set,
             data=self._data,
+            partition=self._partition,
             results=self._results,
             resume=self._resume,
             retry_errors=self._retry_errors,
@@ -138,6 +141,7 @@ def stream(
     *,
     set: Changes | None = None,
     data: Rows | None = None,
+    partition: str | None = None,
     results: str | os.PathLike[str] | None = None,
     resume: str | None = None,
     retry_errors: bool = False,
@@ -150,6 +154,7 @@ def stream(
         template: A file, the name of a library template, YAML, a mapping, or what builds one.
         set: Values to replace, by path.
         data: Rows instead of the template's.
+        partition: The partition that is computed, of a template that has any.
         results: Where the result goes; by default `MLOC_RESULTS_URL`, else `results`.
         resume: The id of a task that goes on; all of its rows are yielded.
         retry_errors: With `resume`: rows that ended with an error are computed again.
@@ -160,6 +165,6 @@ def stream(
         What `async for` reads; it begins when that does. Errors are those of `run`.
     """
     return RowStream(
-        template, set=set, data=data, results=results, resume=resume, retry_errors=retry_errors,
-        task=task, session=session,
+        template, set=set, data=data, partition=partition, results=results, resume=resume,
+        retry_errors=retry_errors, task=task, session=session,
     )  # fmt: skip

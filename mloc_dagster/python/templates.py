@@ -21,7 +21,7 @@ from mloc_dagster.compile import (
 )
 from mloc_dagster.data import RowsFile, look_at_data
 from mloc_dagster.errors import InputError, TemplateError
-from mloc_dagster.local_run import compile_changed, template_path
+from mloc_dagster.local_run import check_partitions, compile_changed, template_path
 from mloc_dagster.models import BUILTIN_MODELS
 from mloc_dagster.schema import find_task_type
 
@@ -102,7 +102,10 @@ def documents(given: Template) -> list[Document]:
 
 
 def compile_template(
-    given: Template, changes: Changes | None, rows: RowsFile | None
+    given: Template,
+    changes: Changes | None,
+    rows: RowsFile | None,
+    partition: str | None = None,
 ) -> list[CompiledTemplate]:
     """Compiles a template.
 
@@ -110,6 +113,7 @@ def compile_template(
         given: The template.
         changes: Values to replace.
         rows: A file with rows that its first task reads instead of its own.
+        partition: The partition that it computes.
 
     Raises:
         TemplateError: If any of it is wrong; carries every finding.
@@ -118,25 +122,29 @@ def compile_template(
     if rows is not None:
         found = [with_rows(each, str(rows.path)) for each in found]
     values = {path: plain(each, f"set {path}") for path, each in (changes or {}).items()}
-    return compile_changed(found, values)
+    return compile_changed(found, values, partition)
 
 
 def one_template(
-    given: Template, changes: Changes | None, rows: RowsFile | None
+    given: Template,
+    changes: Changes | None,
+    rows: RowsFile | None,
+    partition: str | None = None,
 ) -> CompiledTemplate:
     """Compiles the one template that is given, and looks at the files that it names.
 
     Raises:
         TemplateError: If anything is wrong; carries every finding.
-        InputError: If it is a file of several.
+        InputError: If it is a file of several, or has no such partition.
     """
-    templates = compile_template(given, changes, rows)
+    templates = compile_template(given, changes, rows, partition)
     if len(templates) > 1:
         names = ", ".join(repr(each.metadata.name) for each in templates)
         raise InputError(
             f"{given} holds {len(templates)} templates ({names}), and one is run at a time: "
             "give each as a file, text or mapping of its own"
         )
+    check_partitions(templates)
     templates[0].check_built()
     look(templates)
     return templates[0]

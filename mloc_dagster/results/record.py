@@ -180,6 +180,7 @@ class TaskRecord(BaseModel):
         submitted_at: When it was accepted.
         mloc_version: Who accepted it.
         origin: Where it came from, which decides what it may reach (`net.reach`).
+        partition: The Dagster partition that it computes; None of a run without one.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -196,6 +197,7 @@ class TaskRecord(BaseModel):
     submitted_at: AwareDatetime
     mloc_version: str
     origin: Origin = "local"
+    partition: str | None = None
 
 
 def write_record(folder: Folder, record: TaskRecord) -> None:

@@ -99,6 +99,18 @@ from .output import (
     OutputFormat as OutputFormat,
     artifact_name as artifact_name,
 )
+from .partitions import (
+    ColumnPartitions as ColumnPartitions,
+    DailyPartitions as DailyPartitions,
+    DynamicPartitions as DynamicPartitions,
+    HourlyPartitions as HourlyPartitions,
+    MonthlyPartitions as MonthlyPartitions,
+    Partitioned as Partitioned,
+    Partitions as Partitions,
+    StaticPartitions as StaticPartitions,
+    TimePartitions as TimePartitions,
+    WeeklyPartitions as WeeklyPartitions,
+)
 from .placeholders import (
     COLUMN_PREFIX as COLUMN_PREFIX,
     UPSTREAM_VALUES as UPSTREAM_VALUES,

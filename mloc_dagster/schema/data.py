@@ -133,6 +133,10 @@ class DatasetData(Block):
     split: SplitText = "train"
     """Which rows: `train`, `train[:200]`, `train[10%:20%]`, `[-50:]`, `train[:5]+test[:5]`."""
 
+    only: Mapping[str, str] = Field(default_factory=dict)
+    """Only the rows of the slice that hold these values, by column: `{lang: en}`. What is no text
+    is compared as JSON writes it."""
+
     column: str | None = None
     """The column with the prompt. It may be left out where there is one column, or where one of
     them, and no more, is called `prompt`, `question`, `text`, `input` or `messages`."""
@@ -297,6 +301,9 @@ class TrainingData(Block):
     split: SplitText = "train"
     """Which rows, as for `DatasetData`."""
 
+    only: Mapping[str, str] = Field(default_factory=dict)
+    """Only the rows of the slice that hold these values, as for `DatasetData`."""
+
     prompt_column: str | None = None
     """The column with the prompt."""
 
@@ -353,4 +360,11 @@ class TrainingData(Block):
         given = [self.dataset_name, self.preferences, self.prompts, self.rows]
         if sum(bool(each) for each in given) != 1:
             raise ValueError("give one of dataset_name, preferences, prompts or rows")
+        if self.only and not self.has_columns:
+            raise ValueError("only selects by columns: give dataset_name or rows")
         return self
+
+    @property
+    def has_columns(self) -> bool:
+        """Whether its rows have columns of their own."""
+        return bool(self.dataset_name or self.rows)

@@ -15,6 +15,7 @@ from pydantic.json_schema import models_json_schema
 from mloc_dagster.schema.engine_type import engine_types
 from mloc_dagster.schema.legacy import SPELLINGS, Spelling
 from mloc_dagster.schema.model import Model, TrainedModel
+from mloc_dagster.schema.partitions import Partitioned
 from mloc_dagster.schema.resources import Schedule
 from mloc_dagster.schema.task import Metadata
 from mloc_dagster.schema.task_type import all_kinds, task_types, types_of_kind
@@ -56,7 +57,7 @@ def _definitions() -> tuple[Schema, Mapping[type, str]]:
     blocks = [
         *(each.spec for each in task_types().values()),
         *(each.options for each in engine_types().values()),
-        *(Metadata, Schedule, Node, Template, Model, TrainedModel),
+        *(Metadata, Schedule, Partitioned, Node, Template, Model, TrainedModel),
     ]
     places, generated = models_json_schema([(block, "validation") for block in blocks])
     named = {block: places[block, "validation"]["$ref"].removeprefix(_REF) for block in blocks}
@@ -75,10 +76,13 @@ def _add_engines(definition: Schema, model: type[Model], named: Mapping[type, st
 
 def _root(defs: Schema, named: Mapping[type, str], specs: Mapping[str, str]) -> Schema:
     template, node = defs.pop(named[Template]), defs[named[Node]]
-    schedule: Schema = {"$ref": _REF + named[Schedule]}
+    runs: Schema = {
+        "schedule": {"$ref": _REF + named[Schedule]},
+        **defs[named[Partitioned]]["properties"],
+    }
     for spec in (defs[each] for each in specs.values()):
         spec["required"] = [key for key in spec["required"] if key != "taskType"]
-        spec["properties"]["schedule"] = schedule
+        spec["properties"] |= runs
     defs["NodeSpec"] = _any_spec([defs[f"{each}{_PARTIAL}"] for each in specs.values()])
     defs["NodeSpec"]["allOf"] = [_keys_of(name, defs[each]) for name, each in specs.items()]
     node["properties"]["spec"] = {"$ref": f"{_REF}NodeSpec", "description": "Over the base."}
@@ -86,7 +90,7 @@ def _root(defs: Schema, named: Mapping[type, str], specs: Mapping[str, str]) -> 
     del defs["Spec"]["allOf"]
     nodes: Schema = {"type": "array", "minItems": 1, "items": {"$ref": _REF + named[Node]}}
     defs["Spec"]["properties"] |= {
-        "schedule": schedule,
+        **runs,
         "stages": {**nodes, "description": "Tasks that run one after the other."},
         "graph": {
             "type": "object",
@@ -130,7 +134,7 @@ def _any_spec(specs: list[Schema]) -> Schema:
 
 
 def _keys_of(task_type: str, spec: Schema) -> Schema:
-    keys = [key for key in spec["properties"] if key != "schedule"]
+    keys = [key for key in spec["properties"] if key not in ("schedule", "partitions")]
     return {
         "if": {"properties": {"taskType": {"const": task_type}}, "required": ["taskType"]},
         "then": {"propertyNames": {"enum": keys}},

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from typing import Literal
+from typing import Annotated, Literal
 from zoneinfo import available_timezones
 
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, Field, field_validator
 
 from mloc_dagster.errors import nearest_hint
 from mloc_dagster.schema.base import Block, Cores, Memory
@@ -99,13 +99,24 @@ class Slo(Block):
     """Seconds from submission to the last result; ten years at most."""
 
 
+def _known_zone(value: str) -> str:
+    zones = available_timezones()
+    if value not in zones:
+        raise ValueError(f"unknown timezone {value!r}{nearest_hint(value, zones)}")
+    return value
+
+
+TimeZone = Annotated[str, AfterValidator(_known_zone)]
+"""An IANA name of a time zone."""
+
+
 class Schedule(Block):
     """Runs the template at set times, as a Dagster schedule."""
 
     cron: str
     """Five cron fields, such as `0 6 * * 1-5`."""
 
-    timezone: str = "UTC"
+    timezone: TimeZone = "UTC"
     """An IANA name such as `Europe/Berlin`."""
 
     enabled: bool = True
@@ -120,14 +131,6 @@ class Schedule(Block):
         for text, (name, low, high) in zip(fields, _CRON_FIELDS, strict=True):
             if not all(_is_cron_part(part, low, high) for part in text.split(",")):
                 raise ValueError(f"{text!r} is no {name} ({low} to {high}, '*', '1-5', '*/10')")
-        return value
-
-    @field_validator("timezone")
-    @classmethod
-    def _known_zone(cls, value: str) -> str:
-        zones = available_timezones()
-        if value not in zones:
-            raise ValueError(f"unknown timezone {value!r}{nearest_hint(value, zones)}")
         return value
 
 

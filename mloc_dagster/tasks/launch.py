@@ -8,7 +8,7 @@ from uuid import uuid4
 import dagster as dg
 from dagster import DagsterRun, DagsterRunStatus, JobDefinition
 
-from mloc_dagster.assets import job_name
+from mloc_dagster.assets import add_partition, job_name
 from mloc_dagster.compile import CompiledTask, CompiledTemplate
 from mloc_dagster.errors import InputError
 from mloc_dagster.executors import task_id_for, task_record
@@ -20,6 +20,9 @@ from mloc_dagster.fleet import (
 )
 from mloc_dagster.ops import LAUNCH_TAG, launched_with
 from mloc_dagster.results import open_store, write_record
+
+PARTITION_TAG = "dagster/partition"
+"""Dagster's own, by which it knows the partition of a run."""
 
 
 def submit(instance: dg.DagsterInstance, run: DagsterRun) -> None:
@@ -53,6 +56,8 @@ def check_launchable(library: CompiledTemplate, changed: CompiledTemplate) -> No
     changed.check_built()
     if changed.metadata.name != library.metadata.name:
         raise InputError("--set may not rename the template: its job goes by that name")
+    if changed.partitions != library.partitions:
+        raise InputError("--set may not change the template's partitions: its assets have those")
     if [_shape(each) for each in changed.tasks] != [_shape(each) for each in library.tasks]:
         raise InputError(
             f"--set may not change the stages, task types, resources or SLO of"
@@ -72,18 +77,21 @@ def launch_template(instance: dg.DagsterInstance, compiled: CompiledTemplate) ->
 
     Args:
         instance: Where the run waits.
-        compiled: A template of the library, perhaps changed; see `check_launchable`.
+        compiled: A template of the library, perhaps changed, and compiled for the partition that
+            it computes if it has any; see `check_launchable`.
 
     Raises:
         InputError: If the library has no such job.
     """
     definition = _job(job_name(compiled))
+    add_partition(compiled, instance)
+    partition = {} if compiled.partition is None else {PARTITION_TAG: compiled.partition}
     origin = ReconstructableRepository(LIBRARY).get_reconstructable_job(definition.name)
     run = instance.create_run_for_job(
         definition,
         run_id=str(uuid4()),
         run_config=definition.run_config or {},
-        tags={**definition.tags, LAUNCH_TAG: "true", **launched_with("mloc launch")},
+        tags={**definition.tags, **partition, LAUNCH_TAG: "true", **launched_with("mloc launch")},
         status=DagsterRunStatus.NOT_STARTED,
         job_code_origin=origin.get_python_origin(),
         remote_job_origin=job_origin(definition.name),

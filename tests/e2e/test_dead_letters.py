@@ -34,6 +34,8 @@ TEMPLATES = {
     "hopeless": "echo: {fail_rate: 1}\nretries: {max: 0}\nparallel: {max_shards: 1}",
     "forgiving": "echo: {poison: [3], error_budget: 0.5}",
     "strict": "echo: {poison: [3], error_budget: 0}",
+    "by_name": "partitions: {type: static, partition_keys: [x, y]}\n"
+    'data: {type: list, items: ["about ${partition_key}"]}',
     "slow": "echo: {delay_s: 1}\nparallel: {max_shards: 4}",
 }
 STAGES = """\
@@ -226,6 +228,23 @@ def test_a_task_that_failed_for_good_is_listed_and_retried(fleet: Fleet) -> None
     assert computed(folder) == Counter(range(ROWS))
     assert [row.output for row in rows_of(task_id)] == [f"row {index}" for index in range(ROWS)]
     assert "is done" in fleet.mloc("retry", task_id, code=2)
+
+
+def test_a_partition_of_a_library_template_is_launched_and_recorded(fleet: Fleet) -> None:
+    assert "say which with --partition KEY" in fleet.mloc("launch", "by_name", code=2)
+    assert "no partition 'z'; known: 'x', 'y'" in fleet.mloc(
+        "launch", "by_name", "--partition", "z", code=2
+    )
+    changed = "spec.partitions.partition_keys=[z]"
+    said = fleet.mloc("launch", "by_name", "--partition", "z", "--set", changed, code=2)
+    assert "--set may not change the template's partitions" in said
+
+    run_id, (task_id,) = fleet.launch("by_name", "--partition", "y")
+    fleet.open_queue()
+    fleet.await_end(run_id)
+    assert [row.output for row in rows_of(task_id)] == ["about y"]
+    asset = dg.AssetKey(["by_name", "responses"])
+    assert fleet.instance.get_materialized_partitions(asset) == {"y"}
 
 
 def test_what_an_attempt_finished_is_never_computed_again(fleet: Fleet) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-from mloc_dagster.compile import apply_sets, compile_document, load_documents
+from mloc_dagster.compile import apply_sets, compile_document, load_documents, with_partition
 from mloc_dagster.library import library_files
 from mloc_dagster.local_run import run_template
 from mloc_dagster.results import open_store, verify_manifest
@@ -46,6 +46,7 @@ ROWS = {
     "core/openai_batch": [[9]],
     "core/align_tiny": [[24]],
     "core/scored": [[24, 2]],
+    "core/partitioned": [[2]],
     "experiments/gsm8k_scored": [[24, 6]],
     "experiments/gsm8k_single": [[24]],
     "experiments/gsm8k_two_branch": [[24, 24, 24]],
@@ -134,6 +135,8 @@ def test_the_template_runs(
     if name == "core/http_delivery":
         sets = ["spec.output.destination.url=${RECEIVER}"]
     documents = [apply_sets(document, SETS.get(name, sets)) for document in load_documents(path)]
+    for key in (value for flag, value in pairwise(given) if flag == "--partition"):
+        documents = [with_partition(document, key) for document in documents]
     for document, rows in zip(documents, ROWS[name], strict=True):
         outcome = run_template(compile_document(document), instance)
         assert outcome.succeeded, outcome.failures

@@ -56,7 +56,8 @@ def test_the_examples_run(
 
 
 def test_the_example_of_a_dagster_project_runs() -> None:
-    (code,) = [code for _, code in BLOCK.findall((ROOT / "docs" / "dagster.md").read_text())]
+    blocks = BLOCK.findall((ROOT / "docs" / "dagster.md").read_text())
+    code = "\n".join(code for _, code in blocks)
     names: dict[str, Any] = {}
     exec(compile(code, "docs/dagster.md", "exec", dont_inherit=True), names)
     names["defs"].get_repository_def()
@@ -65,3 +66,4 @@ def test_the_example_of_a_dagster_project_runs() -> None:
         result = dg.materialize(assets, instance=instance, partition_key="2026-01-02")
     (made,) = result.asset_materializations_for_node("report")
     assert made.metadata["answered"].value == 1
+    assert names["by_topic"].partitions_def.get_partition_keys() == ["news", "calendar"]

@@ -54,6 +54,16 @@ def test_a_schedule_is_refused_where_it_stands(api: Served) -> None:
     assert api.client.post("/api/v1/tasks", content=taken_out).status_code == 202
 
 
+def test_partitions_are_refused_where_they_stand(api: Served) -> None:
+    text = ECHO.replace("spec:\n", "spec:\n  partitions: {type: dynamic, name: books}\n", 1)
+    answer = api.client.post("/api/v1/tasks", content=text)
+    (error,) = answer.json()["errors"]
+    assert (answer.status_code, error["path"]) == (422, "spec.partitions")
+    assert "`mloc launch --partition KEY`" in error["message"]
+    taken_out = text.replace("{type: dynamic, name: books}", "null")
+    assert api.client.post("/api/v1/tasks", content=taken_out).status_code == 202
+
+
 def test_large_bodies_are_413_with_the_setting(small: Served) -> None:
     large = ECHO + "#" * 2000
     streamed = (large[start : start + 100].encode() for start in range(0, len(large), 100))

@@ -1,7 +1,11 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.csv as pacsv
+import pyarrow.parquet as pq
 import pytest
 
 from mloc_dagster.data.files import looks_like_files
@@ -101,3 +105,59 @@ def test_lists_shuffle_by_seed() -> None:
     first, second = ([row.prompt for row in open_rows(data, {})[1]] for _ in range(2))
     assert first == second != list("abcdefgh")
     assert sorted(map(str, first)) == list("abcdefgh")
+
+
+LANGUAGES = [
+    {"lang": "de", "text": "eins", "level": 1, "day": "2026-01-01"},
+    {"lang": "en", "text": "two", "level": 2, "day": "2026-01-02"},
+    {"lang": "de", "text": "drei", "level": 1, "day": "2026-01-02"},
+    {"lang": None, "text": "4", "level": None, "day": None},
+    {"lang": "de", "text": "fuenf", "level": 2, "day": "2026-01-02"},
+]
+
+
+@pytest.fixture(params=["jsonl", "parquet", "csv"])
+def languages(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Rows in some languages, in a file of each kind."""
+    table = pa.Table.from_pylist(LANGUAGES)
+    path = tmp_path / f"rows.{request.param}"
+    if request.param == "jsonl":
+        path.write_text("".join(json.dumps(each) + "\n" for each in LANGUAGES))
+    elif request.param == "csv":
+        pacsv.write_csv(table, path)
+    else:
+        days = table["day"].cast(pa.date32())
+        pq.write_table(table.set_column(3, "day", days), path)
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("only", "expected"),
+    [
+        ({"lang": "de"}, ["eins", "drei", "fuenf"]),
+        ({"level": "2"}, ["two", "fuenf"]),
+        ({"day": "2026-01-02"}, ["two", "drei", "fuenf"]),
+        ({"lang": "de", "level": "1"}, ["eins", "drei"]),
+    ],
+)
+@pytest.mark.parametrize("keep", ["all", False, ["level"]])
+def test_only_rows_that_hold_a_value_are_read(
+    languages: str, only: dict[str, str], expected: list[str], keep: object
+) -> None:
+    assert rows_of(url=languages, column="text", only=only, keep=keep) == expected
+
+
+def test_slices_are_of_the_source_and_not_of_what_is_selected(languages: str) -> None:
+    block = {"url": languages, "column": "text", "split": "train[1:3]", "only": {"lang": "de"}}
+    assert rows_of(**block) == ["drei"]
+
+
+def test_what_no_row_holds_is_told_with_what_they_hold(languages: str) -> None:
+    wanted = r"rows\.\w+ train has 'dee' in column 'lang'; did you mean 'de'\?"
+    with pytest.raises(DataError, match=wanted):
+        rows_of(url=languages, column="text", only={"lang": "dee"})
+    together = "has 'en' in 'lang' and '1' in 'level'"
+    with pytest.raises(DataError, match=together):
+        rows_of(url=languages, column="text", only={"lang": "en", "level": "1"})
+    with pytest.raises(DataError, match="has no column 'lnag' to select by; did you mean 'lang'"):
+        rows_of(url=languages, column="text", only={"lnag": "de"})

@@ -25,6 +25,7 @@ def _files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("twice.csv").write_text("prompt,prompt\na,b\n")
     Path("empty.jsonl").write_text("\n")
     Path("batch.jsonl").write_text('{"custom_id": 5}\n')
+    Path("languages.jsonl").write_text('{"lang": "de", "text": "eins"}\n')
     Path("pairs.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')
 
 
@@ -168,3 +169,23 @@ def test_a_model_of_the_hub_or_of_an_earlier_stage_is_left_alone() -> None:
         data: {type: list, items: [a]}
 """
     assert found(stages) == []
+
+
+@pytest.mark.parametrize(
+    ("column", "expected"),
+    [
+        ("lang", []),
+        (
+            "lnag",
+            [
+                "t.yaml:7:30: spec.data.url: languages.jsonl has no column 'lnag' to select by; did"
+                " you mean 'lang'? columns: lang, text"
+            ],
+        ),
+    ],
+)
+def test_the_column_of_partitions_is_looked_for(column: str, expected: list[str]) -> None:
+    partitions = f"  partitions: {{type: column, column: {column}}}\n"
+    assert (
+        found(f"{MODEL}{partitions}  data: {{type: dataset, url: languages.jsonl}}\n") == expected
+    )

@@ -52,6 +52,10 @@ def test_what_compiles_is_valid_for_an_editor(path: Path, validator: Any) -> Non
         "{taskType: echo, stages: [{name: a, spec: {taskType: echo, training: {}}}]}",
         "{taskType: echo, data: {type: list, items: [a]}, stages: [], graph: {nodes: []}}",
         "{taskType: eco, data: {type: list, items: [a]}}",
+        "{taskType: echo, data: {type: list, items: [a]}, partitions: {type: dayly}}",
+        "{taskType: echo, data: {type: list, items: [a]}, partitions: {type: daily}}",
+        "{taskType: echo, data: {type: list, items: [a]}, partitions: {type: static, keys: [a]}}",
+        "{stages: [{name: a, spec: {partitions: {type: dynamic, name: d}}}]}",
     ],
 )
 def test_what_is_wrong_is_marked_in_an_editor(spec: str, validator: Any) -> None:

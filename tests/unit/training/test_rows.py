@@ -416,3 +416,18 @@ def test_evaluation_rows_are_written_beside_the_others(folder: Folder) -> None:
     written = write_evaluation_rows(Evaluation(data=inline({"text": "a"})), method("sft"), folder)
     assert written.name == "input/eval.jsonl"
     assert folder.read_bytes(written.name) == b'{"text":"a"}\n'
+
+
+def test_only_rows_that_hold_a_value_are_trained_on(tmp_path: Path, folder: Folder) -> None:
+    rows = [{"text": "eins", "lang": "de"}, {"text": "two", "lang": "en"}]
+    data = TrainingData(dataset_name=lines(tmp_path / "rows.jsonl", rows), only={"lang": "en"})
+    written = write_training_rows(data, method("sft"), folder)
+    assert (written.rows, written.read) == (1, 1)
+    assert folder.read_bytes("input/train.jsonl") == b'{"text":"two"}\n'
+    assert rows_of("sft", *rows, only={"lang": "de"}) == [{"text": "eins"}]
+    with pytest.raises(DataError, match=r"has 'fr' in column 'lang'; there are: 'de', 'en'"):
+        rows_of("sft", *rows, only={"lang": "fr"})
+    with pytest.raises(DataError, match="no column 'lnag' to select by; did you mean 'lang'"):
+        rows_of("sft", *rows, only={"lnag": "fr"})
+    with pytest.raises(ValueError, match="only selects by columns: give dataset_name or rows"):
+        TrainingData(prompts=("a",), only={"lang": "en"})
