@@ -82,7 +82,8 @@ def test_dg_knows_the_component_and_scaffolds_one(project: Project) -> None:
     project.dg("check", "defs")
     listed = json.loads(project.dg("list", "defs", "--json"))
     keys = {each["asset_key"] for each in listed["assets"]}
-    assert keys == {"questions", "answers/responses", "report", "greeting/responses"}
+    own = {"questions", "answers/responses", "report", "greeting/responses"}
+    assert keys == {*own, "models/tiny-chat"}
 
 
 def test_dg_takes_this_repository_for_a_project(project: Project) -> None:

@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import pytest
@@ -75,8 +76,12 @@ def test_an_edited_template_is_a_new_job(library: Path) -> None:
     assert jobs.job_of(run_of("first")).get_definition().description == "as it is"
     write(library, "second", "new")
     assert jobs.job_of(run_of("second")).get_definition().description == "new"
-    spec = {"data": {"type": "list", "items": ["a"]}}
-    document = {"apiVersion": "mloc/v1", "kind": "EchoTask", "metadata": {"name": "own"}}
+    spec: dict[str, Any] = {"data": {"type": "list", "items": ["a"]}}
+    document: dict[str, Any] = {
+        "apiVersion": "mloc/v1",
+        "kind": "EchoTask",
+        "metadata": {"name": "own"},
+    }
     remember_template(compile_mapping({**document, "spec": spec}))
     assert jobs.job_of(run_of("own")).get_definition().name == "own"
 
