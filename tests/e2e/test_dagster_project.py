@@ -120,6 +120,15 @@ def test_what_is_wrong_in_a_template_is_said_with_its_line(project: Project) -> 
 
 
 @pytest.fixture
+def by_language(project: Project) -> None:
+    """A template of the project that has partitions of its own."""
+    folder = project.folder / "src/daily_questions/defs/by_language"
+    folder.mkdir()
+    attributes = "attributes: {template: core/partitioned}"
+    (folder / "defs.yaml").write_text(f"type: mloc.MlocTemplate\n{attributes}\n")
+
+
+@pytest.fixture
 def webserver(project: Project) -> Iterator[str]:
     """`dg dev`: the webserver and the daemon, which runs backfills and sensors."""
     port = free_port()
@@ -236,5 +245,17 @@ def test_days_are_backfilled_and_a_new_one_goes_through_by_itself(webserver: str
     until(
         lambda: no_failure(webserver) and today in materialized(webserver, "report"),
         "the newest day went through by its automation conditions",
+        timeout_s=900,
+    )
+
+
+def test_the_partitions_of_a_template_are_backfilled(by_language: None, webserver: str) -> None:
+    backfill(webserver, [["partitioned", "responses"]], ["de", "fr"])
+    until(
+        lambda: (
+            no_failure(webserver)
+            and {"de", "fr"} == set(materialized(webserver, "partitioned", "responses"))
+        ),
+        "two languages are backfilled",
         timeout_s=900,
     )
