@@ -15,23 +15,23 @@ import sys
 from collections.abc import Callable
 from threading import Event
 from time import monotonic
-from typing import Any
 
 import dagster as dg
-from dagster._core.workspace.context import IWorkspaceProcessContext
-from dagster._core.workspace.load_target import WorkspaceFileTarget
-from dagster._daemon.controller import create_daemon_of_type, daemon_controller_from_instance
-from dagster._daemon.daemon import DaemonIterator, DagsterDaemon, SpanMarker
-from dagster._daemon.run_coordinator.queued_run_coordinator_daemon import (
-    QueuedRunCoordinatorDaemon,
-)
-from dagster._utils.error import serializable_error_info_from_exc_info
-from dagster._utils.interrupts import capture_interrupts, setup_interrupt_handlers
 
 from mloc_dagster.errors import TransientError
 from mloc_dagster.events import STREAM_AWAY
 from mloc_dagster.sensors.slo import JobEstimates, publish_missed, reorder_queue
-from mloc_dagster.services import QUEUE_CHANNEL, Notifications, postgres_url
+from mloc_dagster.services import (
+    QUEUE_CHANNEL,
+    DaemonIterator,
+    IWorkspaceProcessContext,
+    Notifications,
+    QueuedRunCoordinatorDaemon,
+    SpanMarker,
+    postgres_url,
+    run_daemons,
+    serializable_error_info_from_exc_info,
+)
 
 _log = logging.getLogger("dagster.mloc")
 
@@ -137,30 +137,13 @@ class QueueDaemon(QueuedRunCoordinatorDaemon):
 
 
 def run(workspace: str) -> None:
-    """Runs Dagster's daemons on the instance of `DAGSTER_HOME` until SIGTERM or Ctrl-C.
+    """Runs Dagster's daemons, with this queue's, until SIGTERM or Ctrl-C.
 
     Args:
         workspace: The file that names the code locations.
     """
-
-    def daemons(instance: dg.DagsterInstance) -> list[DagsterDaemon[Any]]:
-        queue = QueueDaemon(News(lambda: Notifications(postgres_url(), QUEUE_CHANNEL)))
-        return [
-            queue
-            if each == QueuedRunCoordinatorDaemon.daemon_type()
-            else create_daemon_of_type(each, instance)
-            for each in instance.get_required_daemon_types()
-        ]
-
-    setup_interrupt_handlers()
-    with (
-        capture_interrupts(),
-        dg.DagsterInstance.get() as instance,
-        daemon_controller_from_instance(
-            instance, WorkspaceFileTarget(paths=[workspace]), gen_daemons=daemons
-        ) as controller,
-    ):
-        controller.check_daemon_loop()
+    news = News(lambda: Notifications(postgres_url(), QUEUE_CHANNEL))
+    run_daemons(workspace, QueueDaemon(news))
 
 
 if __name__ == "__main__":

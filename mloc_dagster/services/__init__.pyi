@@ -23,17 +23,23 @@ from .internals import (
     ROOT_RUN_ID_TAG as ROOT_RUN_ID_TAG,
     TAGS_TO_MAYBE_OMIT_ON_RETRY as TAGS_TO_MAYBE_OMIT_ON_RETRY,
     ConfigurableClassData as ConfigurableClassData,
+    DaemonIterator as DaemonIterator,
     DagsterRunAlreadyExists as DagsterRunAlreadyExists,
     EngineEventData as EngineEventData,
     EventLogCursor as EventLogCursor,
     InstanceRef as InstanceRef,
+    IWorkspaceProcessContext as IWorkspaceProcessContext,
+    QueuedRunCoordinatorDaemon as QueuedRunCoordinatorDaemon,
     RunTagsTable as RunTagsTable,
     SerializableErrorInfo as SerializableErrorInfo,
+    SpanMarker as SpanMarker,
     SqlEventLogStorage as SqlEventLogStorage,
     SqlRunStorage as SqlRunStorage,
     StepEventStatus as StepEventStatus,
     UnresolvedAssetJobDefinition as UnresolvedAssetJobDefinition,
     open_webserver as open_webserver,
+    run_daemons as run_daemons,
+    serializable_error_info_from_exc_info as serializable_error_info_from_exc_info,
 )
 from .notifications import PATIENCE as PATIENCE, Notifications as Notifications
 from .postgres import postgres_url as postgres_url

@@ -33,7 +33,16 @@ from dagster._core.storage.tags import (
     ROOT_RUN_ID_TAG,
     TAGS_TO_MAYBE_OMIT_ON_RETRY,
 )
+from dagster._core.workspace.context import IWorkspaceProcessContext
+from dagster._core.workspace.load_target import WorkspaceFileTarget
+from dagster._daemon.controller import create_daemon_of_type, daemon_controller_from_instance
+from dagster._daemon.daemon import DaemonIterator, SpanMarker
+from dagster._daemon.run_coordinator.queued_run_coordinator_daemon import (
+    QueuedRunCoordinatorDaemon,
+)
 from dagster._serdes import ConfigurableClassData
+from dagster._utils.error import serializable_error_info_from_exc_info
+from dagster._utils.interrupts import capture_interrupts, setup_interrupt_handlers
 from dagster_shared.error import SerializableErrorInfo
 
 if TYPE_CHECKING:
@@ -49,20 +58,26 @@ __all__ = [
     "ROOT_RUN_ID_TAG",
     "TAGS_TO_MAYBE_OMIT_ON_RETRY",
     "ConfigurableClassData",
+    "DaemonIterator",
     "DagsterRunAlreadyExists",
     "EngineEventData",
     "EventLogCursor",
+    "IWorkspaceProcessContext",
     "InstanceRef",
     "LocalComputeLogManager",
+    "QueuedRunCoordinatorDaemon",
     "RunTagsTable",
     "RunsTable",
     "SerializableErrorInfo",
+    "SpanMarker",
     "SqlEventLogStorage",
     "SqlEventLogStorageTable",
     "SqlRunStorage",
     "StepEventStatus",
     "UnresolvedAssetJobDefinition",
     "open_webserver",
+    "run_daemons",
+    "serializable_error_info_from_exc_info",
 ]
 
 
@@ -78,7 +93,6 @@ def open_webserver(
         poll_ms: How often the UI asks for news of assets.
     """
     from dagster._core.workspace.context import WorkspaceProcessContext
-    from dagster._core.workspace.load_target import WorkspaceFileTarget
     from dagster._utils.log import configure_loggers
     from dagster_webserver.app import create_app_from_workspace_process_context
     from dagster_webserver.version import __version__
@@ -87,3 +101,28 @@ def open_webserver(
     target = WorkspaceFileTarget(paths=[str(workspace)])
     with WorkspaceProcessContext(instance, target, version=__version__) as context:
         yield create_app_from_workspace_process_context(context, live_data_poll_rate=poll_ms)
+
+
+def run_daemons(workspace: str, queue: QueuedRunCoordinatorDaemon) -> None:
+    """Runs Dagster's daemons on the instance of `DAGSTER_HOME` until SIGTERM or Ctrl-C.
+
+    Args:
+        workspace: The file that names the code locations.
+        queue: The one that takes runs out of the queue.
+    """
+    setup_interrupt_handlers()
+    with (
+        capture_interrupts(),
+        DagsterInstance.get() as instance,
+        daemon_controller_from_instance(
+            instance,
+            WorkspaceFileTarget(paths=[workspace]),
+            gen_daemons=lambda instance: [
+                queue
+                if each == QueuedRunCoordinatorDaemon.daemon_type()
+                else create_daemon_of_type(each, instance)
+                for each in instance.get_required_daemon_types()
+            ],
+        ) as controller,
+    ):
+        controller.check_daemon_loop()

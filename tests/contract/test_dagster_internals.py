@@ -1,9 +1,8 @@
 """What mloc relies on in Dagster's private API, and what to do when a new version fails it.
 
-Everything private comes through `mloc_dagster/services/internals.py` (the instance and its
-storages), `mloc_dagster/services/stack/code_server.py` (serving code locations),
-`mloc_dagster/sensors/daemon.py` (the run queue) and `mloc_dagster/fleet/dagster/internals.py` (runs
-and steps). When a test here fails after an upgrade
+Everything private comes through `mloc_dagster/services/internals.py` (the instance, its storages
+and its daemons), `mloc_dagster/services/stack/code_server.py` (serving code locations) and
+`mloc_dagster/fleet/dagster/internals.py` (runs and steps). When a test here fails after an upgrade
 of Dagster:
 
 1. Look the name up in Dagster's new source; each test says in its text what mloc needs of it.
@@ -80,13 +79,12 @@ def private_imports(path: Path) -> list[str]:
     return found
 
 
-def test_four_modules_import_what_is_private() -> None:
+def test_three_modules_import_what_is_private() -> None:
     importers = {
         str(path.relative_to(PACKAGE)) for path in PACKAGE.rglob("*.py") if private_imports(path)
     }
     assert importers == {
         "fleet/dagster/internals.py",
-        "sensors/daemon.py",
         "services/internals.py",
         "services/stack/code_server.py",
     }, "import it there, and say here what for"
