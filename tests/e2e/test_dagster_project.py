@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import urllib.request
@@ -19,7 +18,7 @@ import pytest
 
 from tests.e2e.conftest import ROOT
 from tests.e2e.stack import until
-from tests.ports import free_port
+from tests.e2e.webserver import serving
 
 pytestmark = pytest.mark.e2e
 
@@ -131,37 +130,10 @@ def by_language(project: Project) -> None:
 @pytest.fixture
 def webserver(project: Project) -> Iterator[str]:
     """`dg dev`: the webserver and the daemon, which runs backfills and sensors."""
-    port = free_port()
+    command = [COMMANDS / "dg", "dev", "--port"]
     log = project.folder / "dev.log"
-    with log.open("w") as output:
-        process = subprocess.Popen(
-            [COMMANDS / "dg", "dev", "--port", str(port)],
-            cwd=project.folder,
-            env=project.environment,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-    url = f"http://127.0.0.1:{port}"
-    try:
-        until(lambda: process.poll() is not None or answers(url), "dg dev answers")
-        assert process.poll() is None, log.read_text()
+    with serving(command, project.folder, project.environment, log) as url:
         yield url
-    finally:
-        os.killpg(process.pid, signal.SIGINT)
-        try:
-            process.wait(60)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-
-
-def answers(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(f"{url}/server_info", timeout=5) as reply:
-            return reply.status == 200
-    except OSError:
-        return False
 
 
 def ask(url: str, query: str, **variables: object) -> Any:

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import os
-import signal
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import dagster as dg
-import httpx
 import pytest
 
 from mloc_dagster.results import open_store, read_record, read_rows
 from tests.e2e.browser import CHROMIUM, Browser
 from tests.e2e.conftest import ROOT
-from tests.ports import free_port
+from tests.e2e.webserver import serving
 
 pytestmark = [
     pytest.mark.e2e,
@@ -62,24 +59,6 @@ ops:
 """
 
 
-def wait_until_answers(url: str, process: subprocess.Popen[bytes]) -> None:
-    transport = httpx.HTTPTransport(retries=0)
-    with httpx.Client(transport=transport, timeout=5) as client:
-        for _ in range(600):
-            if process.poll() is not None:
-                raise AssertionError(f"dagster dev ended with {process.returncode}")
-            try:
-                if client.get(url).is_success:
-                    return
-            except httpx.TransportError:
-                # Nothing to await before the server listens: wait for the process instead.
-                try:
-                    process.wait(0.2)
-                except subprocess.TimeoutExpired:
-                    continue
-    raise AssertionError(f"{url} never answered")
-
-
 @pytest.fixture
 def webserver(
     tmp_path: Path, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
@@ -89,27 +68,9 @@ def webserver(
     (library / "stages.yaml").write_text(STAGES)
     (library / "answers.yaml").write_text(ANSWERS)
     monkeypatch.setenv("MLOC_TEMPLATES_DIR", str(library))
-    port = free_port()
-    with (tmp_path / "dev.log").open("wb") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "dagster", "dev", "-p", str(port)],
-            cwd=ROOT,
-            env=dict(os.environ),
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
-        try:
-            url = f"http://127.0.0.1:{port}"
-            wait_until_answers(f"{url}/server_info", process)
-            yield url
-        finally:
-            os.killpg(process.pid, signal.SIGINT)
-            try:
-                process.wait(60)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+    command = [sys.executable, "-m", "dagster", "dev", "-p"]
+    with serving(command, ROOT, os.environ, tmp_path / "dev.log") as url:
+        yield url
 
 
 def test_a_template_launched_from_the_launchpad_leaves_results_and_lineage(

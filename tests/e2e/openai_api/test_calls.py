@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import openai
@@ -49,28 +47,6 @@ def asks(text: str) -> list[ChatCompletionUserMessageParam]:
 
 
 FRANCE = asks("What is the capital of France?")
-
-
-@pytest.fixture(scope="module")
-def stack() -> Iterator[Stack]:
-    with (
-        tempfile.TemporaryDirectory(prefix="mloc-") as folder,
-        Stack(
-            Path(folder) / "home",
-            workers=1,
-            run_workers=1,
-            api=True,
-            environment={"MLOC_FLUSH_ROWS": "1"},
-        ) as stack,
-    ):
-        yield stack
-
-
-@pytest.fixture
-def client(stack: Stack) -> Iterator[openai.OpenAI]:
-    url = f"http://127.0.0.1:{stack.api_port}/v1"
-    with openai.OpenAI(base_url=url, api_key="any", max_retries=0, timeout=600) as client:
-        yield client
 
 
 def streamed(client: openai.OpenAI, model: str, text: str) -> str:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,28 +19,6 @@ pytest.importorskip("torch")
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
 CHAT = "/v1/chat/completions"
-
-
-@pytest.fixture(scope="module")
-def stack() -> Iterator[Stack]:
-    with (
-        tempfile.TemporaryDirectory(prefix="mloc-") as folder,
-        Stack(
-            Path(folder) / "home",
-            workers=1,
-            run_workers=1,
-            api=True,
-            environment={"MLOC_FLUSH_ROWS": "1"},
-        ) as stack,
-    ):
-        yield stack
-
-
-@pytest.fixture
-def client(stack: Stack) -> Iterator[openai.OpenAI]:
-    url = f"http://127.0.0.1:{stack.api_port}/v1"
-    with openai.OpenAI(base_url=url, api_key="any", max_retries=0) as client:
-        yield client
 
 
 def chat(custom_id: str, text: str, **body: object) -> dict[str, Any]:

@@ -1,0 +1,1 @@
+"""Tests that speak OpenAI's API, on one stack for each module."""
