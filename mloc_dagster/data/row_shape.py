@@ -221,8 +221,16 @@ class RowBuilder:
         """
         table = batch.table.select(list(self.shown.values()))
         kept = RowBatch(table.rename_columns(list(self.shown)))
-        for place, prompt in enumerate(self._prompt.of_batch(batch)):
-            yield SourceRow(prompt, columns=BatchRow(kept, place))
+        if self._selection is None:
+            for place, prompt in enumerate(self._prompt.of_batch(batch)):
+                yield SourceRow(prompt, columns=BatchRow(kept, place))
+            return
+        for place, row in enumerate(batch.rows()):
+            # One that is left out may hold what is no prompt.
+            taken = self._selection.takes(row)
+            yield (
+                SourceRow(self._prompt(row), columns=BatchRow(kept, place)) if taken else UNSELECTED
+            )
 
 
 def _names(kept: Sequence[str], identity: str | None) -> dict[str, str]:

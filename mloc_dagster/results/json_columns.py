@@ -7,18 +7,13 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import msgspec
-import pyarrow  # pyright: ignore[reportMissingTypeStubs]
-import pyarrow.compute  # pyright: ignore[reportMissingTypeStubs]
 
-_pa: Any = pyarrow  # it has no types
-_pc: Any = pyarrow.compute
+from mloc_dagster.results.columns import arrow
 
 _ESCAPED = re.compile(rb'["\\\x00-\x1f]')
 """What JSON does not have in a text as it is."""
 
-_FIRST_POWER = 1e15
-"""Arrow writes whole numbers from here on with an exponent."""
-
+_WHOLE = r"^-?\d+$"
 
 _BLOCK_BYTES = 64 << 20
 """About what is put together at once; Arrow's texts end at 2 GiB."""
@@ -43,14 +38,15 @@ def with_columns(
 
 
 def _joined(heads: Sequence[bytes], opening: str, table: Any, closing: str) -> memoryview:
-    pieces: list[Any] = [_pa.array(heads, _pa.string())]
+    pa = arrow()
+    pieces: list[Any] = [pa.array(heads, pa.string())]
     for name, column in zip(table.column_names, table.columns, strict=True):
         values, quote = _json_values(column.chunk(0))
         pieces += [f"{opening}{_encode(name)}:{quote}", values]
         opening = f"{quote},"
     end = opening[:-1] + closing
     return _bytes_of(
-        _pc.binary_join_element_wise(
+        _compute().binary_join_element_wise(
             *pieces, end, "", null_handling="replace", null_replacement="null"
         )
     )
@@ -58,30 +54,29 @@ def _joined(heads: Sequence[bytes], opening: str, table: Any, closing: str) -> m
 
 def _json_values(column: Any) -> tuple[Any, str]:
     """Returns a column's values as JSON texts, null for null; and what belongs on both sides."""
-    kind = column.type
-    if _pa.types.is_integer(kind) or _pa.types.is_boolean(kind):
-        return column.cast(_pa.string()), ""
-    if kind == _pa.float64():
+    pa, kind = arrow(), column.type
+    if pa.types.is_integer(kind) or pa.types.is_boolean(kind):
+        return column.cast(pa.string()), ""
+    if kind == pa.float64():
         return _json_numbers(column), ""
-    if kind == _pa.string() and _ESCAPED.search(_bytes_of(column)) is None:
+    if kind == pa.string() and _ESCAPED.search(_bytes_of(column)) is None:
         if not column.null_count:
             return column, '"'
-        return _pc.binary_join_element_wise('"', column, '"', ""), ""
+        return _compute().binary_join_element_wise('"', column, '"', ""), ""
     values = [None if value is None else _encode(value) for value in column.to_pylist()]
-    return _pa.array(values, _pa.string()), ""
+    return pa.array(values, pa.string()), ""
 
 
 def _json_numbers(column: Any) -> Any:
     """Returns fractions as JSON texts: Arrow writes 5.0 as 5, and infinity as a word."""
-    texts = column.cast(_pa.string())
-    whole = _pc.and_(
-        _pc.equal(_pc.trunc(column), column), _pc.less(_pc.abs(column), _FIRST_POWER)
-    ).fill_null(False)
-    if _pc.any(whole).as_py():
-        longer = _pc.binary_join_element_wise(texts.filter(whole), ".0", "")
-        texts = _pc.replace_with_mask(texts, whole, longer)
-    finite = _pc.is_finite(column)
-    return texts if _pc.all(finite).as_py() else _pc.if_else(finite, texts, None)
+    pc = _compute()
+    texts = column.cast(arrow().string())
+    whole = pc.match_substring_regex(texts, _WHOLE).fill_null(False)
+    if pc.any(whole).as_py():
+        longer = pc.binary_join_element_wise(texts.filter(whole), ".0", "")
+        texts = pc.replace_with_mask(texts, whole, longer)
+    finite = pc.is_finite(column)
+    return texts if pc.all(finite).as_py() else pc.if_else(finite, texts, None)
 
 
 def _bytes_of(texts: Any) -> memoryview:
@@ -95,3 +90,9 @@ def _bytes_of(texts: Any) -> memoryview:
 
 def _encode(value: object) -> str:
     return msgspec.json.encode(value, enc_hook=str).decode()
+
+
+def _compute() -> Any:
+    import pyarrow.compute  # pyright: ignore[reportMissingTypeStubs]
+
+    return pyarrow.compute

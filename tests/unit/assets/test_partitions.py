@@ -113,7 +113,8 @@ def test_the_component_has_those_of_the_template_or_of_its_own(of_project: Any) 
             },
         )
         with sandbox.load_component_and_build_defs(defs_path=path) as (_, definitions):
-            (asset,) = definitions.resolve_asset_graph().assets_defs
+            assets = definitions.resolve_asset_graph().assets_defs
+    (asset,) = (each for each in assets if each.is_executable)  # not the data set
     keys = ["de", "en", "fr"] if of_project is None else ["x"]
     assert asset.partitions_def == dg.StaticPartitionsDefinition(keys)
 

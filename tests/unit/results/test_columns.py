@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import example, given, settings, strategies as st
 
 from mloc_dagster.errors import DamagedFileError
 from mloc_dagster.planning import CarriedColumns
@@ -217,6 +217,7 @@ def test_columns_in_json_are_what_their_values_are(
 
 
 @given(st.lists(st.tuples(st.text(), st.floats()), min_size=1))
+@example([("", 1e10), ("", -0.0), ("", 1e300), ("", 123456789012.0)])
 def test_any_text_and_number_is_in_json_as_it_is(rows: list[tuple[str, float]]) -> None:
     texts = [text.encode("utf-8", "replace").decode() for text, _ in rows]
     table = pa.table({"text": texts, "number": [number for _, number in rows]})
