@@ -25,11 +25,13 @@ from mloc_dagster.ops import (
     LAUNCH_TAG,
     NODES_TAG,
     OWNER_TAG,
+    PARENT_TAG,
     PROCESS_TAG,
     RESULTS_TAG,
     TASK_TYPES_TAG,
     TEMPLATE_TAG,
     WORKFLOW_TAG,
+    process_of,
     run_labels,
     run_tasks,
     workflow_of,
@@ -59,6 +61,7 @@ _TAGS = (
     LAUNCH_TAG,
     NODES_TAG,
     OWNER_TAG,
+    PARENT_TAG,
     PROCESS_TAG,
     RESULTS_TAG,
     RESUME_RETRY_TAG,
@@ -198,7 +201,7 @@ def _found(workflow_id: str, runs: Sequence[RunRow]) -> FoundWorkflow:
 
 
 def _origin(tags: Mapping[str, str]) -> TaskOrigin:
-    if PROCESS_TAG in tags:
+    if process_of(tags) is not None:
         return "run"
     if LAUNCH_TAG in tags:
         return "launch"

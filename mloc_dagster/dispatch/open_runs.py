@@ -20,7 +20,7 @@ from mloc_dagster.dispatch.outcomes import (
 )
 from mloc_dagster.fleet import FleetEngine, carries_itself
 from mloc_dagster.ledger import Ledger, PlannedRun, TaskChange
-from mloc_dagster.ops import PROCESS_TAG, may_be_alive
+from mloc_dagster.ops import may_be_alive, process_of
 from mloc_dagster.results import open_store, read_outcome
 from mloc_dagster.wire import TaskState
 
@@ -135,7 +135,7 @@ class OpenRuns:
         return set(sorted(due, key=lambda each: known[each])[:_DETAILS_AT_ONCE])
 
     def _close_if_killed(self, run: DagsterRun) -> None:
-        process = run.tags.get(PROCESS_TAG)
+        process = process_of(run.tags)
         if process is not None and not may_be_alive(process):
             self._instance.report_run_canceled(run, "The process that ran it is gone.")
 

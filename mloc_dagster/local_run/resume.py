@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from mloc_dagster.compile import CompiledTemplate, compile_mapping
 from mloc_dagster.errors import InputError
-from mloc_dagster.ops import PROCESS_TAG, may_be_alive
+from mloc_dagster.ops import may_be_alive, process_of
 from mloc_dagster.results import (
     RECORD_NAME,
     ResultStore,
@@ -92,8 +92,8 @@ def close_dead_runs(instance: dg.DagsterInstance, workflow_tag: str, workflow_id
     ]
     runs = instance.get_runs(RunsFilter(tags={workflow_tag: workflow_id}, statuses=unfinished))
     for run in runs:
-        process = run.tags.get(PROCESS_TAG, "")
-        if process and not may_be_alive(process):
+        process = process_of(run.tags)
+        if process is not None and not may_be_alive(process):
             instance.report_run_canceled(run, "The process that ran it is gone.")
         else:
             where = f" in process {process.split(':')[1]}" if process else ""

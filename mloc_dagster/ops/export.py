@@ -13,7 +13,7 @@ from mloc_dagster.ops.columns import written_columns
 from mloc_dagster.ops.failures import as_dagster
 from mloc_dagster.ops.io import IO_MANAGER_KEY, AggregatedTask, TaskRef
 from mloc_dagster.ops.metadata import data_version_of, result_metadata
-from mloc_dagster.ops.run_tags import PROCESS_TAG
+from mloc_dagster.ops.run_tags import process_of
 from mloc_dagster.ops.tracking import report_scores
 from mloc_dagster.results import (
     DeliveryReport,
@@ -72,7 +72,7 @@ def export_task(
     opened = open_task(task.task_id)
     metadata = result_metadata(opened, task.shard_seconds) | report_scores(context, opened)
     # `mloc run` says itself how to go on.
-    again = f"mloc retry --failed-rows {task.task_id}" * (PROCESS_TAG not in context.run.tags)
+    again = f"mloc retry --failed-rows {task.task_id}" * (process_of(context.run.tags) is None)
     verdicts = judge(opened, again=again)
     problems = [each.problem for each in verdicts.values() if each.problem]
     if problems:

@@ -52,7 +52,13 @@ DEAD_LETTER_TAG = "mloc/dead_letter"
 """Ids of tasks that failed for good, comma-joined: a person decides what becomes of them."""
 
 PROCESS_TAG = f"{_HIDDEN}process"
-"""Names the `mloc run` that carries a run, as `this_process` does: it is none of the fleet's."""
+"""Names the `mloc run` that carries a run, as `this_process` does: it is none of the fleet's.
+
+Read it with `process_of`: Dagster's UI gives it to a re-execution, too.
+"""
+
+PARENT_TAG = "dagster/parent_run_id"
+"""Dagster's own, on what was re-executed."""
 
 RESULTS_TAG = f"{_HIDDEN}results"
 """Where an `mloc run` writes, without the credentials that its URL may hold."""
@@ -177,6 +183,11 @@ def this_process() -> str:
         Host, pid, start, and the namespace in which the pid is that of the process.
     """
     return f"{socket.gethostname()}:{os.getpid()}:{_started(os.getpid())}:{_namespace()}"
+
+
+def process_of(tags: Mapping[str, str]) -> str | None:
+    """Returns the process of the `mloc run` that carries a run; None for other runs."""
+    return None if PARENT_TAG in tags else tags.get(PROCESS_TAG)
 
 
 def may_be_alive(process: str) -> bool:

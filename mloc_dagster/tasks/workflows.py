@@ -14,11 +14,11 @@ from mloc_dagster.errors import InputError
 from mloc_dagster.fleet import FleetRunLauncher
 from mloc_dagster.ops import (
     NODES_TAG,
-    PROCESS_TAG,
     RESULTS_TAG,
     TEMPLATE_TAG,
     WORKFLOW_TAG,
     RunTask,
+    process_of,
     run_tasks,
     workflow_id,
 )
@@ -172,8 +172,9 @@ def cancel(instance: dg.DagsterInstance, task_or_run_id: str) -> str:
     run = find(instance, task_or_run_id).workflow.latest
     if run.is_finished:
         raise InputError(f"{task_or_run_id} has ended already ({_ENDED[run.status]})")
-    if PROCESS_TAG in run.tags:
-        host, pid, *_ = run.tags[PROCESS_TAG].split(":")
+    process = process_of(run.tags)
+    if process is not None:
+        host, pid, *_ = process.split(":")
         raise InputError(f"{task_or_run_id} belongs to an `mloc run` ({host}:{pid}): stop it there")
     if run.status in _WAITING:
         instance.report_run_canceling(run, message="Cancelled while it was queued.")

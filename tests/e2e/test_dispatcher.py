@@ -552,6 +552,19 @@ def test_a_run_that_another_process_carries_takes_no_slot_and_is_not_given_to_th
     control.await_state(run.run_id, TaskState.CANCELLED)
 
 
+def test_a_run_of_mloc_run_that_is_executed_again_in_the_ui_is_the_fleets(control: Control) -> None:
+    gone = this_process().replace(f":{os.getpid()}:", ":999999999:")
+    parent = library_run(control.fleet.instance, **{PROCESS_TAG: gone})
+    control.await_state(parent.run_id, TaskState.CANCELLED)
+    again = library_run(
+        control.fleet.instance, **{PROCESS_TAG: gone, "dagster/parent_run_id": parent.run_id}
+    )
+    waiting = control.await_state(again.run_id, TaskState.PENDING)
+    assert waiting.origin == "dagster"
+    control.fleet.instance.report_run_canceled(again)
+    control.await_state(again.run_id, TaskState.CANCELLED)
+
+
 def test_a_task_whose_results_are_gone_is_not_taken_in_again(control: Control) -> None:
     instance = control.fleet.instance
     run = library_run(instance)
