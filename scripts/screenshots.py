@@ -25,7 +25,17 @@ ROOT = Path(__file__).parents[1]
 IMAGES = ROOT / "docs" / "images"
 COMMANDS = Path(sys.executable).parent
 STAGES = "stages_draft_refine_format"
+SHARDED = "dataset_sharded"
 SCORED = "scored"
+
+LAUNCHED = """\
+ops:
+  draft_refine_format__draft:
+    config:
+      inference:
+        temperature: 0.9
+        max_tokens: 32
+"""
 
 
 def main() -> None:
@@ -33,14 +43,15 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="mloc-") as folder:
         environment = {**os.environ, "MLOC_HOME": folder, "MLOC_RESULTS_URL": f"{folder}/results"}
         scored = run_template(SCORED, environment)
-        staged = run_template(STAGES, environment)
+        run_template(STAGES, environment)
+        sharded = run_template(SHARDED, environment)
         try:
             with serving("dagster", "dev", "-p", environment=environment) as url:
-                dagster_pages(url, staged)
+                dagster_pages(url, sharded)
             with serving(
                 "mloc", "view", scored, "--no-browser", "--port", environment=environment
             ) as url:
-                viewer_page(url, scored)
+                viewer_page(url, f"{scored}-answer")
         finally:
             _run([COMMANDS / "mloc", "down"], environment)
 
@@ -50,8 +61,7 @@ def run_template(name: str, environment: Mapping[str, str]) -> str:
     before = set(_tasks(environment))
     template = ROOT / "templates" / "core" / f"{name}.yaml"
     _run([COMMANDS / "mloc", "run", template], environment)
-    (made, *_) = sorted(set(_tasks(environment)) - before)
-    return made
+    return min(set(_tasks(environment)) - before)[:36]
 
 
 def _run(command: Sequence[Path | str], environment: Mapping[str, str]) -> None:
@@ -92,16 +102,15 @@ def _wait_for(url: str, process: subprocess.Popen[bytes]) -> None:
     raise SystemExit(f"a server ended with {process.returncode}")
 
 
-def dagster_pages(url: str, task_id: str) -> None:
-    """Takes the asset graph, a run, and the page of an asset."""
-    run_id = task_id[:36]
+def dagster_pages(url: str, sharded: str) -> None:
+    """Takes the lineage of a result, a run, the page of an asset, the timeline and the launchpad."""
     location = "locations/__repository__@mloc_dagster.definitions"
     with _browsing() as page:
-        page.goto(f"{url}/{location}/jobs/draft_refine_format")
-        page.get_by_text("format_responses").first.wait_for()
+        page.goto(f"{url}/assets/draft-refine-format/format_responses?view=lineage&lineageDepth=9")
+        page.get_by_text("draft_responses", exact=True).first.wait_for()
         _settle(page)
-        page.screenshot(path=IMAGES / "asset-graph.png", clip=_box(top=200, height=460))
-        page.goto(f"{url}/runs/{run_id}")
+        page.screenshot(path=IMAGES / "asset-graph.png", clip=_box(top=0, height=1000))
+        page.goto(f"{url}/runs/{sharded}")
         page.get_by_text("Success", exact=True).first.wait_for()
         _settle(page)
         page.screenshot(path=IMAGES / "run-gantt.png", clip=_box(top=0, height=630))
@@ -109,6 +118,20 @@ def dagster_pages(url: str, task_id: str) -> None:
         page.get_by_text("usage").first.wait_for()
         _settle(page)
         page.screenshot(path=IMAGES / "asset-page.png", clip=_box(top=0, height=1000))
+        page.goto(f"{url}/overview/activity/timeline")
+        page.get_by_text("draft_refine_format").first.wait_for()
+        _settle(page)
+        page.screenshot(path=IMAGES / "timeline.png", clip=_box(top=0, height=290))
+        page.goto(f"{url}/{location}/jobs/draft_refine_format")
+        page.get_by_role("button", name="Materialize all").first.click(modifiers=["Shift"])
+        page.get_by_text("No errors").first.wait_for()
+        editor = page.locator(".bp5-portal .CodeMirror-scroll")
+        editor.click(position={"x": 200, "y": 200})
+        page.keyboard.press("Control+A")
+        page.keyboard.insert_text(LAUNCHED)
+        page.get_by_text("No errors").first.wait_for()
+        _settle(page)
+        page.locator(".bp5-dialog").last.screenshot(path=IMAGES / "launchpad.png")
 
 
 def viewer_page(url: str, task_id: str) -> None:
@@ -132,6 +155,7 @@ def _browsing() -> Iterator[Page]:
 def _settle(page: Page) -> None:
     """Waits until nothing loads or moves any more."""
     page.wait_for_load_state("networkidle")
+    page.wait_for_function("() => !document.body.innerText.includes('Loading')")
     page.wait_for_timeout(1500)
 
 
