@@ -103,7 +103,7 @@ def _wait_for(url: str, process: subprocess.Popen[bytes]) -> None:
 
 
 def dagster_pages(url: str, sharded: str) -> None:
-    """Takes the lineage of a result, a run, the page of an asset, the timeline and the launchpad."""
+    """Takes the lineage of a result, a run, a result's page, the timeline and the launchpad."""
     location = "locations/__repository__@mloc_dagster.definitions"
     with _browsing() as page:
         page.goto(f"{url}/assets/draft-refine-format/format_responses?view=lineage&lineageDepth=9")
