@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from typing import Any
 
 import dagster as dg
@@ -152,21 +151,3 @@ def test_a_key_that_is_none_is_refused_with_those_there_are(
 )
 def test_a_key_that_is_one_is_taken(partitions: dict[str, Any] | None, key: str | None) -> None:
     check_partition(compiled(partitions, key))
-
-
-def test_the_schedule_of_a_library_template_asks_for_the_newest_that_is_over() -> None:
-    daily = {"type": "daily", "start_date": "2026-01-01"}
-    given = mapping(daily, schedule={"cron": "0 6 * * *"})
-    built = template_definitions(compile_mapping(given))
-    (schedule,) = built.schedules
-    definitions = dg.Definitions(assets=built.assets, jobs=[built.job], schedules=[schedule])
-    with (
-        dg.instance_for_test() as instance,
-        dg.build_schedule_context(
-            instance=instance,
-            scheduled_execution_time=datetime(2026, 1, 4, 6, tzinfo=UTC),
-            repository_def=definitions.get_repository_def(),
-        ) as context,
-    ):
-        requests = schedule.evaluate_tick(context).run_requests or []
-    assert [each.partition_key for each in requests] == ["2026-01-03"]

@@ -53,15 +53,19 @@ def test_a_schedule_can_be_taken_out() -> None:
     assert template_definitions(compiled).schedules == []
 
 
+DAILY = {"type": "daily", "start_date": "2026-01-01"}
+
+
 @pytest.mark.parametrize(
-    ("partitions", "asked"),
+    ("own", "of_the_project", "asked"),
     [
-        (dg.DailyPartitionsDefinition(start_date="2026-01-01"), ["2026-01-03"]),
-        (dg.StaticPartitionsDefinition(["de", "en"]), ["de", "en"]),
+        (None, dg.DailyPartitionsDefinition(start_date="2026-01-01"), ["2026-01-03"]),
+        (None, dg.StaticPartitionsDefinition(["de", "en"]), ["de", "en"]),
+        (DAILY, None, ["2026-01-03"]),
     ],
 )
 def test_with_partitions_it_asks_for_the_day_that_is_over_or_for_all(
-    partitions: dg.PartitionsDefinition, asked: list[str]
+    own: dict[str, str] | None, of_the_project: dg.PartitionsDefinition | None, asked: list[str]
 ) -> None:
     compiled = compile_mapping(
         {
@@ -72,10 +76,11 @@ def test_with_partitions_it_asks_for_the_day_that_is_over_or_for_all(
                 "taskType": "echo",
                 "data": {"type": "list", "items": ["a"]},
                 "schedule": {"cron": "0 6 * * *"},
+                "partitions": own,
             },
         }
     )
-    place = Placement(partitions_def=partitions)
+    place = Placement(partitions_def=of_the_project)
     built = template_definitions(compiled, placement=place)
     (schedule,) = built.schedules
     definitions = dg.Definitions(assets=built.assets, jobs=[built.job], schedules=[schedule])
