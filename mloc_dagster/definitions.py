@@ -109,15 +109,25 @@ def _run_here(library: Sequence[CompiledTemplate]) -> list[CompiledTemplate]:
     for each in recent_templates(submitted=STACK not in os.environ):
         if job_name(each) not in taken:
             found.setdefault(job_name(each), each)
-    return fitting(list(found.values()), lambda some: loads(build_definitions([*library, *some])))
+    return list(found.values())
+
+
+def _with(
+    library: Sequence[CompiledTemplate], others: Sequence[CompiledTemplate]
+) -> dg.Definitions:
+    return dg.Definitions.merge(
+        build_definitions([*library, *others], [publish_events_sensor()]),
+        batch_definitions(),
+    )
 
 
 @dg.definitions
 def defs() -> dg.Definitions:
     """Builds the code location when Dagster loads it; importing this module does nothing."""
     library = runnable_library()
-    templates = [*library, *_run_here(library)]
-    return dg.Definitions.merge(
-        build_definitions(templates, [publish_events_sensor()]),
-        batch_definitions(),
-    )
+    others = _run_here(library)
+    built = _with(library, others)
+    # Every process that loads the location would wait for what is built in vain.
+    if others and not loads(built):
+        built = _with(library, fitting(others, lambda some: loads(_with(library, some))))
+    return built
