@@ -26,6 +26,7 @@ from .dagster.internals import (
     LaunchRunContext as LaunchRunContext,
     ReconstructableRepository as ReconstructableRepository,
     ResumeRunContext as ResumeRunContext,
+    RunWorkerStatus as RunWorkerStatus,
     create_execution_plan as create_execution_plan,
     reconstruct_repository_def_from_pointer as reconstruct_repository_def_from_pointer,
     snapshot_from_execution_plan as snapshot_from_execution_plan,

@@ -6,6 +6,9 @@ Dagster's own looks at the queue once a second, which is most of the time from a
 the first row of a warm model. Here PostgreSQL notifies it of each run that is queued or ends
 (`services.storages`). It alone takes runs out of the queue, by Dagster's own rules: limits and
 priorities hold as ever. Without a notification it looks once a second.
+
+Taking a run out and handing it over are two steps. A daemon that was killed between them leaves a
+run that starts and that nobody has: the next daemon hands it over before it looks at the queue.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ import dagster as dg
 
 from mloc_dagster.errors import TransientError
 from mloc_dagster.events import STREAM_AWAY
+from mloc_dagster.fleet import RunWorkerStatus
 from mloc_dagster.sensors.slo import JobEstimates, publish_missed, reorder_queue
 from mloc_dagster.services import (
     QUEUE_CHANNEL,
@@ -92,6 +96,20 @@ class Deadlines:
             _log.warning("Redis cannot be reached, missed SLOs follow later: %s", error)
 
 
+def hand_over(context: IWorkspaceProcessContext) -> None:
+    """Hands over the runs that were taken out of the queue and that no run worker was asked for."""
+    instance = context.instance
+    workspace = context.create_request_context()
+    for run in instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTING])):
+        health = instance.run_launcher.check_run_worker_health(run)
+        now = instance.get_run_by_id(run.run_id)
+        # Its run worker may have begun it, or ended it, between the two questions.
+        still = now is not None and now.status is dg.DagsterRunStatus.STARTING
+        if still and health.status is RunWorkerStatus.FAILED:
+            _log.info("run %s was taken out of the queue and not handed over", run.run_id)
+            instance.resume_run(run.run_id, workspace, attempt_number=1)
+
+
 class QueueDaemon(QueuedRunCoordinatorDaemon):
     """Takes runs out of the queue when there is news of it.
 
@@ -103,6 +121,7 @@ class QueueDaemon(QueuedRunCoordinatorDaemon):
         super().__init__(interval_seconds=_LOOK_EVERY_S)
         self._news = news
         self._deadlines = Deadlines()
+        self._handed_over = False
 
     def core_loop(
         self, workspace_process_context: IWorkspaceProcessContext, shutdown_event: Event
@@ -115,6 +134,7 @@ class QueueDaemon(QueuedRunCoordinatorDaemon):
                 yield SpanMarker.START_SPAN
                 # A queue whose order cannot be kept is served all the same.
                 for look in (
+                    lambda _: self._hand_over_once(workspace_process_context),
                     self._deadlines.put_in_order,
                     lambda _: self.run_iteration(workspace_process_context),
                     self._deadlines.tell_missed,
@@ -134,6 +154,11 @@ class QueueDaemon(QueuedRunCoordinatorDaemon):
                 yield None
         finally:
             self._news.close()
+
+    def _hand_over_once(self, context: IWorkspaceProcessContext) -> None:
+        if not self._handed_over:
+            hand_over(context)
+            self._handed_over = True
 
 
 def run(workspace: str) -> None:

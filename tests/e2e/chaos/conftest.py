@@ -43,10 +43,15 @@ def expected(stack: Stack) -> list[dict[str, object]]:
 
 
 @pytest.fixture
-def task(stack: Stack, expected: list[dict[str, object]]) -> Task:
-    """A task that has just been launched, with every worker alive."""
-    for name in ("code", "webserver", "runs-1", "worker-1", "worker-2"):
+def idle_stack(stack: Stack, expected: list[dict[str, object]]) -> None:
+    """Every process is alive, and no task runs."""
+    for name in ("code", "webserver", "daemon", "runs-1", "worker-1", "worker-2"):
         stack.wait_running(name)
+
+
+@pytest.fixture
+def task(stack: Stack, idle_stack: None) -> Task:
+    """A task that has just been launched."""
     return Task.launch(stack)
 
 

@@ -59,14 +59,24 @@ def test_the_run_worker(
     check(task, expected)
 
 
+@pytest.mark.parametrize("taken_out", [False, True])
 def test_the_daemon_before_it_hands_the_run_over(
-    stack: Stack, task: Task, expected: Rows, measured: Measure
+    taken_out: bool,
+    stack: Stack,
+    idle_stack: None,
+    expected: Rows,
+    measured: Measure,
 ) -> None:
-    assert task.status() == "QUEUED"
+    stack.freeze("daemon")
+    task = Task.launch(stack)
+    if taken_out:
+        task.take_out()
+    assert task.status() == ("STARTING" if taken_out else "QUEUED")
     stack.kill("daemon")
     killed = monotonic()
     until(task.run_fence, "the run is claimed")
-    measured("daemon: a waiting run is claimed", monotonic() - killed)
+    what = "a run it had just taken out" if taken_out else "a waiting run"
+    measured(f"daemon: {what} is claimed", monotonic() - killed)
     check(task, expected)
 
 
