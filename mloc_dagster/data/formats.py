@@ -58,7 +58,7 @@ def _to_messages(cell: list[object]) -> list[Message]:
     if not cell:
         raise ValueError("expected chat messages, got an empty list")
     try:
-        messages = msgspec.convert(cell, list[Message])
+        messages = msgspec.convert(list(map(_with_content, cell)), list[Message])
     except msgspec.ValidationError as error:
         raise ValueError(f"expected chat messages ({{role, content}} each): {error}") from None
     for place, message in enumerate(messages):
@@ -66,7 +66,17 @@ def _to_messages(cell: list[object]) -> list[Message]:
             raise ValueError(
                 f"message {place} has the role {message.role!r}{nearest_hint(message.role, _ROLES)}"
             )
+        if not message.tool_calls and "content" not in cast("list[Any]", cell)[place]:
+            raise ValueError(f"message {place} has neither content nor tool_calls")
     return messages
+
+
+def _with_content(message: object) -> object:
+    """Returns a message whose content is text, where calls of tools stand instead of it."""
+    given = cast("dict[str, Any]", message)
+    if isinstance(message, dict) and given.get("content", "") is None and given.get("tool_calls"):
+        return {**given, "content": ""}
+    return message
 
 
 def _describe(cell: object) -> str:

@@ -382,6 +382,4 @@ def _list_rows(data: ListData) -> tuple[str, Iterator[Prompt]]:
 
 
 def _message(message: ChatMessage) -> Message:
-    if isinstance(message.content, str):
-        return Message(message.role, message.content)
-    return Message(message.role, [part.model_dump(mode="json") for part in message.content])
+    return msgspec.convert(message.model_dump(mode="json", exclude_defaults=True), Message)

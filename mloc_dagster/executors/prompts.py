@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from functools import cache
 from typing import Any, cast, get_origin
 
 from pydantic import TypeAdapter, ValidationError
 
-from mloc_dagster.results import InputRow, Message, Prompt, SourceRow
+from mloc_dagster.results import InputRow, Message, Prompt, SourceRow, ToolCall
 from mloc_dagster.schema import Inference, Pooling, canonical_json, refused_in_inference
 
 RowBlock = Inference | Pooling
 """How a row is answered, or embedded."""
 
 _MOST_KEPT = 1024
+
+
+def instruction_of(block: RowBlock) -> str | None:
+    """Returns what is put before each row."""
+    return block.instruction if isinstance(block, Pooling) else block.system_prompt
 
 
 class RowOptions:
@@ -103,7 +109,10 @@ def is_blank(prompt: Prompt) -> bool:
     """Tells whether a prompt holds nothing but white space, and no part that is not text."""
     if isinstance(prompt, str):
         return not prompt.strip()
-    return all(_holds_text_only(turn) and not message_text(turn).strip() for turn in prompt)
+    return all(
+        _holds_text_only(turn) and not turn.tool_calls and not message_text(turn).strip()
+        for turn in prompt
+    )
 
 
 def last_user_text(prompt: Prompt) -> str:
@@ -117,7 +126,7 @@ def last_user_text(prompt: Prompt) -> str:
 def render_chat(
     tokenizer: Any,
     prompt: Prompt,
-    system_prompt: str | None,
+    block: RowBlock,
     *,
     sees: bool = False,
     template: str | None = None,
@@ -129,38 +138,107 @@ def render_chat(
 
     Raises:
         ValueError: If a message holds something other than text (or images, where the model
-            `sees`), or the template refuses it.
+            `sees`), the template refuses it, or it has no place for the tools of `block`.
+    """
+    chat = chat_turns(prompt, instruction_of(block), sees=sees)
+    options: dict[str, Any] = {}
+    if isinstance(block, Inference):
+        options |= block.chat_template_kwargs
+        if block.calls_tools:
+            options["tools"] = tool_definitions(block)
+    try:
+        text = tokenizer.apply_chat_template(
+            chat, chat_template=template, tokenize=False, add_generation_prompt=True, **options
+        )
+    except Exception as error:
+        raise ValueError(f"the model's chat template refuses this prompt: {error}") from error
+    if "tools" in options and not _shows_tools(tokenizer, template):
+        raise ValueError("the model's chat template has no place for tools")
+    return text
+
+
+def chat_turns(
+    prompt: Prompt, system_prompt: str | None, *, sees: bool = False
+) -> list[dict[str, Any]]:
+    """Returns a prompt as the messages that a chat template reads.
+
+    Raises:
+        ValueError: As `render_chat`.
     """
     messages = [Message("user", prompt)] if isinstance(prompt, str) else prompt
     chat = [_turn(message, sees) for message in messages]
     if system_prompt is not None and not any(turn["role"] == "system" for turn in chat):
         chat.insert(0, {"role": "system", "content": system_prompt})
-    try:
-        return tokenizer.apply_chat_template(
-            chat, chat_template=template, tokenize=False, add_generation_prompt=True
-        )
-    except Exception as error:
-        raise ValueError(f"the model's chat template refuses this prompt: {error}") from error
+    return chat
 
 
-def render_plain(prompt: Prompt, system_prompt: str | None, *, sees: bool = False) -> str:
+def tool_definitions(block: Inference) -> list[dict[str, Any]]:
+    """Returns the tools of a block as OpenAI's API has them."""
+    return [each.model_dump(mode="json", exclude_none=True) for each in block.tools]
+
+
+def _shows_tools(tokenizer: Any, template: str | None) -> bool:
+    """Tells whether a template can show tools: some take them without a word and leave them out."""
+    texts = tokenizer.chat_template if template is None else template
+    return "tools" in (texts if isinstance(texts, str) else " ".join(texts or ()))
+
+
+def render_plain(prompt: Prompt, block: RowBlock, *, sees: bool = False) -> str:
     """Renders a prompt for a model without a chat template: paragraphs, system prompt first.
 
     Raises:
-        ValueError: If a message holds something other than text. Even a model that `sees` has
-            nothing then that says where images belong.
+        ValueError: If a message holds something other than text, or there are tools. Even a model
+            that `sees` has nothing then that says where images belong.
     """
-    why = NO_TEMPLATE if sees else TEXT_ONLY
-    texts = [prompt] if isinstance(prompt, str) else [_only_text(turn, why) for turn in prompt]
+    if isinstance(block, Inference) and block.calls_tools:
+        raise ValueError("this model has no chat template, which would show it the tools")
+    text = plain_text(prompt, NO_TEMPLATE if sees else TEXT_ONLY)
+    instruction = instruction_of(block)
     own_system = not isinstance(prompt, str) and any(turn.role == "system" for turn in prompt)
-    if system_prompt is not None and not own_system:
-        texts.insert(0, system_prompt)
-    return "\n\n".join(texts)
+    return text if instruction is None or own_system else f"{instruction}\n\n{text}"
+
+
+def plain_text(prompt: Prompt, why: str = TEXT_ONLY) -> str:
+    """Returns the texts of a prompt as paragraphs.
+
+    Args:
+        prompt: The prompt.
+        why: Why a message may hold nothing else.
+
+    Raises:
+        ValueError: If one does.
+    """
+    if isinstance(prompt, str):
+        return prompt
+    return "\n\n".join(_only_text(turn, why) for turn in prompt)
 
 
 def _turn(message: Message, sees: bool) -> dict[str, Any]:
     turn: dict[str, Any] = {"role": message.role, "content": _content(message, sees)}
-    return turn if message.name is None else {**turn, "name": message.name}
+    if message.name is not None:
+        turn["name"] = message.name
+    if message.tool_calls:
+        turn["tool_calls"] = [_call(each) for each in message.tool_calls]
+    if message.tool_call_id is not None:
+        turn["tool_call_id"] = message.tool_call_id
+    if message.reasoning is not None:
+        # Both names are in use among the templates of models that think.
+        turn["reasoning"] = turn["reasoning_content"] = message.reasoning
+    return turn
+
+
+def _call(call: ToolCall) -> dict[str, Any]:
+    """Returns a call as chat templates read it: with its arguments as an object, not as text."""
+    try:
+        arguments = json.loads(call.function.arguments or "{}")
+    except ValueError:
+        arguments = None
+    if not isinstance(arguments, dict):
+        raise ValueError(  # noqa: TRY004
+            f"the arguments of the call {call.id!r} are no JSON object: {call.function.arguments!r}"
+        )
+    function = {"name": call.function.name, "arguments": arguments}
+    return {"id": call.id, "type": "function", "function": function}
 
 
 def _content(message: Message, sees: bool) -> str | list[dict[str, str]]:

@@ -6,9 +6,15 @@ from collections.abc import Callable, Iterable, Iterator
 from hashlib import blake2b
 from itertools import islice
 
-from mloc_dagster.executors.engines.protocol import Completion, Engine, EngineRequest, Rendered
+from mloc_dagster.executors.engines.protocol import (
+    Answer,
+    Completion,
+    Engine,
+    EngineRequest,
+    Rendered,
+)
 from mloc_dagster.executors.prompts import RowBlock, RowOptions, is_blank
-from mloc_dagster.results import InputRow, OutputRow, failed_row
+from mloc_dagster.results import InputRow, OutputRow, ToolCall, failed_row
 from mloc_dagster.schema import Inference, Pooling
 
 WINDOW_ROWS = 64
@@ -18,13 +24,20 @@ WINDOW_ROWS = 64
 def answered_row(request: EngineRequest, completion: Completion, engine: Engine) -> OutputRow:
     """Returns the output of a row that has an answer."""
     answers, row = completion.answers, request.row
+    several = len(answers) > 1
+    calls = [_kept_calls(each, request.sampling) for each in answers]
     return OutputRow(
         index=row.index,
         prompt=row.prompt,
         output=answers[0].text if answers else "",
         finish_reason=answers[0].finish_reason if answers else "stop",
-        outputs=[each.text for each in answers] if len(answers) > 1 else None,
-        finish_reasons=[each.finish_reason for each in answers] if len(answers) > 1 else None,
+        outputs=[each.text for each in answers] if several else None,
+        finish_reasons=[each.finish_reason for each in answers] if several else None,
+        tool_calls=(calls[0] or None) if answers else None,
+        reasoning=answers[0].reasoning if answers else None,
+        all_tool_calls=_of_several(calls),
+        all_reasoning=_of_several([each.reasoning for each in answers]),
+        reasoning_tokens=sum(each.reasoning_tokens for each in answers),
         prompt_tokens=completion.prompt_tokens,
         completion_tokens=sum(each.tokens for each in answers),
         latency_s=completion.latency_s,
@@ -37,6 +50,16 @@ def answered_row(request: EngineRequest, completion: Completion, engine: Engine)
         padding_tokens=completion.padding_tokens,
         engine_s=completion.engine_s,
     )
+
+
+def _kept_calls(answer: Answer, block: Inference | None) -> list[ToolCall]:
+    several = block is None or block.parallel_tool_calls
+    return list(answer.tool_calls if several else answer.tool_calls[:1])
+
+
+def _of_several[T](given: list[T]) -> list[T] | None:
+    """Returns what several answers have, if one of them has anything."""
+    return given if len(given) > 1 and any(given) else None
 
 
 def failed_request(request: EngineRequest, reason: str, engine: Engine) -> OutputRow:
@@ -118,11 +141,7 @@ def _render(row: InputRow, block: RowBlock, engine: Engine) -> Rendered:
         raise ValueError("the prompt is empty")
     if row.verbatim and isinstance(row.prompt, str) and not isinstance(block, Pooling):
         return Rendered(row.prompt)
-    return engine.render(row, _instruction(block))
-
-
-def _instruction(block: RowBlock) -> str | None:
-    return block.instruction if isinstance(block, Pooling) else block.system_prompt
+    return engine.render(row, block)
 
 
 def _logprobs(completion: Completion) -> list[list] | None:

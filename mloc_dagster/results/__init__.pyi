@@ -100,6 +100,7 @@ from .rows import (
     ServerFault as ServerFault,
     SourceRow as SourceRow,
     TokenLogprob as TokenLogprob,
+    ToolCall as ToolCall,
     failed_row as failed_row,
 )
 from .scores import holds_text as holds_text, same_text as same_text

@@ -17,7 +17,7 @@ from pydantic import JsonValue, ValidationError
 from mloc_dagster.errors import IncompleteResultsError
 from mloc_dagster.planning import Plan
 from mloc_dagster.results.part_files import Part, list_parts, read_rows
-from mloc_dagster.results.rows import UPSTREAM_FAULT, OutputRow
+from mloc_dagster.results.rows import UPSTREAM_FAULT, OutputRow, ToolCall
 from mloc_dagster.results.store import Folder
 from mloc_dagster.results.summary import (
     SUMMARY_NAME,
@@ -148,6 +148,10 @@ class _Item(msgspec.Struct, omit_defaults=True):
     custom_id: str | None = None
     embedding: list[float] | None = None
     finish_reasons: list[str] | None = None
+    tool_calls: list[ToolCall] | None = None
+    reasoning: str | None = None
+    all_tool_calls: list[list[ToolCall]] | None = None
+    all_reasoning: list[str | None] | None = None
     columns: object = None
 
 
@@ -315,6 +319,7 @@ def _item(row: OutputRow, columns: Mapping[str, object] | None = None) -> _Item:
     return _Item(
         *(row.index, row.output, row.finish_reason, row.error, row.outputs),
         *(row.custom_id, row.embedding, row.finish_reasons),
+        *(row.tool_calls, row.reasoning, row.all_tool_calls, row.all_reasoning),
         columns=columns or None,
     )
 

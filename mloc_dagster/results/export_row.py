@@ -11,7 +11,7 @@ from typing import NamedTuple
 import msgspec
 
 from mloc_dagster.planning import Plan
-from mloc_dagster.results.rows import OutputRow, Prompt
+from mloc_dagster.results.rows import OutputRow, Prompt, ToolCall
 from mloc_dagster.results.summary import Rates
 
 
@@ -40,7 +40,11 @@ ROW_COLUMNS: Mapping[str, RowColumn] = MappingProxyType(
         "outputs": RowColumn(
             "list<string>", "All texts when more than one was asked for.", nullable=True
         ),
-        "finish_reason": RowColumn("string", "`stop`, `length` or `error`."),
+        "tool_calls": RowColumn(
+            "list<tool_call>", "What the model called, in OpenAI's form.", nullable=True
+        ),
+        "reasoning": RowColumn("string", "What it thought before it answered.", nullable=True),
+        "finish_reason": RowColumn("string", "`stop`, `length`, `tool_calls` or `error`."),
         "error": RowColumn("string", "Why there is no output.", nullable=True),
         "model": RowColumn("string", "What answered."),
         "revision": RowColumn(
@@ -53,6 +57,7 @@ ROW_COLUMNS: Mapping[str, RowColumn] = MappingProxyType(
         "attempt": RowColumn("int32", "The shard's attempt that computed it, from 1."),
         "prompt_tokens": RowColumn("int64", "Tokens read."),
         "completion_tokens": RowColumn("int64", "Tokens written."),
+        "reasoning_tokens": RowColumn("int64", "Tokens of thoughts among them."),
         "latency_s": RowColumn("double", "Seconds from the row's start to its end."),
         "cached_tokens": RowColumn(
             "int64", "Prompt tokens that the engine found in its prefix cache."
@@ -94,6 +99,8 @@ class ExportRow(msgspec.Struct):
     prompt_sha256: str
     output: str
     outputs: list[str] | None
+    tool_calls: list[ToolCall] | None
+    reasoning: str | None
     finish_reason: str
     error: str | None
     model: str
@@ -103,6 +110,7 @@ class ExportRow(msgspec.Struct):
     attempt: int
     prompt_tokens: int
     completion_tokens: int
+    reasoning_tokens: int
     latency_s: float
     cached_tokens: int
     engine_s: float
@@ -124,7 +132,9 @@ class VectorRow(ExportRow):
     embedding: list[float] | None = None
 
 
-RESERVED_COLUMNS = frozenset((*VectorRow.__struct_fields__, "finish_reasons"))
+RESERVED_COLUMNS = frozenset(
+    (*VectorRow.__struct_fields__, "finish_reasons", "all_tool_calls", "all_reasoning")
+)
 """Names of results; a column of the input that has one is called `input_` and its name."""
 
 
@@ -168,6 +178,8 @@ def export_rows(
             hashlib.sha256(prompt.encode()).hexdigest(),
             row.output,
             row.outputs,
+            row.tool_calls,
+            row.reasoning,
             row.finish_reason,
             row.error,
             model,
@@ -177,6 +189,7 @@ def export_rows(
             row.attempt,
             row.prompt_tokens,
             row.completion_tokens,
+            row.reasoning_tokens,
             row.latency_s,
             row.cached_tokens,
             row.engine_s,

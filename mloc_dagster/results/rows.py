@@ -24,18 +24,51 @@ class ServerFault(str):
     __slots__ = ()
 
 
+class FunctionCall(msgspec.Struct, frozen=True):
+    """A function that a model calls.
+
+    Attributes:
+        name: Which.
+        arguments: JSON text, as the model wrote it: it need not fit the function's schema.
+    """
+
+    name: str
+    arguments: str
+
+
+class ToolCall(msgspec.Struct, frozen=True):
+    """A call in the form of OpenAI's API.
+
+    Attributes:
+        id: What the answer to it names in `tool_call_id`.
+        function: The function and its arguments.
+        type: Always `function`.
+    """
+
+    id: str
+    function: FunctionCall
+    type: str = "function"
+
+
 class Message(msgspec.Struct, frozen=True, omit_defaults=True):
     """One chat message.
 
     Attributes:
         role: `system`, `user`, `assistant` or `tool`.
-        content: Text, or a list of typed parts in the OpenAI form (`{"type": "text", …}`).
+        content: Text, or a list of typed parts in the OpenAI form (`{"type": "text", …}`); empty
+            beside calls of tools.
         name: Who of several with the same role says it; chat templates may show it.
+        tool_calls: What the assistant called.
+        tool_call_id: Which call a `tool` message answers.
+        reasoning: What the assistant thought before it said this.
     """
 
     role: str
-    content: str | list[dict[str, Any]]  # msgspec decodes no recursive type for JSON
+    content: str | list[dict[str, Any]] = ""  # msgspec decodes no recursive type for JSON
     name: str | None = None
+    tool_calls: list[ToolCall] | None = None
+    tool_call_id: str | None = None
+    reasoning: str | None = None
 
 
 Prompt = str | list[Message]
@@ -114,7 +147,8 @@ class OutputRow(msgspec.Struct, frozen=True, omit_defaults=True):
         index: The input's place in the whole input.
         prompt: The input, unchanged.
         output: The text, or the first of `n` texts; empty when `error` is set.
-        finish_reason: `stop`, `length` or `error`; of several texts, why the first ended.
+        finish_reason: `stop`, `length`, `tool_calls` or `error`; of several texts, why the first
+            ended.
         outputs: All `n` texts when more than one was asked for.
         error: Why this row has no output.
         prompt_tokens: Tokens the model read.
@@ -126,6 +160,11 @@ class OutputRow(msgspec.Struct, frozen=True, omit_defaults=True):
         revision: Which state of the model computed it: the hub's commit, or `sha256:…` over its
             files; empty where there is no model.
         finish_reasons: Why each of `outputs` ended.
+        tool_calls: What the model called, in the first of several answers.
+        reasoning: What it thought before it answered, in the first of several answers.
+        all_tool_calls: Of several answers what each called, if one of them called anything.
+        all_reasoning: Of several answers what was thought before each, if anything was.
+        reasoning_tokens: Those of `completion_tokens` that were thoughts.
         place: Its place in the plan's order; -1 when that is its index.
         custom_id: What its sender calls it.
         embedding: The vector, of an embedding task.
@@ -171,6 +210,11 @@ class OutputRow(msgspec.Struct, frozen=True, omit_defaults=True):
     encoding: str = ""
     revision: str = ""
     finish_reasons: list[str] | None = None
+    tool_calls: list[ToolCall] | None = None
+    reasoning: str | None = None
+    all_tool_calls: list[list[ToolCall]] | None = None
+    all_reasoning: list[str | None] | None = None
+    reasoning_tokens: int = 0
 
 
 def failed_row(row: InputRow, error: str, engine: str = "", prompt_tokens: int = 0) -> OutputRow:

@@ -235,7 +235,7 @@ class UsageCounter:
 
     def __init__(self) -> None:
         self.rows = self.prompt_tokens = self.completion_tokens = 0
-        self.cached_tokens = self.padding_tokens = 0
+        self.cached_tokens = self.padding_tokens = self.reasoning_tokens = 0
         self.engine_s = self.gpu_s = self.saved_s = 0.0
         self.energy_j: float | None = None
         self._reused = {"task": 0, "cache": 0}
@@ -248,6 +248,7 @@ class UsageCounter:
         self.completion_tokens += row.completion_tokens
         self.cached_tokens += row.cached_tokens
         self.padding_tokens += row.padding_tokens
+        self.reasoning_tokens += row.reasoning_tokens
         self.engine_s += row.engine_s
         self.gpu_s += row.gpu_s
         if row.energy_j is not None:
@@ -270,6 +271,7 @@ class UsageCounter:
         return Usage(
             prompt_tokens=self.prompt_tokens,
             completion_tokens=self.completion_tokens,
+            reasoning_tokens=self.reasoning_tokens,
             total_tokens=self.prompt_tokens + self.completion_tokens,
             latency_sec=round(wall_s, 6),
             num_requests=self.rows,

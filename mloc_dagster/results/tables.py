@@ -8,6 +8,8 @@ from itertools import batched
 from operator import attrgetter
 from typing import Any
 
+import msgspec
+
 from mloc_dagster.results.columns import TaskColumns, arrow, task_columns
 from mloc_dagster.results.export_row import ROW_COLUMNS, ExportRow, VectorRow, export_rows
 from mloc_dagster.results.part_files import read_rows
@@ -41,8 +43,15 @@ def row_schema(carried: Any = (), vector_length: int | None = None) -> Any:
 
 def _arrow_type(name: str) -> Any:
     pa = arrow()
-    # The only one that Arrow has no alias for.
-    return pa.list_(pa.string()) if name == "list<string>" else pa.type_for_alias(name)
+    text = pa.string()
+    match name:  # those that Arrow has no alias for
+        case "list<string>":
+            return pa.list_(text)
+        case "list<tool_call>":
+            function = pa.struct({"name": text, "arguments": text})
+            return pa.list_(pa.struct({"id": text, "function": function, "type": text}))
+        case _:
+            return pa.type_for_alias(name)
 
 
 def table_of(rows: Sequence[ExportRow], schema: Any, carried: Any = None) -> Any:
@@ -57,8 +66,7 @@ def table_of(rows: Sequence[ExportRow], schema: Any, carried: Any = None) -> Any
     """
     pa = arrow()
     columns = [
-        pa.array(list(map(attrgetter(name), rows)), _arrow_type(each.type))
-        for name, each in ROW_COLUMNS.items()
+        pa.array(_values(name, rows), _arrow_type(each.type)) for name, each in ROW_COLUMNS.items()
     ]
     place = schema.get_field_index("embedding")
     if place == len(ROW_COLUMNS):
@@ -68,6 +76,11 @@ def table_of(rows: Sequence[ExportRow], schema: Any, carried: Any = None) -> Any
     if carried is not None:
         columns += carried.columns
     return pa.table(columns, schema=schema)
+
+
+def _values(name: str, rows: Sequence[ExportRow]) -> list[Any]:
+    values = list(map(attrgetter(name), rows))
+    return msgspec.to_builtins(values) if name == "tool_calls" and any(values) else values
 
 
 def _vector(row: ExportRow) -> list[float]:

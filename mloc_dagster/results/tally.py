@@ -70,7 +70,7 @@ class Tally:
             self.upstream_errors += row.fault == UPSTREAM_FAULT
             if len(self.first_errors) < _PREVIEW_ROWS:
                 self.first_errors.append(shorten(row))
-        elif not row.output and row.embedding is None:
+        elif not (row.output or row.embedding is not None or row.tool_calls):
             self.empty_outputs += 1
 
     def _miss(self, start: int, stop: int) -> None:

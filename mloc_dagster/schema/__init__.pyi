@@ -170,6 +170,7 @@ from .template import (
     marked_in_spec as marked_in_spec,
     marked_values as marked_values,
 )
+from .tools import FunctionTool as FunctionTool, NamedToolChoice as NamedToolChoice
 from .tracking import Tracker as Tracker
 from .training.columns import (
     PROMPT_COLUMNS as PROMPT_COLUMNS,

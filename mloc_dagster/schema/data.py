@@ -12,6 +12,7 @@ from pydantic import Field, JsonValue, model_validator
 from mloc_dagster.schema.base import Block
 from mloc_dagster.schema.markers import FileRef
 from mloc_dagster.schema.split import SplitText
+from mloc_dagster.schema.tools import MessageToolCall
 
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".txt")
 COMPRESSIONS = (".gz", ".zst")
@@ -89,8 +90,27 @@ class ChatMessage(Block):
     role: Literal["system", "user", "assistant", "tool"]
     """Who speaks."""
 
-    content: str | tuple[ContentPart, ...]
-    """What is said: text, or parts of text and images in OpenAI's form."""
+    content: str | tuple[ContentPart, ...] | None = None
+    """What is said: text, or parts of text and images in OpenAI's form; may be missing where the
+    assistant calls tools."""
+
+    name: str | None = None
+    """Who of several with the same role."""
+
+    tool_calls: tuple[MessageToolCall, ...] = ()
+    """What the assistant called."""
+
+    tool_call_id: str | None = None
+    """Which call a `tool` message answers."""
+
+    reasoning: str | None = None
+    """What the assistant thought before."""
+
+    @model_validator(mode="after")
+    def _says_something(self) -> ChatMessage:
+        if self.content is None and not self.tool_calls:
+            raise ValueError("a message needs content, or tool_calls")
+        return self
 
 
 class MessageTemplate(Block):

@@ -17,9 +17,9 @@ from pydantic import JsonValue
 from mloc_dagster.plugins import ENGINES_GROUP, Registry
 from mloc_dagster.schema.base import Block
 
-Ability = Literal["generate", "embed", "images", "adapters", "guided", "logprobs"]
+Ability = Literal["generate", "embed", "images", "adapters", "guided", "logprobs", "tools"]
 """`generate` text, `embed` rows as vectors, read rows with `images`, answer with LoRA `adapters`,
-hold answers to a form (`guided`), say how likely their tokens were (`logprobs`)."""
+hold answers to a form (`guided`), say how likely their tokens were (`logprobs`), call `tools`."""
 
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 

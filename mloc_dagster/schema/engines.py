@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from pydantic import JsonValue
 
 from mloc_dagster.schema.answer_forms import form_problems
-from mloc_dagster.schema.base import Block
+from mloc_dagster.schema.base import Block, known_names
 from mloc_dagster.schema.data import ChatMessage, DatasetData, ImagePart, ListData
 from mloc_dagster.schema.engine_type import (
     Ability,
@@ -26,6 +26,7 @@ from mloc_dagster.schema.engine_type import (
 from mloc_dagster.schema.inference import Inference
 from mloc_dagster.schema.model import Adapter, Model
 from mloc_dagster.schema.task import ModelSpec
+from mloc_dagster.schema.tools import NamedToolChoice
 
 _CANNOT: Mapping[Ability, str] = {
     "generate": "generates no text",
@@ -34,6 +35,7 @@ _CANNOT: Mapping[Ability, str] = {
     "adapters": "takes no adapters",
     "guided": "cannot hold answers to a form",
     "logprobs": "does not say how likely tokens were",
+    "tools": "calls no tools",
 }
 
 
@@ -138,6 +140,7 @@ def refused_in_inference(block: Inference, engine: EngineType | None) -> Iterato
     for place, text in enumerate(block.stop):
         if not text:
             yield Refusal(("stop", place), "an empty stop string would end every answer at once")
+    yield from _refused_tools(block)
     if block.structured_outputs is not None:
         for name in ("min_tokens", "ignore_eos"):
             if getattr(block, name):
@@ -145,6 +148,24 @@ def refused_in_inference(block: Inference, engine: EngineType | None) -> Iterato
                 yield Refusal((name,), reason)
         for problem in form_problems(block.structured_outputs, engine):
             yield Refusal(("structured_outputs", *problem.path), problem.reason)
+
+
+def _refused_tools(block: Inference) -> Iterator[Refusal]:
+    names = [each.function.name for each in block.tools]
+    for place, name in enumerate(names):
+        if name in names[:place]:
+            reason = f"{name!r} is the name of two functions"
+            yield Refusal(("tools", place, "function", "name"), reason)
+    if isinstance(block.tool_choice, NamedToolChoice):
+        wanted = block.tool_choice.function.name
+        if wanted not in names:
+            reason = f"{wanted!r} is none of the tools{known_names(wanted, names, 'tools')}"
+            yield Refusal(("tool_choice", "function", "name"), reason)
+    elif block.tool_choice == "required" and not names:
+        yield Refusal(("tool_choice",), "'required' needs tools to choose from")
+    if block.calls_tools and block.structured_outputs is not None:
+        reason = "a call of a tool cannot have the form that structured_outputs ask for"
+        yield Refusal(("structured_outputs",), f"{reason}: leave out one of them, or tools: none")
 
 
 def _refused_adapters(adapters: tuple[Adapter, ...]) -> Iterator[Refusal]:
@@ -189,12 +210,14 @@ def _needs(spec: ModelSpec) -> dict[Ability, tuple[str, ...]]:
             found["guided"] = (spec.block_name, "structured_outputs")
         if block.logprobs is not None:
             found["logprobs"] = (spec.block_name, "logprobs")
+        if block.calls_tools:
+            found["tools"] = (spec.block_name, "tools")
     return found
 
 
 def _shows_images(item: str | tuple[ChatMessage, ...]) -> bool:
     return not isinstance(item, str) and any(
-        isinstance(part, ImagePart) for message in item for part in message.content
+        isinstance(part, ImagePart) for message in item for part in message.content or ()
     )
 
 

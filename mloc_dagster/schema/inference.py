@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, JsonValue, field_validator, model_validator
 
 from mloc_dagster.schema.base import Block
+from mloc_dagster.schema.tools import FunctionTool, ToolChoice
 
 
 class StructuredOutputs(Block):
@@ -97,6 +98,18 @@ class Inference(Block):
     structured_outputs: StructuredOutputs | None = None
     """Answers of a given form only."""
 
+    tools: tuple[FunctionTool, ...] = ()
+    """Functions that the model may call; the calls are the row's `tool_calls`."""
+
+    tool_choice: ToolChoice = "auto"
+    """`auto`: the model decides; `none`; `required`: at least one; or the function to call."""
+
+    parallel_tool_calls: bool = True
+    """Keep all calls of an answer, and not the first one only."""
+
+    chat_template_kwargs: Mapping[str, JsonValue] = Field(default_factory=dict)
+    """Values for the model's chat template, such as `enable_thinking: false`."""
+
     error_budget: float = Field(default=0.01, ge=0, le=1)
     """Share of rows that may end with an error before the task fails; any share above 0 allows
     at least one row, and never all of them."""
@@ -105,6 +118,11 @@ class Inference(Block):
     @classmethod
     def _one_stop(cls, value: object) -> object:
         return (value,) if isinstance(value, str) else value
+
+    @property
+    def calls_tools(self) -> bool:
+        """Whether an answer may be calls of tools."""
+        return bool(self.tools) and self.tool_choice != "none"
 
     @property
     def greedy(self) -> bool:

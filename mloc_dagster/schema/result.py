@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pydantic import JsonValue
 
 from mloc_dagster.schema.base import Block
+from mloc_dagster.schema.tools import MessageToolCall
 
 
 class ResultItem(Block):
@@ -18,9 +19,19 @@ class ResultItem(Block):
     output: str
     finish_reason: str
     error: str | None = None
+    tool_calls: tuple[MessageToolCall, ...] | None = None
+    """What the model called."""
+
+    reasoning: str | None = None
+    """What it thought before it answered."""
+
     outputs: tuple[str, ...] | None = None
     finish_reasons: tuple[str, ...] | None = None
     """All answers, when a row asked for several."""
+
+    all_tool_calls: tuple[tuple[MessageToolCall, ...], ...] | None = None
+    all_reasoning: tuple[str | None, ...] | None = None
+    """Likewise, of several answers."""
 
     custom_id: str | None = None
     """What the row's sender calls it."""
@@ -55,6 +66,9 @@ class Usage(Block):
 
     completion_tokens: int
     """Tokens of all answers, those of reused rows included."""
+
+    reasoning_tokens: int = 0
+    """Those of `completion_tokens` that were thoughts, where the engine tells."""
 
     total_tokens: int
     """Both."""

@@ -119,7 +119,7 @@ def request_for(
 ) -> EngineRequest:
     sampling = Inference.model_validate({"temperature": 0, "max_tokens": 24, **fields})
     row = InputRow(index, prompt, adapter=adapter)
-    rendered = engine.render(row, sampling.system_prompt)
+    rendered = engine.render(row, sampling)
     (tokens,) = engine.tokenize([rendered.text], special=rendered.special)
     seed = 0 if sampling.seed is None else sampling.seed
     return EngineRequest(row, rendered, tokens, sampling=sampling, seed=seed, adapter=adapter)
@@ -190,7 +190,7 @@ def test_greedy_answers_are_right(engine: Engine) -> None:
 
 def test_prompts_go_through_the_chat_template(engine: Engine) -> None:
     def text(prompt: Prompt, system: str | None) -> str:
-        return engine.render(InputRow(0, prompt), system).text
+        return engine.render(InputRow(0, prompt), Inference(system_prompt=system)).text
 
     plain = "<|user|>hi<|end|><|assistant|>"
     assert text("hi", None) == text([Message("user", "hi")], None) == plain

@@ -96,7 +96,7 @@ def request_of(
     adapter: str | None = None,
 ) -> EngineRequest:
     row = InputRow(index, prompt)
-    rendered = engine.render(row, None)
+    rendered = engine.render(row, Inference())
     (tokens,) = engine.tokenize([rendered.text], special=rendered.special)
     return EngineRequest(row, rendered, tokens, sampling, seed=11, adapter=adapter)
 

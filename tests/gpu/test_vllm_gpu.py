@@ -90,7 +90,7 @@ def spec_of(folder: Path, gpus: int = 1, **vllm: Any) -> InferenceSpec:
 def requests(engine: VllmEngine, count: int, sampling: Inference) -> Iterator[EngineRequest]:
     for index in range(count):
         row = InputRow(index, f"Question {index}: " + "how many apples are there? " * 20)
-        rendered = engine.render(row, None)
+        rendered = engine.render(row, Inference())
         (tokens,) = engine.tokenize([rendered.text], special=rendered.special)
         yield EngineRequest(row, rendered, tokens, sampling)
 

@@ -16,7 +16,7 @@ from typing import Any, Protocol, runtime_checkable
 from pydantic import JsonValue
 
 from mloc_dagster.executors.model_source import paths_in
-from mloc_dagster.results import InputRow, TokenLogprob
+from mloc_dagster.results import InputRow, TokenLogprob, ToolCall
 from mloc_dagster.schema import EngineType, Inference, Model, ModelSpec, Pooling, changed_options
 
 
@@ -71,15 +71,21 @@ class Answer:
 
     Attributes:
         text: Without what ended it.
-        finish_reason: `stop` or `length`.
+        finish_reason: `stop`, `length`, or `tool_calls` where there are any.
         tokens: How many tokens were generated, the ending one included.
         logprobs: One entry per token, when they were asked for.
+        tool_calls: What the model called; its text then is what stood beside the calls.
+        reasoning: What it thought before the text; None where it did not think.
+        reasoning_tokens: Those of `tokens` that were thoughts, where the engine tells.
     """
 
     text: str
     finish_reason: str
     tokens: int
     logprobs: list[TokenLogprob] | None = None
+    tool_calls: tuple[ToolCall, ...] = ()
+    reasoning: str | None = None
+    reasoning_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,8 +160,13 @@ class Engine(Protocol):
         """Memory it holds on its device."""
         ...
 
-    def render(self, row: InputRow, system_prompt: str | None) -> Rendered:
+    def render(self, row: InputRow, block: Inference | Pooling) -> Rendered:
         """Renders a row through the chat template, up to where the answer begins.
+
+        Args:
+            row: The row.
+            block: How it is to be answered: what stands before it, the tools that the model may
+                call, values for the chat template.
 
         Raises:
             ValueError: If this row cannot be rendered; the reason becomes the row's error.

@@ -52,7 +52,7 @@ class Recorded:
         self._strict = options.strict
         self._answers = answers
 
-    def render(self, row: InputRow, system_prompt: str | None) -> Rendered:
+    def render(self, row: InputRow, block: object) -> Rendered:
         """Returns what the answer is looked up by."""
         return Rendered(last_user_text(row.prompt))
 

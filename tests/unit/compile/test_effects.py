@@ -183,8 +183,9 @@ OTHERWISE = {
     "model.transformers.trust_remote_code": "asked of every engine's block by its name",
     "data.preferences": "a comparison is handed on whole, as a row",
     "evaluation.data.preferences": "a comparison is handed on whole, as a row",
-    "data.items.content": "a chat message is handed on whole, as a row",
+    "data.items": "a chat message is handed on whole, as a row",
     "checkpoint.load.type": "refused where it contradicts the source that is given",
+    "inference.tools": "handed on whole, to chat templates and parsers of calls",
     "pooling.instruction": "read where system prompts are: executors/inference",
 }
 """Fields that have an effect which the search below does not see."""

@@ -232,7 +232,11 @@ def test_a_file_outside_the_splits_is_not_dropped_in_silence(tmp_path: Path) -> 
         ("q.jsonl", '{"text": "a"}\n{"b": 1}\n', r"q\.jsonl:2: no column 'text'; .* has: b"),
         ("q.jsonl", '{"text": {"a": 1}}', r"q\.jsonl:1: column 'text': expected text or chat"),
         ("q.jsonl", '{"text": []}', r"q\.jsonl:1: column 'text': .* an empty list"),
-        ("q.jsonl", '{"text": [{"role": "user"}]}', r"q\.jsonl:1: .*missing required field"),
+        (
+            "q.jsonl",
+            '{"text": [{"role": "user"}]}',
+            r"q\.jsonl:1: .*neither content nor tool_calls",
+        ),
         ("q.jsonl", '{"text": [{"role": "usr", "content": ""}]}', r"mean 'user'"),
         ("q.jsonl", b'{"text": "\xff"}', r"q\.jsonl:1: not UTF-8"),
         ("q.txt", b"a\n\xff", r"q\.txt:2: not UTF-8"),

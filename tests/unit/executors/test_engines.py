@@ -89,7 +89,7 @@ class Mirror:
     def __init__(self, name, options):
         self.name, self._options = name, options
 
-    def render(self, row, system_prompt):
+    def render(self, row, block):
         return Rendered(row.prompt)
 
     def tokenize(self, texts, *, special=True):

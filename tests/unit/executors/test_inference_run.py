@@ -11,7 +11,7 @@ from mloc_dagster.executors.echo import EchoExecutor, EchoSpec
 from mloc_dagster.executors.inference import answer_rows
 from mloc_dagster.executors.prompts import render_chat
 from mloc_dagster.results import InputRow, Message, OutputRow
-from mloc_dagster.schema import EmbeddingSpec, InferenceSpec, ModelSpec
+from mloc_dagster.schema import EmbeddingSpec, Inference, InferenceSpec, ModelSpec
 from tests.unit.executors.test_row_reuse import CountingEngine
 
 DATA = {"type": "list", "items": ["unused"]}
@@ -84,4 +84,7 @@ def test_a_chat_template_reads_who_says_a_message() -> None:
             return " ".join(f"{turn.get('name', turn['role'])}: {turn['content']}" for turn in chat)
 
     prompt = [Message("user", "hello", "ada"), Message("user", "hi")]
-    assert render_chat(Tokenizer(), prompt, "be brief") == "system: be brief ada: hello user: hi"
+    assert (
+        render_chat(Tokenizer(), prompt, Inference(system_prompt="be brief"))
+        == "system: be brief ada: hello user: hi"
+    )

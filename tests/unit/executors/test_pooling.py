@@ -43,7 +43,7 @@ def vectors(
     pooling = pooling or Pooling()
     found: dict[int, Completion | str] = {}
     rows = [InputRow(index, text) for index, text in enumerate(texts)]
-    rendered = [engine.render(row, pooling.instruction) for row in rows]
+    rendered = [engine.render(row, pooling) for row in rows]
     tokens = engine.tokenize([each.text for each in rendered])
     requests = (
         EngineRequest(row, text, ids, pooling=pooling)

@@ -82,6 +82,10 @@ CHANGED_FIELDS: dict[str, Any] = {
     "skip_special_tokens": False,
     "logprobs": 1,
     "structured_outputs": {"choice": ["a", "b"]},
+    "tools": [{"function": {"name": "add"}}],
+    "tool_choice": "none",
+    "parallel_tool_calls": False,
+    "chat_template_kwargs": {"enable_thinking": False},
 }
 
 

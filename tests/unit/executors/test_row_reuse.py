@@ -20,6 +20,7 @@ from mloc_dagster.executors.engines.protocol import (
     Replies,
 )
 from mloc_dagster.executors.inference import answer_rows
+from mloc_dagster.executors.prompts import RowBlock, instruction_of
 from mloc_dagster.executors.row_reuse import RequestKeys
 from mloc_dagster.results import InputRow, Message, OutputRow
 from mloc_dagster.schema import EmbeddingSpec, Inference, InferenceSpec
@@ -41,11 +42,11 @@ class CountingEngine:
         self.capacity = capacity
         self.asked: list[int] = []
 
-    def render(self, row: InputRow, system_prompt: str | None) -> Rendered:
+    def render(self, row: InputRow, block: RowBlock) -> Rendered:
         prompt = row.prompt if isinstance(row.prompt, str) else str(row.prompt[-1].content)
         if prompt == "unreadable":
             raise ValueError("cannot be read")
-        return Rendered(f"{system_prompt or ''}{prompt}")
+        return Rendered(f"{instruction_of(block) or ''}{prompt}")
 
     def tokenize(self, texts: list[str], *, special: bool = True) -> list[list[int]]:
         return [[ord(letter) for letter in text] for text in texts]

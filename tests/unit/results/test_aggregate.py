@@ -82,6 +82,7 @@ def test_responses_hold_every_item_and_the_usage(folder: Folder) -> None:
             "usage": {
                 "prompt_tokens": 3,
                 "completion_tokens": 6,
+                "reasoning_tokens": 0,
                 "total_tokens": 9,
                 "latency_sec": 10.0,
                 "num_requests": 3,

@@ -36,7 +36,7 @@ from mloc_dagster.executors.engines.transformers.sampling import GrammarCache
 from mloc_dagster.executors.engines.turn import Ticket, Turn
 from mloc_dagster.executors.image_stream import windows
 from mloc_dagster.executors.model_cache import release_memory
-from mloc_dagster.executors.prompts import render_chat, render_plain
+from mloc_dagster.executors.prompts import RowBlock, render_chat, render_plain
 from mloc_dagster.results import InputRow, ServerFault
 from mloc_dagster.schema import EmbeddingSpec, Inference, ModelSpec, TransformersOptions
 
@@ -92,16 +92,16 @@ class TransformersEngine:
         """Bytes of its weights and buffers."""
         return self.loaded.size_bytes
 
-    def render(self, row: InputRow, system_prompt: str | None) -> Rendered:
+    def render(self, row: InputRow, block: RowBlock) -> Rendered:
         """Renders a row: a chat through the model's template, else as paragraphs.
 
         Raises:
             ValueError: If the row holds more than text, or the template refuses it.
         """
         if self.loaded.has_chat_template:
-            chat = render_chat(self.loaded.tokenizer, row.prompt, system_prompt, sees=self._sees)
+            chat = render_chat(self.loaded.tokenizer, row.prompt, block, sees=self._sees)
             return Rendered(chat, special=False)
-        return Rendered(render_plain(row.prompt, system_prompt, sees=self._sees))
+        return Rendered(render_plain(row.prompt, block, sees=self._sees))
 
     def tokenize(self, texts: list[str], *, special: bool = True) -> list[list[int]]:
         """Returns the token ids of rendered texts."""

@@ -33,7 +33,7 @@ from mloc_dagster.executors.model_source import (
     model_place,
     trusts_remote_code,
 )
-from mloc_dagster.executors.prompts import render_plain
+from mloc_dagster.executors.prompts import RowBlock, instruction_of, plain_text
 from mloc_dagster.results import InputRow, ServerFault
 from mloc_dagster.schema import EmbeddingSpec, Pooling, TransformersOptions
 
@@ -150,13 +150,13 @@ class PoolingEngine:
         """Bytes of its weights and buffers."""
         return weights_bytes(self._model)
 
-    def render(self, row: InputRow, system_prompt: str | None) -> Rendered:
+    def render(self, row: InputRow, block: RowBlock) -> Rendered:
         """Puts the instruction before the text; a chat is its messages' texts.
 
         Raises:
             ValueError: If the row holds more than text.
         """
-        return Rendered(f"{system_prompt or ''}{render_plain(row.prompt, None)}")
+        return Rendered(f"{instruction_of(block) or ''}{plain_text(row.prompt)}")
 
     def tokenize(self, texts: list[str], *, special: bool = True) -> list[list[int]]:
         """Returns the token ids of texts, with those that the model wants around them."""

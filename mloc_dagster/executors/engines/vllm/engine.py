@@ -34,7 +34,7 @@ from mloc_dagster.executors.engines.vllm.requests import (
 from mloc_dagster.executors.engines.vllm.start import EnginePlan, plan_engine, start_engine
 from mloc_dagster.executors.model_cache import release_memory, weights_bytes
 from mloc_dagster.executors.model_source import folder_revision
-from mloc_dagster.executors.prompts import render_chat, render_plain
+from mloc_dagster.executors.prompts import RowBlock, render_chat, render_plain
 from mloc_dagster.results import InputRow
 from mloc_dagster.schema import ModelSpec
 
@@ -119,21 +119,21 @@ class VllmEngine:
         """Whether prompts are sent as chat messages."""
         return bool(self._template or self._tokenizer.chat_template)
 
-    def render(self, row: InputRow, system_prompt: str | None) -> Rendered:
+    def render(self, row: InputRow, block: RowBlock) -> Rendered:
         """Renders a row: a chat through the model's template, else as paragraphs.
 
         Raises:
             ValueError: If the row cannot be read, or the template refuses it.
         """
         if self.has_chat_template:
-            return Rendered(self._chat(row, system_prompt), special=False)
-        return Rendered(render_plain(row.prompt, system_prompt, sees=self._sees))
+            return Rendered(self._chat(row, block), special=False)
+        return Rendered(render_plain(row.prompt, block, sees=self._sees))
 
-    def _chat(self, row: InputRow, system_prompt: str | None) -> str:
+    def _chat(self, row: InputRow, block: RowBlock) -> str:
         return render_chat(
             self._tokenizer,
             row.prompt,
-            system_prompt,
+            block,
             sees=self._sees,
             template=self._template,
         )

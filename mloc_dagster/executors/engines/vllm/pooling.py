@@ -12,7 +12,7 @@ from mloc_dagster.executors.engines.vllm.process import prepare_environment
 from mloc_dagster.executors.engines.vllm.requests import prepare_adapters
 from mloc_dagster.executors.engines.vllm.start import plan_engine
 from mloc_dagster.executors.model_source import clear_load_errors
-from mloc_dagster.executors.prompts import render_plain
+from mloc_dagster.executors.prompts import RowBlock, instruction_of, plain_text
 from mloc_dagster.results import InputRow
 from mloc_dagster.schema import EmbeddingSpec
 
@@ -67,13 +67,13 @@ class VllmPoolingEngine(VllmEngine):
         self._pooling_type = plan.pooling_type
         self._limit = min(known)
 
-    def render(self, row: InputRow, system_prompt: str | None) -> Rendered:
+    def render(self, row: InputRow, block: RowBlock) -> Rendered:
         """Puts the instruction before the text; a chat is its messages' texts.
 
         Raises:
             ValueError: If the row holds more than text.
         """
-        return Rendered(f"{system_prompt or ''}{render_plain(row.prompt, None)}")
+        return Rendered(f"{instruction_of(block) or ''}{plain_text(row.prompt)}")
 
     def add(self, request_id: str, request: EngineRequest) -> None:
         """Hands a text to vLLM.
