@@ -93,6 +93,7 @@ from .rows import (
     BASE64 as BASE64,
     SERVER_FAULT as SERVER_FAULT,
     UPSTREAM_FAULT as UPSTREAM_FAULT,
+    FunctionCall as FunctionCall,
     InputRow as InputRow,
     Message as Message,
     OutputRow as OutputRow,
@@ -101,6 +102,7 @@ from .rows import (
     SourceRow as SourceRow,
     TokenLogprob as TokenLogprob,
     ToolCall as ToolCall,
+    ToolCallDelta as ToolCallDelta,
     failed_row as failed_row,
 )
 from .scores import holds_text as holds_text, same_text as same_text
