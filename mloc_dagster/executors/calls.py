@@ -34,7 +34,7 @@ from mloc_dagster.executors.row_requests import (
     whole_calls,
 )
 from mloc_dagster.results import InputRow, OutputRow, ToolCallDelta, failed_row
-from mloc_dagster.schema import Inference, ModelSpec
+from mloc_dagster.schema import Inference, ModelSpec, certain_engine
 
 _turns: WeakKeyDictionary[Engine, Turn] = WeakKeyDictionary()
 
@@ -69,7 +69,7 @@ def answer_call(
     """
     if len({row.index for row in rows}) < len(rows):
         raise ValueError("the rows of a call need indexes of their own")
-    options = RowOptions(spec.row_block)
+    options = RowOptions(spec.row_block, certain_engine(spec))
     desk = _Desk(engine, caller, _first_numbers(rows, options))
     rendered = rendered_rows(rows, options, secrets.randbits(32), engine, desk.refuse)
     pictured = with_pictures(
