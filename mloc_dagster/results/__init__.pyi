@@ -134,8 +134,13 @@ from .summary import (
     UsageCounter as UsageCounter,
     usage_by_model as usage_by_model,
 )
-from .tables import read_schema as read_schema, read_tables as read_tables
+from .tables import (
+    read_schema as read_schema,
+    read_tables as read_tables,
+    row_schema as row_schema,
+)
 from .tally import Tally as Tally
+from .tool_calls import answer_text as answer_text, known_calls as known_calls
 from .training_summary import (
     ARCHIVES_NAME as ARCHIVES_NAME,
     BEFORE_NAME as BEFORE_NAME,
