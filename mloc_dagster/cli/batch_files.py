@@ -230,6 +230,11 @@ def _lines(outcome: BatchOutcome) -> list[tuple[str, str]]:
         ("prompt tokens", f"{usage.prompt_tokens:,}"),
         ("  of these cached", f"{usage.cached_tokens:,}"),
         ("output tokens", f"{usage.completion_tokens:,}"),
+        *(
+            [("  of these thoughts", f"{thoughts:,}")]
+            if (thoughts := usage.reasoning_tokens)
+            else []
+        ),
         ("rows reused", f"{reused:,}"),
         ("time", duration(usage.latency_sec)),
         ("engine time", duration(usage.engine_seconds)),

@@ -123,7 +123,15 @@ def _here(options: ChatOptions) -> Answer:
     """Returns what answers with a model in this process; it is loaded with the first question."""
     import json
 
-    from mloc_dagster.fleet import Call, TextPiece, answer_call, new_model_cache, task_of
+    from mloc_dagster.fleet import (
+        Call,
+        FailurePiece,
+        RowsPiece,
+        TextPiece,
+        answer_call,
+        new_model_cache,
+        task_of,
+    )
     from mloc_dagster.net import LOCAL
     from mloc_dagster.tasks import asked_template, call_rows
 
@@ -145,8 +153,9 @@ def _here(options: ChatOptions) -> Answer:
         thread = Thread(target=work)
         thread.start()
         try:
-            while isinstance(piece := pieces.get(), TextPiece):
-                yield piece.text
+            while not isinstance(piece := pieces.get(), RowsPiece | FailurePiece):
+                if isinstance(piece, TextPiece):
+                    yield piece.text
         finally:
             stopped.set()
             thread.join()

@@ -17,6 +17,7 @@ from mloc_dagster.cli.terminal import OK
 from mloc_dagster.client import Client, NotFoundError
 from mloc_dagster.display import count, print_table, shorten
 from mloc_dagster.errors import InputError, UnknownNameError
+from mloc_dagster.results import answer_text
 from mloc_dagster.wire import CleanupItem, CleanupReport, CleanupRequest
 
 Format = Literal["json", "jsonl", "parquet", "csv"]
@@ -125,7 +126,18 @@ def _items(result: Mapping[str, JsonValue]) -> list[Mapping[str, JsonValue]] | N
 def _print_rows(rows: Sequence[Mapping[str, JsonValue]]) -> None:
     failed = any(row.get("error") for row in rows)
     columns = ("index", "output", *(("error",) if failed else ()))
-    print_table(columns, [[_cell(row.get(each)) for each in columns] for row in rows], numbers=(0,))
+    shown = [{**row, "output": _answer(row)} for row in rows]
+    print_table(
+        columns, [[_cell(row.get(each)) for each in columns] for row in shown], numbers=(0,)
+    )
+
+
+def _answer(row: Mapping[str, JsonValue]) -> JsonValue:
+    """Returns what a row answered; calls of tools, which results of earlier versions lack, too."""
+    output, calls = row.get("output"), row.get("tool_calls")
+    if not isinstance(output, str) or not isinstance(calls, list):
+        return output
+    return answer_text(output, calls)
 
 
 def _print_figures(figures: Mapping[str, JsonValue]) -> None:

@@ -58,7 +58,7 @@ def _to_messages(cell: list[object]) -> list[Message]:
     if not cell:
         raise ValueError("expected chat messages, got an empty list")
     try:
-        messages = msgspec.convert(list(map(_with_content, cell)), list[Message])
+        messages = msgspec.convert(_in_our_form(cell), list[Message])
     except msgspec.ValidationError as error:
         raise ValueError(f"expected chat messages ({{role, content}} each): {error}") from None
     for place, message in enumerate(messages):
@@ -71,12 +71,33 @@ def _to_messages(cell: list[object]) -> list[Message]:
     return messages
 
 
-def _with_content(message: object) -> object:
-    """Returns a message whose content is text, where calls of tools stand instead of it."""
-    given = cast("dict[str, Any]", message)
-    if isinstance(message, dict) and given.get("content", "") is None and given.get("tool_calls"):
-        return {**given, "content": ""}
-    return message
+def _in_our_form(messages: list[object]) -> list[object]:
+    """Returns messages with calls of tools as OpenAI's API has them.
+
+    Datasets have them without ids, their arguments as an object, and null beside them.
+    """
+    made: list[object] = []
+    number = 0
+    for message in messages:
+        given = cast("dict[str, Any]", message)
+        if isinstance(message, dict) and isinstance(calls := given.get("tool_calls"), list):
+            before, number = number, number + len(calls)
+            given = {**given, "tool_calls": list(map(_call, calls, range(before, number)))}
+            if calls and given.get("content") is None:
+                given["content"] = ""
+        made.append(given)
+    return made
+
+
+def _call(call: object, number: int) -> object:
+    given = cast("dict[str, Any]", call)
+    if not isinstance(call, dict) or not isinstance(function := given.get("function"), dict):
+        return call
+    if isinstance(function.get("arguments"), dict):
+        arguments = msgspec.json.encode(function["arguments"], enc_hook=str).decode()
+        function = {**function, "arguments": arguments}
+    identity = given.get("id")
+    return {**given, "id": f"call_{number}" if identity is None else identity, "function": function}
 
 
 def _describe(cell: object) -> str:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping, Set
 from typing import Any, cast
 
+from mloc_dagster.data.openai_messages import RequestError, chat_messages
+from mloc_dagster.data.openai_tools import TOOL_FIELDS, tool_options
 from mloc_dagster.errors import nearest_hint
 from mloc_dagster.results import Message, Prompt
 
@@ -15,17 +16,8 @@ ENDPOINTS = (CHAT, COMPLETIONS, EMBEDDINGS)
 Body = Mapping[str, Any]
 """What a request asks for, as it was read."""
 
-
-class RequestError(ValueError):
-    """A request that cannot be answered, while others of its file can."""
-
-
 MAX_INPUTS = 2048
 """Texts in one request, as the API has it."""
-
-_ROLES = {"developer": "system", "system": "system", "user": "user", "assistant": "assistant"}
-_NAME = re.compile(r"[^\s<|\\/>]{1,64}")
-_PARTS = {"text": "text", "input_text": "text", "image_url": "image_url"}
 
 
 def prompts_of(url: str, body: Body) -> Iterator[Prompt]:
@@ -38,55 +30,7 @@ def prompts_of(url: str, body: Body) -> Iterator[Prompt]:
 
 
 def _chat_prompts(body: Body) -> Iterator[list[Message]]:
-    messages = body.get("messages")
-    if not isinstance(messages, list) or not messages:
-        raise RequestError("'messages' must be a list with at least one message")
-    yield [_message(place, each) for place, each in enumerate(cast("list[Any]", messages))]
-
-
-def _message(place: int, given: Any) -> Message:
-    where = f"messages[{place}]"
-    if not isinstance(given, dict):
-        raise RequestError(f"{where} is no object with role and content")
-    message = cast("dict[str, Any]", given)
-    role, content = message.get("role"), message.get("content")
-    if message.get("tool_calls") or role in ("tool", "function"):
-        raise RequestError(f"{where}: tools are not called here")
-    if not isinstance(role, str) or role not in _ROLES:
-        raise RequestError(f"{where}.role: unknown role {role!r}{nearest_hint(str(role), _ROLES)}")
-    name = _name(where, message.get("name"))
-    if isinstance(content, str):
-        return Message(_ROLES[role], content, name)
-    if not isinstance(content, list) or not content:
-        raise RequestError(f"{where}.content must be text or a list of parts")
-    parts = [_part(f"{where}.content[{at}]", each) for at, each in enumerate(content)]
-    return Message(_ROLES[role], parts, name)
-
-
-def _name(where: str, given: object) -> str | None:
-    if given is None:
-        return None
-    if not isinstance(given, str) or _NAME.fullmatch(given) is None:
-        raise RequestError(
-            f"{where}.name: {given!r} is no name: 1 to 64 characters without white space, "
-            "<, >, |, / and \\"
-        )
-    return given
-
-
-def _part(where: str, part: Any) -> dict[str, Any]:
-    kind = part.get("type") if isinstance(part, dict) else None
-    if not isinstance(kind, str) or kind not in _PARTS:
-        raise RequestError(f"{where}: parts of type {kind!r} are not supported: text, image_url")
-    if _PARTS[kind] == "text":
-        if not isinstance(part.get("text"), str):
-            raise RequestError(f"{where}.text must be text")
-        return {"type": "text", "text": part["text"]}
-    image = part.get("image_url")
-    url = image.get("url") if isinstance(image, dict) else image
-    if not isinstance(url, str) or not url:
-        raise RequestError(f"{where}.image_url.url must be an address")
-    return {"type": "image_url", "image_url": {"url": url}}
+    yield chat_messages(body.get("messages"))
 
 
 def _texts(name: str) -> Callable[[Body], Iterator[str]]:
@@ -163,7 +107,6 @@ _WITHOUT_EFFECT = frozenset(
         "safety_identifier",
         "prompt_cache_key",
         "prompt_cache_retention",
-        "parallel_tool_calls",
         "stream_options",
     }
 )
@@ -171,9 +114,7 @@ _WITHOUT_EFFECT = frozenset(
 # Harmless with these values, which clients like to spell out; anything else is refused.
 _ONLY: Mapping[str, tuple[object, ...]] = {
     "stream": (False,),
-    "tools": ([],),
     "functions": ([],),
-    "tool_choice": ("none", "auto"),
     "function_call": ("none", "auto"),
     "logit_bias": ({},),
     "echo": (False,),
@@ -182,16 +123,18 @@ _ONLY: Mapping[str, tuple[object, ...]] = {
     "modalities": (["text"],),
     "encoding_format": ("float", "base64"),
     "include_stop_str_in_output": (False,),
+    "include_reasoning": (True,),
 }
 _WHY: Mapping[str, str] = {
     "stream": "a batch's answers are never streamed",
-    "tools": "tools are not called here",
-    "functions": "functions are not called here",
+    "functions": "it is deprecated; use tools",
+    "function_call": "it is deprecated; use tool_choice",
     "encoding_format": "vectors are written as float or base64",
 }
 _KNOWN = {
     CHAT: _SAME
     | {"messages", "max_completion_tokens", "logprobs", "top_logprobs", "response_format"}
+    | TOOL_FIELDS
     | _FORMS.keys(),
     COMPLETIONS: _SAME | {"prompt", "logprobs", "response_format"} | _FORMS.keys(),
     EMBEDDINGS: _SAME_IN_POOLING | {"input", "truncate_prompt_tokens"},
@@ -211,10 +154,7 @@ def options_of(url: str, body: Body, given_by_task: Set[str]) -> dict[str, Any]:
     """
     given = {name: value for name, value in body.items() if value is not None}
     known = _KNOWN[url]
-    options: dict[str, Any] = {}
-    if url != EMBEDDINGS:
-        defaults = {"temperature": TEMPERATURE, "max_tokens": MAX_TOKENS[url]}
-        options = {name: each for name, each in defaults.items() if name not in given_by_task}
+    options = _api_defaults(url, given_by_task)
     for name, value in given.items():
         if name in _ONLY:
             _check_harmless(name, value)
@@ -224,6 +164,8 @@ def options_of(url: str, body: Body, given_by_task: Set[str]) -> dict[str, Any]:
             options[name] = value
     if "max_completion_tokens" in given:
         options["max_tokens"] = given["max_completion_tokens"]
+    if url == CHAT:
+        options |= tool_options(given)
     if (logprobs := _logprobs(url, given)) is not None:
         options["logprobs"] = logprobs
     if (form := _form(given)) is not None:
@@ -231,6 +173,13 @@ def options_of(url: str, body: Body, given_by_task: Set[str]) -> dict[str, Any]:
     if "truncate_prompt_tokens" in given:
         options["truncate"] = _truncate(given["truncate_prompt_tokens"])
     return options
+
+
+def _api_defaults(url: str, given_by_task: Set[str]) -> dict[str, Any]:
+    if url == EMBEDDINGS:
+        return {}
+    defaults = {"temperature": TEMPERATURE, "max_tokens": MAX_TOKENS[url]}
+    return {name: each for name, each in defaults.items() if name not in given_by_task}
 
 
 def _check_harmless(name: str, value: object) -> None:

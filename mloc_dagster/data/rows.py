@@ -23,6 +23,7 @@ from mloc_dagster.results import (
     OutputRow,
     Prompt,
     SourceRow,
+    answer_text,
     free_name,
     read_rows,
     rows_with_columns,
@@ -182,6 +183,8 @@ def item_mapping(row: OutputRow, columns: Mapping[str, object]) -> dict[str, Jso
         "output": row.output,
         "finish_reason": row.finish_reason,
         "error": row.error,
+        "tool_calls": msgspec.to_builtins(row.tool_calls or []),
+        "reasoning": row.reasoning or "",
         "prompt_tokens": row.prompt_tokens,
         "completion_tokens": row.completion_tokens,
         "latency_s": row.latency_s,
@@ -316,7 +319,9 @@ def _single(reference: Reference, folders: Mapping[str, Folder]) -> str:
 
 
 def _numbered(row: OutputRow) -> str:
-    return f"{row.index + 1}. {row.output if row.error is None else f'(failed: {row.error})'}"
+    if row.error is not None:
+        return f"{row.index + 1}. (failed: {row.error})"
+    return f"{row.index + 1}. {answer_text(row.output, row.tool_calls)}"
 
 
 def _text(reference: Reference, value: JsonValue) -> str:

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 from mloc_dagster.errors import DataError, TaskCancelled
-from mloc_dagster.results import InputRow, OutputRow, failed_row
+from mloc_dagster.results import InputRow, OutputRow, ToolCallDelta, failed_row
 from mloc_dagster.schema import RowSpec
 
 _question: ContextVar[Callable[[], bool] | None] = ContextVar("cancel_requested", default=None)
@@ -138,7 +138,7 @@ class TaskExecutor[SpecT, ModelT](Protocol):
 class Caller:
     """Who waits for the answer of one interactive request.
 
-    Both functions may be called in the thread that asked, between steps of the model: they should
+    All functions may be called in the thread that asked, between steps of the model: they should
     return at once.
 
     Attributes:
@@ -147,11 +147,15 @@ class Caller:
             choices of a row have the numbers behind those of the rows before it.
         cancelled: Whether the caller hung up: nothing more is computed then.
         stream: Whether text is wanted as it is generated.
+        reasoning: Takes in the same way what the model thinks before it answers.
+        tool_call: Takes in the same way pieces of the calls of tools.
     """
 
     text: Callable[[int, str], None]
     cancelled: Callable[[], bool]
     stream: bool = False
+    reasoning: Callable[[int, str], None] = lambda *_: None
+    tool_call: Callable[[int, ToolCallDelta], None] = lambda *_: None
 
 
 @runtime_checkable

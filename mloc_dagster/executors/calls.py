@@ -28,10 +28,13 @@ from mloc_dagster.executors.row_requests import (
     WINDOW_ROWS,
     answered_row,
     failed_request,
+    keeps_call,
+    kept_calls,
     rendered_rows,
+    whole_calls,
 )
-from mloc_dagster.results import InputRow, OutputRow, failed_row
-from mloc_dagster.schema import Inference, ModelSpec
+from mloc_dagster.results import InputRow, OutputRow, ToolCallDelta, failed_row
+from mloc_dagster.schema import Inference, ModelSpec, certain_engine
 
 _turns: WeakKeyDictionary[Engine, Turn] = WeakKeyDictionary()
 
@@ -66,7 +69,7 @@ def answer_call(
     """
     if len({row.index for row in rows}) < len(rows):
         raise ValueError("the rows of a call need indexes of their own")
-    options = RowOptions(spec.row_block)
+    options = RowOptions(spec.row_block, certain_engine(spec))
     desk = _Desk(engine, caller, _first_numbers(rows, options))
     rendered = rendered_rows(rows, options, secrets.randbits(32), engine, desk.refuse)
     pictured = with_pictures(
@@ -77,7 +80,15 @@ def answer_call(
             replace(request, urgent=True, stream=caller.stream and request.sampling is not None)
             for request in chain.from_iterable(pictured)
         ]
-    replies = Replies(desk.done, desk.failed, desk.gone, lambda _: None, text=desk.text)
+    replies = Replies(
+        desk.done,
+        desk.failed,
+        desk.gone,
+        lambda _: None,
+        text=desk.text,
+        reasoning=desk.reasoning,
+        tool_call=desk.tool_call,
+    )
     try:
         if isinstance(engine, CallableEngine):
             engine.call(requests, replies)
@@ -109,7 +120,7 @@ def _first_numbers(rows: Sequence[InputRow], options: RowOptions) -> dict[int, i
 
 @dataclass(slots=True)
 class _Desk:
-    """Turns what becomes of a call's requests into rows, and text into numbered pieces.
+    """Turns what becomes of a call's requests into rows, and its pieces into numbered ones.
 
     An error of the caller's own ends the call, not the engine's step.
     """
@@ -125,7 +136,10 @@ class _Desk:
         row = self.rows[request.row.index] = answered_row(request, completion, self.engine)
         if request.stream and row.index not in self.said:  # an engine that does not stream
             for number, each in enumerate(completion.answers, self.numbers[row.index]):
-                self._say(number, each.text)
+                self._say(self.caller.reasoning, number, each.reasoning)
+                self._say(self.caller.text, number, each.text)
+                for piece in whole_calls(kept_calls(each, request.sampling)):
+                    self._say(self.caller.tool_call, number, piece)
 
     def failed(self, request: EngineRequest, reason: str) -> None:
         self.rows[request.row.index] = failed_request(request, reason, self.engine)
@@ -134,11 +148,14 @@ class _Desk:
         self.rows[row.index] = failed_row(row, reason, self.engine.label)
 
     def text(self, request: EngineRequest, answer: int, piece: str) -> None:
-        self.said.add(request.row.index)
-        sampling = request.sampling
-        if sampling is not None:  # greedy, several answers are one
-            for number in range(answer, sampling.n, sampling.draws):
-                self._say(self.numbers[request.row.index] + number, piece)
+        self._pass_on(self.caller.text, request, answer, piece)
+
+    def reasoning(self, request: EngineRequest, answer: int, piece: str) -> None:
+        self._pass_on(self.caller.reasoning, request, answer, piece)
+
+    def tool_call(self, request: EngineRequest, answer: int, piece: ToolCallDelta) -> None:
+        if keeps_call(request.sampling, piece.index):
+            self._pass_on(self.caller.tool_call, request, answer, piece)
 
     def gone(self) -> bool:
         if self.problem is not None:
@@ -149,9 +166,20 @@ class _Desk:
             self.problem = error
             return True
 
-    def _say(self, number: int, piece: str) -> None:
+    def _pass_on[PieceT](
+        self, say: Callable[[int, PieceT], None], request: EngineRequest, answer: int, piece: PieceT
+    ) -> None:
+        self.said.add(request.row.index)
+        sampling = request.sampling
+        if sampling is not None:  # greedy, several answers are one
+            for number in range(answer, sampling.n, sampling.draws):
+                self._say(say, self.numbers[request.row.index] + number, piece)
+
+    def _say[PieceT](
+        self, say: Callable[[int, PieceT], None], number: int, piece: PieceT | None
+    ) -> None:
         if piece and self.problem is None:
             try:
-                self.caller.text(number, piece)
+                say(number, piece)
             except Exception as error:  # noqa: BLE001  raised again when the engine is left
                 self.problem = error

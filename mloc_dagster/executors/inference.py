@@ -165,7 +165,7 @@ def answer_rows(shard: ShardInput, spec: ModelSpec, engine: Engine, context: Sha
         TaskCancelled: If the task was asked to stop.
         TransientError: If the engine is lost and another attempt may help.
     """
-    options = RowOptions(spec.row_block)
+    options = RowOptions(spec.row_block, certain_engine(spec))
     with earlier_answers(spec, engine, context.log) as earlier:
         reuse = RowReuse(RequestKeys(earlier.identity), context.emit, earlier.rows)
         results = _Answers(engine, context, reuse)

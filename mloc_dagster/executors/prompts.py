@@ -10,12 +10,19 @@ from typing import Any, cast, get_origin
 from pydantic import TypeAdapter, ValidationError
 
 from mloc_dagster.results import InputRow, Message, Prompt, SourceRow, ToolCall
-from mloc_dagster.schema import Inference, Pooling, canonical_json, refused_in_inference
+from mloc_dagster.schema import (
+    EngineType,
+    Inference,
+    Pooling,
+    canonical_json,
+    refused_in_inference,
+)
 
 RowBlock = Inference | Pooling
 """How a row is answered, or embedded."""
 
 _MOST_KEPT = 1024
+_TEMPLATE_VALUES = "chat_template_kwargs"
 
 
 def instruction_of(block: RowBlock) -> str | None:
@@ -28,10 +35,12 @@ class RowOptions:
 
     Args:
         block: The task's.
+        engine: What answers, where that is certain: options that it cannot follow are refused.
     """
 
-    def __init__(self, block: RowBlock) -> None:
+    def __init__(self, block: RowBlock, engine: EngineType | None = None) -> None:
         self._block = block
+        self._engine = engine
         self._given = block.model_dump(mode="json", by_alias=True, exclude_unset=True)
         self._kept: dict[str, RowBlock] = {}
 
@@ -49,14 +58,21 @@ class RowOptions:
         if block is None:
             try:
                 _refuse_other_types(type(self._block), row.options)
-                block = type(self._block).model_validate({**self._given, **row.options})
+                block = type(self._block).model_validate(self._laid_over(row.options))
             except ValidationError as error:
                 raise ValueError(_in_words(error)) from None
-            _refuse_contradictions(block)
+            _refuse_contradictions(block, self._engine)
             if len(self._kept) >= _MOST_KEPT:
                 self._kept.clear()
             self._kept[known] = block
         return block
+
+    def _laid_over(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        given = {**self._given, **options}
+        values = options.get(_TEMPLATE_VALUES)
+        if isinstance(values, dict):  # of these a row sets some, and the task's others hold
+            given[_TEMPLATE_VALUES] = {**self._given.get(_TEMPLATE_VALUES, {}), **values}
+        return given
 
 
 def _refuse_other_types(block: type[RowBlock], options: Mapping[str, Any]) -> None:
@@ -80,10 +96,13 @@ def _strict_type(block: type[RowBlock], name: str) -> TypeAdapter[Any]:
     return TypeAdapter(cast("Any", block.model_fields[name].annotation))
 
 
-def _refuse_contradictions(block: RowBlock) -> None:
+def _refuse_contradictions(block: RowBlock, engine: EngineType | None) -> None:
     # The compiler sees the task's own block only.
     for each in refused_in_inference(block, None) if isinstance(block, Inference) else ():
         raise ValueError(f"the row's option {'.'.join(map(str, each.path))!r}: {each.reason}")
+    calls_tools = isinstance(block, Inference) and block.calls_tools
+    if calls_tools and engine is not None and "tools" not in engine.abilities:
+        raise ValueError(f"the row's option 'tools': {engine.label} calls no tools")
 
 
 def _in_words(error: ValidationError) -> str:

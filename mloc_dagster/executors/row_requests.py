@@ -14,7 +14,7 @@ from mloc_dagster.executors.engines.protocol import (
     Rendered,
 )
 from mloc_dagster.executors.prompts import RowBlock, RowOptions, is_blank
-from mloc_dagster.results import InputRow, OutputRow, ToolCall, failed_row
+from mloc_dagster.results import InputRow, OutputRow, ToolCall, ToolCallDelta, failed_row
 from mloc_dagster.schema import Inference, Pooling
 
 WINDOW_ROWS = 64
@@ -25,7 +25,7 @@ def answered_row(request: EngineRequest, completion: Completion, engine: Engine)
     """Returns the output of a row that has an answer."""
     answers, row = completion.answers, request.row
     several = len(answers) > 1
-    calls = [_kept_calls(each, request.sampling) for each in answers]
+    calls = [kept_calls(each, request.sampling) for each in answers]
     return OutputRow(
         index=row.index,
         prompt=row.prompt,
@@ -52,9 +52,20 @@ def answered_row(request: EngineRequest, completion: Completion, engine: Engine)
     )
 
 
-def _kept_calls(answer: Answer, block: Inference | None) -> list[ToolCall]:
-    several = block is None or block.parallel_tool_calls
-    return list(answer.tool_calls if several else answer.tool_calls[:1])
+def kept_calls(answer: Answer, block: Inference | None) -> list[ToolCall]:
+    """Returns the calls of an answer, or the first one where only that is wanted."""
+    return [each for place, each in enumerate(answer.tool_calls) if keeps_call(block, place)]
+
+
+def keeps_call(block: Inference | None, place: int) -> bool:
+    """Tells whether the call at a place of an answer is wanted."""
+    return place == 0 or block is None or block.parallel_tool_calls
+
+
+def whole_calls(calls: Iterable[ToolCall]) -> Iterator[ToolCallDelta]:
+    """Yields calls as pieces, each as a whole, for engines that do not tell smaller ones."""
+    for place, call in enumerate(calls):
+        yield ToolCallDelta(place, call.id, call.function.name, call.function.arguments)
 
 
 def _of_several[T](given: list[T]) -> list[T] | None:

@@ -4,12 +4,15 @@ from .access import (
     require_fleet as require_fleet,
 )
 from .calls import (
+    AnswerPiece as AnswerPiece,
     Call as Call,
     FailurePiece as FailurePiece,
     Piece as Piece,
+    ReasoningPiece as ReasoningPiece,
     RowsPiece as RowsPiece,
     SignOfLife as SignOfLife,
     TextPiece as TextPiece,
+    ToolCallPiece as ToolCallPiece,
 )
 from .claims import (
     Claim as Claim,

@@ -10,7 +10,7 @@ from typing import Protocol
 
 import msgspec
 
-from mloc_dagster.results import InputRow, OutputRow
+from mloc_dagster.results import InputRow, OutputRow, ToolCallDelta
 
 CALLER_TTL_S = 30.0
 """A caller that has not looked for pieces for so long has gone."""
@@ -47,6 +47,33 @@ class TextPiece(msgspec.Struct, frozen=True, tag="text"):
     text: str
 
 
+class ReasoningPiece(msgspec.Struct, frozen=True, tag="reasoning"):
+    """What the model thought since the last piece, before the text.
+
+    Attributes:
+        choice: Which answer.
+        text: The thoughts.
+    """
+
+    choice: int
+    text: str
+
+
+class ToolCallPiece(msgspec.Struct, frozen=True, tag="tool_call"):
+    """A call of a tool, or what one grew by since the last piece.
+
+    Attributes:
+        choice: Which answer.
+        delta: The piece of the call.
+    """
+
+    choice: int
+    delta: ToolCallDelta
+
+
+type AnswerPiece = TextPiece | ReasoningPiece | ToolCallPiece
+
+
 class RowsPiece(msgspec.Struct, frozen=True, tag="rows"):
     """The end of a call that was answered: its rows, in their order."""
 
@@ -69,7 +96,7 @@ class SignOfLife(msgspec.Struct, frozen=True, tag="alive"):
     """The worker has the call, and nothing new to say."""
 
 
-type Piece = TextPiece | RowsPiece | FailurePiece | SignOfLife
+type Piece = TextPiece | ReasoningPiece | ToolCallPiece | RowsPiece | FailurePiece | SignOfLife
 
 
 class Calls(Protocol):

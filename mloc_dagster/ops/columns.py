@@ -34,7 +34,7 @@ UNKNOWN = "as in the data"
 
 _OF_PROMPT = ("prompt", "prompt_sha256")
 _VECTOR = "embedding"
-_OF_ANSWER = ("output", "outputs", _VECTOR)
+_OF_ANSWER = ("output", "outputs", "tool_calls", "reasoning", _VECTOR)
 
 
 def input_name(node: str) -> str:

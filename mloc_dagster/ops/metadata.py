@@ -180,6 +180,7 @@ def _usage(summary: TaskSummary) -> str:
         "prompt tokens": usage.prompt_tokens,
         "of them from the prefix cache": usage.cached_tokens or None,
         "tokens written": usage.completion_tokens,
+        "of them thoughts": usage.reasoning_tokens or None,
         "rows with an empty output": summary.empty_outputs or None,
         "rows answered as an equal row of the task": usage.reused_rows.task or None,
         "rows answered from the row cache": usage.reused_rows.cache or None,

@@ -7,6 +7,7 @@ from html import escape
 from typing import Any
 
 from mloc_dagster.display import duration, rate, shorten
+from mloc_dagster.results import answer_text
 
 _ROWS = 5
 _TEXT = 160
@@ -64,8 +65,9 @@ def _rows(columns: Sequence[str], tables: Iterable[Any]) -> str:
     for table in tables:
         count += table.num_rows
         if len(shown) < _ROWS:
-            some = table.select([*columns, "error"]).slice(0, _ROWS - len(shown))
-            shown += some.to_pylist()
+            calls = [each for each in ("tool_calls",) if each in table.column_names]
+            some = table.select([*columns, "error", *calls]).slice(0, _ROWS - len(shown))
+            shown += map(_with_calls, some.to_pylist())
     if not shown:
         return ""
     failed = any(row["error"] is not None for row in shown)
@@ -73,6 +75,10 @@ def _rows(columns: Sequence[str], tables: Iterable[Any]) -> str:
     rest = count - len(shown)
     note = f"<p><small>… and {rest:,} more rows</small></p>" if rest else ""
     return _table(names, [[_cell(row[name]) for name in names] for row in shown]) + note
+
+
+def _with_calls(row: dict[str, Any]) -> dict[str, Any]:
+    return {**row, "output": answer_text(row["output"], row.get("tool_calls"))}
 
 
 def _cell(value: object) -> str:

@@ -93,6 +93,7 @@ from .rows import (
     BASE64 as BASE64,
     SERVER_FAULT as SERVER_FAULT,
     UPSTREAM_FAULT as UPSTREAM_FAULT,
+    FunctionCall as FunctionCall,
     InputRow as InputRow,
     Message as Message,
     OutputRow as OutputRow,
@@ -101,6 +102,7 @@ from .rows import (
     SourceRow as SourceRow,
     TokenLogprob as TokenLogprob,
     ToolCall as ToolCall,
+    ToolCallDelta as ToolCallDelta,
     failed_row as failed_row,
 )
 from .scores import holds_text as holds_text, same_text as same_text
@@ -132,8 +134,13 @@ from .summary import (
     UsageCounter as UsageCounter,
     usage_by_model as usage_by_model,
 )
-from .tables import read_schema as read_schema, read_tables as read_tables
+from .tables import (
+    read_schema as read_schema,
+    read_tables as read_tables,
+    row_schema as row_schema,
+)
 from .tally import Tally as Tally
+from .tool_calls import answer_text as answer_text, known_calls as known_calls
 from .training_summary import (
     ARCHIVES_NAME as ARCHIVES_NAME,
     BEFORE_NAME as BEFORE_NAME,

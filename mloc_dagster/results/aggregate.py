@@ -27,7 +27,7 @@ from mloc_dagster.results.summary import (
     Scores,
     TaskSummary,
 )
-from mloc_dagster.results.tally import Tally
+from mloc_dagster.results.tally import Tally, is_empty
 from mloc_dagster.schema import RowEvaluation
 
 if TYPE_CHECKING:
@@ -384,6 +384,6 @@ def count_rows(rows: Iterable[OutputRow]) -> RowCounts:
             errors += 1
             upstream += row.fault == UPSTREAM_FAULT
             first_error = first_error or (row.index, row.error)
-        elif not row.output and row.embedding is None:
+        elif is_empty(row):
             empty += 1
     return RowCounts(expected, first_gap, errors, first_error, empty, upstream)

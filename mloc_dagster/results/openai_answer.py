@@ -6,9 +6,16 @@ import struct
 from base64 import b64encode
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
-from mloc_dagster.results.rows import BASE64, SERVER_FAULT, OutputRow, TokenLogprob
+from mloc_dagster.results.rows import (
+    BASE64,
+    SERVER_FAULT,
+    OutputRow,
+    TokenLogprob,
+    ToolCall,
+    ToolCallDelta,
+)
 
 OK = 200
 BAD_REQUEST = 400
@@ -47,7 +54,7 @@ def answer_body(
         "created": created,
         "model": model,
         "choices": [
-            {"index": place, **_choice(*answer, chat=chat)}
+            {"index": place, **_choice(answer, chat=chat)}
             for place, answer in enumerate(each for row in rows for each in _answers(row))
         ],
         "usage": _usage(rows),
@@ -79,10 +86,29 @@ class AnswerChunks:
         """Returns the chunk with new text of an answer."""
         return self._chunk(choice, {"delta": {"content": text}} if self.chat else {"text": text})
 
+    def reasoning(self, choice: int, text: str) -> dict[str, Any]:
+        """Returns the chunk with what is newly thought before an answer."""
+        return self._chunk(choice, {"delta": {"reasoning": text}})
+
+    def tool_call(self, choice: int, piece: ToolCallDelta) -> dict[str, Any]:
+        """Returns the chunk with a piece of a call: its first says what is called."""
+        if piece.name is None:
+            function = {"arguments": piece.arguments}
+            delta: dict[str, Any] = {"index": piece.index, "function": function}
+        else:
+            function = {"name": piece.name, "arguments": piece.arguments}
+            delta = {
+                "index": piece.index,
+                "id": piece.id,
+                "type": "function",
+                "function": function,
+            }
+        return self._chunk(choice, {"delta": {"tool_calls": [delta]}})
+
     def end(self, rows: Sequence[OutputRow]) -> Iterator[dict[str, Any]]:
         """Yields a chunk for each answer, which says why it ended; with its log probabilities."""
         for index, answer in enumerate(each for row in rows for each in _answers(row)):
-            whole = _choice(*answer, chat=self.chat)
+            whole = _choice(answer, chat=self.chat)
             said: dict[str, Any] = {"delta": {}} if self.chat else {"text": ""}
             kept = {name: whole[name] for name in ("logprobs", "finish_reason")}
             yield self._chunk(index, {**said, **kept})
@@ -119,30 +145,59 @@ def _vector(row: OutputRow) -> list[float] | str:
     return b64encode(struct.pack(f"<{len(numbers)}f", *numbers)).decode()
 
 
-_Answer = tuple[str, str, list[TokenLogprob] | None]
+class _Answer(NamedTuple):
+    text: str
+    finish_reason: str
+    logprobs: list[TokenLogprob] | None
+    tool_calls: list[ToolCall]
+    reasoning: str | None
 
 
 def _answers(row: OutputRow) -> Iterator[_Answer]:
-    """Yields text, finish reason and log probabilities of each answer."""
+    """Yields each answer of a row."""
     for place, text in enumerate(row.outputs or [row.output]):
-        reason = row.finish_reasons[place] if row.finish_reasons else row.finish_reason
-        yield text, reason, row.logprobs[place] if row.logprobs else None
+        calls, reasoning = row.tool_calls, row.reasoning
+        if row.outputs:
+            calls = row.all_tool_calls[place] if row.all_tool_calls else None
+            reasoning = row.all_reasoning[place] if row.all_reasoning else None
+        yield _Answer(
+            text,
+            row.finish_reasons[place] if row.finish_reasons else row.finish_reason,
+            row.logprobs[place] if row.logprobs else None,
+            calls or [],
+            reasoning,
+        )
 
 
-def _choice(
-    text: str, finish_reason: str, logprobs: list[TokenLogprob] | None, *, chat: bool
-) -> dict[str, Any]:
+def _choice(answer: _Answer, *, chat: bool) -> dict[str, Any]:
+    logprobs = answer.logprobs
     if not chat:
         return {
-            "text": text,
+            "text": answer.text,
             "logprobs": None if logprobs is None else _completion_logprobs(logprobs),
-            "finish_reason": finish_reason,
+            "finish_reason": answer.finish_reason,
         }
     return {
-        "message": {"role": "assistant", "content": text, "refusal": None},
+        "message": _message(answer),
         "logprobs": None if logprobs is None else {"content": _chat_logprobs(logprobs)},
-        "finish_reason": finish_reason,
+        "finish_reason": answer.finish_reason,
     }
+
+
+def _message(answer: _Answer) -> dict[str, Any]:
+    calls = [_call(each) for each in answer.tool_calls]
+    content = answer.text or None if calls else answer.text
+    message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
+    if calls:
+        message["tool_calls"] = calls
+    if answer.reasoning is not None:
+        message["reasoning"] = answer.reasoning  # as vLLM's server calls it; the API has no name
+    return message
+
+
+def _call(call: ToolCall) -> dict[str, Any]:
+    function = {"name": call.function.name, "arguments": call.function.arguments}
+    return {"id": call.id, "type": call.type, "function": function}
 
 
 def _chat_logprobs(tokens: list[TokenLogprob]) -> list[dict[str, Any]]:
@@ -181,4 +236,7 @@ def _usage(rows: Sequence[OutputRow]) -> dict[str, Any]:
         "completion_tokens": written,
         "total_tokens": read + written,
         "prompt_tokens_details": {"cached_tokens": sum(row.cached_tokens for row in rows)},
+        "completion_tokens_details": {
+            "reasoning_tokens": sum(row.reasoning_tokens for row in rows)
+        },
     }

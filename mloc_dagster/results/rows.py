@@ -50,6 +50,22 @@ class ToolCall(msgspec.Struct, frozen=True):
     type: str = "function"
 
 
+class ToolCallDelta(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A piece of a call that is being generated, as in a chunk of OpenAI's API.
+
+    Attributes:
+        index: The call's place among those of its answer, from 0.
+        id: The call's, in its first piece only.
+        name: The function's, in the call's first piece only.
+        arguments: What the JSON text of the arguments grows by.
+    """
+
+    index: int
+    id: str | None = None
+    name: str | None = None
+    arguments: str = ""
+
+
 class Message(msgspec.Struct, frozen=True, omit_defaults=True):
     """One chat message.
 

@@ -111,7 +111,7 @@ class PreviewRow(_Frozen):
     Attributes:
         index: The input's place.
         prompt: The text, or the last chat message.
-        output: The first output.
+        output: The first output, with the calls of tools in it.
         finish_reason: Why it ended.
         error: Why there is no output.
         custom_id: What its sender calls it.

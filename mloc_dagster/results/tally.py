@@ -9,6 +9,7 @@ from mloc_dagster.errors import IncompleteResultsError
 from mloc_dagster.planning import Plan, shard_key
 from mloc_dagster.results.rows import UPSTREAM_FAULT, OutputRow, Prompt
 from mloc_dagster.results.summary import LatencyCounter, PreviewRow, UsageCounter
+from mloc_dagster.results.tool_calls import answer_text
 
 _PREVIEW_ROWS = 5
 _PREVIEW_CHARACTERS = 300
@@ -70,7 +71,7 @@ class Tally:
             self.upstream_errors += row.fault == UPSTREAM_FAULT
             if len(self.first_errors) < _PREVIEW_ROWS:
                 self.first_errors.append(shorten(row))
-        elif not (row.output or row.embedding is not None or row.tool_calls):
+        elif is_empty(row):
             self.empty_outputs += 1
 
     def _miss(self, start: int, stop: int) -> None:
@@ -122,12 +123,17 @@ def _shard_name(index: int) -> str:
     return "it lacks" if index == _ANY_SHARD else f"shard {shard_key(index)} lacks"
 
 
+def is_empty(row: OutputRow) -> bool:
+    """Tells whether a row without an error says nothing: no text, no vector, no call of a tool."""
+    return not (row.output or row.embedding is not None or row.tool_calls)
+
+
 def shorten(row: OutputRow) -> PreviewRow:
     """Returns a row for people."""
     return PreviewRow(
         index=row.index,
         prompt=_short(_prompt_text(row.prompt)),
-        output=_short(row.output),
+        output=_short(answer_text(row.output, row.tool_calls)),
         finish_reason=row.finish_reason,
         error=None if row.error is None else _short(row.error),
         custom_id=row.custom_id,
@@ -137,9 +143,12 @@ def shorten(row: OutputRow) -> PreviewRow:
 def _prompt_text(prompt: Prompt) -> str:
     if isinstance(prompt, str):
         return prompt
-    content = prompt[-1].content if prompt else ""
+    if not prompt:
+        return ""
+    last = prompt[-1]
+    content = last.content
     if isinstance(content, str):
-        return content
+        return answer_text(content, last.tool_calls)
     return " ".join(str(part.get("text", part.get("type", ""))) for part in content)
 
 

@@ -27,6 +27,7 @@ from mloc_dagster.schema import (
     TaskSpec,
     TrainingSpec,
     canonical_json,
+    certain_engine,
     find_task_type,
 )
 
@@ -78,7 +79,9 @@ def call_rows(endpoint: str, body: Fields, spec: RowSpec) -> list[InputRow]:
         InputError: If it cannot be answered.
     """
     found = request_rows(endpoint, "call", body, request_block(spec))
-    options = RowOptions(spec.row_block) if isinstance(spec, ModelSpec) else None
+    options = (
+        RowOptions(spec.row_block, certain_engine(spec)) if isinstance(spec, ModelSpec) else None
+    )
     rows: list[InputRow] = []
     for index, each in enumerate(found):
         if each.error is not None:

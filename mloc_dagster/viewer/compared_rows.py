@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow  # pyright: ignore[reportMissingTypeStubs]
 import pyarrow.compute  # pyright: ignore[reportMissingTypeStubs]
 
+from mloc_dagster.results import answer_text
 from mloc_dagster.viewer.row_source import Column, RowSource
 
 _pa: Any = pyarrow  # it has no types
@@ -83,8 +84,7 @@ class ComparedRows(RowSource):
 
         def cells(side: str, name: str) -> Any:
             if (side, name) not in known:
-                source, positions = sides[side]
-                known[side, name] = source.take(positions, [name]).column(0).combine_chunks()
+                known[side, name] = _taken(*sides[side], name)
             return known[side, name]
 
         return _pa.table([self._cells(name, cells) for name in names], names=list(names))
@@ -127,6 +127,17 @@ class ComparedRows(RowSource):
             int((b < a).sum()),
             len(a),
         )
+
+
+def _taken(source: RowSource, positions: np.ndarray, name: str) -> Any:
+    """Returns a column of some rows; what was answered with the calls of tools in it."""
+    calls = "tool_calls" if name == "output" and source.has("tool_calls") else None
+    table = source.take(positions, [name, calls] if calls else [name])
+    cells = table.column(0).combine_chunks()
+    if calls is None or table.column(1).null_count == len(positions):
+        return cells
+    answers = zip(cells.to_pylist(), table.column(1).to_pylist(), strict=True)
+    return _pa.array([answer_text(text or "", called) for text, called in answers], _pa.string())
 
 
 def _joined(a: RowSource, b: RowSource) -> tuple[np.ndarray, np.ndarray]:

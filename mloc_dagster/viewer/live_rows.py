@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from threading import Lock
 from typing import Any
 
+import msgspec
 import numpy as np
 import pyarrow  # pyright: ignore[reportMissingTypeStubs]
 
@@ -19,6 +20,7 @@ from mloc_dagster.results import (
     list_parts,
     part_rows,
     prompt_text,
+    row_schema,
     task_columns,
 )
 from mloc_dagster.viewer.row_source import RowSource, columns_of
@@ -33,10 +35,13 @@ _FIELDS: dict[str, Any] = {
     "prompt": _pa.string(),
     "output": _pa.string(),
     "outputs": _pa.list_(_pa.string()),
+    "tool_calls": row_schema().field("tool_calls").type,
+    "reasoning": _pa.string(),
     "finish_reason": _pa.string(),
     "error": _pa.string(),
     "prompt_tokens": _pa.int64(),
     "completion_tokens": _pa.int64(),
+    "reasoning_tokens": _pa.int64(),
     "latency_s": _pa.float64(),
     "engine": _pa.string(),
     "worker": _pa.string(),
@@ -163,6 +168,8 @@ def _table(rows: Sequence[OutputRow], carried: Any) -> Any:
         values = [getattr(each, name) for each in rows]
         if name == "prompt":
             values = [prompt_text(each) for each in values]
+        elif name == "tool_calls":
+            values = msgspec.to_builtins(values)
         arrays.append(_pa.array(values, kind))
     names = list(_FIELDS)
     if any(each.embedding for each in rows):

@@ -67,7 +67,9 @@ class ParquetRows(RowSource):
     def all_null(self, name: str) -> bool:
         """Tells whether no row has a value, from what the file says of its columns."""
         metadata = self._file.metadata
-        column = self._file.schema.names.index(name)
+        # Of a nested column the first leaf tells: it is null wherever the column is.
+        schema = self._file.schema
+        column = next(each for each in range(len(schema)) if _top(schema.column(each).path, {name}))
         found = [metadata.row_group(each).column(column) for each in range(metadata.num_row_groups)]
         return all(
             each.statistics is not None and each.statistics.null_count == each.num_values

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 import numpy as np
 
 from mloc_dagster.errors import MlocError
-from mloc_dagster.results import Folder, OutputRow, read_rows
+from mloc_dagster.results import Folder, OutputRow, known_calls, read_rows
 from mloc_dagster.viewer.row_source import RowSource, shown
 
 IMAGE = re.compile(r"input/images/[0-9a-f]{64}\.(png|jpeg|gif|webp|bmp)")
@@ -35,12 +36,36 @@ class Picture(msgspec.Struct):
     inline: str = ""
 
 
+class CallView(msgspec.Struct):
+    """A call of a tool.
+
+    Attributes:
+        name: The function.
+        arguments: JSON text, laid out for people.
+    """
+
+    name: str
+    arguments: str
+
+
 class MessageView(msgspec.Struct):
-    """A message of a chat."""
+    """A message of a chat.
+
+    Attributes:
+        role: Who speaks.
+        text: What is said.
+        pictures: The images in it.
+        calls: What the assistant called.
+        answers: The function whose call a tool answers; empty where the chat does not tell.
+        reasoning: What the assistant thought before.
+    """
 
     role: str
     text: str
     pictures: list[Picture] = []
+    calls: list[CallView] = []
+    answers: str = ""
+    reasoning: str = ""
 
 
 class RowDetail(msgspec.Struct):
@@ -50,6 +75,8 @@ class RowDetail(msgspec.Struct):
         cells: Every stored column.
         messages: The prompt, where it is a chat.
         outputs: All answers.
+        calls: For each answer the tools that it calls, if one of them calls any.
+        reasoning: For each answer what was thought before it, if anything was.
         finish_reasons: Why each ended, where that is known.
         tokens: For each answer its tokens with their log probabilities, where they were asked for.
     """
@@ -57,6 +84,8 @@ class RowDetail(msgspec.Struct):
     cells: dict[str, Any]
     messages: list[MessageView] = []
     outputs: list[str] = []
+    calls: list[list[CallView]] = []
+    reasoning: list[str] = []
     finish_reasons: list[str] = []
     tokens: list[list[tuple[str, float, list[tuple[str, float]]]]] = []
 
@@ -73,8 +102,13 @@ def row_detail(source: RowSource, position: int, folder: Folder | None) -> RowDe
     detail = RowDetail({name: _cell(cell) for name, cell in row.items()})
     detail.messages = _messages(row.get("prompt"))
     detail.outputs = list(row.get("outputs") or ([row["output"]] if row.get("output") else []))
+    # Results of earlier versions have neither calls nor thoughts.
+    detail.calls = _calls_of([row.get("tool_calls")])
+    detail.reasoning = _thoughts_of([row.get("reasoning")])
     computed = _computed(folder, row.get("index"))
     if computed is not None:
+        detail.calls = _calls_of(computed.all_tool_calls or [computed.tool_calls])
+        detail.reasoning = _thoughts_of(computed.all_reasoning or [computed.reasoning])
         detail.finish_reasons = list(computed.finish_reasons or [])
         detail.tokens = [
             [
@@ -83,7 +117,35 @@ def row_detail(source: RowSource, position: int, folder: Folder | None) -> RowDe
             ]
             for answer in computed.logprobs or []
         ]
+    if not detail.outputs and (detail.calls or detail.reasoning):
+        detail.outputs = [""]
     return detail
+
+
+def _calls_of(answers: Sequence[object]) -> list[list[CallView]]:
+    calls = [_calls(each) for each in answers]
+    return calls if any(calls) else []
+
+
+def _calls(given: object) -> list[CallView]:
+    return [
+        CallView(each.function.name, _laid_out(each.function.arguments))
+        for each in known_calls(given)
+    ]
+
+
+def _laid_out(text: str) -> str:
+    """Returns an object or a list in JSON over several lines; its numbers stay as they are."""
+    if not text.lstrip().startswith(("{", "[")):
+        return text
+    try:
+        return msgspec.json.format(text)
+    except msgspec.DecodeError:
+        return text
+
+
+def _thoughts_of(answers: Sequence[str | None]) -> list[str]:
+    return [each or "" for each in answers] if any(answers) else []
 
 
 def _computed(folder: Folder | None, index: object) -> OutputRow | None:
@@ -116,7 +178,19 @@ def _messages(prompt: object) -> list[MessageView]:
         return []
     if not all(isinstance(each.get("role"), str) for each in found):
         return []
-    return [_message(each) for each in found]
+    called: dict[str, str] = {}
+    views: list[MessageView] = []
+    for message in found:
+        calls = known_calls(message.get("tool_calls"))
+        called |= {each.id: each.function.name for each in calls}
+        view = _message(message)
+        view.calls = _calls(calls)
+        view.answers = called.get(str(message.get("tool_call_id")), "")
+        if view.role == "tool":
+            view.text = _laid_out(view.text)
+        view.reasoning = str(message.get("reasoning") or "")
+        views.append(view)
+    return views
 
 
 def _message(message: dict[str, Any]) -> MessageView:

@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow  # pyright: ignore[reportMissingTypeStubs]
 import pyarrow.compute  # pyright: ignore[reportMissingTypeStubs]
 
-from mloc_dagster.results import RESERVED_COLUMNS
+from mloc_dagster.results import RESERVED_COLUMNS, answer_text, known_calls
 
 _pa: Any = pyarrow  # it has no types
 _pc: Any = pyarrow.compute
@@ -245,6 +245,8 @@ def shown(cell: object) -> object:
             return cell[:SHOWN_CHARS]
         case bytes():
             return f"{len(cell):,} bytes"
+        case [dict(), *_] if calls := known_calls(cell):
+            return answer_text("", calls)[:SHOWN_CHARS]
         case [float(), *_] if len(cell) > _SHOWN_NUMBERS:
             first = ", ".join(f"{each:.4g}" for each in cell[:_SHOWN_NUMBERS])
             return f"{len(cell)} numbers: {first}, …"

@@ -75,11 +75,13 @@ def notes(source: RowSource) -> list[str]:
     return [*source.damaged, *cut]
 
 
+_RARE = ("error", "tool_calls", "reasoning")
+"""Columns that are shown as soon as a row has something in them."""
+
+
 def idle_columns(source: RowSource) -> list[str]:
-    """Returns columns that say nothing here: no row failed, or the input's text is the prompt."""
-    idle = []
-    if source.has("error") and source.all_null("error"):
-        idle.append("error")
+    """Returns columns that say nothing here: no row has any, or the input's text is the prompt."""
+    idle = [each for each in _RARE if source.has(each) and source.all_null(each)]
     if source.has("prompt") and source.rows:
         prompts = source.block_column(0, "prompt")
         idle += [

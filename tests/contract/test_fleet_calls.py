@@ -19,12 +19,15 @@ from mloc_dagster.fleet import (
     FleetEngine,
     MemoryFleetEngine,
     Piece,
+    ReasoningPiece,
     RedisFleetEngine,
     RowsPiece,
     SignOfLife,
     TextPiece,
+    ToolCallPiece,
     connect,
 )
+from mloc_dagster.results import FunctionCall, ToolCall, ToolCallDelta
 
 ECHO = json.dumps(
     {
@@ -52,7 +55,7 @@ def call(name: str, *prompts: str, stream: bool = False, document: str = ECHO) -
 def pieces_of(engine: FleetEngine, call_id: str) -> list[Piece]:
     """All that a caller hears, up to the end, without signs of life."""
     found: list[Piece] = []
-    while not found or isinstance(found[-1], TextPiece):
+    while not found or not isinstance(found[-1], RowsPiece | FailurePiece):
         found += [
             each for each in engine.take_pieces(call_id, 60) if not isinstance(each, SignOfLife)
         ]
@@ -83,6 +86,18 @@ def test_pieces_reach_their_caller_in_their_order(engine: FleetEngine) -> None:
     assert engine.give_pieces({"c1": [TextPiece(0, "a"), TextPiece(0, "b")]}) == []
     assert engine.give_pieces({"c1": [rows]}) == []
     assert pieces_of(engine, "c1") == [TextPiece(0, "a"), TextPiece(0, "b"), rows]
+
+
+def test_thoughts_and_calls_reach_their_caller_as_they_were_given(engine: FleetEngine) -> None:
+    engine.send_call("w1", call("c1", "a"))
+    given = [
+        ReasoningPiece(0, "hm"),
+        ToolCallPiece(0, ToolCallDelta(0, "call_1", "lookup", '{"key": ')),
+        ToolCallPiece(0, ToolCallDelta(0, arguments='"a"}')),
+        RowsPiece([OutputRow(0, "a", tool_calls=[ToolCall("call_1", FunctionCall("lookup", ""))])]),
+    ]
+    engine.give_pieces({"c1": given})
+    assert pieces_of(engine, "c1") == given
 
 
 def test_a_caller_who_waits_gets_a_piece_at_once(engine: FleetEngine) -> None:

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 import tempfile
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,12 +12,11 @@ import pytest
 import yaml
 from jsonschema import Draft202012Validator
 
-from tests.e2e.conftest import ROOT
+from tests.e2e.plugin_package import PLUGIN, install_plugin, python_path
 from tests.e2e.stack import Stack
 
 pytestmark = pytest.mark.e2e
 
-PLUGIN = ROOT / "tests" / "plugin"
 GRADES = PLUGIN / "templates" / "readability.yaml"
 RECORDED = PLUGIN / "templates" / "recorded.yaml"
 
@@ -48,20 +43,12 @@ spec:
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of packages with the built wheel in it."""
-    folder = tmp_path_factory.mktemp("site-packages")
-    code = f"from hatchling.build import build_wheel; print(build_wheel({str(folder)!r}))"
-    built = subprocess.run(
-        [sys.executable, "-c", code], cwd=PLUGIN, capture_output=True, text=True, check=True
-    )
-    with zipfile.ZipFile(folder / built.stdout.split()[-1]) as wheel:
-        wheel.extractall(folder)
-    return folder
+    return install_plugin(tmp_path_factory.mktemp("site-packages"))
 
 
 @pytest.fixture(scope="module")
 def stack(installed: Path) -> Iterator[Stack]:
-    path = os.pathsep.join(filter(None, [str(installed), os.environ.get("PYTHONPATH")]))
-    environment = {"PYTHONPATH": path}
+    environment = {"PYTHONPATH": python_path(installed)}
     with (
         tempfile.TemporaryDirectory(prefix="mloc-") as home,
         Stack(Path(home), workers=1, run_workers=1, api=True, environment=environment) as running,

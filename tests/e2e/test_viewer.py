@@ -21,8 +21,11 @@ import pytest
 
 from mloc_dagster.api import create_app
 from mloc_dagster.results import (
+    FunctionCall,
+    Message,
     OutputRow,
     ShardWriter,
+    ToolCall,
     TrainingSummary,
     open_store,
     read_plan,
@@ -193,13 +196,44 @@ def test_what_a_row_holds_is_shown_as_text(browser: Browser) -> None:
         shown(cell(page, 0, "prompt").get_by_text(HTML))
         click(cell(page, 0, "prompt"))
         detail = page.get_by_role("complementary", name="The chosen row")
-        shown(detail.get_by_text("Reasoning"))
+        click(detail.get_by_text("Reasoning", exact=True).first)
         assert detail.inner_text().count(HTML) >= 3
         assert page.locator("img, #main b:has-text('bold')").count() == 0
         assert page.title() != "broken in"
         click(cell(page, 1, "output"))
         shown(detail.get_by_role("heading", name="Row 1"))
         assert detail.locator("pre").nth(1).inner_text().count("word") == 100_000
+
+
+@pytest.mark.parametrize("done", [True, False])
+def test_calls_and_thoughts_are_shown(browser: Browser, done: bool) -> None:
+    asked = ToolCall("call_1", FunctionCall("lookup", '{"key": "first"}'))
+    then = ToolCall("call_2", FunctionCall("lookup", '{"key": "second", "deep": {"most": 3}}'))
+    chat = [
+        Message("user", "What is second?"),
+        Message("assistant", "", tool_calls=[asked], reasoning="The first one first."),
+        Message("tool", '{"found": "see second"}', tool_call_id="call_1"),
+    ]
+    row = OutputRow(
+        *(0, chat, "", "tool_calls"), tool_calls=[then], reasoning=f"Now the second. {HTML}"
+    )
+    name = f"calls-{done}"
+    make_task(open_store(), name, [{"question": "What is second?"}], [row], done=done)
+    with viewer(name) as address:
+        page = browser.page
+        page.goto(address)
+        shown(cell(page, 0, "tool_calls").get_by_text('lookup({"key": "second"'))
+        click(cell(page, 0, "prompt"))
+        detail = page.get_by_role("complementary", name="The chosen row")
+        shown(detail.get_by_role("heading", name="Prompt · tool · lookup"))
+        shown(detail.locator("pre").filter(has_text="see second"))
+        shown(detail.locator("pre.call").filter(has_text='"most": 3'))
+        assert detail.locator("pre.call").count() == 2
+        assert "null" not in detail.inner_text()
+        thoughts = detail.locator("details").filter(has_text="Now the second.").first
+        assert HTML not in thoughts.inner_text(), "thoughts are folded"
+        thoughts.locator("summary").click()
+        assert HTML in thoughts.inner_text()
 
 
 def test_a_task_is_followed_while_it_runs(browser: Browser) -> None:

@@ -15,6 +15,7 @@ from mloc_dagster.api.openai.objects import (
     BatchUsage,
     Endpoint,
     InputTokens,
+    OutputTokens,
     RequestCounts,
     window_s,
 )
@@ -140,6 +141,7 @@ def usage_of(summary: TaskSummary) -> BatchUsage:
         input_tokens=usage.prompt_tokens,
         input_tokens_details=InputTokens(cached_tokens=usage.cached_tokens),
         output_tokens=usage.completion_tokens,
+        output_tokens_details=OutputTokens(reasoning_tokens=usage.reasoning_tokens),
         total_tokens=usage.prompt_tokens + usage.completion_tokens,
     )
 

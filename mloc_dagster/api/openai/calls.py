@@ -20,13 +20,13 @@ from mloc_dagster.compile import compile_mapping
 from mloc_dagster.errors import MlocError, UnknownNameError
 from mloc_dagster.executors import InputRow, model_key_text, task_executor
 from mloc_dagster.fleet import (
+    AnswerPiece,
     Call,
     FailurePiece,
     Piece,
     Requirements,
     RowsPiece,
     SignOfLife,
-    TextPiece,
     misfit,
     requirements_of,
     suited_workers,
@@ -111,8 +111,8 @@ class CallRouter:
 
     async def answer(
         self, model: Asked, rows: Sequence[InputRow], *, stream: bool
-    ) -> AsyncGenerator[TextPiece | RowsPiece]:
-        """Yields text as it is generated, if that is wanted, and the answered rows last.
+    ) -> AsyncGenerator[AnswerPiece | RowsPiece]:
+        """Yields pieces as they are generated, if that is wanted, and the answered rows last.
 
         A worker that is lost, or cannot answer now, is replaced by another one while nothing of
         the answer is out. Closing the generator ends the call.
@@ -149,7 +149,7 @@ class CallRouter:
 
     async def _follow(
         self, worker_id: str, call: Call
-    ) -> AsyncGenerator[TextPiece | RowsPiece | FailurePiece]:
+    ) -> AsyncGenerator[AnswerPiece | RowsPiece | FailurePiece]:
         engine = self.fleet.engine()
         heard = time.monotonic()
         await self._in_thread(engine.send_call, worker_id, call)

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from fastapi import APIRouter, Body, Request
 from fastapi.responses import Response
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, StrictBool
 from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.concurrency import run_in_threadpool
 
@@ -23,7 +23,7 @@ from mloc_dagster.api.openai.errors import error_text, errors
 from mloc_dagster.api.problems import Refusal
 from mloc_dagster.api.state import ApiState, State
 from mloc_dagster.errors import InputError
-from mloc_dagster.fleet import RowsPiece, TextPiece
+from mloc_dagster.fleet import AnswerPiece, ReasoningPiece, RowsPiece, TextPiece
 from mloc_dagster.results import SERVER_FAULT, AnswerChunks, OutputRow, answer_body
 from mloc_dagster.tasks import call_rows
 
@@ -35,7 +35,7 @@ _COMPLETIONS: _Endpoint = "/v1/completions"
 _EMBEDDINGS: _Endpoint = "/v1/embeddings"
 _CLIENT_HAS_LEFT = 499
 
-type Pieces = AsyncGenerator[TextPiece | RowsPiece]
+type Pieces = AsyncGenerator[AnswerPiece | RowsPiece]
 
 
 class _StreamOptions(BaseModel):
@@ -65,7 +65,19 @@ class ChatRequest(_Streamable):
     """A chat that is to be continued."""
 
     messages: list[dict[str, JsonValue]]
-    """The chat so far."""
+    """The chat so far; calls of tools and what they answered among it."""
+
+    tools: list[JsonValue] | None = None
+    """Functions that the model may call: `{"type": "function", "function": {"name": …}}`."""
+
+    tool_choice: str | dict[str, JsonValue] | None = None
+    """`auto`, `none`, `required`, or the function that is to be called."""
+
+    parallel_tool_calls: StrictBool | None = None
+    """Whether an answer may call several tools."""
+
+    reasoning_effort: str | None = None
+    """How hard to think, for models whose chat template reads it; `none` for not at all."""
 
 
 class CompletionRequest(_Streamable):
@@ -158,7 +170,7 @@ async def _unless_left[T](request: Request, work: Coroutine[Any, Any, T]) -> T |
         await asyncio.gather(done, left, return_exceptions=True)
 
 
-async def _first(pieces: Pieces) -> TextPiece | RowsPiece:
+async def _first(pieces: Pieces) -> AnswerPiece | RowsPiece:
     return await anext(pieces)
 
 
@@ -176,7 +188,7 @@ async def _left(request: Request) -> None:
 
 
 async def _events(
-    first: TextPiece | RowsPiece,
+    first: AnswerPiece | RowsPiece,
     pieces: Pieces,
     chunks: AnswerChunks,
     choices: int,
@@ -188,8 +200,10 @@ async def _events(
     piece = first
     async with aclosing(pieces):
         try:
-            while isinstance(piece, TextPiece):
-                yield _event(chunks.text(piece.choice, piece.text))
+            while not isinstance(piece, RowsPiece):
+                chunk = _chunk(piece, chunks)
+                if chunk is not None:
+                    yield _event(chunk)
                 piece = await anext(pieces)
             _check(piece.rows)
         except Refusal as refusal:
@@ -200,6 +214,17 @@ async def _events(
             if usage:
                 yield _event(chunks.usage(piece.rows))
     yield ServerSentEvent("[DONE]")
+
+
+def _chunk(piece: AnswerPiece, chunks: AnswerChunks) -> dict[str, Any] | None:
+    """Returns a piece as a chunk; None of what a completion has no place for."""
+    if isinstance(piece, TextPiece):
+        return chunks.text(piece.choice, piece.text)
+    if not chunks.chat:
+        return None
+    if isinstance(piece, ReasoningPiece):
+        return chunks.reasoning(piece.choice, piece.text)
+    return chunks.tool_call(piece.choice, piece.delta)
 
 
 def _event(chunk: dict[str, Any]) -> ServerSentEvent:

@@ -16,7 +16,7 @@ from typing import Any, Protocol, runtime_checkable
 from pydantic import JsonValue
 
 from mloc_dagster.executors.model_source import paths_in
-from mloc_dagster.results import InputRow, TokenLogprob, ToolCall
+from mloc_dagster.results import InputRow, TokenLogprob, ToolCall, ToolCallDelta
 from mloc_dagster.schema import EngineType, Inference, Model, ModelSpec, Pooling, changed_options
 
 
@@ -51,7 +51,7 @@ class EngineRequest:
         seed: Seeds what is random in this row's answers, whatever else runs beside it.
         adapter: Name of the LoRA adapter to answer with; None for the model as it is.
         urgent: Somebody waits for the answer: rows of shards come after it.
-        stream: The text is wanted as it is generated (`Replies.text`).
+        stream: The answer is wanted as it is generated (`Replies.text`, `reasoning`, `tool_call`).
     """
 
     row: InputRow
@@ -124,7 +124,11 @@ class Replies:
             requests, and no others, are computed now.
         text: Takes each new piece of a request's answer, with the answer's number, where the
             request's `stream` is set: whole characters, none that a stop string will cut away,
-            and all of them together the answer's text.
+            and all of them together the answer's text. Neither calls nor thoughts are in it.
+        reasoning: Takes in the same way what the model thinks, where the engine tells it apart.
+        tool_call: Takes in the same way pieces of the calls: each call begins with its id and
+            name, and the pieces of its arguments together are the call's. An engine may give a
+            whole call as one piece.
     """
 
     done: Callable[[EngineRequest, Completion], None]
@@ -133,6 +137,8 @@ class Replies:
     log: Callable[[str], None]
     started: Callable[[Sequence[EngineRequest]], None] = lambda _: None
     text: Callable[[EngineRequest, int, str], None] = lambda *_: None
+    reasoning: Callable[[EngineRequest, int, str], None] = lambda *_: None
+    tool_call: Callable[[EngineRequest, int, ToolCallDelta], None] = lambda *_: None
 
 
 class Engine(Protocol):

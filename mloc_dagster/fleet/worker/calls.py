@@ -7,23 +7,28 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
+from functools import lru_cache, reduce
 from itertools import groupby
 from types import TracebackType
 from typing import Any, Self
+
+from msgspec.structs import replace
 
 from mloc_dagster.compile import CompiledTask, compile_text
 from mloc_dagster.errors import FleetUnavailableError, MlocError, TaskCancelled, TransientError
 from mloc_dagster.executors import AnswersCalls, Caller, ModelCache, task_executor
 from mloc_dagster.fleet.calls import (
     SIGN_OF_LIFE_S,
+    AnswerPiece,
     Call,
     Calls,
     FailurePiece,
     Piece,
+    ReasoningPiece,
     RowsPiece,
     SignOfLife,
     TextPiece,
+    ToolCallPiece,
 )
 from mloc_dagster.net import Reach
 
@@ -40,7 +45,7 @@ _PAUSE_S = 1.0
 def answer_call(
     call: Call,
     cache: ModelCache,
-    give: Callable[[TextPiece], None],
+    give: Callable[[AnswerPiece], None],
     cancelled: Callable[[], bool],
     reach: Reach,
 ) -> RowsPiece | FailurePiece:
@@ -49,7 +54,7 @@ def answer_call(
     Args:
         call: What is asked.
         cache: Lends the model.
-        give: Takes text as it is generated, if the call wants that.
+        give: Takes the answer as it is generated, if the call wants that.
         cancelled: Whether the caller has gone.
         reach: What the call may read and contact.
 
@@ -71,7 +76,7 @@ def answer_call(
 def _rows(
     call: Call,
     cache: ModelCache,
-    give: Callable[[TextPiece], None],
+    give: Callable[[AnswerPiece], None],
     cancelled: Callable[[], bool],
 ) -> RowsPiece | FailurePiece:
     spec = task_of(call.document).task.spec
@@ -81,7 +86,11 @@ def _rows(
     lent: Any = executor
     with cache.lease(lent, spec) as model:
         caller = Caller(
-            lambda choice, text: give(TextPiece(choice, text)), cancelled, stream=call.stream
+            lambda choice, text: give(TextPiece(choice, text)),
+            cancelled,
+            stream=call.stream,
+            reasoning=lambda choice, text: give(ReasoningPiece(choice, text)),
+            tool_call=lambda choice, delta: give(ToolCallPiece(choice, delta)),
         )
         return RowsPiece(list(executor.answer(call.rows, spec, model, caller)))
 
@@ -133,16 +142,34 @@ class _Line:
 
 def _joined(pieces: list[Piece]) -> list[Piece]:
     joined: list[Piece] = []
-    for key, group in groupby(pieces, key=_answer_of):
+    for key, group in groupby(pieces, key=_part_of):
         if key is None:
             joined += group
         else:
-            joined.append(TextPiece(key, "".join(each.text for each in group)))  # type: ignore[union-attr]
+            joined.append(reduce(_and, group))
     return joined
 
 
-def _answer_of(piece: Piece) -> int | None:
-    return piece.choice if isinstance(piece, TextPiece) else None
+def _part_of(piece: Piece) -> tuple[object, ...] | None:
+    """Returns of which part of an answer this is a piece."""
+    match piece:
+        case TextPiece() | ReasoningPiece():
+            return type(piece), piece.choice
+        case ToolCallPiece():
+            return type(piece), piece.choice, piece.delta.index
+        case _:
+            return None
+
+
+def _and(piece: Piece, after: Piece) -> Piece:
+    match piece, after:
+        case TextPiece() | ReasoningPiece(), TextPiece() | ReasoningPiece():
+            return replace(piece, text=piece.text + after.text)
+        case ToolCallPiece(delta=delta), ToolCallPiece(delta=more):
+            grown = replace(delta, arguments=delta.arguments + more.arguments)
+            return replace(piece, delta=grown)
+        case _:
+            raise TypeError(f"{piece} and {after} are no pieces of one part")
 
 
 class CallServer:
@@ -200,7 +227,7 @@ class CallServer:
                 self._threads.submit(self._answer, call, line)
 
     def _answer(self, call: Call, line: _Line) -> None:
-        def give(piece: TextPiece) -> None:
+        def give(piece: AnswerPiece) -> None:
             line.give(piece)
             self._news.set()
 

@@ -5,25 +5,41 @@ const THINKING = /<think(?:ing)?>([\s\S]*?)(?:<\/think(?:ing)?>|$)/g;
 const TOOL_CALL = /<tool_call>([\s\S]*?)(?:<\/tool_call>|$)/g;
 
 export function section(title, ...children) {
-  return [el("h2", {}, title), ...children];
+  return [el("h2", {}, title), ...children.filter(Boolean)];
 }
 
 export function text(value, ...classes) {
   return el("pre", { class: ["text", ...classes].join(" "), tabindex: "0" }, String(value));
 }
 
-/** An answer; what a model thinks, and tools that it calls, apart from what it says. */
-export function answer(output, ...classes) {
-  const thoughts = [...output.matchAll(THINKING)].map((each) => each[1].trim());
-  const calls = [...output.matchAll(TOOL_CALL)].map((each) => each[1].trim());
-  const said = output.replace(THINKING, "").replace(TOOL_CALL, "");
-  const parts = [];
-  if (thoughts.length) {
-    parts.push(el("details", { open: true }, el("summary", {}, "Reasoning"), text(thoughts.join("\n\n"))));
-  }
-  if (said.trim() || !parts.length) parts.push(text(thoughts.length || calls.length ? said.trim() : output, ...classes));
+/**
+ * An answer; what a model thinks, and tools that it calls, apart from what it says.
+ *
+ * An engine that has parsed them gives `thought` and `called`; else they are looked for in the text.
+ */
+export function answer(output, { thought = "", called = [] } = {}) {
+  const parsed = thought || called.length;
+  const thoughts = parsed ? [thought].filter(Boolean) : [...output.matchAll(THINKING)].map((each) => each[1].trim());
+  const calls = parsed ? [] : [...output.matchAll(TOOL_CALL)].map((each) => each[1].trim());
+  const said = parsed ? output : output.replace(THINKING, "").replace(TOOL_CALL, "");
+  const parts = reasoning(thoughts.join("\n\n"));
+  if (said.trim() || !(parts.length || called.length)) parts.push(text(thoughts.length || calls.length ? said.trim() : output));
   for (const call of calls) parts.push(...section("Tool call", text(pretty(call), "code")));
-  return parts;
+  return [...parts, ...toolCalls(called)];
+}
+
+/** What an answer has beside its text. */
+export function beside({ thought = "", called = [] }) {
+  return [...reasoning(thought), ...toolCalls(called)];
+}
+
+/** What a model thought before it answered: long, and seldom what is looked for. */
+function reasoning(thought) {
+  return thought ? [el("details", {}, el("summary", {}, "Reasoning"), text(thought))] : [];
+}
+
+function toolCalls(calls) {
+  return calls.map((call) => text(`${call.name}(${call.arguments})`, "code", "call"));
 }
 
 function pretty(source) {
@@ -38,7 +54,10 @@ function pretty(source) {
 export function prompt(detail, task) {
   if (!detail.messages.length) return section("Prompt", text(detail.cells.prompt ?? ""));
   return detail.messages.flatMap((message) =>
-    section(`Prompt · ${message.role}`, pictures(message.pictures, task), message.text ? text(message.text) : null));
+    section(`Prompt · ${message.role}${message.answers ? ` · ${message.answers}` : ""}`,
+      pictures(message.pictures, task), ...reasoning(message.reasoning),
+      message.text ? text(message.text) : null,
+      ...toolCalls(message.calls)));
 }
 
 function pictures(found, task) {

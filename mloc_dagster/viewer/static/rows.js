@@ -4,10 +4,10 @@ import { ask, byId, el, number, plural, query } from "./common.js";
 const BLOCK = 200;
 const FIRST_HIDDEN = new Set([
   "task_id", "shard", "prompt_sha256", "outputs", "model", "revision", "engine", "worker", "attempt",
-  "prompt_tokens", "cached_tokens", "engine_s", "energy_j", "gpu_s", "cost", "reused", "saved_s",
+  "prompt_tokens", "reasoning_tokens", "cached_tokens", "engine_s", "energy_j", "gpu_s", "cost", "reused", "saved_s",
   "custom_id", "prompt_chars", "output_chars", "error_a", "error_b", "latency_s_a", "latency_s_b",
 ]);
-const WIDE = new Set(["prompt", "output", "output_a", "output_b", "error", "embedding"]);
+const WIDE = new Set(["prompt", "output", "output_a", "output_b", "tool_calls", "error", "embedding"]);
 
 /** The table's library: the largest of all files, so that the first rows are asked for meanwhile. */
 const library = new Promise((resolve, reject) => {
@@ -102,7 +102,7 @@ export class Rows {
   }
 
   columnDefs() {
-    const places = { index: 0, changed: 2, prompt: 3, output: 5, output_a: 5, output_b: 5, error: 5 };
+    const places = { index: 0, changed: 2, prompt: 3, output: 5, tool_calls: 5, output_a: 5, output_b: 5, error: 5 };
     const order = (each) => places[each.name] ?? { score: 1, input: 4, row: 6 }[each.group];
     return this.columns
       .map((each, place) => ({ each, place }))

@@ -1,7 +1,7 @@
 // The page of a task.
 import { ask, byId, bytes, copy, el, moment, number, plural, stateText, taskLink } from "./common.js";
 import { curve, frequent, histogram, timeline } from "./charts.js";
-import { allCells, answer, inputs, prompt, scores, section, text, tokens } from "./row_parts.js";
+import { allCells, answer, beside, inputs, prompt, scores, section, text, tokens } from "./row_parts.js";
 import { Rows } from "./rows.js";
 
 const task = document.body.dataset.task;
@@ -19,7 +19,8 @@ function quickFilters(columns) {
     if (/^\w+$/.test(each.name)) filters.push({ text: `${each.name} < 1`, where: `${each.name} < 1` });
   }
   if (has("error")) filters.push({ text: "Errors", where: "error is not null" });
-  filters.push({ text: "Empty outputs", where: 'output == "" and error is null' });
+  const silent = has("tool_calls") ? " and tool_calls is null" : ""; // results of earlier versions have none
+  filters.push({ text: "Empty outputs", where: `output == "" and error is null${silent}` });
   filters.push({ text: "Cut off", where: 'finish_reason == "length"' });
   filters.push({ text: "Longest outputs", sort: "output_chars", descending: true });
   if (has("latency_s")) filters.push({ text: "Slowest", sort: "latency_s", descending: true });
@@ -36,7 +37,8 @@ function drawRow(detail, columns) {
     const why = detail.finish_reasons[place] ?? (many ? "" : cells.finish_reason);
     parts.push(...section(`Output${many ? ` ${place + 1} of ${detail.outputs.length}` : ""}${why ? ` · ${why}` : ""}`));
     const list = detail.tokens[place];
-    parts.push(...(list?.length ? tokens(list) : answer(output)));
+    const aside = { thought: detail.reasoning[place], called: detail.calls[place] };
+    parts.push(...(list?.length ? [...tokens(list), ...beside(aside)] : answer(output, aside)));
   });
   if (!detail.outputs.length && !cells.error && !cells.embedding) parts.push(...section("Output", text("")));
   if (cells.embedding) parts.push(...section("Vector", text(cells.embedding, "code")));

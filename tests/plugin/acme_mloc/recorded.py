@@ -12,7 +12,8 @@ class RecordedOptions(Block):
     """Answers that a model gave before, for trying a template without one."""
 
     answers: Annotated[str | None, FileRef()] = None
-    """A file of JSON lines with `prompt` and `output`."""
+    """A file of JSON lines with `prompt` and `output`; `tool_calls` and `reasoning` where a model
+    called tools and thought."""
 
     strict: bool = True
     """Whether a prompt that is not in the file is an error of its row; else its answer is empty."""
@@ -29,5 +30,6 @@ RECORDED = EngineType(
     label="recorded answers",
     options=RecordedOptions,
     loader="acme_mloc.recorded_engine:RecordedLoader",
+    abilities=frozenset({"generate", "tools"}),
     refuses=refuses,
 )

@@ -6,6 +6,9 @@ import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+import msgspec
 
 from acme_mloc.recorded import RecordedOptions
 from mloc_dagster.errors import TaskCancelled, TerminalError
@@ -19,6 +22,7 @@ from mloc_dagster.executors import (
     Replies,
     last_user_text,
 )
+from mloc_dagster.results import ToolCall
 from mloc_dagster.schema import ModelSpec
 
 
@@ -31,10 +35,24 @@ class RecordedLoader(EngineLoader):
         try:
             data = Path(str(options.answers)).read_bytes()
             rows = [json.loads(line) for line in data.splitlines()]
-            answers = {row["prompt"]: row["output"] for row in rows}
+            answers = {row["prompt"]: recorded_answer(row) for row in rows}
         except (OSError, ValueError, KeyError) as error:
             raise TerminalError(f"model.recorded.answers: {error!r}") from error
         return Recorded(spec.model.source.identifier, options, answers, data)
+
+
+def recorded_answer(row: dict[str, Any]) -> Answer:
+    """Returns what a line of the file says; it counts a byte as a token."""
+    text, thought = row["output"], row.get("reasoning")
+    calls = msgspec.convert(row.get("tool_calls", []), tuple[ToolCall, ...])
+    return Answer(
+        text,
+        "tool_calls" if calls else "stop",
+        len(f"{thought or ''}{text}".encode()),
+        tool_calls=calls,
+        reasoning=thought,
+        reasoning_tokens=len((thought or "").encode()),
+    )
 
 
 class Recorded:
@@ -44,7 +62,7 @@ class Recorded:
     device = "cpu"
 
     def __init__(
-        self, name: str, options: RecordedOptions, answers: dict[str, str], data: bytes
+        self, name: str, options: RecordedOptions, answers: dict[str, Answer], data: bytes
     ) -> None:
         self.name = name
         self.revision = f"sha256:{hashlib.sha256(data).hexdigest()}"
@@ -65,11 +83,11 @@ class Recorded:
         for request in requests:
             if replies.cancelled():
                 raise TaskCancelled
-            text = self._answers.get(request.rendered.text)
-            if text is None and self._strict:
+            answer = self._answers.get(request.rendered.text)
+            if answer is None and self._strict:
                 replies.failed(request, "no answer to this prompt was recorded")
                 continue
-            answer = Answer(text or "", "stop", len((text or "").encode()))
+            answer = answer or Answer("", "stop", 0)
             wanted = 1 if request.sampling is None else request.sampling.n
             answers = (answer,) * wanted
             replies.done(request, Completion(answers, prompt_tokens=len(request.tokens)))

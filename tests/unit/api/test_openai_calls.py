@@ -17,6 +17,7 @@ from mloc_dagster.api import FleetAccess, create_app
 from mloc_dagster.errors import TaskCancelled
 from mloc_dagster.executors import Caller, InputRow, ModelCache, OutputRow, task_executor
 from mloc_dagster.fleet import CallServer, FleetEngine, MemoryFleetEngine
+from mloc_dagster.results import FunctionCall, ToolCall, ToolCallDelta
 from tests.fleet_threads import CPU_QUEUE, info_of
 from tests.memory_ledger import MemoryLedger
 
@@ -87,6 +88,79 @@ def test_a_chat_is_streamed(fleet: MemoryFleet, client: openai.OpenAI) -> None:
     assert len({each.id for each in chunks}) == 1
 
 
+TOOLS = [{"type": "function", "function": {"name": "lookup", "parameters": {"type": "object"}}}]
+
+
+def calls_tools(rows: list[InputRow], spec: object, model: None, caller: Caller) -> list[OutputRow]:
+    """Thinks, says something, and calls two tools: one in pieces, one as a whole."""
+    answered: list[OutputRow] = []
+    for choice, row in enumerate(rows):
+        calls = [
+            ToolCall("call_1", FunctionCall("lookup", '{"key": "a"}')),
+            ToolCall("call_2", FunctionCall("lookup", "{}")),
+        ]
+        if caller.stream:
+            for text in ("I look ", "it up"):
+                caller.reasoning(choice, text)
+            caller.text(choice, "A moment.")
+            caller.tool_call(choice, ToolCallDelta(0, "call_1", "lookup"))
+            for text in ('{"key":', ' "a"}'):
+                caller.tool_call(choice, ToolCallDelta(0, arguments=text))
+            caller.tool_call(choice, ToolCallDelta(1, "call_2", "lookup", "{}"))
+        answered.append(
+            OutputRow(
+                *(row.index, row.prompt, "A moment.", "tool_calls"), tool_calls=calls,
+                reasoning="I look it up", completion_tokens=9, reasoning_tokens=4,
+            )
+        )  # fmt: skip
+    return answered
+
+
+def test_tools_are_called(
+    fleet: MemoryFleet, client: openai.OpenAI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(task_executor("echo"), "answer", calls_tools)
+    with fleet.worker():
+        answer = client.chat.completions.create(model="echo", messages=HELLO, tools=TOOLS)  # type: ignore[call-overload]
+    (choice,) = answer.choices
+    assert (choice.finish_reason, choice.message.content) == ("tool_calls", "A moment.")
+    assert [each.function.name for each in choice.message.tool_calls] == ["lookup", "lookup"]
+    assert choice.message.reasoning == "I look it up"
+    assert answer.usage.completion_tokens_details.reasoning_tokens == 4
+
+
+def test_calls_and_thoughts_are_streamed(
+    fleet: MemoryFleet, client: openai.OpenAI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(task_executor("echo"), "answer", calls_tools)
+    thoughts = ""
+    with (
+        fleet.worker(),
+        client.chat.completions.stream(model="echo", messages=HELLO, tools=TOOLS) as stream,  # type: ignore[arg-type]
+    ):
+        for event in stream:
+            if event.type == "chunk" and event.chunk.choices:
+                thoughts += getattr(event.chunk.choices[0].delta, "reasoning", "")
+        (choice,) = stream.get_final_completion().choices
+    assert thoughts == "I look it up"
+    assert (choice.finish_reason, choice.message.content) == ("tool_calls", "A moment.")
+    assert choice.message.tool_calls is not None
+    assert [(each.id, each.function.name) for each in choice.message.tool_calls] == [
+        ("call_1", "lookup"),
+        ("call_2", "lookup"),
+    ]
+    assert [each.function.arguments for each in choice.message.tool_calls] == ['{"key": "a"}', "{}"]
+
+
+def test_a_text_is_completed_without_thoughts_and_calls(
+    fleet: MemoryFleet, client: openai.OpenAI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(task_executor("echo"), "answer", calls_tools)
+    with fleet.worker():
+        chunks = list(client.completions.create(model="echo", prompt="a", stream=True))
+    assert "".join(each.choices[0].text for each in chunks) == "A moment."
+
+
 def test_several_texts_are_completed(fleet: MemoryFleet, client: openai.OpenAI) -> None:
     with fleet.worker():
         answer = client.completions.create(model="echo", prompt=["a", "b c"])
@@ -107,6 +181,12 @@ def test_several_texts_are_completed(fleet: MemoryFleet, client: openai.OpenAI) 
         ({"model": "tiny-chat", "temperature": "hot"}, 400, "temperature"),
         ({"model": "align_tiny"}, 400, "asks what it trains"),
         ({"messages": "hello"}, 400, "valid list"),
+        ({"tools": "lookup"}, 400, "valid list"),
+        ({"tools": [{"type": "custom"}]}, 400, "tools of type 'custom' are not supported"),
+        ({"tool_choice": "requierd"}, 400, "did you mean 'required'"),
+        ({"parallel_tool_calls": "no"}, 400, "valid boolean"),
+        ({"messages": [{"role": "tool", "content": "5"}]}, 400, "tool_call_id is missing"),
+        ({"model": "tiny-chat", "tool_choice": "required"}, 400, "needs tools"),
     ],
 )
 def test_what_is_wrong_is_told(

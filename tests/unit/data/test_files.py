@@ -15,7 +15,7 @@ from hypothesis import given, settings, strategies as st
 from mloc_dagster.data import json_stream
 from mloc_dagster.data.files import FileTable
 from mloc_dagster.errors import DataError, MissingExtraError, TransientError
-from mloc_dagster.results import Message, Prompt
+from mloc_dagster.results import FunctionCall, Message, Prompt, ToolCall
 from tests.unit.data.tables import prompts
 
 ROWS: list[dict[str, object]] = [
@@ -124,6 +124,27 @@ def test_cells_become_prompts_and_none_disappears(tmp_path: Path) -> None:
 def test_chats_in_parquet(tmp_path: Path) -> None:
     write_parquet(tmp_path / "q.parquet", [{"messages": CHAT}, {"messages": CHAT[1:]}])
     assert read(tmp_path / "q.parquet")[1] == [Message("user", "Hi")]
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_chats_of_tool_datasets(tmp_path: Path, kind: str) -> None:
+    """As the hub has them: arguments as an object, no ids, null beside calls."""
+    call = {"type": "function", "function": {"name": "lookup", "arguments": {"key": 1}}}
+    chat = [
+        {"role": "user", "content": "?", "tool_calls": None, "name": None},
+        {"role": "assistant", "content": None, "tool_calls": [call, call], "name": None},
+        {"role": "tool", "content": "5", "tool_calls": None, "name": "lookup"},
+    ]
+    path = tmp_path / f"q.{kind}"
+    (write_jsonl if kind == "jsonl" else write_parquet)(path, [{"messages": chat}])
+    wanted = FunctionCall("lookup", '{"key":1}')
+    assert read(path) == [
+        [
+            Message("user", "?"),
+            Message("assistant", "", tool_calls=[ToolCall(f"call_{n}", wanted) for n in (0, 1)]),
+            Message("tool", "5", "lookup"),
+        ]
+    ]
 
 
 def test_blank_lines_of_jsonl_are_no_rows_and_nan_elsewhere_is_no_error(tmp_path: Path) -> None:
@@ -238,6 +259,11 @@ def test_a_file_outside_the_splits_is_not_dropped_in_silence(tmp_path: Path) -> 
             r"q\.jsonl:1: .*neither content nor tool_calls",
         ),
         ("q.jsonl", '{"text": [{"role": "usr", "content": ""}]}', r"mean 'user'"),
+        (
+            "q.jsonl",
+            '{"text": [{"role": "assistant", "tool_calls": [{"function": "f"}]}]}',
+            r"q\.jsonl:1: .*tool_calls",
+        ),
         ("q.jsonl", b'{"text": "\xff"}', r"q\.jsonl:1: not UTF-8"),
         ("q.txt", b"a\n\xff", r"q\.txt:2: not UTF-8"),
         ("q.csv", "a,text\n1,2\n3\n", r"q\.csv:3: 1 cells where the header has 2"),

@@ -18,10 +18,30 @@ from mloc_dagster.data.rows import open_rows
 from mloc_dagster.data.spool import read_input, spool_input
 from mloc_dagster.errors import DataError
 from mloc_dagster.executors import RowOptions
-from mloc_dagster.results import InputRow, Message, SourceRow, open_store
-from mloc_dagster.schema import HALF_A_CHARACTER, Inference, OpenaiBatchData
+from mloc_dagster.results import (
+    FunctionCall,
+    InputRow,
+    Message,
+    SourceRow,
+    ToolCall,
+    open_store,
+)
+from mloc_dagster.schema import (
+    HALF_A_CHARACTER,
+    EngineType,
+    Inference,
+    OpenaiBatchData,
+    TransformersOptions,
+)
 
 CHAT, COMPLETIONS, EMBEDDINGS = "/v1/chat/completions", "/v1/completions", "/v1/embeddings"
+
+
+ADD = {"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}
+CALL = {"id": "c1", "type": "function", "function": {"name": "add", "arguments": '{"a": 2}'}}
+ASKED = {"role": "user", "content": "2 + 3?"}
+CALLED = {"role": "assistant", "content": None, "tool_calls": [CALL]}
+FIVE = {"role": "tool", "content": "5", "tool_call_id": "c1"}
 
 
 def request(custom_id: str = "a", url: str = CHAT, **body: object) -> dict[str, object]:
@@ -110,7 +130,21 @@ def test_embeddings(tmp_path: Path) -> None:
     ("url", "body", "said"),
     [
         (CHAT, {"stream": True}, "'stream' is not supported: a batch's answers are never streamed"),
-        (CHAT, {"tools": [{"type": "function"}]}, "'tools' is not supported: tools are not called"),
+        (CHAT, {"tools": {}}, "'tools' must be a list of tools"),
+        (CHAT, {"tools": [{"type": "custom"}]}, "tools[0].type: tools of type 'custom' are not"),
+        (CHAT, {"tools": [{"type": "function"}]}, "tools[0].function: Field required"),
+        (CHAT, {"tools": [ADD, {**ADD, "function": {"name": "a b"}}]}, "tools[1].function.name: "),
+        (CHAT, {"tools": [{**ADD, "x": 1}]}, "tools[0].x: Extra inputs are not permitted"),
+        (CHAT, {"tools": [ADD] * 129}, "'tools' has 129 tools; at most 128 are allowed"),
+        (CHAT, {"tool_choice": "requird"}, "not 'requird'; did you mean 'required'?"),
+        (CHAT, {"tool_choice": {"type": "allowed_tools"}}, "of type 'allowed_tools' is not"),
+        (CHAT, {"tool_choice": {"type": "function"}}, "tool_choice.function: Field required"),
+        (CHAT, {"parallel_tool_calls": "no"}, "must be true or false, not 'no'"),
+        (CHAT, {"functions": [{"name": "f"}]}, "'functions' is not supported: it is deprecated"),
+        (CHAT, {"function_call": {"name": "f"}}, "'function_call' is not supported: it is depr"),
+        (CHAT, {"reasoning_effort": "hihg"}, "not 'hihg'; did you mean 'high'?"),
+        (CHAT, {"chat_template_kwargs": []}, "'chat_template_kwargs' must be an object"),
+        (COMPLETIONS, {"prompt": "x", "tools": [ADD]}, "'tools' is not supported"),
         (CHAT, {"temprature": 0}, "'temprature' is not supported; did you mean 'temperature'?"),
         (CHAT, {"messages": []}, "'messages' must be a list with at least one message"),
         (CHAT, {"messages": [{"role": "usr", "content": "x"}]}, "unknown role 'usr'; did you mean"),
@@ -141,6 +175,113 @@ def test_what_cannot_be_done_ends_that_request_alone(
     assert row.error is not None
     assert said in row.error
     assert row.custom_id == "a"
+
+
+def test_a_chat_with_tools_is_read_as_the_api_has_it(tmp_path: Path) -> None:
+    thought = {**CALLED, "reasoning_content": "I add"}
+    row = one(
+        tmp_path,
+        messages=[ASKED, thought, {**FIVE, "content": [{"type": "text", "text": "5"}]}],
+        tools=[ADD],
+        tool_choice={"type": "function", "function": {"name": "add"}},
+        parallel_tool_calls=False,
+        reasoning_effort="low",
+        chat_template_kwargs={"enable_thinking": False},
+    )
+    assert row.error is None
+    call = ToolCall("c1", FunctionCall("add", '{"a": 2}'))
+    assert row.prompt == [
+        Message("user", "2 + 3?"),
+        Message("assistant", "", tool_calls=[call], reasoning="I add"),
+        Message("tool", [{"type": "text", "text": "5"}], tool_call_id="c1"),
+    ]
+    block = RowOptions(Inference()).of(InputRow(0, row.prompt, options=row.options))
+    assert isinstance(block, Inference)
+    assert [each.function.name for each in block.tools] == ["add"]
+    assert (block.calls_tools, block.parallel_tool_calls) == (True, False)
+    assert block.chat_template_kwargs == {"reasoning_effort": "low", "enable_thinking": False}
+
+
+@pytest.mark.parametrize(
+    ("messages", "said"),
+    [
+        ([{**ASKED, "tool_calls": [CALL]}], "messages[0].tool_calls: only the assistant calls"),
+        ([{**CALLED, "tool_calls": {}}], "messages[0].tool_calls must be a list of calls"),
+        ([{**CALLED, "tool_calls": [1]}], "messages[0].tool_calls[0] is no object"),
+        (
+            [{**CALLED, "tool_calls": [{**CALL, "type": "custom"}]}],
+            "tool_calls[0].type: calls of type 'custom' are not supported",
+        ),
+        ([{**CALLED, "tool_calls": [{"id": "c"}]}], "tool_calls[0].function must be an object"),
+        (
+            [{**CALLED, "tool_calls": [{**CALL, "function": {"name": "f", "arguments": {}}}]}],
+            "tool_calls[0].function.arguments must be JSON text, not {}",
+        ),
+        (
+            [{**CALLED, "tool_calls": [{"function": CALL["function"]}]}],
+            "messages[0].tool_calls[0].id is missing; it must be text",
+        ),
+        ([{"role": "assistant", "content": None}], "list of parts, or null beside tool_calls"),
+        ([ASKED, CALLED, {**FIVE, "tool_call_id": None}], "messages[2].tool_call_id must be the"),
+        ([ASKED, {"role": "tool", "content": "5"}], "messages[1].tool_call_id is missing"),
+        ([ASKED, FIVE], "messages[1].tool_call_id: 'c1' is the id of no call"),
+        ([ASKED, CALLED, FIVE, FIVE], "messages[3].tool_call_id: 'c1' is the id of no call"),
+        ([ASKED, CALLED], "none answers 'c1'"),
+        ([ASKED, CALLED, ASKED], "messages[1].tool_calls must be followed by a message with the"),
+        (
+            [ASKED, CALLED, {**FIVE, "content": [{"type": "image_url", "image_url": "x"}]}],
+            "messages[2].content: what a tool answers is text",
+        ),
+        ([{"role": "function", "name": "f", "content": "5"}], "'function' is deprecated"),
+        ([{**CALLED, "function_call": {"name": "f"}}], "function_call is deprecated and not"),
+        ([{**CALLED, "reasoning": 5}], "messages[0].reasoning must be text"),
+    ],
+)
+def test_calls_that_are_none_end_that_request_alone(
+    tmp_path: Path, messages: list[dict[str, Any]], said: str
+) -> None:
+    row = one(tmp_path, messages=messages)
+    assert row.error is not None
+    assert said in row.error
+
+
+def test_tools_of_the_template_hold_where_a_body_has_none(tmp_path: Path) -> None:
+    block = Inference.model_validate({"tools": [ADD], "chat_template_kwargs": {"a": 1, "b": 1}})
+    options = RowOptions(block)
+    body = {"tool_choice": "required", "chat_template_kwargs": {"b": 2}}
+    silent = options.of(InputRow(0, "x", options=one(tmp_path, **body).options))
+    assert isinstance(silent, Inference)
+    assert (silent.tools, silent.tool_choice) == (block.tools, "required")
+    assert silent.chat_template_kwargs == {"a": 1, "b": 2}
+    without = options.of(InputRow(0, "x", options=one(tmp_path, tools=[]).options))
+    assert isinstance(without, Inference)
+    assert not without.calls_tools
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ({"tool_choice": "required"}, "'tool_choice': 'required' needs tools"),
+        ({"tools": [ADD, ADD]}, "'add' is the name of two functions"),
+        (
+            {"tools": [ADD], "tool_choice": {"type": "function", "function": {"name": "ad"}}},
+            "'ad' is none of the tools",
+        ),
+    ],
+)
+def test_tools_that_contradict_each_other_are_the_rows_error(
+    tmp_path: Path, body: dict[str, Any], said: str
+) -> None:
+    options = one(tmp_path, **body).options
+    with pytest.raises(ValueError, match=said):
+        RowOptions(Inference()).of(InputRow(0, "x", options=options))
+
+
+def test_a_row_with_tools_on_an_engine_that_calls_none_is_its_own_error(tmp_path: Path) -> None:
+    engine = EngineType(name="plain", label="plain", options=TransformersOptions, loader="a:B")
+    options = one(tmp_path, tools=[ADD]).options
+    with pytest.raises(ValueError, match="plain calls no tools"):
+        RowOptions(Inference(), engine).of(InputRow(0, "x", options=options))
 
 
 def test_a_bad_value_is_found_where_options_meet_the_block(tmp_path: Path) -> None:
@@ -290,7 +431,8 @@ _JSON = st.recursive(
 )
 _NAMES = st.sampled_from(
     ["messages", "prompt", "input", "stop", "n", "logprobs", "top_logprobs", "response_format",
-     "tools", "stream", "model", "temperature", "max_completion_tokens", "structured_outputs"]
+     "tools", "tool_choice", "parallel_tool_calls", "chat_template_kwargs", "stream",
+     "model", "temperature", "max_completion_tokens", "structured_outputs"]
 )  # fmt: skip
 
 

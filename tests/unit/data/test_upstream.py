@@ -15,11 +15,13 @@ from mloc_dagster.planning import cut_shards
 from mloc_dagster.results import (
     UPSTREAM_FAULT,
     Folder,
+    FunctionCall,
     Message,
     OutputRow,
     Prompt,
     ShardWriter,
     SourceRow,
+    ToolCall,
     open_store,
 )
 from mloc_dagster.schema import DatasetData, GraphTemplateData, InferenceData, UpstreamData
@@ -248,6 +250,26 @@ def test_inline_text_has_a_row_for_each_item_and_repeats_single_values(
         ),
     )
     assert rows == ["A0 | 0 | 12 {B0}", " | 1 | 12 {B0}", "A2 {output} | 2 | 12 {B0}"]
+
+
+def test_calls_and_thoughts_are_read_by_later_stages(tmp_path: Path) -> None:
+    call = ToolCall("c", FunctionCall("lookup", '{"key": 1}'))
+    rows = [
+        OutputRow(0, "p", "", "tool_calls", tool_calls=[call], reasoning="hm"),
+        OutputRow(1, "p", "said"),
+    ]
+    folders = {"a": finish(open_store(str(tmp_path)).task("a"), rows)}
+    given = columns(calls="a.result.items[*].tool_calls", thought="a.result.items[*].reasoning")
+    called = '[{"id": "c", "function": {"name": "lookup", "arguments": "{\\"key\\": 1}"}, '
+    assert graph(folders, text="{thought} {calls}", columns=given) == [
+        f'hm {called}"type": "function"}}]',
+        " []",
+    ]
+    assert graph(folders, text="{all}", columns=columns(all="a.result.items")) == [
+        '1. lookup({"key": 1})\n2. said'
+    ]
+    name = parse_expression("a.result.items[0].tool_calls[0].function.name")
+    assert lookup_reference(name, folders) == "lookup"
 
 
 def test_columns_of_items_must_be_equally_long(folders: Mapping[str, Folder]) -> None:

@@ -11,11 +11,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from openai.types.chat import ChatCompletion
 
 from mloc_dagster.planning import Chunk, Plan, cut_shards
 from mloc_dagster.results.export import export_results
 from mloc_dagster.results.openai_batch import whole_requests
-from mloc_dagster.results.rows import Message, OutputRow, TokenLogprob
+from mloc_dagster.results.rows import FunctionCall, Message, OutputRow, TokenLogprob, ToolCall
 from mloc_dagster.results.shard_files import ShardWriter
 from mloc_dagster.results.store import Folder, open_store
 
@@ -99,8 +100,66 @@ def test_a_chats_answer() -> None:
             "completion_tokens": 3,
             "total_tokens": 7,
             "prompt_tokens_details": {"cached_tokens": 2},
+            "completion_tokens_details": {"reasoning_tokens": 0},
         },
     }
+
+
+def call(name: str = "lookup", number: int = 1) -> ToolCall:
+    return ToolCall(f"call_{number}", FunctionCall(name, '{"key": "a"}'))
+
+
+def test_calls_and_thoughts_are_the_hosted_apis() -> None:
+    (line,), errors = batch(
+        OutputRow(
+            *(0, CHAT, "", "tool_calls"), custom_id="a", prompt_tokens=9, completion_tokens=8,
+            cached_tokens=4, tool_calls=[call(), call("add", 2)], reasoning="I look it up",
+            reasoning_tokens=3,
+        )
+    )  # fmt: skip
+    assert errors == []
+    answer = ChatCompletion.model_validate(line["response"]["body"], strict=True)
+    (choice,) = answer.choices
+    assert (choice.finish_reason, choice.message.content) == ("tool_calls", None)
+    assert choice.message.tool_calls is not None
+    assert [each.model_dump() for each in choice.message.tool_calls] == [
+        {
+            "id": "call_1",
+            "type": "function",
+            "function": {"name": "lookup", "arguments": '{"key": "a"}'},
+        },
+        {
+            "id": "call_2",
+            "type": "function",
+            "function": {"name": "add", "arguments": '{"key": "a"}'},
+        },
+    ]
+    assert choice.message.model_extra == {"reasoning": "I look it up"}
+    assert answer.usage is not None
+    assert answer.usage.completion_tokens_details is not None
+    assert answer.usage.completion_tokens_details.reasoning_tokens == 3
+    assert answer.usage.prompt_tokens_details is not None
+    assert answer.usage.prompt_tokens_details.cached_tokens == 4
+
+
+def test_each_of_several_answers_has_calls_and_thoughts_of_its_own() -> None:
+    (line,), _ = batch(
+        OutputRow(
+            *(0, CHAT, "", "tool_calls"), custom_id="a", outputs=["", "So be it", "5"],
+            finish_reasons=["tool_calls", "tool_calls", "stop"], tool_calls=[call()],
+            all_tool_calls=[[call()], [call("add", 2)], []], all_reasoning=[None, "hm", None],
+        )
+    )  # fmt: skip
+    answer = ChatCompletion.model_validate(line["response"]["body"], strict=True)
+    said = [each.message for each in answer.choices]
+    assert [each.content for each in said] == [None, "So be it", "5"]
+    assert [[one.id for one in each.tool_calls or ()] for each in said] == [
+        ["call_1"],
+        ["call_2"],
+        [],
+    ]
+    assert [(each.model_extra or {}).get("reasoning") for each in said] == [None, "hm", None]
+    assert [each.finish_reason for each in answer.choices] == ["tool_calls", "tool_calls", "stop"]
 
 
 def test_prompts_of_one_request_are_choices_of_one_answer() -> None:
