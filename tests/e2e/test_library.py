@@ -46,6 +46,7 @@ ROWS = {
     "core/openai_batch": [[9]],
     "core/align_tiny": [[24]],
     "core/scored": [[24, 2]],
+    "core/budget": [[24]],
     "core/partitioned": [[2]],
     "experiments/gsm8k_scored": [[24, 6]],
     "experiments/gsm8k_single": [[24]],
