@@ -8,10 +8,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mloc_dagster.results.rows import BASE64, SERVER_FAULT, OutputRow, TokenLogprob
+from mloc_dagster.results.rows import BASE64, BUDGET_FAULT, SERVER_FAULT, OutputRow, TokenLogprob
 
 OK = 200
 BAD_REQUEST = 400
+TOO_MANY_REQUESTS = 429
 SERVER_ERROR = 500
 
 
@@ -106,6 +107,9 @@ class AnswerChunks:
 
 def refusal_of(failed: OutputRow) -> tuple[int, dict[str, Any]]:
     """Returns the status and the body of a request that failed for a row's error."""
+    if failed.fault == BUDGET_FAULT:
+        spent = {"message": failed.error, "type": "insufficient_quota", "param": None, "code": None}
+        return TOO_MANY_REQUESTS, {"error": spent}
     at_server = failed.fault == SERVER_FAULT
     kind = "server_error" if at_server else "invalid_request_error"
     error = {"message": failed.error, "type": kind, "param": None, "code": None}
