@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from math import floor
 from types import TracebackType
@@ -56,6 +56,7 @@ class Purse(AbstractContextManager["Purse"]):
         limits: What the task may spend.
         rates: What that is counted in.
         began_s: When this attempt began, in seconds since 1970.
+        log: Takes a line when the notes cannot be written or read.
         share_every_s: Seconds between two looks at other workers' notes.
     """
 
@@ -68,6 +69,7 @@ class Purse(AbstractContextManager["Purse"]):
         rates: Rates,
         *,
         began_s: float,
+        log: Callable[[str], None],
         share_every_s: float = SHARE_EVERY_S,
     ) -> None:
         self._folder = folder
@@ -76,6 +78,7 @@ class Purse(AbstractContextManager["Purse"]):
         self._limits = limits
         self._rates = rates
         self._began_s, self._clock = began_s, time.monotonic()
+        self._log = log
         self._share_every_s = share_every_s
         self._own = Spend()
         self._earlier: list[Span] = []
@@ -181,10 +184,8 @@ class Purse(AbstractContextManager["Purse"]):
             try:
                 self._tell()
                 self._look()
-            except OSError:
-                # A store that stays away ends the attempt where rows are written.
-                rest_s = self._share_every_s
-                continue
+            except Exception as error:  # noqa: BLE001 - tried again; rows need the store as well
+                self._log(f"what was spent cannot be shared: {type(error).__name__}: {error}")
             rest_s = max(self._share_every_s, REST_PER_LOOK * (time.monotonic() - began))
 
 

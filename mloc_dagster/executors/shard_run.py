@@ -191,9 +191,9 @@ def run_shard(
         log=log.line,
     )
 
-    purse = _purse(folder, plan, shard, spec, started_at)
+    purse = _purse(folder, plan, shard, spec, log, started_at)
     work = _Attempt(
-        *(folder, task_id, spec, plan, shard, attempt, started_at),
+        *(folder, task_id, spec, plan, shard, attempt, started_at, started),
         *(gate, purse, shard.rows - finished.count, log, cancelled, on_rows, accept_changed_model),
     )
     log.line(
@@ -250,6 +250,7 @@ class _Attempt:
     shard: Shard
     number: int
     began: datetime
+    began_s: float
     gate: RowGate
     purse: Purse | NoPurse
     missing: int
@@ -343,6 +344,7 @@ class _Attempt:
             flush_rows=known.flush_rows,
             flush_interval_s=known.flush_interval_s,
             began=self.began,
+            began_s=self.began_s,
         )
 
 
@@ -386,9 +388,10 @@ def _counting_gpus(
 
 
 def _purse(
-    folder: Folder, plan: Plan, shard: Shard, spec: RowSpec, began: datetime
+    folder: Folder, plan: Plan, shard: Shard, spec: RowSpec, log: ShardLog, began: datetime
 ) -> Purse | NoPurse:
     if not spec.budget.given:
         return NoPurse()
     rates = Rates.of(spec.resources)
-    return Purse(folder, plan, shard, spec.budget, rates, began_s=began.timestamp())
+    began_s = began.timestamp()
+    return Purse(folder, plan, shard, spec.budget, rates, began_s=began_s, log=log.line)

@@ -142,11 +142,12 @@ def budget_reached(limits: Limits, spent: Spent, computed: int, rows: int) -> Bu
         computed: Rows that were not left out.
         rows: Rows of the task.
     """
-    given = [name for name in LIMIT_NAMES if name in limits.given]
-    name = first_reached(limits, spent) or given[0]
+    given = limits.given
+    first = next(name for name in LIMIT_NAMES if given.get(name) is not None)
+    name = first_reached(limits, spent) or first
     return BudgetReached(
         name=name,
-        limit=limits.given[name],
+        limit=given[name],
         spent=spent.amount(name),
         computed=computed,
         rows=rows,

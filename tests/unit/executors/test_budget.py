@@ -152,6 +152,7 @@ def test_workers_hear_of_each_other(cache: ModelCache) -> None:
     with Purse(
         *(task.folder, task.plan, mine, Limits(tokens=100), Rates()),
         began_s=began_s,
+        log=print,
         share_every_s=0.01,
     ) as purse:
         assert purse.reached() == ""
@@ -173,7 +174,7 @@ def test_seconds_are_those_in_which_some_shard_was_at_work(cache: ModelCache) ->
     spans = [(began_s - 100, began_s - 60), (began_s - 80, began_s - 50)]
     write_spend(task.folder, other, ShardSpend(Spend(), spans))
     limits = Limits(seconds=1000)
-    with Purse(task.folder, task.plan, mine, limits, Rates(), began_s=began_s) as purse:
+    with Purse(task.folder, task.plan, mine, limits, Rates(), began_s=began_s, log=print) as purse:
         assert 50 <= purse.spent().seconds < 200
         assert purse.reached() == ""
     spent = Task(1, cache, budget={"seconds": 0.001}, echo={"delay_s": 0.01})
