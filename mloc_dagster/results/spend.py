@@ -142,16 +142,20 @@ def budget_reached(limits: Limits, spent: Spent, computed: int, rows: int) -> Bu
         computed: Rows that were not left out.
         rows: Rows of the task.
     """
-    given = limits.given
-    first = next(name for name in LIMIT_NAMES if given.get(name) is not None)
-    name = first_reached(limits, spent) or first
+    name = first_reached(limits, spent) or _first_given(limits)
     return BudgetReached(
         name=name,
-        limit=given[name],
+        limit=limits.given[name],
         spent=spent.amount(name),
         computed=computed,
         rows=rows,
     )
+
+
+def _first_given(limits: Limits) -> LimitName:
+    if limits.tokens is not None:
+        return "tokens"
+    return "seconds" if limits.cost is None else "cost"
 
 
 def not_computed(name: LimitName, limit: float) -> str:
