@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -92,15 +92,20 @@ def task_reply(api: ApiState, entry: TaskEntry) -> TaskReply:
         if plan is not None:
             fields["shards"] = Shards(done=len(plan.shards))
             fields["rows"] = fields["rows"] or plan.rows
-        fields["metrics"] = _metrics(folder)
+        fields |= _of_summary(folder)
     if entry.state.ended:
         fields |= _of_its_run(api, entry)
     return TaskReply.model_validate(fields)
 
 
-def _metrics(folder: Folder) -> Mapping[str, float]:
+def _of_summary(folder: Folder) -> dict[str, object]:
     summary = summary_of(folder)
-    return {} if summary is None or summary.scores is None else summary.scores.metrics
+    if summary is None:
+        return {}
+    return {
+        "metrics": {} if summary.scores is None else summary.scores.metrics,
+        "budget": "" if summary.budget is None else str(summary.budget),
+    }
 
 
 def _training(api: ApiState, entry: TaskEntry) -> TrainingView | None:

@@ -207,6 +207,8 @@ def print_batch(outcome: BatchOutcome) -> None:
     out = Console()
     out.print()
     print_table(("batch", ""), _lines(outcome), numbers=(1,), console=out)
+    if outcome.summary.budget is not None:
+        out.print(str(outcome.summary.budget), markup=False, soft_wrap=True)
     if outcome.failed:
         first = outcome.summary.first_errors[0]
         named = f"row {first.index}" if first.custom_id is None else first.custom_id

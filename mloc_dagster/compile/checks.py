@@ -28,6 +28,7 @@ from mloc_dagster.schema import (
     ListData,
     ModelSpec,
     RowFilterError,
+    RowSpec,
     TaskSpec,
     TemplateColumn,
     TextPart,
@@ -70,6 +71,47 @@ def check_engine(spec: Tree, typed: TaskSpec, findings: Findings) -> None:
             findings.add(at_value(place, FORM_MAY_BREAK, "warning"))
     elif typed.leaves_vectors and typed.model.adapters:
         findings.add(at_value(nearest(spec, ("model", "adapters")), NO_ADAPTERS))
+
+
+TWO_PRICES = (
+    "cost_per_hour is there, too: a task is paid for by its tokens or by its workers' time. Leave "
+    "out one of them, or write cost_per_hour: null where a base sets it"
+)
+NO_PRICE = (
+    "nothing tells what the task costs: give resources.cost_per_token {input, output} or "
+    "resources.cost_per_hour"
+)
+UNPRICED_ROWS = (
+    "what a row costs is known in time only where tokens have a price: give "
+    "resources.cost_per_token {input, output}, or budget.cost for the whole task"
+)
+
+
+def check_budget(spec: Tree, typed: TaskSpec, findings: Findings) -> None:
+    """Adds prices that contradict each other, and limits that nothing could keep.
+
+    Args:
+        spec: The task's spec as it was written, merged with its base.
+        typed: The same, typed.
+        findings: Takes the errors.
+    """
+    prices = typed.resources
+    priced_twice = prices.cost_per_token is not None and prices.cost_per_hour is not None
+    if priced_twice:
+        findings.add(at_key(nearest(spec, ("resources", "cost_per_token")), TWO_PRICES))
+    if not isinstance(typed, RowSpec):
+        return
+    budget = typed.budget
+    if budget.cost is not None and prices.cost_per_token is None and prices.cost_per_hour is None:
+        findings.add(at_key(nearest(spec, ("budget", "cost")), NO_PRICE))
+    for name in budget.per_row.given:
+        place = nearest(spec, ("budget", "per_row", name))
+        if name not in typed.row_limits:
+            kept = ", ".join(sorted(typed.row_limits)) or "none"
+            message = f"a task of type {typed.task_type!r} cannot end a row by its {name}"
+            findings.add(at_key(place, f"{message}; limits of its rows: {kept}"))
+        elif name == "cost" and prices.cost_per_token is None:
+            findings.add(at_key(place, UNPRICED_ROWS))
 
 
 def nearest(tree: Tree, path: Path) -> Tree:

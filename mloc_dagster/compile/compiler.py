@@ -11,6 +11,7 @@ from pydantic import JsonValue
 
 from mloc_dagster.compile.checks import (
     check_artifacts,
+    check_budget,
     check_data,
     check_engine,
     data_places,
@@ -345,6 +346,7 @@ class _Compiler:
         typed = _unresolved(descriptor.spec, spec, example) or typed
         check_data(spec, typed, self._findings)
         check_engine(spec, typed, self._findings)
+        check_budget(spec, typed, self._findings)
         check_training(spec, typed, self._findings)
         check_evaluation(spec, typed, self._findings)
         if descriptor.executor is not None:

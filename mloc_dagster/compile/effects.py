@@ -162,6 +162,7 @@ _SHARED: tuple[Idle, ...] = (
         _EVERY,
         lambda spec, _: spec.enforce_cpu and spec.resources.hardware.gpu.count > 0,
     ),
+    Idle("resources.cost_per_token", "a training is paid for by the hour", _TRAININGS),
     Idle("parallel.enabled", _ONE_SHARD, _TRAININGS, lambda spec, _: spec.parallel.enabled),
     Idle("parallel.max_shards", _ONE_SHARD, _TRAININGS),
     Idle("parallel.strategy", _ONE_SHARD, _TRAININGS),

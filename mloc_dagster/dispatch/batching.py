@@ -44,7 +44,8 @@ def _is_small(spec: RowSpec) -> bool:
     data = spec.data
     reports = spec.evaluation is not None and bool(spec.evaluation.report_to)
     waits = reports or isinstance(spec.output.destination, HttpDestination)
-    if waits or spec.resources.pool is not None:  # a batch's shards are in no pool
+    # A batch's shards are in no pool, and what they spend is not told by task.
+    if waits or spec.resources.pool is not None or spec.budget.given:
         return False
     return isinstance(data, ListData) and len(data.items) <= MOST_ROWS
 

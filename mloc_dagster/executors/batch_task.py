@@ -238,7 +238,7 @@ class MemberResults:
             started_at=self.began,
             error_budget=spec.error_budget,
             now=self.ended,
-            rates=Rates(spec.resources.cost_per_hour),
+            rates=Rates.of(spec.resources),
             evaluation=spec.evaluation,
             metadata={
                 "template": compiled.metadata.name,
@@ -263,7 +263,7 @@ class MemberResults:
             spec.output.formats,
             model=model.model_name,
             revision=model.model_revision,
-            rates=Rates(spec.resources.cost_per_hour),
+            rates=Rates.of(spec.resources),
             submitted_at=member.submitted_at,
             vectors=spec.leaves_vectors,
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Sequence
 from itertools import cycle, islice
 from random import Random
 from typing import ClassVar
@@ -13,10 +13,11 @@ from pydantic import Field
 
 from mloc_dagster.errors import TaskCancelled, TransientError
 from mloc_dagster.executors.base import Caller, ModelKey, ShardContext, ShardInput
+from mloc_dagster.executors.budget import most_new_tokens, seconds_spent
 from mloc_dagster.executors.prompts import last_user_text
 from mloc_dagster.planning import shard_key
-from mloc_dagster.results import InputRow, OutputRow, failed_row
-from mloc_dagster.schema import Block, Idle, RowSpec, TaskType
+from mloc_dagster.results import InputRow, OutputRow, Rates, failed_row
+from mloc_dagster.schema import Block, Idle, Limits, RowSpec, TaskType
 
 ENGINE = "echo"
 ROWS_PER_LOOK = 256  # asking whether to stop may cost far more than echoing a row
@@ -50,6 +51,7 @@ class EchoSpec(RowSpec):
     """Repeats its input."""
 
     block_name: ClassVar[str] = "echo"
+    row_limits: ClassVar[frozenset[str]] = frozenset(Limits.model_fields)
 
     echo: Echo = Echo()
 
@@ -85,18 +87,18 @@ class EchoExecutor:
         """
         echo = spec.echo
         fail_at = shard.count // 2 if _attempt_fails(echo, shard) else -1
-        poison = frozenset(echo.poison)
+        delay_s = _delay_s(spec)
         for done, row in enumerate(shard.rows):
             if done == fail_at:
                 raise TransientError(
                     f"echo failed on purpose in shard {shard_key(shard.index)}, "
                     f"attempt {shard.attempt} (fail_rate {echo.fail_rate})"
                 )
-            if echo.delay_s:
-                _wait(echo.delay_s, context.cancelled)
+            if delay_s:
+                _wait(delay_s, context.cancelled)
             elif done % ROWS_PER_LOOK == 0 and context.cancelled():
                 raise TaskCancelled(f"stopped after {done} rows")
-            context.emit(_answer(row, echo, poison))
+            context.emit(_answer(row, spec))
 
     def answer(
         self, rows: Sequence[InputRow], spec: EchoSpec, model: None, caller: Caller
@@ -108,8 +110,8 @@ class EchoExecutor:
         """
         answered: list[OutputRow] = []
         for choice, row in enumerate(rows):
-            _wait(spec.echo.delay_s, caller.cancelled)
-            answered.append(_answer(row, spec.echo, frozenset(spec.echo.poison)))
+            _wait(_delay_s(spec), caller.cancelled)
+            answered.append(_answer(row, spec))
             for word in _WORD.findall(answered[-1].output) if caller.stream else ():
                 caller.text(choice, word)
         return answered
@@ -119,26 +121,43 @@ def _attempt_fails(echo: Echo, shard: ShardInput) -> bool:
     return Random(f"{echo.seed}:{shard.index}:{shard.attempt}").random() < echo.fail_rate  # noqa: S311 - repeatable on purpose
 
 
-def _answer(row: InputRow, echo: Echo, poison: Container[int]) -> OutputRow:
+def _delay_s(spec: EchoSpec) -> float:
+    longest_s = spec.budget.per_row.seconds
+    return spec.echo.delay_s if longest_s is None else min(spec.echo.delay_s, longest_s)
+
+
+def _answer(row: InputRow, spec: EchoSpec) -> OutputRow:
+    echo, limits = spec.echo, spec.budget.per_row
     if row.error is not None:
         return failed_row(row, row.error, ENGINE)
-    if row.index in poison:
+    if row.index in echo.poison:
         return failed_row(row, "poisoned row: the template lists it under echo.poison", ENGINE)
-    return _echo(row, echo)
+    if limits.seconds is not None and limits.seconds < echo.delay_s:
+        return failed_row(row, seconds_spent(limits.seconds), ENGINE)
+    return _echo(row, spec)
 
 
-def _echo(row: InputRow, echo: Echo) -> OutputRow:
-    text = last_user_text(row.prompt)
+def _echo(row: InputRow, spec: EchoSpec) -> OutputRow:
+    echo, text = spec.echo, last_user_text(row.prompt)
     words = text.split()
-    count = len(words)
+    count = wanted = len(words)
     if echo.output_tokens is not None:
-        text = " ".join(islice(cycle(words or ["echo"]), echo.output_tokens))
+        wanted = echo.output_tokens
+    try:
+        room = most_new_tokens(spec.budget.per_row, Rates.of(spec.resources), count)
+    except ValueError as error:
+        return failed_row(row, str(error), ENGINE)
+    cut = room is not None and room < wanted
+    written = room if cut and room is not None else wanted
+    if cut or echo.output_tokens is not None:
+        text = " ".join(islice(cycle(words or ["echo"]), written))
     return OutputRow(
         index=row.index,
         prompt=row.prompt,
         output=text,
+        finish_reason="length" if cut else "stop",
         prompt_tokens=count,
-        completion_tokens=count if echo.output_tokens is None else echo.output_tokens,
+        completion_tokens=written,
         latency_s=echo.delay_s,
         engine=ENGINE,
         engine_s=echo.delay_s,

@@ -27,6 +27,7 @@ from mloc_dagster.results import (
     Rates,
     ResultStore,
     SourceRow,
+    Spend,
     TrainingHistory,
     TrainingKind,
     read_training_history,
@@ -36,6 +37,7 @@ from mloc_dagster.schema import Model, ModelSource, ModelSpec, RowSpec, Training
 _ROWS_AT_ONCE = 256  # of the largest rows, what one batch holds in memory
 
 NO_HISTORY = "no earlier task like it"
+NO_PRICE = "the template has no resources."
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +108,7 @@ def estimate_rows(spec: RowSpec, history: History) -> Estimate:
         output_tokens=_output_figure(spec, size.output_tokens, history),
         history=history,
         kind=kind_of(spec),
-        rates=Rates(spec.resources.cost_per_hour),
+        rates=Rates.of(spec.resources),
         most_workers=min(spec.parallel.shards, size.rows),
     )
 
@@ -133,21 +135,31 @@ def combine(
         seconds = (history.other_seconds or 0.0) + engine_s / workers
         source = _told_by(history, kind)
         reason = f"{source}, with {workers} worker{'s' if workers > 1 else ''}"
-    cost = None if engine_s is None else rates.cost(engine_s)
-    if rates.cost_per_hour is None:
-        cost_source = "the template has no resources.cost_per_hour"
-    else:
-        cost_source = (
-            f"engine time at {rates.cost_per_hour:g} an hour" if cost is not None else source
-        )
     return Estimate(
         rows=rows,
         prompt_tokens=prompt_tokens,
         output_tokens=output_tokens,
         engine_seconds=Figure(engine_s, source),
         seconds=Figure(seconds, reason),
-        cost=Figure(cost, cost_source),
+        cost=_cost_of_rows(rates, prompt_tokens, output_tokens, Figure(engine_s, source)),
     )
+
+
+def _cost_of_rows(
+    rates: Rates, prompt_tokens: Figure, output_tokens: Figure, engine_s: Figure
+) -> Figure:
+    if not rates.known:
+        return Figure(None, f"{NO_PRICE}cost_per_token and no resources.cost_per_hour")
+    if rates.tokens is not None:
+        if prompt_tokens.value is None or output_tokens.value is None:
+            return Figure(None, "the tokens are not known")
+        spend = Spend(int(prompt_tokens.value), 0, int(output_tokens.value))
+        source = "tokens at their prices, none of them from a prefix cache"
+        return Figure(rates.cost(spend), source, output_tokens.at_most)
+    if engine_s.value is None:
+        return engine_s
+    cost = rates.cost(Spend(engine_s=engine_s.value))
+    return Figure(cost, f"engine time at {rates.cost_per_hour:g} an hour")
 
 
 @dataclass(slots=True)
@@ -368,8 +380,9 @@ def _source_of_training(kind: TrainingKind, history: TrainingHistory, pace: Pace
 def _cost(spec: TrainingSpec, engine_seconds: Figure) -> Figure:
     rates = Rates(spec.resources.cost_per_hour)
     if rates.cost_per_hour is None:
-        return Figure(None, "the template has no resources.cost_per_hour")
+        return Figure(None, f"{NO_PRICE}cost_per_hour")
     if engine_seconds.value is None:
         return Figure(None, engine_seconds.source)
     source = f"time of the steps at {rates.cost_per_hour:g} an hour"
-    return Figure(rates.cost(engine_seconds.value), source, engine_seconds.at_most)
+    cost = rates.cost(Spend(engine_s=engine_seconds.value))
+    return Figure(cost, source, engine_seconds.at_most)

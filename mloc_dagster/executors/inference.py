@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
 from mloc_dagster.errors import TransientError
 from mloc_dagster.executors.base import Caller, ModelKey, ShardContext, ShardInput
+from mloc_dagster.executors.budget import most_new_tokens
 from mloc_dagster.executors.calls import answer_call, between_calls
 from mloc_dagster.executors.engines.choice import choose_engine, loader_of
 from mloc_dagster.executors.engines.protocol import (
@@ -37,7 +39,7 @@ from mloc_dagster.executors.row_requests import (
     rendered_rows,
 )
 from mloc_dagster.executors.row_reuse import RequestKeys, RowReuse
-from mloc_dagster.results import InputRow, OutputRow, failed_row
+from mloc_dagster.results import InputRow, OutputRow, Rates, failed_row
 from mloc_dagster.schema import (
     EmbeddingSpec,
     ModelSource,
@@ -170,7 +172,9 @@ def answer_rows(shard: ShardInput, spec: ModelSpec, engine: Engine, context: Sha
         reuse = RowReuse(RequestKeys(earlier.identity), context.emit, earlier.rows)
         results = _Answers(engine, context, reuse)
         rendered = chain.from_iterable(
-            rendered_rows(shard.rows, options, shard.seed, engine, results.refuse)
+            rendered_rows(
+                *(shard.rows, options, shard.seed, engine, results.refuse), _room_of(spec)
+            )
         )
         # Before reuse: which pictures a row shows is part of what makes it equal to another.
         pictured = with_pictures(
@@ -186,6 +190,11 @@ def answer_rows(shard: ShardInput, spec: ModelSpec, engine: Engine, context: Sha
                     results.done, results.failed, context.cancelled, context.log, results.started
                 ),
             )
+
+
+def _room_of(spec: ModelSpec) -> Callable[[int], int | None]:
+    """Returns what a row may write by its budget, after a prompt of so many tokens."""
+    return partial(most_new_tokens, spec.budget.per_row, Rates.of(spec.resources))
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ import msgspec
 
 from mloc_dagster.errors import TerminalError
 from mloc_dagster.planning import Shard
-from mloc_dagster.results import InputRow, OutputRow
+from mloc_dagster.results import BUDGET_FAULT, InputRow, OutputRow
 
 LOGGED_ERRORS = 20  # the rows carry all of them
 NAMED_ROWS = 10
@@ -92,13 +92,22 @@ class RowGate:
 
         return emit
 
+    @property
+    def complete(self) -> bool:
+        """Whether each row of the shard is there."""
+        return 0 not in self._there
+
+    def places(self) -> Container[int]:
+        """Returns the places of the rows that are there by now."""
+        return _Places(self._shard.start, self._there)
+
     def check_complete(self) -> None:
         """Checks that every row of the shard is there.
 
         Raises:
             TerminalError: If the executor ended too early; names the first rows that lack.
         """
-        if 0 not in self._there:
+        if self.complete:
             return
         # Of a planned order, rows that were never drawn are known by their places alone.
         lacking = sorted(self._places or ()) or [
@@ -115,9 +124,11 @@ class RowGate:
         self.computed += 1
         self.prompt_tokens += row.prompt_tokens
         self.completion_tokens += row.completion_tokens
-        self.engine = row.engine
+        self.engine = row.engine or self.engine
         if row.error is not None:
             self.errors += 1
+            if row.fault == BUDGET_FAULT:  # one reason for all of them, which the shard logs once
+                return
             if self.errors <= LOGGED_ERRORS:
                 self._log(f"row {row.index} ended with an error: {row.error}")
 
@@ -136,6 +147,15 @@ class RowGate:
         return (
             f"the task executor {self._task_type!r} gave row {index} to shard {shard.key}, {what}"
         )
+
+
+class _Places(Container[int]):
+    def __init__(self, start: int, there: bytearray) -> None:
+        self._start = start
+        self._there = there
+
+    def __contains__(self, place: object) -> bool:
+        return isinstance(place, int) and self._there[place - self._start] == 1
 
 
 def _remember(rows: Iterable[tuple[int, InputRow]], places: dict[int, int]) -> Iterator[InputRow]:

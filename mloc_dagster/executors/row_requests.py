@@ -17,6 +17,10 @@ from mloc_dagster.executors.prompts import RowBlock, RowOptions, is_blank
 from mloc_dagster.results import InputRow, OutputRow, ToolCall, ToolCallDelta, failed_row
 from mloc_dagster.schema import Inference, Pooling
 
+Room = Callable[[int], int | None]
+"""Takes the tokens of a row's prompt; returns how many it may write, None for any number. Raises
+`ValueError` if the prompt is too long."""
+
 WINDOW_ROWS = 64
 """Rows that are tokenised at once: enough for the tokenizer's threads, too few to stall a step."""
 
@@ -84,6 +88,7 @@ def rendered_rows(
     seed: int,
     engine: Engine,
     refuse: Callable[[InputRow, str], None],
+    room: Room = lambda _: None,
 ) -> Iterator[list[EngineRequest]]:
     """Yields what the engine can answer, rendering a window of rows when the engine wants more.
 
@@ -93,6 +98,7 @@ def rendered_rows(
         seed: The plan's.
         engine: The engine.
         refuse: Takes a row that no engine could answer, and why.
+        room: How many tokens a row may write by its budget.
     """
     rows = iter(given)
     while window := list(islice(rows, WINDOW_ROWS)):
@@ -108,9 +114,27 @@ def rendered_rows(
         for (row, block, rendered), ids in zip(ready, tokens, strict=True):
             if not ids:
                 refuse(row, "the prompt is empty: it has no token at all")
-            else:
-                requests.append(_request(row, block, rendered, ids, seed))
+                continue
+            try:
+                requests.append(_request(row, _within(block, room(len(ids))), rendered, ids, seed))
+            except ValueError as error:
+                refuse(row, str(error))
         yield requests
+
+
+def _within(block: RowBlock, room: int | None) -> RowBlock:
+    """Returns the block of a row that may write so many tokens, over all its answers.
+
+    Raises:
+        ValueError: If that is not even one for each answer.
+    """
+    if room is None or isinstance(block, Pooling) or room >= block.max_tokens * block.n:
+        return block
+    each = room // block.n
+    if each < 1:
+        raise ValueError("the prompt leaves no token for an answer that the row may spend")
+    least = min(block.min_tokens, each)
+    return block.model_copy(update={"max_tokens": each, "min_tokens": least})
 
 
 def _tokens(rendered: list[Rendered], engine: Engine) -> list[list[int]]:

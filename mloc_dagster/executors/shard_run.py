@@ -6,8 +6,10 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import msgspec
 from pydantic import AwareDatetime, BaseModel, ConfigDict
@@ -21,7 +23,8 @@ from mloc_dagster.errors import (
     TransientError,
 )
 from mloc_dagster.executors.base import KnowsRevisions, ShardContext, ShardInput
-from mloc_dagster.executors.crash_watch import CrashWatch, NoWatch
+from mloc_dagster.executors.budget import NoPurse, Purse, unaffordable_row
+from mloc_dagster.executors.crash_watch import CrashWatch, NoWatch, Run
 from mloc_dagster.executors.energy import find_meter, gpu_count, measuring
 from mloc_dagster.executors.model_cache import ModelCache
 from mloc_dagster.executors.row_gate import RowGate
@@ -32,6 +35,7 @@ from mloc_dagster.results import (
     InputRow,
     OutputRow,
     Part,
+    Rates,
     ShardWriter,
     finished_rows,
     keep_to_model,
@@ -174,7 +178,6 @@ def run_shard(
     finished = finished_rows(
         folder, shard, retry_errors=retry_errors, on_damaged=_dropping(folder, log, on_damaged)
     )
-    missing = shard.rows - finished.count
     attempt = max(attempt, finished.attempts + 1)
     if on_resumed is not None:
         on_resumed(finished.count)
@@ -188,39 +191,17 @@ def run_shard(
         log=log.line,
     )
 
-    def read() -> Iterator[tuple[int, InputRow]]:
-        return read_places(folder, plan, shard.start, shard.stop, skip=finished)
-
-    def compute(watch: CrashWatch | NoWatch) -> float:
-        if cancelled():
-            raise TaskCancelled("stopped before the first row")
-        executor = task_executor(spec.task_type)
-        asked = time.monotonic()
-        with cache.lease(executor, spec) as model:
-            load_seconds = time.monotonic() - asked
-            revision = _revision(executor, model)
-            keep_to_model(folder, revision, accept_changed=accept_changed_model)
-            with _open_writer(folder, shard, attempt, started_at) as writer:
-                write = _counting_gpus(measuring(writer.write, model, find_meter), spec, model)
-                context = ShardContext(gate.emit_to(write, on_rows, revision), cancelled, log.line)
-                for rows, count, run in watch.runs(read, gate.watch, missing, context):
-                    part = ShardInput(
-                        task_id, shard.index, attempt, plan.seed, rows, count, folder.read_bytes
-                    )
-                    executor.run(part, spec, model, run)
-        gate.check_complete()
-        return load_seconds
-
+    purse = _purse(folder, plan, shard, spec, log, started_at)
+    work = _Attempt(
+        *(folder, task_id, spec, plan, shard, attempt, started_at, started),
+        *(gate, purse, shard.rows - finished.count, log, cancelled, on_rows, accept_changed_model),
+    )
     log.line(
         f"{worker} starts attempt {attempt} at shard {shard.key} of {shard.total}: "
         f"rows {shard.start} to {shard.stop - 1}, of which {finished.count} are there"
     )
     try:
-        load_seconds = 0.0
-        if missing:
-            watched = isinstance(spec, ModelSpec)
-            with CrashWatch(folder, shard, log.line) if watched else NoWatch() as watch:
-                load_seconds = compute(watch)
+        load_seconds = work.run(cache)
         log.line(
             f"done: rows {gate.computed}, errors {gate.errors}, tokens {gate.completion_tokens}; "
             f"{time.monotonic() - started:.2f} s of which {load_seconds:.2f} s for the model"
@@ -256,6 +237,115 @@ def run_shard(
         started_at=started_at,
         finished_at=started_at + timedelta(seconds=seconds),  # the time of day may have jumped
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Attempt:
+    """One attempt at the rows of a shard that are missing; the fields are those of `run_shard`."""
+
+    folder: Folder
+    task_id: str
+    spec: RowSpec
+    plan: Plan
+    shard: Shard
+    number: int
+    began: datetime
+    began_s: float
+    gate: RowGate
+    purse: Purse | NoPurse
+    missing: int
+    log: ShardLog
+    cancelled: Callable[[], bool]
+    on_rows: Callable[[OutputRow], None] | None
+    accept_changed_model: bool
+
+    def run(self, cache: ModelCache) -> float:
+        """Computes what is missing, as far as the budget goes; returns the seconds of loading."""
+        load_seconds = 0.0
+        with self.purse:
+            if self.missing:
+                watched = isinstance(self.spec, ModelSpec)
+                watch = CrashWatch(self.folder, self.shard, self.log.line) if watched else NoWatch()
+                with watch:
+                    load_seconds = self._compute(watch, cache)
+                self._leave_out()
+                self.gate.check_complete()
+        return load_seconds
+
+    def _compute(self, watch: CrashWatch | NoWatch, cache: ModelCache) -> float:
+        if self.cancelled():
+            raise TaskCancelled("stopped before the first row")
+        if self.purse.reached():
+            return 0.0
+        executor = task_executor(self.spec.task_type)
+        asked = time.monotonic()
+        with cache.lease(executor, self.spec) as model:
+            load_seconds = time.monotonic() - asked
+            revision = _revision(executor, model)
+            keep_to_model(self.folder, revision, accept_changed=self.accept_changed_model)
+            with self._open_writer() as writer:
+                write = measuring(writer.write, model, find_meter)
+                write = _counting_gpus(write, self.spec, model)
+                emit = self.gate.emit_to(write, self._hear, revision)
+                context = ShardContext(emit, self._to_stop, self.log.line)
+                runs = watch.runs(self._read, self.gate.watch, self.missing, context)
+                try:
+                    self._answer(executor, model, runs)
+                except TaskCancelled:
+                    if not self.purse.reached() or self.cancelled():
+                        raise
+        return load_seconds
+
+    def _answer(self, executor: Any, model: object, runs: Iterable[Run]) -> None:
+        for rows, count, context in runs:
+            part = ShardInput(
+                self.task_id,
+                self.shard.index,
+                self.number,
+                self.plan.seed,
+                self.purse.rows(rows),
+                count,
+                self.folder.read_bytes,
+            )
+            executor.run(part, self.spec, model, context)
+
+    def _leave_out(self) -> None:
+        """Says of the rows that are not there that the budget was spent."""
+        reason = self.purse.reached()
+        if not reason or self.gate.complete:
+            return
+        left = 0
+        with self._open_writer() as writer:
+            emit = self.gate.emit_to(writer.write, self._hear)
+            for row in self.gate.watch(self._read()):
+                emit(unaffordable_row(row, reason))
+                left += 1
+        self.log.line(f"{reason}: {left} rows are left out")
+
+    def _to_stop(self) -> bool:
+        return bool(self.purse.reached()) or self.cancelled()
+
+    def _hear(self, row: OutputRow) -> None:
+        self.purse.add(row)
+        if self.on_rows is not None:
+            self.on_rows(row)
+
+    def _read(self) -> Iterator[tuple[int, InputRow]]:
+        there = self.gate.places()
+        shard = self.shard
+        return read_places(self.folder, self.plan, shard.start, shard.stop, skip=there)
+
+    def _open_writer(self) -> ShardWriter:
+        known = settings()
+        return ShardWriter(
+            self.folder,
+            self.shard,
+            self.number,
+            flush_rows=known.flush_rows,
+            flush_interval_s=known.flush_interval_s,
+            began=self.began,
+            began_s=self.began_s,
+        )
 
 
 def _dropping(
@@ -297,13 +387,11 @@ def _counting_gpus(
     return lambda row: write(msgspec.structs.replace(row, gpu_s=row.engine_s * gpus))
 
 
-def _open_writer(folder: Folder, shard: Shard, attempt: int, began: datetime) -> ShardWriter:
-    known = settings()
-    return ShardWriter(
-        folder,
-        shard,
-        attempt,
-        flush_rows=known.flush_rows,
-        flush_interval_s=known.flush_interval_s,
-        began=began,
-    )
+def _purse(
+    folder: Folder, plan: Plan, shard: Shard, spec: RowSpec, log: ShardLog, began: datetime
+) -> Purse | NoPurse:
+    if not spec.budget.given:
+        return NoPurse()
+    rates = Rates.of(spec.resources)
+    began_s = began.timestamp()
+    return Purse(folder, plan, shard, spec.budget, rates, began_s=began_s, log=log.line)

@@ -99,8 +99,8 @@ class OpenTask:
 
     @property
     def rates(self) -> Rates:
-        """What a second of an engine's time on this task costs."""
-        return Rates(self.task.spec.resources.cost_per_hour)
+        """What tokens, or a second of an engine's time, cost."""
+        return Rates.of(self.task.spec.resources)
 
     def plan(self) -> Plan:
         """Reads the plan; there is one as soon as the input was spooled.

@@ -59,6 +59,7 @@ def _aggregate(opened: OpenTask, reports: list[ShardReport]) -> int:
         started_at=min(report.started_at for report in reports),
         error_budget=opened.spec.error_budget,
         rates=opened.rates,
+        limits=opened.spec.budget,
         evaluation=opened.spec.evaluation,
         metadata=metadata,
     ).rows

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from mloc_dagster.executors import OpenTask
 from mloc_dagster.results import (
+    BudgetReached,
     RowCounts,
     Scores,
     TrainingSummary,
@@ -27,15 +28,17 @@ class Verdict:
     Attributes:
         problem: What is wrong, in a sentence; empty when the check passed.
         metadata: What a person wants to see of it.
+        warning: What is to be known of a result that is handed on all the same.
     """
 
     problem: str
     metadata: Mapping[str, str | int | float]
+    warning: str = ""
 
     @property
     def passed(self) -> bool:
         """Whether nothing is wrong."""
-        return not self.problem
+        return not (self.problem or self.warning)
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -64,6 +67,11 @@ SCORED_ROW_CHECKS = Checks(
     "scored_rows",
     {**ROW_CHECKS.texts, "evaluation_gate": "The scores are what `evaluation.gate` asks for."},
 )
+_BUDGET = {"budget": "The task's budget was enough for all rows. If not, it is a warning."}
+_WITH_BUDGET = {
+    each: Checks(f"{each.name}_with_budget", {**each.texts, **_BUDGET})
+    for each in (ROW_CHECKS, SCORED_ROW_CHECKS)
+}
 TRAINING_CHECKS = Checks(
     "training",
     {
@@ -77,7 +85,8 @@ def checks_of(spec: TaskSpec) -> Checks:
     """Returns the checks of a task's result."""
     if isinstance(spec, TrainingSpec):
         return TRAINING_CHECKS
-    return SCORED_ROW_CHECKS if _scored(spec) else ROW_CHECKS
+    found = SCORED_ROW_CHECKS if _scored(spec) else ROW_CHECKS
+    return _WITH_BUDGET[found] if _limited(spec) else found
 
 
 def judge(opened: OpenTask, *, again: str = "") -> dict[str, Verdict]:
@@ -98,7 +107,21 @@ def judge(opened: OpenTask, *, again: str = "") -> dict[str, Verdict]:
     # A pass of its own: whoever counted while aggregating is not asked.
     counts = count_rows(read_rows(folder))
     verdicts = judge_rows(counts, opened.plan().rows, opened.spec, again=again)
-    return verdicts | (judge_scores(read_summary(folder).scores) if _scored(spec) else {})
+    if _scored(spec):
+        verdicts |= judge_scores(read_summary(folder).scores)
+    return verdicts | (judge_budget(read_summary(folder).budget) if _limited(spec) else {})
+
+
+def judge_budget(reached: BudgetReached | None) -> dict[str, Verdict]:
+    """Says whether a task ended for its budget: it was told to, so that is no failure."""
+    if reached is None:
+        return {"budget": Verdict("", {})}
+    figures = reached.model_dump(include={"spent", "limit", "computed", "rows"})
+    return {"budget": Verdict("", figures, warning=str(reached))}
+
+
+def _limited(spec: TaskSpec) -> bool:
+    return isinstance(spec, RowSpec) and bool(spec.budget.given)
 
 
 def _scored(spec: TaskSpec) -> bool:
@@ -119,7 +142,7 @@ def judge_rows(
     Returns:
         What each check of `ROW_CHECKS` came to.
     """
-    budget = allowed_errors(planned, spec.error_budget, counts.upstream)
+    budget = allowed_errors(planned, spec.error_budget, counts.excused)
     allowed_empty = spec.checks.max_empty_fraction * planned
     errors: dict[str, str | int | float] = {"errors": counts.errors, "allowed": budget}
     if counts.first_error is not None:

@@ -111,7 +111,8 @@ def _check_results(verdicts: Mapping[str, Verdict]) -> Iterator[dg.AssetCheckRes
         yield dg.AssetCheckResult(
             check_name=name,
             passed=verdict.passed,
-            description=verdict.problem or None,
+            severity=dg.AssetCheckSeverity.WARN if verdict.warning else dg.AssetCheckSeverity.ERROR,
+            description=verdict.problem or verdict.warning or None,
             metadata=verdict.metadata,
         )
 

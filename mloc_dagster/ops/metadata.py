@@ -51,7 +51,8 @@ def data_version_of(opened: OpenTask) -> str:
     blocks = {"model", opened.spec.block_name, "evaluation"}
     aside = {"evaluation": {"report_to"}}  # says nothing of the responses
     spec = opened.spec.model_dump(mode="json", include=blocks, exclude=aside)
-    known = canonical_json([plan.data_version, plan.seed, spec])
+    limits = opened.spec.budget.model_dump(mode="json", exclude_none=True, exclude_defaults=True)
+    known = canonical_json([plan.data_version, plan.seed, spec, *([limits] if limits else [])])
     return hashlib.sha256(known.encode()).hexdigest()[:16]
 
 
@@ -150,6 +151,7 @@ def responses_metadata(summary: TaskSummary, path: str) -> dict[str, dg.Metadata
         "tokens_per_s": dg.MetadataValue.float(round(summary.tokens_per_s, 1)),
         **_scores_metadata(summary),
         **_cost_metadata(summary.usage),
+        **_budget_metadata(summary),
         "usage": dg.MetadataValue.md(_usage(summary)),
         **pictures,
         "model": dg.MetadataValue.text(summary.model),
@@ -171,6 +173,12 @@ def _scores_metadata(summary: TaskSummary) -> dict[str, dg.MetadataValue]:
 
 def _cost_metadata(usage: Usage) -> dict[str, dg.MetadataValue]:
     return {} if usage.cost is None else {"cost": dg.MetadataValue.float(usage.cost)}
+
+
+def _budget_metadata(summary: TaskSummary) -> dict[str, dg.MetadataValue]:
+    if summary.budget is None:
+        return {}
+    return {"budget": dg.MetadataValue.text(str(summary.budget))}
 
 
 def _usage(summary: TaskSummary) -> str:

@@ -73,6 +73,7 @@ from .part_files import (
     part_rows as part_rows,
     read_rows as read_rows,
 )
+from .rates import UNPRICED as UNPRICED, Rates as Rates, TokenRates as TokenRates
 from .record import (
     RECORD_NAME as RECORD_NAME,
     TaskRecord as TaskRecord,
@@ -91,6 +92,7 @@ from .row_batch import BatchRow as BatchRow, RowBatch as RowBatch
 from .row_cache import CACHE_FOLDER as CACHE_FOLDER, RowCache as RowCache
 from .rows import (
     BASE64 as BASE64,
+    BUDGET_FAULT as BUDGET_FAULT,
     SERVER_FAULT as SERVER_FAULT,
     UPSTREAM_FAULT as UPSTREAM_FAULT,
     FunctionCall as FunctionCall,
@@ -114,6 +116,18 @@ from .shard_files import (
     read_in_flight as read_in_flight,
     write_in_flight as write_in_flight,
 )
+from .spans import Span as Span, covered_s as covered_s
+from .spend import (
+    BudgetReached as BudgetReached,
+    ShardSpend as ShardSpend,
+    Spend as Spend,
+    Spent as Spent,
+    first_reached as first_reached,
+    not_computed as not_computed,
+    read_spend as read_spend,
+    spend_in_parts as spend_in_parts,
+    write_spend as write_spend,
+)
 from .store import (
     Folder as Folder,
     ResultStore as ResultStore,
@@ -125,10 +139,8 @@ from .store import (
 )
 from .summary import (
     SUMMARY_NAME as SUMMARY_NAME,
-    UNPRICED as UNPRICED,
     Latencies as Latencies,
     ModelUsage as ModelUsage,
-    Rates as Rates,
     Scores as Scores,
     TaskSummary as TaskSummary,
     UsageCounter as UsageCounter,

@@ -17,18 +17,19 @@ from pydantic import JsonValue, ValidationError
 from mloc_dagster.errors import IncompleteResultsError
 from mloc_dagster.planning import Plan
 from mloc_dagster.results.part_files import Part, list_parts, read_rows
-from mloc_dagster.results.rows import UPSTREAM_FAULT, OutputRow, ToolCall
+from mloc_dagster.results.rates import UNPRICED, Rates
+from mloc_dagster.results.rows import BUDGET_FAULT, EXCUSED_FAULTS, OutputRow, ToolCall
+from mloc_dagster.results.spans import Span, attempt_spans, covered_s, mean_at_once
+from mloc_dagster.results.spend import BudgetReached, Spent, budget_reached, spend_in_parts
 from mloc_dagster.results.store import Folder
 from mloc_dagster.results.summary import (
     SUMMARY_NAME,
-    UNPRICED,
     PreviewRow,
-    Rates,
     Scores,
     TaskSummary,
 )
 from mloc_dagster.results.tally import Tally, is_empty
-from mloc_dagster.schema import RowEvaluation
+from mloc_dagster.schema import Limits, RowEvaluation
 
 if TYPE_CHECKING:
     from mloc_dagster.results.columns import TaskColumns
@@ -37,7 +38,7 @@ _FIRST_ERROR = 300
 """Characters of the first error: what is to be done comes after it and must be read, too."""
 
 
-def allowed_errors(rows: int, budget: float, upstream: int = 0) -> int:
+def allowed_errors(rows: int, budget: float, excused: int = 0) -> int:
     """Returns how many rows may fail before the task does.
 
     Any share above 0 allows at least one row and, of more than one, never all of them; 0 allows
@@ -46,10 +47,11 @@ def allowed_errors(rows: int, budget: float, upstream: int = 0) -> int:
     Args:
         rows: Rows of the task.
         budget: The share that may fail, 0 to 1.
-        upstream: Rows that failed in an earlier task, whose budget they were charged to: they may
-            all, and the share is that of the others.
+        excused: Rows that failed in an earlier task, whose budget they were charged to, and those
+            that the task's budget of tokens, cost or seconds left out: they may all, and the share
+            is that of the others.
     """
-    return upstream + _share(rows - upstream, budget)
+    return excused + _share(rows - excused, budget)
 
 
 def _share(rows: int, budget: float) -> int:
@@ -82,52 +84,6 @@ def budget_problem(
         f"{errors:,} of {rows:,} rows ended with an error, and error_budget allows {allowed:,}"
         f"{named}. Compute them again{command}, or run the template with a larger error_budget"
     )
-
-
-@dataclass(frozen=True, slots=True)
-class Span:
-    """The time of one attempt at a shard.
-
-    Attributes:
-        start_s: When it began, in seconds since 1970.
-        stop_s: When its last row was on the store.
-    """
-
-    start_s: float
-    stop_s: float
-
-    @classmethod
-    def between(cls, start: datetime, stop: datetime) -> Span:
-        """Returns the span from one moment to another."""
-        return cls(start.timestamp(), stop.timestamp())
-
-
-def attempt_spans(parts: Iterable[Part]) -> list[Span]:
-    """Returns the span of each attempt that left rows whose files say when."""
-    stops: dict[tuple[int, int], int] = {}
-    for part in parts:
-        if part.span is not None:
-            start, stop = part.span
-            attempt = (part.shard, start)
-            stops[attempt] = max(stop, stops.get(attempt, start))
-    return [Span(start / 1000, stop / 1000) for (_, start), stop in stops.items()]
-
-
-def covered_s(spans: Sequence[Span]) -> float:
-    """Returns the seconds that lie in at least one span."""
-    covered, until = 0.0, float("-inf")
-    for span in sorted(spans, key=lambda span: span.start_s):
-        covered += max(span.stop_s - max(span.start_s, until), 0.0)
-        until = max(until, span.stop_s)
-    return covered
-
-
-def mean_at_once(spans: Sequence[Span]) -> float | None:
-    """Returns how many spans there are at a time, on average, where there is any; None for none."""
-    covered = covered_s(spans)
-    if covered <= 0:
-        return None
-    return sum(span.stop_s - span.start_s for span in spans) / covered
 
 
 __all__ = ["PreviewRow", "TaskSummary", "aggregate_rows", "allowed_errors", "read_summary"]
@@ -165,6 +121,7 @@ def aggregate_rows(
     revision: str | None = None,
     error_budget: float = 0.0,
     rates: Rates = UNPRICED,
+    limits: Limits | None = None,
     evaluation: RowEvaluation | None = None,
     metadata: Mapping[str, JsonValue] | None = None,
     now: datetime | None = None,
@@ -181,7 +138,8 @@ def aggregate_rows(
         started_at: When the run that ends here began with the task.
         revision: The model's revision.
         error_budget: The share of rows that may have an error with the result still `ok`.
-        rates: What a second of engine time costs.
+        rates: What tokens, or seconds of engine time, cost.
+        limits: What the task may spend.
         evaluation: How answers are scored; None if they are not.
         metadata: Copied to `responses.json`.
         now: When the rows were there; the present by default.
@@ -218,7 +176,7 @@ def aggregate_rows(
     with folder.create(RESPONSES_NAME) as file:
         file.write(msgspec.json.encode(head)[:-1] + b',"result":{"items":[')
         scores = _write_items(file, folder, plan, tally.watch(read_rows(folder)), evaluation)
-        budget = allowed_errors(plan.rows, error_budget, tally.upstream_errors)
+        budget = allowed_errors(plan.rows, error_budget, tally.excused_errors)
         usage = tally.usage.result(model=model, wall_s=seconds, rates=rates)
         tail = {"ok": tally.errors <= budget, "model": model, "usage": usage.model_dump()}
         if scores is not None:
@@ -251,9 +209,27 @@ def aggregate_rows(
         fingerprint=fingerprint,
         at_once=mean_at_once(timed),
         scores=scores,
+        budget=_reached(folder, parts, plan, tally.unaffordable, limits, rates),
     )
     folder.write_bytes(SUMMARY_NAME, summary.model_dump_json(indent=2).encode() + b"\n")
     return summary
+
+
+def _reached(
+    folder: Folder,
+    parts: Sequence[Part],
+    plan: Plan,
+    unaffordable: int,
+    limits: Limits | None,
+    rates: Rates,
+) -> BudgetReached | None:
+    """Returns the budget that rows were left out for; None if none were."""
+    if not unaffordable or limits is None:
+        return None
+    # All that was computed, and not only the rows that count: of some there are several.
+    spend, spans = spend_in_parts(folder, parts)
+    spent = Spent.of(spend, covered_s(spans), rates)
+    return budget_reached(limits, spent, plan.rows - unaffordable, plan.rows)
 
 
 def read_summary(folder: Folder) -> TaskSummary:
@@ -360,7 +336,8 @@ class RowCounts:
         errors: Rows that ended with an error.
         first_error: Index and text of the first of them.
         empty: Rows without an error whose output is empty.
-        upstream: Those of the errors that are an earlier task's.
+        excused: Those of the errors that are an earlier task's, or the budget's.
+        unaffordable: Those of the errors that are the budget's.
     """
 
     rows: int
@@ -368,12 +345,13 @@ class RowCounts:
     errors: int
     first_error: tuple[int, str] | None
     empty: int
-    upstream: int = 0
+    excused: int = 0
+    unaffordable: int = 0
 
 
 def count_rows(rows: Iterable[OutputRow]) -> RowCounts:
     """Counts rows, gaps, errors and empty outputs in one pass."""
-    expected = errors = empty = upstream = 0
+    expected = errors = empty = excused = unaffordable = 0
     first_gap: int | None = None
     first_error: tuple[int, str] | None = None
     for row in rows:
@@ -382,8 +360,9 @@ def count_rows(rows: Iterable[OutputRow]) -> RowCounts:
         expected += 1
         if row.error is not None:
             errors += 1
-            upstream += row.fault == UPSTREAM_FAULT
+            excused += row.fault in EXCUSED_FAULTS
+            unaffordable += row.fault == BUDGET_FAULT
             first_error = first_error or (row.index, row.error)
         elif is_empty(row):
             empty += 1
-    return RowCounts(expected, first_gap, errors, first_error, empty, upstream)
+    return RowCounts(expected, first_gap, errors, first_error, empty, excused, unaffordable)

@@ -20,8 +20,8 @@ from mloc_dagster.results.export_row import ExportRow, VectorRow, export_rows
 from mloc_dagster.results.json_columns import with_columns
 from mloc_dagster.results.openai_batch import BatchFiles
 from mloc_dagster.results.part_files import read_rows
+from mloc_dagster.results.rates import UNPRICED, Rates
 from mloc_dagster.results.store import Folder
-from mloc_dagster.results.summary import UNPRICED, Rates
 from mloc_dagster.results.tables import BATCH_ROWS, row_schema, table_of
 from mloc_dagster.results.tally import Tally
 from mloc_dagster.schema import BATCH_ERRORS_NAME, BATCH_OUTPUT_NAME, OutputFormat

@@ -11,8 +11,8 @@ from typing import NamedTuple
 import msgspec
 
 from mloc_dagster.planning import Plan
+from mloc_dagster.results.rates import Rates
 from mloc_dagster.results.rows import OutputRow, Prompt, ToolCall
-from mloc_dagster.results.summary import Rates
 
 
 class RowColumn(NamedTuple):
@@ -73,7 +73,7 @@ ROW_COLUMNS: Mapping[str, RowColumn] = MappingProxyType(
         ),
         "cost": RowColumn(
             "double",
-            "`engine_s` at the price of the task's workers; none without a price.",
+            "Its tokens, or `engine_s`, at the task's prices; none without a price.",
             nullable=True,
         ),
         "reused": RowColumn(
@@ -195,7 +195,7 @@ def export_rows(
             row.engine_s,
             row.energy_j,
             row.gpu_s,
-            rates.cost(row.engine_s),
+            rates.of_row(row),
             row.reused or None,
             row.saved_s,
             row.custom_id,

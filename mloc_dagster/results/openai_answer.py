@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from mloc_dagster.results.rows import (
     BASE64,
+    BUDGET_FAULT,
     SERVER_FAULT,
     OutputRow,
     TokenLogprob,
@@ -19,6 +20,7 @@ from mloc_dagster.results.rows import (
 
 OK = 200
 BAD_REQUEST = 400
+TOO_MANY_REQUESTS = 429
 SERVER_ERROR = 500
 
 
@@ -132,6 +134,9 @@ class AnswerChunks:
 
 def refusal_of(failed: OutputRow) -> tuple[int, dict[str, Any]]:
     """Returns the status and the body of a request that failed for a row's error."""
+    if failed.fault == BUDGET_FAULT:
+        spent = {"message": failed.error, "type": "insufficient_quota", "param": None, "code": None}
+        return TOO_MANY_REQUESTS, {"error": spent}
     at_server = failed.fault == SERVER_FAULT
     kind = "server_error" if at_server else "invalid_request_error"
     error = {"message": failed.error, "type": kind, "param": None, "code": None}

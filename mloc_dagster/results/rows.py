@@ -17,6 +17,12 @@ SERVER_FAULT = "server"
 UPSTREAM_FAULT = "upstream"
 """The `fault` of rows that were not computed, as the row that they are built from failed."""
 
+BUDGET_FAULT = "budget"
+"""The `fault` of rows that were not computed, as the task had spent its budget."""
+
+EXCUSED_FAULTS = frozenset({UPSTREAM_FAULT, BUDGET_FAULT})
+"""Rows with one of these do not count for the share of rows that may end with an error."""
+
 
 class ServerFault(str):
     """Why a row has no answer, where the row is not to blame: what computed it broke down."""
@@ -195,7 +201,8 @@ class OutputRow(msgspec.Struct, frozen=True, omit_defaults=True):
             task did; empty when the row was computed itself.
         saved_s: Engine seconds that the reuse saved.
         fault: `server` when the error is no fault of the row: the engine or its worker broke down;
-            `upstream` when the row that it is built from failed, and it was not computed.
+            `upstream` when the row that it is built from failed, and it was not computed; `budget`
+            when it was not computed since the task had spent its budget.
         encoding: As in `SourceRow`; `embedding` is numbers all the same.
     """
 

@@ -52,6 +52,7 @@ class ShardWriter:
         flush_interval_s: Seconds that a row may wait, also when none follows it.
         began: When the attempt began, for the time that the task takes; unknown by default.
         clock: Seconds since any moment; the time of day may jump while rows are computed.
+        began_s: What the clock said when the attempt began; what it says now by default.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class ShardWriter:
         flush_interval_s: float,
         began: datetime | None = None,
         clock: Callable[[], float] = time.monotonic,
+        began_s: float | None = None,
     ) -> None:
         self._folder = folder
         self._shard = shard
@@ -71,7 +73,7 @@ class ShardWriter:
         self._flush_rows = flush_rows
         self._interval_s = flush_interval_s
         self._began = began
-        self._clock, self._opened_s = clock, clock()
+        self._clock, self._began_s = clock, clock() if began_s is None else began_s
         self._encoder = msgspec.json.Encoder()
         self._rows: list[tuple[int, bytes]] = []
         self._due_s = 0.0
@@ -144,7 +146,7 @@ class ShardWriter:
         rows.sort(key=lambda row: row[0])
         span = None
         if self._began is not None:
-            written = self._began + timedelta(seconds=self._clock() - self._opened_s)
+            written = self._began + timedelta(seconds=self._clock() - self._began_s)
             span = (_ms(self._began), _ms(written))
         data = b"\n".join([*(line for _, line in rows), b""])
         first, last, unique = rows[0][0], rows[-1][0], secrets.token_hex(4)

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from pydantic import AwareDatetime, BaseModel, ConfigDict
 
 from mloc_dagster.planning import CarriedColumns
+from mloc_dagster.results.rates import Rates
 from mloc_dagster.results.rows import OutputRow
+from mloc_dagster.results.spend import BudgetReached, Spend
 from mloc_dagster.schema import ReusedRows, Usage
 
 # From 0.1 ms to 10,000 s; a bucket is 12 % wide, which bounds the percentiles' error.
@@ -173,6 +175,7 @@ class TaskSummary(_Frozen):
         finished_at: When all its rows were there.
         fingerprint: Changes when a row, or anything else that goes into the files, changes.
         scores: What the template's `evaluation` came to; None without one.
+        budget: The budget that was reached before all rows were computed; None if none was.
     """
 
     task_id: str
@@ -201,29 +204,7 @@ class TaskSummary(_Frozen):
     revisions: tuple[str, ...] = ()
     at_once: float | None = None  # summaries of earlier versions have none
     scores: Scores | None = None
-
-
-SECONDS_PER_HOUR = 3600.0
-
-
-@dataclass(frozen=True, slots=True)
-class Rates:
-    """What a second of the engine's time costs.
-
-    Attributes:
-        cost_per_hour: What one worker costs an hour; None where the template does not say.
-    """
-
-    cost_per_hour: float | None = None
-
-    def cost(self, engine_s: float) -> float | None:
-        """Returns what so much of a worker's time costs; None without a price."""
-        if self.cost_per_hour is None:
-            return None
-        return engine_s / SECONDS_PER_HOUR * self.cost_per_hour
-
-
-UNPRICED = Rates()
+    budget: BudgetReached | None = None
 
 
 class UsageCounter:
@@ -238,6 +219,7 @@ class UsageCounter:
         self.cached_tokens = self.padding_tokens = self.reasoning_tokens = 0
         self.engine_s = self.gpu_s = self.saved_s = 0.0
         self.energy_j: float | None = None
+        self._spend = Spend()
         self._reused = {"task": 0, "cache": 0}
         self._reused_prompt_tokens = self._reused_completion_tokens = 0
 
@@ -253,6 +235,7 @@ class UsageCounter:
         self.gpu_s += row.gpu_s
         if row.energy_j is not None:
             self.energy_j = (self.energy_j or 0.0) + row.energy_j
+        self._spend.add(row)
         if row.reused:
             self._reused[row.reused] = self._reused.get(row.reused, 0) + 1
             self._reused_prompt_tokens += row.prompt_tokens
@@ -265,7 +248,7 @@ class UsageCounter:
         Args:
             model: What answered.
             wall_s: Seconds in which the task was computed.
-            rates: What engine time costs.
+            rates: What tokens, or engine time, cost.
         """
         read = self.prompt_tokens - self._reused_prompt_tokens
         return Usage(
@@ -285,7 +268,7 @@ class UsageCounter:
             engine_seconds=round(self.engine_s, 6),
             gpu_seconds=round(self.gpu_s, 6),
             energy_joules=None if self.energy_j is None else round(self.energy_j, 6),
-            cost=_rounded(rates.cost(self.engine_s)),
+            cost=_rounded(rates.cost(self._spend)),
         )
 
 

@@ -13,10 +13,11 @@ import msgspec
 from mloc_dagster.results.columns import TaskColumns, arrow, task_columns
 from mloc_dagster.results.export_row import ROW_COLUMNS, ExportRow, VectorRow, export_rows
 from mloc_dagster.results.part_files import read_rows
+from mloc_dagster.results.rates import Rates
 from mloc_dagster.results.record import TaskRecord, read_plan, read_record
 from mloc_dagster.results.rows import OutputRow
 from mloc_dagster.results.store import Folder
-from mloc_dagster.results.summary import Rates
+from mloc_dagster.schema import Resources
 
 BATCH_ROWS = 8192
 """Rows that are in memory at a time, and the size of Parquet's row groups."""
@@ -181,5 +182,4 @@ def _model(record: TaskRecord) -> str:
 
 def _rates(record: TaskRecord) -> Rates:
     resources = record.spec.get("resources")
-    price = resources.get("cost_per_hour") if isinstance(resources, dict) else None
-    return Rates(float(price)) if isinstance(price, int | float) else Rates()
+    return Rates.of(Resources.model_validate({} if resources is None else resources))

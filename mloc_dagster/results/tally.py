@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from mloc_dagster.errors import IncompleteResultsError
 from mloc_dagster.planning import Plan, shard_key
-from mloc_dagster.results.rows import UPSTREAM_FAULT, OutputRow, Prompt
+from mloc_dagster.results.rows import BUDGET_FAULT, EXCUSED_FAULTS, OutputRow, Prompt
 from mloc_dagster.results.summary import LatencyCounter, PreviewRow, UsageCounter
 from mloc_dagster.results.tool_calls import answer_text
 
@@ -29,7 +29,7 @@ class Tally:
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
         self._missing: dict[int, _Missing] = {}
-        self.errors = self.upstream_errors = 0
+        self.errors = self.excused_errors = self.unaffordable = 0
         self.empty_outputs = 0
         self.usage = UsageCounter()
         self.finish_reasons: Counter[str] = Counter()
@@ -68,7 +68,8 @@ class Tally:
             self.preview.append(shorten(row))
         if row.error is not None:
             self.errors += 1
-            self.upstream_errors += row.fault == UPSTREAM_FAULT
+            self.excused_errors += row.fault in EXCUSED_FAULTS
+            self.unaffordable += row.fault == BUDGET_FAULT
             if len(self.first_errors) < _PREVIEW_ROWS:
                 self.first_errors.append(shorten(row))
         elif is_empty(row):

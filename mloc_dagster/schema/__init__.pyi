@@ -10,6 +10,7 @@ from .base import (
     known_names as known_names,
     tags_of as tags_of,
 )
+from .budget import Limits as Limits
 from .data import (
     COMPRESSIONS as COMPRESSIONS,
     SUFFIXES as SUFFIXES,
@@ -118,7 +119,12 @@ from .placeholders import (
     literal as literal,
     parse_placeholders as parse_placeholders,
 )
-from .resources import Hardware as Hardware, Retries as Retries, Schedule as Schedule
+from .resources import (
+    Hardware as Hardware,
+    Resources as Resources,
+    Retries as Retries,
+    Schedule as Schedule,
+)
 from .result import (
     LoraTrainingResult as LoraTrainingResult,
     ReusedRows as ReusedRows,

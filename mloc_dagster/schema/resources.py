@@ -42,6 +42,19 @@ class Hardware(Block):
     gpu: Gpu = Gpu()
 
 
+class TokenPrices(Block):
+    """What a token costs, in any currency: 0.15 for a million tokens is 0.00000015."""
+
+    input: float = Field(ge=0)
+    """A token of a prompt."""
+
+    output: float = Field(ge=0)
+    """A token that is written; of vectors there are none."""
+
+    cached: float | None = Field(default=None, ge=0)
+    """A token of a prompt that is in the prefix cache; by default as any other."""
+
+
 class Resources(Block):
     """What a task asks of the machines it runs on."""
 
@@ -49,6 +62,10 @@ class Resources(Block):
 
     cost_per_hour: float | None = Field(default=None, ge=0)
     """What one worker costs an hour, in any currency; the usage then says what the task cost."""
+
+    cost_per_token: TokenPrices | None = None
+    """What tokens cost, where they are paid for and not the time of workers: instead of
+    `cost_per_hour`."""
 
     pool: str | None = Field(default=None, pattern=r"^[A-Za-z0-9_/]+$")
     """Dagster pool of its shards: `dagster instance concurrency set NAME N` lets at most N run at

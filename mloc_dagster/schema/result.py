@@ -111,8 +111,9 @@ class Usage(Block):
     """What the GPUs drew meanwhile; None where nothing measures it."""
 
     cost: float | None = None
-    """`engine_seconds` in hours times `resources.cost_per_hour`; None without that price. Workers
-    that load models or wait are not in it."""
+    """Tokens of computed rows at `resources.cost_per_token`, or `engine_seconds` in hours times
+    `resources.cost_per_hour`; None without a price. Workers that load models or wait are not in
+    it."""
 
 
 class RowsResult(Block):

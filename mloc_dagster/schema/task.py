@@ -7,6 +7,7 @@ from typing import ClassVar, Self
 from pydantic import Field, SerializeAsAny, model_validator
 
 from mloc_dagster.schema.base import Block, Name
+from mloc_dagster.schema.budget import Budget
 from mloc_dagster.schema.data import InferenceData, TrainingData
 from mloc_dagster.schema.evaluation import RowEvaluation
 from mloc_dagster.schema.inference import Inference, Pooling
@@ -81,7 +82,11 @@ class RowSpec(TaskSpec):
     block_name: ClassVar[str] = ""
     """The key of the block that says how rows are computed; has `error_budget` if rows may fail."""
 
+    row_limits: ClassVar[frozenset[str]] = frozenset()
+    """The limits of `budget.per_row` that are kept where such rows are computed."""
+
     data: InferenceData
+    budget: Budget = Budget()
     evaluation: RowEvaluation | None = None
 
     @model_validator(mode="after")
@@ -116,6 +121,8 @@ class RowSpec(TaskSpec):
 
 class ModelSpec(RowSpec):
     """A task that sends each row through a model."""
+
+    row_limits: ClassVar[frozenset[str]] = frozenset({"tokens", "cost"})
 
     model: Model
     reuse: bool = False

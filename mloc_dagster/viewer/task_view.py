@@ -226,6 +226,8 @@ def _state(folder: Folder, known: _Known, said: str) -> State:
 def _row_figures(summary: TaskSummary) -> Iterable[Figure]:
     yield Figure("rows", summary.rows)
     yield Figure("errors", summary.errors, f"{summary.allowed_errors:,} allowed")
+    if summary.budget is not None:
+        yield Figure("budget reached", summary.budget.amounts, summary.budget.progress)
     for name, mean in (summary.scores.metrics if summary.scores else {}).items():
         scored = summary.scores.scored.get(name.partition("/")[0], 0) if summary.scores else 0
         yield Figure(name, mean, f"mean of {scored:,} rows")

@@ -166,6 +166,8 @@ class TaskDetail(TaskView):
     """Of a task that trains."""
     metrics: Mapping[str, float] = {}
     """Means of the scores of a task that is done, by metric."""
+    budget: str = ""
+    """Which budget the task reached, and how far it came; empty if it reached none."""
 
 
 class TaskReply(TaskDetail, Reply):

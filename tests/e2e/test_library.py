@@ -46,6 +46,7 @@ ROWS = {
     "core/openai_batch": [[9]],
     "core/align_tiny": [[24]],
     "core/scored": [[24, 2]],
+    "core/budget": [[24]],
     "core/partitioned": [[2]],
     "experiments/gsm8k_scored": [[24, 6]],
     "experiments/gsm8k_single": [[24]],
@@ -144,7 +145,10 @@ def test_the_template_runs(
         for task in outcome.tasks:
             if task.training is None:
                 assert task.summary is not None
-                assert task.summary.errors == 0
+                reached = task.summary.budget
+                left_out = 0 if reached is None else reached.rows - reached.computed
+                assert task.summary.errors == left_out
+                assert bool(left_out) == (name == "core/budget")
             assert verify_manifest(open_store().task(task.task_id)) == ()
     if name == "core/http_delivery":
         assert len(heard := receiver) == 4  # the result, responses.json, and a log per shard

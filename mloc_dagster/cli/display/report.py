@@ -109,6 +109,8 @@ def _task_json(run: TemplateRun, task: TaskOutcome) -> dict[str, object]:
             "seconds": usage.latency_sec,
             "usage": usage.model_dump(mode="json"),
         }
+        if task.summary.budget is not None:
+            found["budget"] = task.summary.budget.model_dump(mode="json")
         if task.summary.scores is not None:
             found["metrics"] = task.summary.scores.metrics
     return found
@@ -143,6 +145,9 @@ def print_report(run: TemplateRun, out: Console) -> None:
             _print_models(usage_by_model(summaries), out)
         _print_scores(tasks, out)
     _print_slo(run.outcome.tasks, out)
+    for task in tasks:
+        if task.summary is not None and task.summary.budget is not None:
+            out.print(Text(f"{task.node}: {task.summary.budget}", style="yellow"), soft_wrap=True)
     if tasks:
         _print_preview(tasks[-1], out)
 

@@ -45,16 +45,22 @@ def task_lines(task: TaskDetail) -> Iterator[tuple[str, str]]:
     if task.metrics:
         figures = (f"{name} {value:.4g}" for name, value in task.metrics.items())
         yield "scores", ", ".join(figures)
-    if task.retries:
-        yield "retries", str(task.retries)
-    if task.losses:
-        yield "lost", f"{count(task.losses, 'worker')}, which costs no retry"
+    if task.budget:
+        yield "budget", task.budget.removeprefix("budget ")
+    yield from _setbacks(task)
     for shard, worker in sorted(task.workers.items()):
         yield "worker", f"{worker}: shard {shard_key(shard)}"
     if task.error:
         yield "error", task.error
     if task.folder:
         yield "results", task.folder
+
+
+def _setbacks(task: TaskDetail) -> Iterator[tuple[str, str]]:
+    if task.retries:
+        yield "retries", str(task.retries)
+    if task.losses:
+        yield "lost", f"{count(task.losses, 'worker')}, which costs no retry"
 
 
 def _progress(task: TaskDetail) -> Iterator[tuple[str, str]]:

@@ -341,6 +341,11 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
         {"enforce_cpu": True, "resources__hardware__gpu": {"count": 1}},
         {"enforce_cpu": True, "resources__hardware__gpu": {"count": 0}},
     ),
+    "resources.cost_per_token": (
+        SFT,
+        {"resources__cost_per_token": {"input": 1, "output": 1}},
+        {"resources__cost_per_hour": 1},
+    ),
     "parallel.enabled": (SFT, {"parallel__enabled": True}, {"parallel__enabled": False}),
     "parallel.strategy": (SFT, {"parallel__strategy": "rows"}, {}),
     "parallel.max_shards": (

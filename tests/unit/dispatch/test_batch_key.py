@@ -57,6 +57,7 @@ def test_models_are_compared_with_their_sampling() -> None:
     [
         {"items": MOST_ROWS + 1},
         {"echo": {"fail_rate": 0.5}},
+        {"budget": {"tokens": 9}},
         {"evaluation": {"metrics": ["json_valid"], "report_to": "mlflow"}},
         {"echo": {"poison": [0]}},
         {"output": {"destination": {"type": "http", "url": "http://example.com/"}}},

@@ -151,6 +151,16 @@ def test_time_and_cost_are_those_of_earlier_tasks_a_token(store: ResultStore) ->
     assert found.seconds.source.endswith(f"on {_ENGINE}, with 1 worker")
 
 
+def test_tokens_at_their_prices_need_no_earlier_task(store: ResultStore) -> None:
+    prices = {"cost_per_token": {"input": 0.5, "output": 2, "cached": 0.1}}
+    found = estimated(store, resources=prices)
+    prompts, written = found.prompt_tokens.value, found.output_tokens.value
+    assert prompts is not None
+    assert written is not None
+    source = "tokens at their prices, none of them from a prefix cache"
+    assert found.cost == Figure(0.5 * prompts + 2 * written, source, at_most=True)
+
+
 def test_answers_are_never_longer_than_allowed(store: ResultStore) -> None:
     remember(store, completion_tokens=400)
     assert estimated(store).output_tokens.value == 30

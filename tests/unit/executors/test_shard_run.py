@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import uuid
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -133,6 +134,22 @@ def test_part_files_say_when_their_attempt_began(
     began, written = part.span
     assert began == round(started_at.timestamp() * 1000)
     assert began <= written
+
+
+def test_the_time_of_an_attempt_begins_before_its_model_is_loaded(
+    monkeypatch: pytest.MonkeyPatch, cache: ModelCache
+) -> None:
+    loading = threading.Event()
+
+    def load(executor: Executor, _: object) -> object:
+        loading.wait(0.2)
+        return executor._engine
+
+    monkeypatch.setattr(Executor, "load", load)
+    folder, _, _ = ran(monkeypatch, cache, ["one"])
+    (part,) = list_parts(folder)
+    assert part.span is not None
+    assert part.span[1] - part.span[0] >= 200
 
 
 def test_a_damaged_part_is_named_and_its_rows_are_computed_again(

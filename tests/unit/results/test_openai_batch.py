@@ -230,6 +230,13 @@ def test_what_breaks_down_here_is_the_servers_fault() -> None:
     assert line["response"]["body"]["error"]["type"] == "server_error"
 
 
+def test_what_the_budget_left_out_is_over_the_quota() -> None:
+    row = OutputRow(0, "x", "", "error", error="not computed", fault="budget", custom_id="a")
+    _, (line,) = batch(row)
+    assert (line["error"], line["response"]["status_code"]) == (None, 429)
+    assert line["response"]["body"]["error"]["type"] == "insufficient_quota"
+
+
 def test_vectors() -> None:
     (line,), _ = batch(
         OutputRow(0, "x", embedding=[0.0, 1.0], custom_id="a", prompt_tokens=2),

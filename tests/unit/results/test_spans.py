@@ -9,10 +9,11 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from mloc_dagster.planning import Chunk, Plan, cut_shards
-from mloc_dagster.results.aggregate import Span, aggregate_rows, covered_s, mean_at_once
+from mloc_dagster.results.aggregate import aggregate_rows
 from mloc_dagster.results.part_files import list_parts, read_rows
 from mloc_dagster.results.rows import OutputRow
 from mloc_dagster.results.shard_files import ShardWriter
+from mloc_dagster.results.spans import Span, covered_s, mean_at_once
 from mloc_dagster.results.store import Folder, open_store
 from mloc_dagster.results.summary import TaskSummary
 

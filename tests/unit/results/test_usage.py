@@ -14,10 +14,11 @@ from hypothesis import given, settings, strategies as st
 from mloc_dagster.planning import Chunk, Plan, cut_shards
 from mloc_dagster.results.aggregate import aggregate_rows
 from mloc_dagster.results.export import export_results
+from mloc_dagster.results.rates import UNPRICED, Rates, TokenRates
 from mloc_dagster.results.rows import OutputRow
 from mloc_dagster.results.shard_files import ShardWriter
 from mloc_dagster.results.store import Folder, open_store
-from mloc_dagster.results.summary import UNPRICED, Rates, TaskSummary, UsageCounter, usage_by_model
+from mloc_dagster.results.summary import TaskSummary, UsageCounter, usage_by_model
 from mloc_dagster.schema import Usage, Usage as UsageSchema
 
 _STARTED = datetime(2026, 1, 1, tzinfo=UTC)
@@ -38,6 +39,16 @@ def test_a_second_of_the_engine_has_gpus_and_a_price() -> None:
     assert (usage.engine_seconds, usage.gpu_seconds, usage.cost) == (2.0, 4.0, 0.002)
     free = usage_of(OutputRow(0, "a", engine_s=1.5), rates=UNPRICED)
     assert (free.engine_seconds, free.gpu_seconds, free.cost) == (1.5, 0.0, None)
+
+
+def test_tokens_have_prices_of_their_own() -> None:
+    rates = Rates(tokens=TokenRates(input=0.5, output=2.0, cached=0.25))
+    usage = usage_of(
+        OutputRow(0, "a", prompt_tokens=10, completion_tokens=5, cached_tokens=4, engine_s=9),
+        OutputRow(1, "a", prompt_tokens=10, completion_tokens=5, reused="task"),
+        rates=rates,
+    )
+    assert usage.cost == 6 * 0.5 + 4 * 0.25 + 5 * 2.0, "nothing for the reused row"
 
 
 def test_tasks_of_one_model_are_added_up() -> None:
