@@ -25,7 +25,7 @@ from mloc_dagster.results import CACHE_FOLDER, RowCache, open_store
 from mloc_dagster.schema import Adapter, Model, ModelSpec, adapter_name, canonical_json, digest_of
 from mloc_dagster.settings import settings
 
-FORMAT = 3
+FORMAT = 4
 """Raised whenever equal keys may come to mean other answers."""
 
 

@@ -83,6 +83,8 @@ from .markers import (
     scalars as scalars,
 )
 from .model import (
+    AUTO_TEMPLATE as AUTO_TEMPLATE,
+    NO_TEMPLATE as NO_TEMPLATE,
     Adapter as Adapter,
     Model as Model,
     ModelSource as ModelSource,

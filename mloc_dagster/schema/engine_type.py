@@ -49,6 +49,8 @@ class Demand:
         logprobs: How many likeliest tokens are kept at each place (`inference.logprobs`).
         gpus: GPUs that it asks for.
         enforce_cpu: Whether it keeps off GPUs.
+        calls_tools: Whether its answers may be calls of tools.
+        forces_calls: Whether they have to be (`inference.tool_choice`).
     """
 
     certain: bool
@@ -56,6 +58,8 @@ class Demand:
     logprobs: int | None
     gpus: int
     enforce_cpu: bool
+    calls_tools: bool = False
+    forces_calls: bool = False
 
 
 def _no_values(options: Any) -> Mapping[str, JsonValue]:

@@ -163,6 +163,10 @@ def _refused_tools(block: Inference) -> Iterator[Refusal]:
             yield Refusal(("tool_choice", "function", "name"), reason)
     elif block.tool_choice == "required" and not names:
         yield Refusal(("tool_choice",), "'required' needs tools to choose from")
+    for name in ("min_tokens", "ignore_eos") if block.forces_calls else ():
+        if getattr(block, name):
+            reason = f"{name} cannot be kept where answers have to be calls: these end an answer"
+            yield Refusal((name,), reason)
     if block.calls_tools and block.structured_outputs is not None:
         reason = "a call of a tool cannot have the form that structured_outputs ask for"
         yield Refusal(("structured_outputs",), f"{reason}: leave out one of them, or tools: none")
@@ -229,6 +233,8 @@ def _demand(spec: ModelSpec, engine: EngineType, certain: EngineType | None) -> 
         logprobs=block.logprobs if isinstance(block, Inference) else None,
         gpus=spec.resources.hardware.gpu.count,
         enforce_cpu=spec.enforce_cpu,
+        calls_tools=isinstance(block, Inference) and block.calls_tools,
+        forces_calls=isinstance(block, Inference) and block.forces_calls,
     )
 
 

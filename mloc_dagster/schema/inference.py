@@ -125,6 +125,11 @@ class Inference(Block):
         return bool(self.tools) and self.tool_choice != "none"
 
     @property
+    def forces_calls(self) -> bool:
+        """Whether an answer has to be calls of tools."""
+        return self.calls_tools and self.tool_choice != "auto"
+
+    @property
     def greedy(self) -> bool:
         """Whether the most likely token is always taken."""
         return self.temperature == 0 or self.do_sample is False

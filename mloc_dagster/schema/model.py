@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, Self, cast
 from pydantic import (
     ConfigDict,
     Field,
+    JsonValue,
     ModelWrapValidatorHandler,
     ValidationError,
     ValidationInfo,
@@ -23,12 +24,19 @@ from mloc_dagster.errors import MlocError, UnknownNameError, nearest_hint
 from mloc_dagster.models import BUILTIN_MODELS
 from mloc_dagster.schema.base import Annotation, Block
 from mloc_dagster.schema.engine_type import EngineType, engine_types, find_engine
-from mloc_dagster.schema.markers import FileRef
+from mloc_dagster.schema.markers import FileRef, LibraryOptions, Path
 
 _DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential", "cpu", "cuda", "mps", "xpu")
 _DEVICE = re.compile(r"(?:cuda|mps|xpu|npu|hpu):\d+")
 
 Dtype = Literal["auto", "float32", "float16", "bfloat16"]
+
+
+AUTO_TEMPLATE, NO_TEMPLATE = "auto", "none"
+
+
+def _names_a_template(path: Path, value: JsonValue) -> bool:
+    return not path  # patterns of somebody's own may take a worker's time for ever
 
 
 class TransformersOptions(Block):
@@ -75,6 +83,13 @@ class TransformersOptions(Block):
 
     bnb_4bit_use_double_quant: bool = False
     """Quantise the scales of 4-bit weights, too: 0.4 bits less for each."""
+
+    response_template: Annotated[
+        str | Mapping[str, JsonValue], LibraryOptions(_names_a_template, itself=True)
+    ] = AUTO_TEMPLATE
+    """How calls of tools and thoughts are found in answers: one of TRL's response templates by its
+    name, such as `qwen3`; a template of transformers' `response_template` as it is; `auto` knows it
+    by the model's family; `none` finds neither."""
 
     max_batch_size: int = Field(default=64, ge=1)
     """Rows that are generated together at most."""

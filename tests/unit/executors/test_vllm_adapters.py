@@ -7,6 +7,7 @@ import shutil
 import threading
 from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from mloc_dagster.executors.engines.vllm import (
     requests as vllm_adapters,
     start as vllm_start,
 )
+from mloc_dagster.executors.engines.vllm.parsers import ParserChoice
 from mloc_dagster.executors.engines.vllm.requests import (
     ServedAdapters,
     load_adapters,
@@ -235,6 +237,8 @@ def test_an_engine_that_cannot_serve_its_adapters_is_ended(
     )
     monkeypatch.setattr(vllm_engine, "prepare_environment", lambda: None)
     monkeypatch.setattr(vllm_engine, "prepare_adapters", lambda plan, _: (plan, served))
+    parsers = SimpleNamespace(choice=ParserChoice(), check=lambda block: None)
+    monkeypatch.setattr(vllm_engine, "answer_parsers", lambda plan, options: parsers)
     monkeypatch.setattr(vllm_engine, "start_engine", lambda plan: llm)
     monkeypatch.setattr(vllm_engine, "PromptSteps", lambda llm, given: None)
     monkeypatch.setattr(vllm_engine, "processor_template", lambda llm: None)

@@ -10,7 +10,9 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
+from typing import Any
 
 from mloc_dagster.errors import MlocError, TaskCancelled, TransientError
 from mloc_dagster.executors.engines.pieces import Pieces
@@ -32,6 +34,7 @@ from mloc_dagster.executors.engines.transformers.model import (
     options_of,
     with_pixels,
 )
+from mloc_dagster.executors.engines.transformers.responses import Response, Responses, Say, held
 from mloc_dagster.executors.engines.transformers.sampling import GrammarCache
 from mloc_dagster.executors.engines.turn import Ticket, Turn
 from mloc_dagster.executors.image_stream import windows
@@ -42,7 +45,10 @@ from mloc_dagster.schema import EmbeddingSpec, Inference, ModelSpec, Transformer
 
 WINDOW_ROWS = 1024  # long enough to sort by length, short enough for bounded memory
 
-BY_ROW = {"system_prompt", "seed", "n", "structured_outputs", "error_budget"}
+BY_ROW = {
+    *("system_prompt", "seed", "n", "structured_outputs", "error_budget", "chat_template_kwargs"),
+    *("tools", "tool_choice", "parallel_tool_calls"),
+}
 """Fields of `inference` in which the rows of a batch may differ."""
 
 
@@ -60,7 +66,14 @@ class TransformersLoader(EngineLoader):
 
 def load_engine(spec: ModelSpec) -> TransformersEngine:
     """Loads the model; see `model.load_model` for what may go wrong."""
-    return TransformersEngine(load_model(spec.model, spec.enforce_cpu), options_of(spec.model))
+    engine = TransformersEngine(load_model(spec.model, spec.enforce_cpu), options_of(spec.model))
+    if isinstance(spec.row_block, Inference):
+        try:
+            engine.responses.check(spec.row_block)
+        except BaseException:
+            engine.close()
+            raise
+    return engine
 
 
 class TransformersEngine:
@@ -68,7 +81,10 @@ class TransformersEngine:
 
     Args:
         loaded: The model.
-        options: How large batches may be.
+        options: How large batches may be, and how answers are read.
+
+    Attributes:
+        responses: Reads answers.
     """
 
     def __init__(self, loaded: LoadedModel, options: TransformersOptions) -> None:
@@ -81,6 +97,7 @@ class TransformersEngine:
         self._sees = loaded.processor is not None
         vocab_size = loaded.model.config.get_text_config().vocab_size
         self._shelf = GrammarCache(loaded.tokenizer, vocab_size)
+        self.responses = Responses(options.response_template, loaded.tokenizer, loaded.name)
 
     @property
     def device(self) -> str:
@@ -139,6 +156,8 @@ class TransformersEngine:
     def _run(self, requests: Iterator[EngineRequest], replies: Replies, *, urgent: bool) -> None:
         runner = BatchRunner(self.loaded, replies, self._turn, urgent=urgent)
         options = self._options
+        if note := self.responses.note:
+            replies.log(note)
         for window in windows(requests, WINDOW_ROWS):
             if replies.cancelled():
                 raise TaskCancelled("stopped between two windows of rows")
@@ -173,15 +192,43 @@ class TransformersEngine:
                 continue
             try:
                 self.loaded.adapters.check(request.adapter)
-                grammar = self._shelf.of(sampling)
+                slots = [
+                    Slot(
+                        request,
+                        answer,
+                        room,
+                        None,
+                        pixels,
+                        *self._readers(request, answer, replies),
+                    )
+                    for answer in range(sampling.draws)
+                ]
+                grammar = self._grammar(request, sampling)
             except ValueError as error:
                 replies.failed(request, str(error))
                 continue
-            for answer in range(sampling.draws):
-                pieces = None
-                if request.stream:
-                    pieces = Pieces(partial(replies.text, request, answer), sampling.stop)
-                yield Slot(request, answer, room, grammar, pixels, pieces)
+            yield from (replace(slot, grammar=grammar) for slot in slots)
+
+    def _readers(
+        self, request: EngineRequest, answer: int, replies: Replies
+    ) -> tuple[Pieces | None, Response | None]:
+        """Returns what hears an answer grow, and what reads it."""
+        sampling = request.sampling
+        say = Say(
+            partial(replies.text, request, answer),
+            partial(replies.reasoning, request, answer),
+            partial(replies.tool_call, request, answer),
+        )
+        response = self.responses.begin(request, answer, say if request.stream else None)
+        if sampling is None or response is not None or not request.stream:
+            return None, response
+        return Pieces(partial(replies.text, request, answer), sampling.stop), None
+
+    def _grammar(self, request: EngineRequest, sampling: Inference) -> Any | None:
+        tag = self.responses.choice.structural_tag if held(sampling) else None
+        if tag is None:
+            return self._shelf.of(sampling)
+        return self._shelf.of_calls(sampling, tag, self.responses.thinking(request))
 
 
 class BatchRunner:
@@ -336,9 +383,9 @@ def make_batches(
 ) -> Iterator[list[Slot]]:
     """Yields batches, longest prompts first: what does not fit in memory shows at once.
 
-    All slots of a batch have the same adapter, the same sampling but for `BY_ROW`, and the same
-    `room`: none may run past the model's last position, and none may be cut short because its
-    neighbour is longer.
+    All slots of a batch have the same adapter, the same sampling but for `BY_ROW`, somebody or
+    nobody who reads them, and the same `room`: none may run past the model's last position, and
+    none may be cut short because its neighbour is longer.
 
     Args:
         slots: What to generate; held in memory.
@@ -361,7 +408,7 @@ def make_batches(
 
 
 def _alike(slots: Iterable[Slot]) -> list[list[Slot]]:
-    groups: dict[tuple[str | None, str, int], list[Slot]] = {}
+    groups: dict[tuple[str | None, str, int, bool], list[Slot]] = {}
     keys: dict[int, str] = {}  # slots hold their blocks, so an identity stays one block's
     for slot in slots:
         sampling = slot.request.sampling
@@ -370,5 +417,6 @@ def _alike(slots: Iterable[Slot]) -> list[list[Slot]]:
             key = "" if sampling is None else sampling.model_dump_json(exclude=BY_ROW)
             keys[id(sampling)] = key
         images = len(slot.request.rendered.images)  # of one shape, for models that want it so
-        groups.setdefault((slot.request.adapter, key, images), []).append(slot)
+        read = slot.response is not None
+        groups.setdefault((slot.request.adapter, key, images, read), []).append(slot)
     return list(groups.values())

@@ -16,6 +16,7 @@ from mloc_dagster.errors import TaskCancelled
 from mloc_dagster.executors.engines.pieces import Pieces
 from mloc_dagster.executors.engines.protocol import Answer, EngineRequest
 from mloc_dagster.executors.engines.transformers.model import LoadedModel, batch_pixels
+from mloc_dagster.executors.engines.transformers.responses import Response
 from mloc_dagster.executors.engines.transformers.sampling import GrammarMask, logits_processors
 from mloc_dagster.results import TokenLogprob
 from mloc_dagster.schema import Inference
@@ -40,6 +41,8 @@ class Slot:
         grammar: The compiled grammar of its form (see `sampling`); None when it is free.
         pixels: Its images as tensors (see `with_pixels`); empty without any.
         pieces: Takes the text as it grows; None where nobody listens.
+        response: Reads the answer, and takes it as it grows if somebody listens; None where it is
+            text only.
     """
 
     request: EngineRequest
@@ -48,6 +51,12 @@ class Slot:
     grammar: Any | None = None
     pixels: Mapping[str, Any] = field(default_factory=dict)
     pieces: Pieces | None = None
+    response: Response | None = None
+
+    @property
+    def listener(self) -> Pieces | Response | None:
+        """What takes the text as it grows; None where nobody listens."""
+        return self.response if self.request.stream and self.response is not None else self.pieces
 
     @property
     def tokens(self) -> list[int]:
@@ -80,10 +89,11 @@ def generate(
     final = sorted(_final_token_ids(loaded, inference))
     width = max(len(each.tokens) for each in batch)
     ids, mask = _left_padded(batch, width, loaded.pad_token_id, loaded.model.device)
-    answers = [(each.request.seed, each.answer) for each in batch]
-    stop_strings = StopStrings(
-        inference.stop, _decoder(loaded, inference), width=width, least=inference.min_tokens
-    )
+    streams = [(each.request.seed, each.answer) for each in batch]
+    # Those who read answers need the special tokens that calls are marked with.
+    raw = batch[0].response is not None
+    decode = _decoder(loaded, skip_special_tokens=inference.skip_special_tokens and not raw)
+    stop_strings = StopStrings(inference.stop, decode, width=width, least=inference.min_tokens)
     adapter = batch[0].request.adapter
     looks: list[Any] = [
         StopWhenCancelled(cancelled),
@@ -91,8 +101,7 @@ def generate(
     ]
     if inference.stop:
         looks.append(stop_strings)
-    if any(each.pieces is not None for each in batch):
-        decode = _decoder(loaded, inference)
+    if any(each.listener is not None for each in batch):
         looks.append(Speaker(batch, decode, frozenset(final), stop_strings, width=width))
     processors: list[Any] = []
     if any(each.grammar is not None for each in batch):
@@ -101,7 +110,7 @@ def generate(
     if recorder is not None:
         processors.append(recorder)
         looks.append(recorder.look)
-    processors += logits_processors(inference, answers, mask, final)
+    processors += logits_processors(inference, streams, mask, final)
     config = GenerationConfig(
         do_sample=False,
         max_new_tokens=batch[0].room,
@@ -121,13 +130,18 @@ def generate(
     lists = output[:, width:].tolist()
     ended_at = stop_strings.ended_at or [None] * len(lists)
     kept = _kept(lists, ended_at, frozenset(final))
-    texts = _texts(loaded, inference, stop_strings, kept, frozenset(final))
+    shown = loaded.eos_token_ids if raw else frozenset[int]()
+    texts = _texts(decode, inference, stop_strings, kept, frozenset(final) - shown)
     logprobs: Sequence[list[TokenLogprob] | None] = [None] * len(kept)
     if recorder is not None:
         logprobs = recorder.read([tokens for tokens, _ in kept], loaded.tokenizer)
-    return [
+    answers = [
         Answer(text, "stop" if ended or cut else "length", len(tokens), likelihoods)
         for (tokens, ended), (text, cut), likelihoods in zip(kept, texts, logprobs, strict=True)
+    ]
+    return [
+        answer if slot.response is None else slot.response.answer(answer, tokens, decode)
+        for slot, answer, (tokens, _) in zip(batch, answers, kept, strict=True)
     ]
 
 
@@ -145,7 +159,7 @@ def _kept(
 
 
 def _texts(
-    loaded: LoadedModel,
+    decode: Callable[[Any], list[str]],
     inference: Inference,
     stop_strings: StopStrings,
     kept: list[tuple[list[int], bool]],
@@ -153,7 +167,7 @@ def _texts(
 ) -> list[tuple[str, bool]]:
     """Returns each answer's text before what ended it, and whether a stop string did."""
     answers = [tokens[:-1] if tokens and tokens[-1] in final else tokens for tokens, _ in kept]
-    texts = _decoder(loaded, inference)(answers)
+    texts = decode(answers)
     starts = stop_strings.starts([tokens for tokens, _ in kept])
     return [
         cut_at_stop(text, inference.stop, start) for text, start in zip(texts, starts, strict=True)
@@ -174,11 +188,11 @@ def _left_padded(batch: Sequence[Slot], width: int, pad: int, device: Any) -> tu
     return torch.tensor(ids).to(device), mask.to(device, torch.long)
 
 
-def _decoder(loaded: LoadedModel, inference: Inference) -> Callable[[Any], list[str]]:
+def _decoder(loaded: LoadedModel, *, skip_special_tokens: bool) -> Callable[[Any], list[str]]:
     def decode(lists: list[list[int]]) -> list[str]:
         return loaded.tokenizer.batch_decode(
             lists,
-            skip_special_tokens=inference.skip_special_tokens,
+            skip_special_tokens=skip_special_tokens,
             clean_up_tokenization_spaces=False,
         )
 
@@ -256,7 +270,9 @@ class Speaker:
         width: int,
     ) -> None:
         self._going = {
-            place: each.pieces for place, each in enumerate(batch) if each.pieces is not None
+            place: listener
+            for place, each in enumerate(batch)
+            if (listener := each.listener) is not None
         }
         self._decode = decode
         self._final = final

@@ -26,7 +26,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mloc_dagster.errors import MissingExtraError
+from mloc_dagster.executors.engines.tool_calls import held_tools
 from mloc_dagster.executors.engines.transformers.engine_type import TRANSFORMERS
+from mloc_dagster.executors.engines.transformers.responses import Thinking
 from mloc_dagster.schema import Inference, StructuredOutputs, refused_in_inference
 
 if TYPE_CHECKING:
@@ -217,7 +219,7 @@ class GrammarCache:
         self._tokenizer = tokenizer
         self._vocab_size = vocab_size
         self._compiler: Any = None
-        self._known: dict[int, _Shelved] = {}
+        self._known: dict[tuple[int, str], _Shelved] = {}
 
     def of(self, sampling: Inference) -> Any | None:
         """Returns the compiled grammar for a row's options; None when its answers are free.
@@ -227,28 +229,77 @@ class GrammarCache:
                 the reason becomes the row's error.
             MissingExtraError: If xgrammar is not installed.
         """
-        known = self._known.get(id(sampling))
+        return self._kept(sampling, "", lambda: self._shelved(sampling))
+
+    def of_calls(self, sampling: Inference, tag: str, thinking: Thinking) -> Any:
+        """Returns the compiled grammar of answers that are held to calls of tools.
+
+        Args:
+            sampling: The row's options.
+            tag: xgrammar's name of the form of calls.
+            thinking: What may stand before them.
+
+        Raises:
+            ValueError: As `of`.
+            MissingExtraError: As `of`.
+        """
+
+        def compiled() -> _Shelved:
+            refused = self._refused(sampling)
+            if refused is not None:
+                return refused
+            return self._compiled(
+                sampling, "tools", lambda: self._compile_calls(sampling, tag, thinking)
+            )
+
+        return self._kept(sampling, thinking, compiled)
+
+    def _kept(self, sampling: Inference, variant: str, make: Callable[[], _Shelved]) -> Any | None:
+        key = id(sampling), variant
+        known = self._known.get(key)
         if known is None:
             if len(self._known) >= _MOST_KEPT:
                 self._known.clear()
-            known = self._known[id(sampling)] = self._shelved(sampling)
+            known = self._known[key] = make()
         if known.problem is not None:
             raise ValueError(known.problem)
         return known.grammar
 
-    def _shelved(self, sampling: Inference) -> _Shelved:
+    def _refused(self, sampling: Inference) -> _Shelved | None:
         for each in refused_in_inference(sampling, TRANSFORMERS):
             place = ".".join(map(str, each.path))
             return _Shelved(sampling, f"inference.{place}: {each.reason}")
+        return None
+
+    def _shelved(self, sampling: Inference) -> _Shelved:
         form = sampling.structured_outputs
-        if form is None:
-            return _Shelved(sampling)
+        refused = self._refused(sampling)
+        if refused is not None or form is None:
+            return refused or _Shelved(sampling)
+        return self._compiled(sampling, "structured_outputs", lambda: self._compile(form))
+
+    def _compiled(self, sampling: Inference, option: str, make: Callable[[], Any]) -> _Shelved:
         try:
-            return _Shelved(sampling, grammar=self._compile(form))
+            return _Shelved(sampling, grammar=make())
         except RuntimeError as error:  # what xgrammar raises, with its source's line in front
             reason = " ".join(str(error).rpartition(".cc:")[2].split()).lstrip("0123456789: ")
-            problem = f"inference.structured_outputs cannot be made a grammar: {reason}"
+            problem = f"inference.{option} cannot be made a grammar: {reason}"
             return _Shelved(sampling, problem)
+
+    def _compile_calls(self, sampling: Inference, tag: str, thinking: Thinking) -> Any:
+        compiler = self._ready_compiler()
+        from xgrammar import get_model_structural_tag
+
+        choice = sampling.tool_choice
+        tools: list[Any] = held_tools(sampling)
+        form = get_model_structural_tag(
+            tag,
+            tools,
+            choice if isinstance(choice, str) else choice.model_dump(mode="json"),
+            reasoning=thinking,
+            parallel_tool_calls=sampling.parallel_tool_calls,
+        )
+        return compiler.compile_structural_tag(form)
 
     def _compile(self, form: StructuredOutputs) -> Any:
         compiler = self._ready_compiler()

@@ -15,7 +15,8 @@ from typing import Any
 from mloc_dagster.errors import TaskCancelled
 from mloc_dagster.executors.engines.pieces import Pieces
 from mloc_dagster.executors.engines.protocol import Completion, EngineRequest, Replies
-from mloc_dagster.results import ServerFault
+from mloc_dagster.executors.engines.vllm.parsers import RequestParsing, Say
+from mloc_dagster.results import ServerFault, ToolCallDelta
 
 KEPT_S = 5.0
 """Rows stay out of the places of calls for that long: each that is put out begins anew."""
@@ -74,9 +75,24 @@ class Call:
         self._settle(request, partial(self._replies.failed, request, reason))
 
     def text(self, request: EngineRequest, answer: int, piece: str) -> None:
-        """Notes a piece of an answer."""
-        self._heard.add(request.row.index)
-        self._tell(partial(self._replies.text, request, answer, piece))
+        """Notes a piece of an answer's text."""
+        self._note(request, partial(self._replies.text, request, answer, piece))
+
+    def reasoning(self, request: EngineRequest, answer: int, piece: str) -> None:
+        """Notes a piece of an answer's thoughts."""
+        self._note(request, partial(self._replies.reasoning, request, answer, piece))
+
+    def tool_call(self, request: EngineRequest, answer: int, piece: ToolCallDelta) -> None:
+        """Notes a piece of an answer's calls."""
+        self._note(request, partial(self._replies.tool_call, request, answer, piece))
+
+    def say(self, request: EngineRequest) -> Say:
+        """Returns what takes the pieces of a request's answers."""
+        return Say(
+            partial(self.text, request),
+            partial(self.reasoning, request),
+            partial(self.tool_call, request),
+        )
 
     def dropped(self, request: EngineRequest) -> None:
         """Notes that a request, for which nobody waits, has left."""
@@ -103,7 +119,8 @@ class Call:
             del self._open[request.row.index]
             self._wake()
 
-    def _tell(self, reply: Callable[[], None]) -> None:
+    def _note(self, request: EngineRequest, reply: Callable[[], None]) -> None:
+        self._heard.add(request.row.index)
         self._news.append(reply)
         self._wake()
 
@@ -119,6 +136,7 @@ class Running:
         call: Whose it is; None for a row of a shard.
         outputs: The newest of each of its answers, where it is streamed.
         pieces: What was said of each of these.
+        parsing: What reads its answers; None where they are text only.
     """
 
     request: EngineRequest
@@ -127,6 +145,7 @@ class Running:
     call: Call | None = None
     outputs: dict[int, Any] = field(default_factory=dict)
     pieces: dict[int, Pieces] = field(default_factory=dict)
+    parsing: RequestParsing | None = None
 
     def hear(self, output: Any) -> None:
         """Says what is new in a streamed output, and completes a finished one by what was before.
@@ -137,11 +156,14 @@ class Running:
         if call is None or not self.request.stream:
             return
         for each in output.outputs:
+            self.outputs[each.index] = each
+            if self.parsing is not None:
+                self.parsing.hear(each, call.say(self.request))
+                continue
             pieces = self.pieces.get(each.index)
             if pieces is None:
                 pieces = Pieces(partial(call.text, self.request, each.index))
                 self.pieces[each.index] = pieces
-            self.outputs[each.index] = each
             if each.finish_reason is None:
                 pieces.grow(each.text)
             else:

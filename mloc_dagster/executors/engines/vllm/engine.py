@@ -10,7 +10,9 @@ from typing import Any
 from mloc_dagster.executors.engines.protocol import Completion, EngineRequest, Rendered, Replies
 from mloc_dagster.executors.engines.turn import LOOK_EVERY_S, Ticket, Turn
 from mloc_dagster.executors.engines.vllm.calls import Call, Traffic
+from mloc_dagster.executors.engines.vllm.engine_type import VLLM, VllmOptions
 from mloc_dagster.executors.engines.vllm.feed import Feed
+from mloc_dagster.executors.engines.vllm.parsers import AnswerParsers, RequestParsing
 from mloc_dagster.executors.engines.vllm.process import (
     TURN,
     cause_of,
@@ -30,13 +32,19 @@ from mloc_dagster.executors.engines.vllm.requests import (
     processor_template,
     sampling_params,
     sees,
+    template_beside,
 )
-from mloc_dagster.executors.engines.vllm.start import EnginePlan, plan_engine, start_engine
+from mloc_dagster.executors.engines.vllm.start import (
+    EnginePlan,
+    plan_engine,
+    read_model,
+    start_engine,
+)
 from mloc_dagster.executors.model_cache import release_memory, weights_bytes
 from mloc_dagster.executors.model_source import folder_revision
 from mloc_dagster.executors.prompts import RowBlock, render_chat, render_plain
 from mloc_dagster.results import InputRow
-from mloc_dagster.schema import ModelSpec
+from mloc_dagster.schema import Inference, ModelSpec
 
 STEP_TOKENS = 4096
 """Tokens of a step at most while prompts are read in pieces: what `vllm.LLM` takes on a CPU."""
@@ -60,10 +68,22 @@ def load_engine(spec: ModelSpec) -> VllmEngine:
     prepare_environment()
     plan, adapters = prepare_adapters(plan, spec.model.adapters)
     try:
-        return VllmEngine(plan, adapters)
+        parsers = answer_parsers(plan, spec.model.options(VLLM.name, VllmOptions))
+        if isinstance(spec.row_block, Inference):
+            parsers.check(spec.row_block)
+        if parsers.choice.reasoning is not None:  # forms begin behind the thoughts
+            plan = plan.with_arguments(reasoning_parser=parsers.choice.reasoning)
+        return VllmEngine(plan, adapters, parsers)
     except BaseException:
         adapters.folders.close()
         raise
+
+
+def answer_parsers(plan: EnginePlan, options: VllmOptions) -> AnswerParsers:
+    """Returns what will read the answers of a model; see `start.read_model` for what may fail."""
+    config, tokenizer = read_model(plan)
+    template = template_beside(tokenizer, config) or tokenizer.chat_template
+    return AnswerParsers(options, config, tokenizer, template, plan.source.identifier)
 
 
 class VllmEngine:
@@ -75,14 +95,18 @@ class VllmEngine:
     Args:
         plan: How it is started.
         adapters: What it serves besides the model.
+        parsers: What reads its answers; None where they are text only.
 
     Attributes:
         llm: vLLM's `LLMEngine`; None once closed.
         capacity: Requests that it computes at once at most.
     """
 
-    def __init__(self, plan: EnginePlan, adapters: ServedAdapters) -> None:
+    def __init__(
+        self, plan: EnginePlan, adapters: ServedAdapters, parsers: AnswerParsers | None = None
+    ) -> None:
         self._plan = plan
+        self._parsers = parsers
         self._adapters = adapters
         self.llm: Any = None
         self._start()
@@ -167,7 +191,8 @@ class VllmEngine:
 
         with self._turn.held(ticket, replies.cancelled):
             self._make_ready()
-            for note in self._plan.notes:
+            read_by = () if self._parsers is None else self._parsers.choice.notes
+            for note in (*self._plan.notes, *read_by):
                 replies.log(note)
             with computing:
                 computing.enter_context(self._prepared())
@@ -219,8 +244,8 @@ class VllmEngine:
         if not self._traffic.running:
             self._steps.in_pieces()
 
-    def add(self, request_id: str, request: EngineRequest) -> None:
-        """Hands a request to vLLM.
+    def add(self, request_id: str, request: EngineRequest) -> RequestParsing | None:
+        """Hands a request to vLLM; returns what reads its answers.
 
         Raises:
             ValueError: If it cannot be answered.
@@ -236,7 +261,10 @@ class VllmEngine:
             )
         if not sampling.greedy:
             self._steps.whole()
-        params = sampling_params(sampling, request.seed, room, stream=request.stream)
+        parsing = None if self._parsers is None else self._parsers.begin(request)
+        params = sampling_params(
+            sampling, request.seed, room, stream=request.stream, parsing=parsing
+        )
         lora = self._adapters.pick(request.adapter)
         self.llm.add_request(
             request_id,
@@ -245,6 +273,7 @@ class VllmEngine:
             lora_request=lora,
             priority=CALLS_FIRST if request.urgent else 0,
         )
+        return parsing
 
     def completion(
         self, request: EngineRequest, output: Any, *, engine_s: float, latency_s: float

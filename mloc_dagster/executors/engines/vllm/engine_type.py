@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Iterator, Mapping
 from functools import cache
 from types import MappingProxyType
@@ -108,6 +109,9 @@ _SAFE: Mapping[str, frozenset[str] | None] = MappingProxyType(
         "tokenizer_mode": frozenset({"auto", "hf", "slow", "mistral"}),
         "trust_remote_code": _NO_WORDS,  # the operator decides by MLOC_TRUST_REMOTE_CODE
         "use_tqdm_on_load": _NO_WORDS,
+        # Words for what vLLM has; plug-ins have arguments of their own.
+        "reasoning_parser": None,
+        "tool_call_parser": None,
     }
 )
 """Arguments that can name no code, file or host, each with the words that it may have."""
@@ -126,6 +130,14 @@ class VllmOptions(Block):
 
     block_marker: ClassVar[object] = LibraryOptions(_allows)
 
+    tool_call_parser: str = "auto"
+    """Which of vLLM's parsers finds the calls of tools in answers, by vLLM's name, such as
+    `hermes`; `auto` knows it by the model's family, and `none` finds none."""
+
+    reasoning_parser: str = "auto"
+    """Which of vLLM's parsers tells thoughts from answers, such as `deepseek_r1`; `auto` knows it
+    by the model's family, and `none` leaves thoughts in the text."""
+
     @property
     def arguments(self) -> dict[str, JsonValue]:
         """The arguments, sorted by name."""
@@ -136,6 +148,33 @@ class VllmOptions(Block):
 def argument_names() -> frozenset[str]:
     """Returns the fields of vLLM's `EngineArgs`; empty when vLLM is not installed."""
     return frozenset(class_fields(library_source("vllm", "engine/arg_utils.py"), "EngineArgs"))
+
+
+PARSERS: Mapping[str, str] = MappingProxyType(
+    {
+        "tool_call_parser": "tool_parsers/__init__.py",
+        "reasoning_parser": "reasoning/__init__.py",
+    }
+)
+"""The options that name a parser, and where vLLM lists those."""
+
+NO_PARSER, AUTO_PARSER = "none", "auto"
+
+OWN_TEMPLATE_PARSER = "hf"
+"""vLLM's parser that goes by the tokenizer's own response template."""
+
+
+@cache
+def parser_names(option: str) -> frozenset[str]:
+    """Returns the parsers that one of `PARSERS` may name; empty when vLLM is not installed."""
+    source = library_source("vllm", PARSERS[option])
+    tables = (
+        node.value
+        for node in ast.parse(source).body
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Dict)
+    )
+    keys = (key for table in tables for key in table.keys)
+    return frozenset(str(key.value) for key in keys if isinstance(key, ast.Constant))
 
 
 def _shares(options: VllmOptions) -> Mapping[str, JsonValue]:
@@ -156,8 +195,30 @@ def _refuses(options: VllmOptions, demand: Demand) -> Iterator[Refusal]:
     if demand.certain and isinstance(most, int) and 0 <= most < (demand.logprobs or 0):
         reason = f"inference.logprobs asks for {demand.logprobs}, and max_logprobs allows {most}"
         yield Refusal(("max_logprobs",), reason)
+    yield from _parsers(options, demand)
     if demand.possible:
         yield from _parallelism(given, demand)
+
+
+def _parsers(options: VllmOptions, demand: Demand) -> Iterator[Refusal]:
+    for option in PARSERS:
+        name, known = getattr(options, option), parser_names(option)
+        brought = f"{option}_plugin" in options.arguments
+        if known and not brought and name not in (NO_PARSER, AUTO_PARSER) and name not in known:
+            hint = nearest_hint(name, (*known, NO_PARSER, AUTO_PARSER))
+            yield Refusal((option,), f"vLLM has no parser {name!r}{hint}")
+    tools, thoughts = options.tool_call_parser, options.reasoning_parser
+    own = [each for each in (tools, thoughts) if each not in (NO_PARSER, AUTO_PARSER)]
+    if OWN_TEMPLATE_PARSER in own and len(set(own)) > 1:
+        reason = f"{OWN_TEMPLATE_PARSER!r} reads a whole answer: no other parser stands beside it"
+        yield Refusal(("reasoning_parser",), reason)
+    if not demand.certain:
+        return
+    if demand.calls_tools and tools == NO_PARSER:
+        yield Refusal(("tool_call_parser",), "inference.tools need a parser of calls")
+    if demand.forces_calls and tools == OWN_TEMPLATE_PARSER:
+        reason = f"{tools!r} cannot hold answers to calls, as inference.tool_choice asks for"
+        yield Refusal(("tool_call_parser",), reason)
 
 
 def _unknown_arguments(given: Mapping[str, JsonValue]) -> Iterator[Refusal]:
@@ -205,7 +266,7 @@ VLLM = EngineType(
     label="vLLM",
     options=VllmOptions,
     loader="mloc_dagster.executors.engines.vllm.loader:VllmLoader",
-    abilities=frozenset({"generate", "embed", "images", "adapters", "guided", "logprobs"}),
+    abilities=frozenset({"generate", "embed", "images", "adapters", "guided", "logprobs", "tools"}),
     order=10,
     chosen_for_cpu=False,
     instead={"load_in_4bit": _QUANTISED, "load_in_8bit": _QUANTISED},

@@ -18,6 +18,7 @@ from mloc_dagster.errors import TaskCancelled, TransientError
 from mloc_dagster.executors.engines.protocol import Completion, EngineRequest, Replies
 from mloc_dagster.executors.engines.turn import LOOK_EVERY_S
 from mloc_dagster.executors.engines.vllm.calls import Call, Running, Seats, Traffic
+from mloc_dagster.executors.engines.vllm.parsers import RequestParsing
 from mloc_dagster.executors.engines.vllm.process import (
     BrokenDown,
     cause_of,
@@ -46,8 +47,12 @@ class Feedable(Protocol):
     llm: Any
     capacity: int
 
-    def add(self, request_id: str, request: EngineRequest) -> None:
-        """Hands a request to vLLM; whatever it raises is this request's error."""
+    def add(self, request_id: str, request: EngineRequest) -> RequestParsing | None:
+        """Hands a request to vLLM; whatever it raises is this request's error.
+
+        Returns:
+            What reads its answers; None where they are text only.
+        """
         ...
 
     def completion(
@@ -183,7 +188,7 @@ class Feed:
         request_id = traffic.new_id()
         running = Running(request, traffic.busy_s, time.perf_counter(), call)
         try:
-            self._engine.add(request_id, request)
+            running.parsing = self._engine.add(request_id, request)
         except Exception as error:
             if is_dead(error):  # it never reached the engine, which was dead before
                 if call is not None:
@@ -214,6 +219,8 @@ class Feed:
                 engine_s=self._traffic.busy_s - running.busy_s,
                 latency_s=now - running.started,
             )
+            if running.parsing is not None:
+                completion = running.parsing.parsed(completion, output.outputs)
         except ValueError as error:
             self._fail(running, one_line(error))
             return

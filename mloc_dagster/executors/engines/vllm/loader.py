@@ -11,7 +11,7 @@ from mloc_dagster.executors.engines.protocol import Engine, EngineLoader, Option
 from mloc_dagster.executors.engines.vllm.engine_type import VllmOptions
 from mloc_dagster.executors.engines.vllm.process import vllm_build
 from mloc_dagster.executors.model_source import is_commit, paths_in
-from mloc_dagster.schema import EmbeddingSpec, Model, ModelSpec
+from mloc_dagster.schema import EmbeddingSpec, Model, ModelSpec, changed_options
 
 BLOCK_TOKENS = 16
 """vLLM's block of the prefix cache on GPUs, where the template names no `block_size`."""
@@ -92,11 +92,13 @@ class VllmLoader(EngineLoader):
 
     def identity(self, model: Model) -> OptionsIdentity:
         """Returns all arguments, and the one that may name what changes under the same name."""
-        given = model.options(self.engine.name, VllmOptions).arguments
+        options = model.options(self.engine.name, VllmOptions)
+        given = options.arguments
         names = sorted(_NAMES_OTHER_CONTENT)
         unknown = (each for each in names if not _is_known(each, _argument(given, each)))
         read = {name: given[name] for name in given.keys() - _NOT_READ}
-        return OptionsIdentity(given, tuple(paths_in(read)), next(unknown, None))
+        parsers = changed_options(options, given.keys())
+        return OptionsIdentity({**given, **parsers}, tuple(paths_in(read)), next(unknown, None))
 
     def prefix_block_tokens(self, spec: ModelSpec) -> int:
         """Returns the tokens of a block of the prefix cache; 0 where the template has none."""

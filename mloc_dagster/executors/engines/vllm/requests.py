@@ -15,6 +15,7 @@ from typing import Any
 from mloc_dagster.errors import InputError, TerminalError, TransientError, nearest_hint
 from mloc_dagster.executors.adapters import adapter_folder, merge_adapters
 from mloc_dagster.executors.engines.protocol import Answer, Completion, EngineRequest, Rendered
+from mloc_dagster.executors.engines.vllm.parsers import RequestParsing
 from mloc_dagster.executors.engines.vllm.process import is_dead
 from mloc_dagster.executors.engines.vllm.start import EnginePlan
 from mloc_dagster.executors.model_source import clear_load_errors, content_digest, is_commit
@@ -213,7 +214,14 @@ def _settle(scratch: Path, target: Path) -> None:
 FINISHED = ("stop", "length")
 
 
-def sampling_params(inference: Inference, seed: int, room: int, *, stream: bool = False) -> Any:
+def sampling_params(
+    inference: Inference,
+    seed: int,
+    room: int,
+    *,
+    stream: bool = False,
+    parsing: RequestParsing | None = None,
+) -> Any:
     """Returns vLLM's `SamplingParams` for one request.
 
     Args:
@@ -221,6 +229,7 @@ def sampling_params(inference: Inference, seed: int, room: int, *, stream: bool 
         seed: Seeds the request's own generator; unused when greedy.
         room: Tokens that fit behind the prompt.
         stream: Whether its answers are wanted as they grow, each time from their start.
+        parsing: What reads its answers; None where they are text only.
 
     Raises:
         ValueError: If vLLM refuses a value.
@@ -244,9 +253,11 @@ def sampling_params(inference: Inference, seed: int, room: int, *, stream: bool 
         repetition_penalty=inference.repetition_penalty,
         presence_penalty=inference.presence_penalty,
         frequency_penalty=inference.frequency_penalty,
-        skip_special_tokens=inference.skip_special_tokens,
+        skip_special_tokens=(inference if parsing is None else parsing).skip_special_tokens,
+        spaces_between_special_tokens=parsing is None or parsing.spaces_between_special_tokens,
         logprobs=inference.logprobs,
-        structured_outputs=_structured(inference.structured_outputs),
+        structured_outputs=(parsing and parsing.structured)
+        or _structured(inference.structured_outputs),
         output_kind=RequestOutputKind.CUMULATIVE if stream else RequestOutputKind.FINAL_ONLY,
         skip_clone=True,  # these are this request's alone
     )
@@ -337,11 +348,16 @@ def processor_template(llm: Any) -> str | None:
 
     It cannot be set on vLLM's tokenizer, which renders with copies of itself.
     """
-    if not sees(llm) or llm.get_tokenizer().chat_template:
+    return template_beside(llm.get_tokenizer(), llm.model_config)
+
+
+def template_beside(tokenizer: Any, model_config: Any) -> str | None:
+    """Returns the same of a model that is not loaded yet."""
+    if not model_config.is_multimodal_model or tokenizer.chat_template:
         return None
     from vllm.transformers_utils.processor import cached_processor_from_config
 
-    return getattr(cached_processor_from_config(llm.model_config), "chat_template", None)
+    return getattr(cached_processor_from_config(model_config), "chat_template", None)
 
 
 def picture_prompt(llm: Any, rendered: Rendered) -> Any:

@@ -121,6 +121,23 @@ def _given_arguments(model: Model) -> dict[str, Any]:
     return {**shared, **model.options(VLLM.name, VllmOptions).arguments}
 
 
+def read_model(plan: EnginePlan) -> tuple[Any, Any]:
+    """Returns what vLLM knows of a model before it is loaded: its `ModelConfig`, and its tokenizer.
+
+    Raises:
+        TerminalError: If vLLM refuses the model or an argument.
+        TransientError: If the hub cannot be reached.
+    """
+    prepare_environment()
+    from vllm import EngineArgs
+    from vllm.tokenizers import cached_tokenizer_from_config
+
+    _check_names(plan.arguments, EngineArgs)
+    with clear_load_errors(plan.source), _clear_refusals():
+        config = EngineArgs(**plan.arguments).create_model_config()
+        return config, cached_tokenizer_from_config(config)
+
+
 def start_engine(plan: EnginePlan) -> Any:
     """Starts an engine; see `process.shut_down` for its end.
 
