@@ -93,6 +93,7 @@ from .rows import (
     BASE64 as BASE64,
     SERVER_FAULT as SERVER_FAULT,
     UPSTREAM_FAULT as UPSTREAM_FAULT,
+    FunctionCall as FunctionCall,
     InputRow as InputRow,
     Message as Message,
     OutputRow as OutputRow,

@@ -32,6 +32,7 @@ from .data import (
     names_files as names_files,
 )
 from .engine_type import (
+    WEIGHTS as WEIGHTS,
     Demand as Demand,
     EngineType as EngineType,
     Refusal as Refusal,
@@ -80,6 +81,7 @@ from .markers import (
     marked as marked,
     replaced as replaced,
     scalars as scalars,
+    secrets_in as secrets_in,
 )
 from .model import (
     Adapter as Adapter,

@@ -9,8 +9,7 @@ import pytest
 from mloc_dagster.compile import compile_mapping
 from mloc_dagster.errors import TemplateError
 from mloc_dagster.executors.prompts import is_blank, render_chat, render_plain
-from mloc_dagster.results import Message, ToolCall
-from mloc_dagster.results.rows import FunctionCall
+from mloc_dagster.results import FunctionCall, Message, ToolCall
 from mloc_dagster.schema import Inference
 
 ADD = {"function": {"name": "add", "parameters": {"type": "object"}}}
