@@ -176,6 +176,13 @@ class Settings(BaseSettings):
     over the API may put into `output.destination` as `${NAME}`; by default none. Set it where the
     API and where the workers start."""
 
+    api_endpoints: Names = ()
+    """Endpoints, separated by commas, that a template that comes in over the API may name in
+    `model.source.base_url`, by default none; private and loopback addresses, too. With
+    `=VARIABLE` behind it, such as `https://api.openai.com/v1=OPENAI_API_KEY`, the workers take the
+    key from there for any task whose template has none. Set it where the API and where the
+    workers start."""
+
     api_options: Names = ()
     """Options, separated by commas, that a template that comes in over the API may set besides
     those that can neither run code nor read files: `model.vllm.hf_overrides`,

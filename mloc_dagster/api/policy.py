@@ -85,6 +85,8 @@ class Policy:
         """Returns what is wrong with the addresses of a URL; the worker looks at them again."""
         if not isinstance(found.marker, FileRef | Url) or not isinstance(found.value, str):
             return None
+        if isinstance(found.marker, Url) and found.marker.listed:
+            return None  # the operator has listed it, wherever it is
         for url in _HTTP_URL.findall(found.value):
             try:
                 host = urlsplit(url).hostname or ""

@@ -165,6 +165,8 @@ def _kinds(node: CompiledTask) -> set[str]:
     spec = node.task.spec
     if not isinstance(spec, ModelSpec | TrainingSpec):
         return {spec.task_type, "parquet"} if "parquet" in spec.output.formats else {spec.task_type}
+    if spec.model.source.type == "openai":
+        return {"llm", "openai"}
     source = {"huggingface": "huggingface"}.get(spec.model.source.type)
     return {"llm", "pytorch"} | ({source} if source else set())
 

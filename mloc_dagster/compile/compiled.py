@@ -20,7 +20,7 @@ Step = str | int
 TOKEN = re.compile(r"\$\$\{|\$\{(?P<inner>[^{}]*)\}|\$\{")
 _PARTITION_KEY = "partition_key"
 PARTITION = f"${{{_PARTITION_KEY}}}"
-_ENVIRONMENT = re.compile(r"[A-Z_][A-Z0-9_]*")
+_ENVIRONMENT = re.compile(r"(?:ENV:)?[A-Z_][A-Z0-9_]*")
 _EXPRESSION = re.compile(
     r"(?P<node>[A-Za-z0-9](?:[A-Za-z0-9._-]*?[A-Za-z0-9])?)\.result(?P<steps>(?=[.\[]|$).*)"
 )

@@ -11,7 +11,14 @@ from itertools import batched
 from mloc_dagster.compile import CompiledTemplate
 from mloc_dagster.fleet import QueuedRun, wanted_order
 from mloc_dagster.ledger import TaskEntry
-from mloc_dagster.schema import HttpDestination, ListData, RowSpec, canonical_json
+from mloc_dagster.schema import (
+    HttpDestination,
+    ListData,
+    ModelSpec,
+    RowSpec,
+    canonical_json,
+    secrets_in,
+)
 
 MOST_ROWS = 64
 """Rows of a task that counts as small."""
@@ -35,6 +42,8 @@ def batch_key(compiled: CompiledTemplate) -> str | None:
     spec = compiled.tasks[0].task.spec
     if not isinstance(spec, RowSpec) or not _is_small(spec) or not _is_indifferent(spec):
         return None
+    if isinstance(spec, ModelSpec) and any(secrets_in(spec.model)):
+        return None  # each asks its endpoint with its own key
     shared = spec.model_dump(mode="json", by_alias=True, exclude=_OWN)
     text = canonical_json([spec.task_type, shared])
     return hashlib.sha256(text.encode()).hexdigest()[:32]

@@ -47,7 +47,9 @@ from mloc_dagster.schema import (
     canonical_json,
     certain_engine,
     changed_options,
+    digest_of,
     idle_options,
+    secrets_in,
 )
 
 
@@ -75,6 +77,8 @@ class InferenceExecutor:
         }
         if isinstance(spec, EmbeddingSpec):
             parts["pooling_type"] = spec.pooling.pooling_type  # some engines start with it
+        if secrets := list(secrets_in(model)):  # whoever pays is not to be mixed up
+            parts["secrets"] = digest_of(*secrets).hex()
         identity = canonical_json(parts)
         return ModelKey(model.engine or "auto", identity, name=_short_name(model.source))
 

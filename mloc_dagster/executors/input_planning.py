@@ -75,6 +75,8 @@ def find_tokenizer(source: ModelSource) -> Path | None:
 
     There is none either where the extra `hf` is not installed: a machine that only plans.
     """
+    if source.type == "openai":
+        return None  # whatever the endpoint has, it is not here
     if not (find_spec("tokenizers") and find_spec("huggingface_hub")):
         return None
     path: str | object | None

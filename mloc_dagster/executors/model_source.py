@@ -202,7 +202,7 @@ _TERMINAL_CAUSES = frozenset(
 
 
 def model_place(source: ModelSource) -> str:
-    """Returns where the weights are: a folder, or the hub's id.
+    """Returns where the weights are: a folder, or the hub's id; of an endpoint its address.
 
     What lies at an address, such as the results of a training on a store elsewhere, is fetched.
 
@@ -211,6 +211,8 @@ def model_place(source: ModelSource) -> str:
         InputError: If there are no weights at the address.
         TransientError: If they cannot be fetched now.
     """
+    if source.type == "openai":
+        return source.base_url or ""
     if source.type == "builtin":
         return str(builtin_model_path(source.identifier))
     if source.type == "local" or Path(source.identifier).exists():  # which the libraries prefer

@@ -141,12 +141,19 @@ def model_identity(spec: ModelSpec, engine: Engine) -> bytes:
 
 def _refuse_the_unknown(spec: ModelSpec, engine: Engine) -> None:
     model = spec.model
-    if not engine.revision:
+    if model.source.type == "openai":
+        if model.source.revision is None or "${" in (model.source.base_url or ""):
+            raise NoReuseError(
+                "an endpoint may change its model at any time: write base_url as it is, and name "
+                "the model's state in model.source.revision, to have answers reused under it"
+            )
+    elif not engine.revision:
         raise NoReuseError("the engine does not know the model's revision")
     blocks = model.source, *model.engine_blocks().values()
     if any(getattr(each, "trust_remote_code", False) for each in blocks):
         raise NoReuseError("code that comes with the weights has no revision of its own")
-    if not Path(model_place(model.source)).is_dir() and not is_commit(engine.revision):
+    local = model.source.type == "openai" or Path(model_place(model.source)).is_dir()
+    if not local and not is_commit(engine.revision):
         raise NoReuseError(f"{engine.revision!r} is no commit of the hub")
     for adapter in model.adapters:
         if _local(adapter) is None:

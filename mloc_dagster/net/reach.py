@@ -47,7 +47,8 @@ PROTOCOLS = frozenset({"http", "https", "s3", "s3a", "gs", "gcs", "az", "abfs", 
 
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)(://|::)")
 _IPV6_HOST = re.compile(r"//\[[0-9A-Fa-f:.]+\]")
-_VARIABLE = re.compile(r"\$\{([A-Z_][A-Z0-9_]*)\}")
+_VARIABLE = re.compile(r"\$\{(?:ENV:)?([A-Z_][A-Z0-9_]*)\}")
+_LISTED_ENDPOINT = re.compile(r"(?P<url>.+?)(?:=(?P<variable>[A-Z_][A-Z0-9_]*))?")
 _TASK_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 # Old keys, which the compiler drops.
@@ -174,6 +175,30 @@ class Reach:
                 "MLOC_API_DATA_ROOTS names"
             )
 
+    def check_endpoint(self, base_url: str) -> None:
+        """Checks that an endpoint may be asked.
+
+        Raises:
+            OutOfReachError: If it is none of those that templates of this origin may name.
+        """
+        if self.limited and base_url.rstrip("/") not in _endpoints():
+            raise OutOfReachError(
+                f"{_shown(base_url)} is no endpoint that a template that comes over the API may "
+                "name: the operator lists them in MLOC_API_ENDPOINTS"
+            )
+
+    def endpoint_key(self, base_url: str, api_key: str | None) -> str | None:
+        """Returns what an endpoint is sent as key: the template's, else the operator's for it.
+
+        Raises:
+            OutOfReachError: If the task may not have the variable that it names.
+            InputError: If a variable is not set.
+        """
+        if api_key is not None:
+            return self.filled_in(api_key)
+        variable = _endpoints().get(base_url.rstrip("/"), "")
+        return LOCAL.filled_in(f"${{{variable}}}") if variable else None
+
     def why_host_refused(self, host: str) -> str | None:
         """Returns why HTTP may not lead to a host, by the addresses that it has here and now."""
         try:
@@ -197,6 +222,8 @@ class Reach:
                 self._check_option(found.name, allowed=str(found.value).lower() in FALSE)
             case FileRef():
                 self._check_reference(text)
+            case Url(listed=True):
+                self.check_endpoint(text)
             case Url() | Secret():
                 self.check_variables(text)
             case ResultPath():
@@ -259,6 +286,12 @@ _current: ContextVar[Reach] = ContextVar("mloc_reach", default=LOCAL)
 def current_reach() -> Reach:
     """Returns the reach of the task that is worked on; of a local one where there is none."""
     return _current.get()
+
+
+def _endpoints() -> dict[str, str]:
+    """Returns the operator's endpoints, each with the variable that has its key, or nothing."""
+    found = (_LISTED_ENDPOINT.fullmatch(each) for each in settings().api_endpoints)
+    return {each["url"].rstrip("/"): each["variable"] or "" for each in found if each is not None}
 
 
 def _variable(found: re.Match[str]) -> str:

@@ -81,8 +81,7 @@ def _named(block: BaseModel) -> Iterator[tuple[Kind, str]]:
         case TrainingData(dataset_name=str(name)):
             yield "dataset", name
         case ModelSource():
-            local = block.type == "local" and "${" not in block.identifier
-            yield "model", _absolute(block.identifier) if local else block.identifier
+            yield "model", _model(block)
         case RewardModel():
             local = Path(block.identifier).is_dir()
             yield "model", _absolute(block.identifier) if local else block.identifier
@@ -97,6 +96,13 @@ def _named(block: BaseModel) -> Iterator[tuple[Kind, str]]:
         for each in value if isinstance(value, tuple | list) else (value,):
             if isinstance(each, BaseModel):
                 yield from _named(each)
+
+
+def _model(source: ModelSource) -> str:
+    if source.type == "openai":
+        return f"{source.base_url}/{source.identifier}"
+    local = source.type == "local" and "${" not in source.identifier
+    return _absolute(source.identifier) if local else source.identifier
 
 
 def _absolute(folder: str) -> str:

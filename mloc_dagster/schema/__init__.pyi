@@ -33,6 +33,7 @@ from .data import (
     names_files as names_files,
 )
 from .engine_type import (
+    WEIGHTS as WEIGHTS,
     Demand as Demand,
     EngineType as EngineType,
     Refusal as Refusal,
@@ -81,6 +82,7 @@ from .markers import (
     marked as marked,
     replaced as replaced,
     scalars as scalars,
+    secrets_in as secrets_in,
 )
 from .model import (
     AUTO_TEMPLATE as AUTO_TEMPLATE,

@@ -21,6 +21,9 @@ Ability = Literal["generate", "embed", "images", "adapters", "guided", "logprobs
 """`generate` text, `embed` rows as vectors, read rows with `images`, answer with LoRA `adapters`,
 hold answers to a form (`guided`), say how likely their tokens were (`logprobs`), call `tools`."""
 
+WEIGHTS = frozenset({"huggingface", "local", "builtin"})
+"""Types of `model.source` that are weights to load; the others say who has them."""
+
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
@@ -86,6 +89,7 @@ class EngineType:
         abilities: What it can do; templates that want more are refused where it is certain, and
             it is not chosen for them where it is not.
         xgrammar_only: Whether a form is refused that xgrammar cannot enforce by itself.
+        sources: Types of `model.source` that it can take a model from.
         order: Its place among the engines that a task may get which names none, the lowest first;
             None if it is to be named (`model.engine`, `MLOC_ENGINE`).
         runs_anywhere: Whether it runs on every machine that has its library.
@@ -108,6 +112,7 @@ class EngineType:
     loader: str
     abilities: frozenset[Ability] = frozenset({"generate"})
     xgrammar_only: bool = False
+    sources: frozenset[str] = WEIGHTS
     order: int | None = None
     runs_anywhere: bool = False
     chosen_for_cpu: bool = True

@@ -24,7 +24,7 @@ from mloc_dagster.schema.engine_type import (
     find_engine,
 )
 from mloc_dagster.schema.inference import Inference
-from mloc_dagster.schema.model import Adapter, Model
+from mloc_dagster.schema.model import Adapter, Model, ModelSource
 from mloc_dagster.schema.task import ModelSpec
 from mloc_dagster.schema.tools import NamedToolChoice
 
@@ -51,6 +51,7 @@ def candidates(spec: ModelSpec, preferred: str | None = None) -> list[EngineType
         each
         for each in engine_types().values()
         if (each.order is not None or each.name == preferred)
+        and spec.model.source.type in each.sources
         and (each.chosen_for_cpu or not spec.enforce_cpu)
         and needed <= each.abilities
     ]
@@ -70,6 +71,9 @@ def certain_engine(spec: ModelSpec) -> EngineType | None:
     """Returns the engine that will run a task wherever it runs; None when that depends."""
     if spec.model.engine is not None:
         return find_engine(spec.model.engine)
+    able = [each for each in engine_types().values() if spec.model.source.type in each.sources]
+    if len(able) == 1:
+        return able[0]
     if (claim := claim_on(spec.model)) is not None:
         return claim[0]
     first = next(iter(candidates(spec)), None)
@@ -120,6 +124,7 @@ def refusals(spec: ModelSpec) -> Iterator[Refusal]:
             yield Refusal((spec.block_name, *each.path), each.reason)
     yield from _refused_adapters(spec.model.adapters)
     if engine is not None:
+        yield from _refused_source(spec.model.source, engine)
         for ability, path in _needs(spec).items():
             if ability not in engine.abilities:
                 yield Refusal(path, f"{engine.label} {_CANNOT[ability]}")
@@ -170,6 +175,16 @@ def _refused_tools(block: Inference) -> Iterator[Refusal]:
     if block.calls_tools and block.structured_outputs is not None:
         reason = "a call of a tool cannot have the form that structured_outputs ask for"
         yield Refusal(("structured_outputs",), f"{reason}: leave out one of them, or tools: none")
+
+
+def _refused_source(source: ModelSource, engine: EngineType) -> Iterator[Refusal]:
+    if source.type not in engine.sources:
+        able = [each.name for each in engine_types().values() if source.type in each.sources]
+        reason = (
+            f"{engine.label} takes no model of type {source.type}: remove engine, or name "
+            f"{' or '.join(able)}"
+        )
+        yield Refusal(("model", "engine"), reason)
 
 
 def _refused_adapters(adapters: tuple[Adapter, ...]) -> Iterator[Refusal]:

@@ -37,7 +37,14 @@ class FileRef:
 
 @dataclass(frozen=True, slots=True)
 class Url:
-    """An HTTP address that a worker contacts; `${NAME}` in it may come from the environment."""
+    """An HTTP address that a worker contacts; `${NAME}` in it may come from the environment.
+
+    Attributes:
+        listed: Whether a template that comes over the API may name only those that the operator
+            has listed (`MLOC_API_ENDPOINTS`).
+    """
+
+    listed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +127,22 @@ def hides(block: type[BaseModel], loc: Sequence[str | int]) -> bool:
         # A step that leads nowhere is pydantic's label of a union member.
         shapes = [found for shape in shapes for found in shape.below(step)] or shapes
     return any(shape.is_secret() for shape in shapes)
+
+
+def secrets_in(value: object) -> Iterator[str]:
+    """Yields the secrets of a typed block as they are written: dumped, all of them look alike."""
+    if isinstance(value, SecretStr):
+        yield value.get_secret_value()
+    elif isinstance(value, BaseModel):
+        for name, each in (*value, *(value.model_extra or {}).items()):
+            del name
+            yield from secrets_in(each)
+    elif isinstance(value, Mapping):
+        for each in cast("Mapping[str, object]", value).values():
+            yield from secrets_in(each)
+    elif isinstance(value, tuple):
+        for each in cast("tuple[object, ...]", value):
+            yield from secrets_in(each)
 
 
 def scalars(value: JsonValue, path: Path = ()) -> Iterator[tuple[Path, JsonValue]]:

@@ -12,6 +12,7 @@ from pydantic import (
     Field,
     JsonValue,
     ModelWrapValidatorHandler,
+    SecretStr,
     ValidationError,
     ValidationInfo,
     field_validator,
@@ -24,7 +25,7 @@ from mloc_dagster.errors import MlocError, UnknownNameError, nearest_hint
 from mloc_dagster.models import BUILTIN_MODELS
 from mloc_dagster.schema.base import Annotation, Block
 from mloc_dagster.schema.engine_type import EngineType, engine_types, find_engine
-from mloc_dagster.schema.markers import FileRef, LibraryOptions, Path
+from mloc_dagster.schema.markers import FileRef, LibraryOptions, Path, Url
 
 _DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential", "cpu", "cuda", "mps", "xpu")
 _DEVICE = re.compile(r"(?:cuda|mps|xpu|npu|hpu):\d+")
@@ -117,17 +118,31 @@ class TransformersOptions(Block):
 _HUB_ID = re.compile(r"(?!.*(?:--|\.\.))(?:[\w-][\w.-]*/)?[\w][\w.-]{0,95}(?<![.-])", re.ASCII)
 
 
-class ModelSource(Block):
-    """Where the weights come from."""
+_CREDENTIALS_IN_URL = re.compile(r"^[a-z]+://[^/?#]*@", re.IGNORECASE)
 
-    type: Literal["huggingface", "local", "builtin"] = "huggingface"
-    """`huggingface` (a hub id), `local` (a folder) or `builtin` (ships with mloc)."""
+
+class ModelSource(Block):
+    """Where the weights come from, or who has them."""
+
+    type: Literal["huggingface", "local", "builtin", "openai"] = "huggingface"
+    """`huggingface` (a hub id), `local` (a folder), `builtin` (ships with mloc) or `openai`
+    (answered by an endpoint that speaks OpenAI's API)."""
 
     identifier: Annotated[str, FileRef(anchored=False)] = Field(min_length=1)
-    """Hub id, path, or the name of a builtin model such as `tiny-chat`."""
+    """Hub id, path, the name of a builtin model such as `tiny-chat`, or what an endpoint calls
+    it."""
 
     revision: str | None = Field(default=None, min_length=1)
-    """Branch, tag or commit on the hub; models of other types have none."""
+    """Branch, tag or commit on the hub. Of an endpoint a name of your own for the state of the
+    model: with it, answers are reused in later tasks that name the same."""
+
+    base_url: Annotated[str | None, Url(listed=True)] = Field(
+        default=None, pattern=r"^(https?://[^\s/]+|\$\{)"
+    )
+    """Of an endpoint: its address up to `/v1`, such as `https://api.openai.com/v1`."""
+
+    api_key: SecretStr | None = None
+    """Of an endpoint: take it from the environment, `${NAME}`. Without it none is sent."""
 
     trust_remote_code: bool = False
     """Runs code that comes with the weights; the operator must allow it too."""
@@ -136,7 +151,7 @@ class ModelSource(Block):
     @classmethod
     def _of_hub(cls, revision: str | None, info: ValidationInfo) -> str | None:
         kind = info.data.get("type", "huggingface")
-        if revision is not None and kind != "huggingface":
+        if revision is not None and kind in ("local", "builtin"):
             raise ValueError(
                 f"a model of type {kind} has no revision {revision!r}: its files are what they "
                 "are; remove it, or take the model from the hub (type: huggingface)"
@@ -158,6 +173,31 @@ class ModelSource(Block):
                 "a folder is of type local, a model that ships with mloc of type builtin"
             )
         return identifier
+
+    @field_validator("base_url")
+    @classmethod
+    def _bare(cls, url: str | None) -> str | None:
+        if url is not None and _CREDENTIALS_IN_URL.match(url):
+            raise ValueError("an address with credentials in it: put the key into api_key")
+        return url
+
+    @model_validator(mode="after")
+    def _reached_or_loaded(self) -> Self:
+        if self.type == "openai":
+            if self.base_url is None:
+                raise ValueError(
+                    "a model of type openai needs base_url: the endpoint's address, such as "
+                    "https://api.openai.com/v1"
+                )
+            if self.trust_remote_code:
+                raise ValueError("an endpoint runs no code here: remove trust_remote_code")
+            return self
+        for name in ("base_url", "api_key"):
+            if getattr(self, name) is not None:
+                raise ValueError(
+                    f"a model of type {self.type} has no {name}: it is for endpoints (type: openai)"
+                )
+        return self
 
 
 class Adapter(Block):
@@ -242,6 +282,16 @@ class TrainedModel(Model):
     """The model of a training, and how it is loaded."""
 
     transformers: TransformersOptions = TransformersOptions()
+
+    @field_validator("source")
+    @classmethod
+    def _has_weights(cls, source: ModelSource) -> ModelSource:
+        if source.type == "openai":
+            raise ValueError(
+                "an endpoint has no weights that could be trained: take a model of type "
+                "huggingface, local or builtin"
+            )
+        return source
 
 
 @lru_cache(maxsize=16)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
-from mloc_dagster.compile import CompiledTemplate, compile_file
+from mloc_dagster.compile import CompiledTemplate, compile_file, references_in
 from mloc_dagster.data import request_rows
 from mloc_dagster.errors import InputError, UnknownNameError, nearest_hint
 from mloc_dagster.executors import RowOptions, open_task, request_block
@@ -26,9 +26,10 @@ from mloc_dagster.schema import (
     RowSpec,
     TaskSpec,
     TrainingSpec,
-    canonical_json,
     certain_engine,
     find_task_type,
+    scalars,
+    secrets_in,
 )
 
 _HUB_ID = re.compile(r"[\w.-]{1,96}(/[\w.-]{1,96})?")
@@ -152,7 +153,8 @@ def _fields_of_template(name: str, documents: list[CompiledTemplate]) -> Fields:
             " the model, or a task's id"
         )
     fields = _fields_of(name, asked[0])
-    if "${" in canonical_json(fields):
+    texts = (each for _, each in scalars(fields) if isinstance(each, str))
+    if any(True for each in texts for _ in references_in(each)):
         raise InputError(f"the template {name} asks what it trains: name the task that has it")
     return fields
 
@@ -167,6 +169,12 @@ def _fields_of(name: str, spec: TaskSpec) -> Fields:
     }
     given = spec.model_dump(mode="json", exclude_unset=True)
     kept = ["model"] if isinstance(spec, ModelSpec) else []
+    if isinstance(spec, ModelSpec) and any(secrets_in(spec.model)):
+        # A call goes to workers over Redis, and is read by whoever may read there.
+        raise InputError(
+            f"{name} asks an endpoint with a key of its own, which calls do not take along: list "
+            "the endpoint with its key in MLOC_API_ENDPOINTS, and leave api_key out"
+        )
     return fields | {key: given[key] for key in (*kept, spec.block_name) if key in given}
 
 

@@ -1,4 +1,8 @@
-"""What every engine owes to whoever sends it requests: one suite over transformers and vLLM."""
+"""What every engine owes to whoever sends it requests: one suite over all of them.
+
+Endpoints are asked over vLLM's own OpenAI server. What a test looks at inside an engine that
+computes here, tokens and adapters, it asks of these engines only (`local`).
+"""
 
 from __future__ import annotations
 
@@ -13,10 +17,18 @@ from typing import Any
 import pytest
 
 from mloc_dagster.errors import TaskCancelled
-from mloc_dagster.executors import Completion, Engine, EngineRequest, Replies, loader_of
+from mloc_dagster.executors import (
+    Completion,
+    Engine,
+    EngineRequest,
+    Rendered,
+    Replies,
+    loader_of,
+)
 from mloc_dagster.models import builtin_model_path
 from mloc_dagster.results import InputRow, Message, Prompt
 from mloc_dagster.schema import Inference, InferenceSpec, find_engine
+from tests.vllm_server import vllm_server
 
 pytest.importorskip("torch")
 
@@ -29,6 +41,7 @@ NONSENSE = "the a of to"  # the model has no firm opinion about it: many tokens 
 POSITIONS = 1024
 ADAPTERS = ("loud", "odd.one")
 VLLM = pytest.param("vllm", marks=pytest.mark.slow)
+ENDPOINT = pytest.param("openai", marks=pytest.mark.slow)
 
 
 @pytest.fixture(scope="session")
@@ -87,8 +100,32 @@ def vllm_engine(adapters: list[dict[str, str]]) -> Iterator[Engine]:
     engine.close()
 
 
-@pytest.fixture(params=["transformers", VLLM])
+@pytest.fixture(scope="session")
+def openai_engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    pytest.importorskip("openai")
+    pytest.importorskip("vllm", exc_type=ImportError)
+    with vllm_server(tmp_path_factory.mktemp("vllm-server") / "log") as base_url:
+        source = {"type": "openai", "identifier": "tiny-chat", "base_url": base_url}
+        spec = InferenceSpec.model_validate(
+            {
+                "taskType": "inference",
+                "model": {"source": source},
+                "data": {"type": "list", "items": ["unused"]},
+            }
+        )
+        engine = loader_of(find_engine("openai")).load(spec)
+        yield engine
+        engine.close()
+
+
+@pytest.fixture(params=["transformers", VLLM, ENDPOINT])
 def engine(request: pytest.FixtureRequest) -> Engine:
+    return request.getfixturevalue(f"{request.param}_engine")
+
+
+@pytest.fixture(params=["transformers", VLLM])
+def local(request: pytest.FixtureRequest) -> Engine:
+    """An engine that computes here."""
     return request.getfixturevalue(f"{request.param}_engine")
 
 
@@ -168,12 +205,12 @@ def questions() -> list[dict[str, str]]:
     return [json.loads(line) for line in QUESTIONS.read_text().splitlines()]
 
 
-def test_an_engine_says_what_it_is(engine: Engine) -> None:
-    assert re.fullmatch(r"(vllm|transformers) \d+\.\d+\.\d+\S*", engine.label)
-    assert engine.name == "tiny-chat"
-    assert engine.revision.startswith("sha256:")
-    assert engine.device == "cpu"
-    assert engine.size_bytes > 1_900_000
+def test_an_engine_says_what_it_is(local: Engine) -> None:
+    assert re.fullmatch(r"(vllm|transformers) \d+\.\d+\.\d+\S*", local.label)
+    assert local.name == "tiny-chat"
+    assert local.revision.startswith("sha256:")
+    assert local.device == "cpu"
+    assert local.size_bytes > 1_900_000
 
 
 def test_greedy_answers_are_right(engine: Engine) -> None:
@@ -183,22 +220,28 @@ def test_greedy_answers_are_right(engine: Engine) -> None:
     assert sum(right) >= 0.95 * len(asked)
     assert outcomes[0].text == "Paris"
     assert outcomes[0].done.answers[0].finish_reason == "stop"
-    assert outcomes[0].done.answers[0].tokens == len(engine.tokenize(["Paris"])[0]) + 1
-    assert outcomes[0].done.prompt_tokens == len(request_for(engine, CAPITAL).tokens)
+    assert (outcomes[0].done.prompt_tokens, outcomes[0].done.answers[0].tokens) == (10, 4)
     assert all(outcome.done.latency_s >= outcome.done.engine_s > 0 for outcome in outcomes)
 
 
-def test_prompts_go_through_the_chat_template(engine: Engine) -> None:
+def test_tokens_are_counted_as_the_model_reads_them(local: Engine) -> None:
+    done = answer(local).done
+    assert done.answers[0].tokens == len(local.tokenize(["Paris"])[0]) + 1
+    assert done.prompt_tokens == len(request_for(local, CAPITAL).tokens)
+    assert answer(local, NONSENSE).done.prompt_tokens == len(request_for(local, NONSENSE).tokens)
+
+
+def test_prompts_go_through_the_chat_template(local: Engine) -> None:
     def text(prompt: Prompt, system: str | None) -> str:
-        return engine.render(InputRow(0, prompt), Inference(system_prompt=system)).text
+        return local.render(InputRow(0, prompt), Inference(system_prompt=system)).text
 
     plain = "<|user|>hi<|end|><|assistant|>"
     assert text("hi", None) == text([Message("user", "hi")], None) == plain
     assert text("hi", "Be kind.") == f"<|system|>Be kind.<|end|>{plain}"
     own = [Message("system", "Be curt."), Message("user", "hi")]
     assert text(own, "Be kind.") == f"<|system|>Be curt.<|end|>{plain}"
-    assert engine.tokenize([plain, plain])[0] == engine.tokenize([plain])[0]
-    assert engine.tokenize([]) == []
+    assert local.tokenize([plain, plain])[0] == local.tokenize([plain])[0]
+    assert local.tokenize([]) == []
     with pytest.raises(ValueError, match="role must be system, user or assistant"):
         text([Message("tool", "x")], None)
 
@@ -207,7 +250,6 @@ def test_a_row_has_as_many_answers_as_asked_for(engine: Engine) -> None:
     outcome = answer(engine, NONSENSE, n=4, temperature=1.5, seed=3, max_tokens=12)
     assert len(outcome.texts) == 4
     assert len(set(outcome.texts)) > 1
-    assert outcome.done.prompt_tokens == len(request_for(engine, NONSENSE).tokens)
     assert answer(engine, n=3).texts == ["Paris"] * 3
 
 
@@ -230,9 +272,9 @@ def test_an_answer_ends_at_its_most_tokens(engine: Engine) -> None:
     assert answer(engine, min_tokens=8).done.answers[0].tokens >= 8
 
 
-def test_stop_token_ids_end_an_answer(engine: Engine) -> None:
-    (paris,) = engine.tokenize(["Paris"])
-    ended = answer(engine, stop_token_ids=[paris[-1]]).done.answers[0]
+def test_stop_token_ids_end_an_answer(local: Engine) -> None:
+    (paris,) = local.tokenize(["Paris"])
+    ended = answer(local, stop_token_ids=[paris[-1]]).done.answers[0]
     assert (ended.finish_reason, ended.tokens) == ("stop", len(paris))
 
 
@@ -406,11 +448,11 @@ def test_a_form_that_cannot_be_fails_alone(engine: Engine) -> None:
     assert "grammar" in (outcomes[1].error or "")
 
 
-def test_a_prompt_that_is_too_long_fails_alone(engine: Engine) -> None:
-    most = request_for(engine, "a " * (POSITIONS * 2))
+def test_a_prompt_that_is_too_long_fails_alone(local: Engine) -> None:
+    most = request_for(local, "a " * (POSITIONS * 2))
     fits = replace(most, tokens=most.tokens[: POSITIONS - 1], row=InputRow(2, "fits"))
     outcomes = send(
-        engine, [replace(most, row=InputRow(0, "long")), request_for(engine, CAPITAL, 1), fits]
+        local, [replace(most, row=InputRow(0, "long")), request_for(local, CAPITAL, 1), fits]
     )
     assert f"{len(most.tokens)} tokens" in (outcomes[0].error or "")
     assert str(POSITIONS) in (outcomes[0].error or "")
@@ -426,10 +468,10 @@ def test_odd_prompts_are_answered(engine: Engine) -> None:
     assert outcomes[-1].text == "Paris"
 
 
-def test_every_request_gets_one_reply(engine: Engine) -> None:
-    long = replace(request_for(engine, CAPITAL, 300), tokens=[7] * (POSITIONS + 1))
-    short = [request_for(engine, f"What is {n % 30} + 1?", n, max_tokens=3) for n in range(300)]
-    outcomes = send(engine, [*short[:150], long, *short[150:]])
+def test_every_request_gets_one_reply(local: Engine) -> None:
+    long = replace(request_for(local, CAPITAL, 300), tokens=[7] * (POSITIONS + 1))
+    short = [request_for(local, f"What is {n % 30} + 1?", n, max_tokens=3) for n in range(300)]
+    outcomes = send(local, [*short[:150], long, *short[150:]])
     assert sorted(outcomes) == list(range(301))
     assert {each.replies for each in outcomes.values()} == {1}
     assert [index for index, each in outcomes.items() if each.error is not None] == [300]
@@ -468,11 +510,11 @@ def test_a_task_that_was_cancelled_before_computes_nothing(engine: Engine) -> No
         send(engine, requests, cancelled=lambda: True)
 
 
-def test_rows_choose_their_adapter(engine: Engine) -> None:
+def test_rows_choose_their_adapter(local: Engine) -> None:
     asked = "Tell me about dragons."
     chosen = [None, *ADAPTERS, None, "loudest"]
-    rows = [request_for(engine, asked, place, name) for place, name in enumerate(chosen)]
-    outcomes = send(engine, rows)
+    rows = [request_for(local, asked, place, name) for place, name in enumerate(chosen)]
+    outcomes = send(local, rows)
     texts = [outcomes[place].text for place in range(4)]
     assert texts[0] == texts[3] == "I do not know."
     assert len(set(texts)) == 3
@@ -505,3 +547,36 @@ def test_engines_agree(transformers_engine: Engine, vllm_engine: Engine) -> None
             assert [value for _, value in mine.top] == pytest.approx(
                 [value for _, value in their.top], abs=1e-2
             )
+
+
+@pytest.mark.slow
+def test_an_endpoint_says_what_it_is(openai_engine: Engine) -> None:
+    assert re.fullmatch(r"openai 3\.\d+\.\d+", openai_engine.label)
+    assert (openai_engine.name, openai_engine.device, openai_engine.size_bytes) == (
+        "tiny-chat",
+        "remote",
+        0,
+    )
+    assert openai_engine.revision == str(builtin_model_path("tiny-chat"))  # as the server says
+
+
+@pytest.mark.slow
+def test_an_endpoint_refuses_rows_one_by_one(openai_engine: Engine) -> None:
+    long = request_for(openai_engine, "a " * (POSITIONS * 2), 0)
+    loud = request_for(openai_engine, CAPITAL, 1, ADAPTERS[0])
+    outcomes = send(openai_engine, [long, loud, request_for(openai_engine, CAPITAL, 2)])
+    assert str(POSITIONS) in (outcomes[0].error or "")
+    assert "takes no adapters: 'loud'" in (outcomes[1].error or "")
+    assert outcomes[2].text == "Paris"
+
+
+@pytest.mark.slow
+def test_an_endpoint_completes_text_as_it_is(openai_engine: Engine) -> None:
+    text = "<|user|>What is the capital of France?<|end|><|assistant|>"
+    sampling = Inference(temperature=0, max_tokens=8, logprobs=1)
+    row = InputRow(0, text, verbatim=True)
+    request = EngineRequest(row, Rendered(text), [0] * 15, sampling=sampling)
+    (given,) = send(openai_engine, [request])[0].done.answers
+    assert (given.text, given.finish_reason) == ("Paris", "stop")
+    assert given.logprobs is not None
+    assert len(given.logprobs) == given.tokens == 4

@@ -18,6 +18,7 @@ from mloc_dagster.library import library_files
 from mloc_dagster.local_run import run_template
 from mloc_dagster.results import open_store, verify_manifest
 from tests.e2e.conftest import ROOT
+from tests.endpoint_server import endpoint
 
 pytestmark = pytest.mark.e2e
 
@@ -43,6 +44,7 @@ ROWS = {
     "core/http_delivery": [[2]],
     "core/scheduled": [[4]],
     "core/embeddings": [[24]],
+    "core/endpoint": [[3]],
     "core/openai_batch": [[9]],
     "core/align_tiny": [[24]],
     "core/scored": [[24, 2]],
@@ -107,6 +109,13 @@ def receiver(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[str, str]]]
     thread.join()
 
 
+@pytest.fixture
+def parrot() -> Iterator[str]:
+    """The address of an endpoint that repeats what it is asked."""
+    with endpoint() as fake:
+        yield fake.url
+
+
 def test_the_table_above_knows_every_template() -> None:
     assert set(ROWS) == set(library_files())
 
@@ -129,8 +138,12 @@ def test_the_template_runs(
     instance: dg.DagsterInstance,
     receiver: list[tuple[str, str]],
     monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
 ) -> None:
     path = library_files()[name]
+    if name == "core/endpoint":
+        answering = request.getfixturevalue("parrot")
+        monkeypatch.setenv("ENDPOINT_URL", answering)
     given = commands(path)[-1][1:]
     sets = [value for flag, value in pairwise(given) if flag == "--set"]
     if name == "core/http_delivery":

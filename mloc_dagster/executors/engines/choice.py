@@ -9,6 +9,7 @@ from pkgutil import resolve_name
 from mloc_dagster.errors import TerminalError
 from mloc_dagster.executors.engines.protocol import EngineLoader
 from mloc_dagster.schema import (
+    WEIGHTS,
     EngineType,
     ModelSpec,
     candidates,
@@ -105,6 +106,8 @@ def _best_here(spec: ModelSpec) -> EngineChoice:
 def _why_certain(spec: ModelSpec, engine: EngineType) -> str:
     if spec.model.engine is not None:
         return "the template asks for it"
+    if spec.model.source.type not in WEIGHTS:
+        return "model.source is an endpoint"
     if (claim := claim_on(spec.model)) is not None:
         return f"model.{engine.name}.{claim[1]} is its option"
     others = [each for each in engine_types().values() if each.order is not None]

@@ -144,6 +144,51 @@ def test_variables_of_the_workers_are_the_operators(
         assert other.client.post("/api/v1/tasks", content=text).status_code == 202
 
 
+ASKED = """\
+apiVersion: mloc/v1
+kind: InferenceTask
+metadata: {name: m}
+spec:
+  taskType: inference
+  model:
+    source: {type: openai, identifier: m, base_url: "http://127.0.0.1:9/v1", api_key: "sk-mine"}
+  data: {type: list, items: [hi]}
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("", ""),
+        ("127.0.0.1:9", "93.184.215.14"),
+        ("http://127.0.0.1:9/v1", "${ENDPOINT}"),
+        ("http://127.0.0.1:9/v1", "${ENV:ENDPOINT}"),
+        ("127.0.0.1:9/v1", "api.example.org/v1/../../other"),
+    ],
+)
+def test_endpoints_are_the_operators(
+    api: Served, old: str, new: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLOC_API_PRIVATE_ADDRESSES", "1")
+    monkeypatch.setenv("MLOC_API_VARIABLES", "ENDPOINT")
+    monkeypatch.setenv("MLOC_API_ENDPOINTS", "https://api.example.org/v1")
+    settings.cache_clear()
+    ((line, message),) = refusals(api, ASKED.replace(old, new))
+    assert (line, "MLOC_API_ENDPOINTS" in message) == (7, True)
+
+
+def test_a_listed_endpoint_may_be_named_wherever_it_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("MLOC_API_ENDPOINTS", "http://127.0.0.1:9/v1=SOME_KEY")
+    settings.cache_clear()
+    with serving() as api:
+        assert api.client.post("/api/v1/tasks", content=ASKED).status_code == 202
+        api.ledger.entries.clear()
+        ((_, message),) = refusals(api, ASKED.replace("sk-mine", "${SOME_KEY}"))
+        assert "MLOC_API_VARIABLES" in message
+
+
 @pytest.mark.parametrize("path", [f".uploads/{'0' * 64}", "./.submitted", ".dagster/latest"])
 def test_copies_go_into_no_folder_of_mlocs_own(api: Served, path: str) -> None:
     text = ECHO + f"  output: {{destination: {{type: local, path: '{path}'}}}}\n"

@@ -309,6 +309,19 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     # field: a spec; values with which the field has no effect; values with which it has one
     "model.engine": (SFT, {"model__engine": "vllm"}, {}),
     "model.vllm": (SFT, {"model__vllm": {"dtype": "half"}}, {}),
+    "model.openai": (SFT, {"model__openai": {"timeout": 5}}, {}),
+    "model.openai.*": (
+        INFERENCE,
+        {"model__engine": "transformers", "model__openai__max_concurrency": 4},
+        {
+            "model__source": {
+                "type": "openai",
+                "identifier": "m",
+                "base_url": "https://api.example.org/v1",
+            },
+            "model__openai__max_concurrency": 4,
+        },
+    ),
     "model.transformers.max_batch_size": (SFT, {"model__transformers__max_batch_size": 2}, {}),
     "model.transformers.max_batch_tokens": (SFT, {"model__transformers__max_batch_tokens": 2}, {}),
     "model.vllm.*": (
