@@ -50,7 +50,13 @@ TOOLS = [
     tool("weather", city={"enum": ["Paris", "Rome"]}),
     tool("clock", zone={"enum": ["CET", "UTC"]}, seconds={"type": "boolean"}),
 ]
-REQUIRED = {"tools": TOOLS, "tool_choice": "required", "parallel_tool_calls": False}
+REQUIRED = {
+    "tools": TOOLS,
+    "tool_choice": "required",
+    "parallel_tool_calls": False,
+    "frequency_penalty": 2.0,  # a model this small would write spaces for ever
+    "max_tokens": 200,
+}
 
 
 def spec_of(engine: str, place: Path, inference: dict[str, Any] | None = None) -> InferenceSpec:
