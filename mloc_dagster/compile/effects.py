@@ -141,6 +141,11 @@ _SHARED: tuple[Idle, ...] = (
         for name in ("max_batch_size", "max_batch_tokens")
     ),
     Idle(
+        "model.transformers.response_template",
+        "a training's answers are scored as they are written",
+        _TRAININGS,
+    ),
+    Idle(
         "model.source.trust_remote_code",
         "a model that ships with mloc brings no code",
         (ModelSpec, TrainingSpec),

@@ -80,7 +80,7 @@ OF_TRAININGS = (
 OF_ROWS = (
     *("executors/inference", "executors/echo", "executors/engines/vllm", "executors/batch"),
     *("executors/engines/choice", "executors/engines/protocol", "executors/engines/pooling"),
-    *(f"executors/engines/transformers/{name}" for name in ("engine", "generation")),
+    *(f"executors/engines/transformers/{name}" for name in ("engine", "generation", "responses")),
     *(f"executors/engines/transformers/{name}" for name in ("pooling", "sampling")),
     *("executors/reuse", "executors/input_planning", "executors/image", "executors/estimate"),
     *("executors/row_", "executors/prompts", "data/openai", "data/rows", "dispatch/batching"),
@@ -324,6 +324,11 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     ),
     "model.transformers.max_batch_size": (SFT, {"model__transformers__max_batch_size": 2}, {}),
     "model.transformers.max_batch_tokens": (SFT, {"model__transformers__max_batch_tokens": 2}, {}),
+    "model.transformers.response_template": (
+        SFT,
+        {"model__transformers__response_template": "qwen3"},
+        {},
+    ),
     "model.vllm.*": (
         INFERENCE,
         {"model__engine": "transformers", "model__vllm__max_num_seqs": 4},

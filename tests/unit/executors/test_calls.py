@@ -14,13 +14,20 @@ from mloc_dagster.errors import TaskCancelled
 from mloc_dagster.executors.base import Caller, ShardContext, ShardInput
 from mloc_dagster.executors.calls import answer_call
 from mloc_dagster.executors.engines.pieces import Pieces, held_back
-from mloc_dagster.executors.engines.protocol import Completion, EngineRequest, Replies
+from mloc_dagster.executors.engines.protocol import Answer, Completion, EngineRequest, Replies
 from mloc_dagster.executors.engines.transformers.generation import cut_at_stop
 from mloc_dagster.executors.engines.turn import Ticket, Turn
 from mloc_dagster.executors.engines.vllm.calls import Call, Seats, Traffic
 from mloc_dagster.executors.engines.vllm.feed import Feed
 from mloc_dagster.executors.inference import answer_rows
-from mloc_dagster.results import InputRow, OutputRow, ServerFault
+from mloc_dagster.results import (
+    FunctionCall,
+    InputRow,
+    OutputRow,
+    ServerFault,
+    ToolCall,
+    ToolCallDelta,
+)
 from mloc_dagster.schema import InferenceSpec
 from tests.unit.executors.test_row_reuse import CountingEngine
 from tests.unit.executors.test_vllm_feed import Desk, FakeEngine, requests
@@ -352,6 +359,28 @@ def test_an_engine_without_calls_answers_them_by_run() -> None:
     ]  # fmt: skip
     assert [row.custom_id for row in rows] == ["c0", "c1", "c2", "c3"]
     assert sorted(heard) == [(0, "ONE"), (3, "ONE")]
+
+
+def test_an_engine_that_does_not_stream_has_thoughts_and_calls_told_whole() -> None:
+    class Calling(CountingEngine):
+        def run(self, requests: Iterator[EngineRequest], replies: Replies) -> None:
+            calls = tuple(ToolCall(f"c{n}", FunctionCall("add", f"{n}")) for n in range(2))
+            for request in requests:
+                answer = Answer("Sum:", "tool_calls", 9, tool_calls=calls, reasoning="Hm.")
+                replies.done(request, Completion((answer,)))
+
+    heard: list[Any] = []
+    tools = {"tools": [{"function": {"name": "add"}}], "parallel_tool_calls": False}
+    caller = Caller(
+        lambda *piece: heard.append(piece),
+        lambda: False,
+        stream=True,
+        reasoning=lambda *piece: heard.append(piece),
+        tool_call=lambda *piece: heard.append(piece),
+    )
+    (row,) = answer_call([InputRow(0, "one", options=tools)], SPEC, Calling(), caller)
+    assert heard == [(0, "Hm."), (0, "Sum:"), (0, ToolCallDelta(0, "c0", "add", "0"))]
+    assert [each.id for each in row.tool_calls or ()] == ["c0"], "one call is kept, as it was told"
 
 
 def test_an_engine_without_calls_runs_one_thing_at_a_time() -> None:

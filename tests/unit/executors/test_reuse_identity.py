@@ -108,6 +108,8 @@ CHANGES: dict[str, Callable[[Case], None]] = {
     "attention": put("model", "transformers", "attn_implementation", to="eager"),
     "vLLM's argument": put("model", "vllm", "max_model_len", to=65),
     "another of vLLM's arguments": put("model", "vllm", "dtype", to="float32"),
+    "another of vLLM's parsers": put("model", "vllm", "tool_call_parser", to="hermes"),
+    "another response template": put("model", "transformers", "response_template", to="qwen3"),
     "no adapter": put("model", "adapters", to=[]),
     "how an adapter is applied": another_adapter_option,
     "a byte of the weights": lambda case: (case.model / "weights.safetensors").write_bytes(b"x"),
@@ -141,7 +143,9 @@ def test_what_a_model_is_made_of_is_decided_on_here() -> None:
     assert set(Adapter.model_fields) >= {"path", "url", "name", "apply"}
     kept = set(TransformersOptions.model_fields) - TRANSFORMERS.batching - TRANSFORMERS.placing
     quantised = {each for each in kept if each.startswith(("load_in_", "bnb_"))}
-    assert kept - quantised == {"dtype", "attn_implementation", "trust_remote_code"}
+    assert kept - quantised == {
+        "dtype", "attn_implementation", "trust_remote_code", "response_template"
+    }  # fmt: skip
     assert quantised, "weights of fewer bits answer otherwise"
 
 

@@ -156,12 +156,14 @@ class TransformersEngine:
     def _run(self, requests: Iterator[EngineRequest], replies: Replies, *, urgent: bool) -> None:
         runner = BatchRunner(self.loaded, replies, self._turn, urgent=urgent)
         options = self._options
-        if note := self.responses.note:
-            replies.log(note)
+        note = ""
         for window in windows(requests, WINDOW_ROWS):
             if replies.cancelled():
                 raise TaskCancelled("stopped between two windows of rows")
-            slots = self._slots(window, replies)
+            slots = list(self._slots(window, replies))
+            if note != self.responses.note:
+                note = self.responses.note
+                replies.log(note)
             for batch in make_batches(slots, options.max_batch_size, options.max_batch_tokens):
                 runner.run(batch)
 

@@ -197,6 +197,7 @@ def _smallest_in_nucleus(probabilities: torch.Tensor, top_p: float) -> torch.Ten
 
 CACHE_BYTES = 256 << 20  # compiled grammars of one model; a JSON Schema takes some ten kilobytes
 COMPILER_THREADS = 2
+MOST_SPACES = 2  # in a row in a call's arguments: small models write them for ever
 _MOST_KEPT = 1024
 
 
@@ -297,6 +298,7 @@ class GrammarCache:
             tools,
             choice if isinstance(choice, str) else choice.model_dump(mode="json"),
             reasoning=thinking,
+            max_whitespace_cnt=MOST_SPACES,
             parallel_tool_calls=sampling.parallel_tool_calls,
         )
         return compiler.compile_structural_tag(form)

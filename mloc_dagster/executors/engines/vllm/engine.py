@@ -71,8 +71,8 @@ def load_engine(spec: ModelSpec) -> VllmEngine:
         parsers = answer_parsers(plan, spec.model.options(VLLM.name, VllmOptions))
         if isinstance(spec.row_block, Inference):
             parsers.check(spec.row_block)
-        if parsers.choice.reasoning is not None:  # forms begin behind the thoughts
-            plan = plan.with_arguments(reasoning_parser=parsers.choice.reasoning)
+        if parsers.choice.gate is not None:  # forms begin behind the thoughts
+            plan = plan.with_arguments(reasoning_parser=parsers.choice.gate)
         return VllmEngine(plan, adapters, parsers)
     except BaseException:
         adapters.folders.close()

@@ -76,11 +76,17 @@ class ParserChoice:
     Attributes:
         tool: vLLM's name of the one that finds calls; None for none.
         reasoning: Of the one that finds thoughts.
+        forcing: Of the one that finds calls where answers have to be calls: a response template
+            cannot hold them to that.
+        gate: Of the one that tells the engine where thoughts end and a form begins; None where a
+            model may well not think, and would be held to no form then.
         notes: Why, for the task's log.
     """
 
     tool: str | None = None
     reasoning: str | None = None
+    forcing: str | None = None
+    gate: str | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -125,12 +131,23 @@ def choose_parsers(
     reasoning = settled(
         "reasoning_parser", options.reasoning_parser, found, lambda name: (tool, name)
     )
-    return ParserChoice(tool, reasoning, tuple(notes))
+    family = _family_parser(facts)
+    own = tool == OWN_TEMPLATE_PARSER and options.tool_call_parser == AUTO_PARSER
+    forcing = family[0] if own and family and usable(family[0], None) else tool
+    thinks = options.reasoning_parser != AUTO_PARSER or reasoning != OWN_TEMPLATE_PARSER
+    opens = facts.begins.rstrip().endswith("<think>")
+    return ParserChoice(
+        tool, reasoning, forcing, reasoning if thinks or opens else None, tuple(notes)
+    )
 
 
 def _tool_parser(facts: ModelFacts) -> tuple[str, str] | None:
     if "tool_calls" in facts.response_fields:
         return OWN_TEMPLATE_PARSER, "the tokenizer has a response_template"
+    return _family_parser(facts)
+
+
+def _family_parser(facts: ModelFacts) -> tuple[str, str] | None:
     name = BY_MODEL_TYPE.get(facts.model_type, (None, None))[0]
     if name is not None:
         return name, f"the model's type is {facts.model_type}"
@@ -241,12 +258,16 @@ class AnswerParsers:
         self._named_none = options.tool_call_parser == NO_PARSER
         self.choice = ParserChoice()
         self._class: Any = None
+        self._forcing: Any = None
         self._prepared: dict[int, _Prepared] = {}
         self._specials = tuple(tokenizer.all_special_tokens)
         if chat_template:
             facts = model_facts(model_config, tokenizer, chat_template)
             self.choice = choose_parsers(options, facts, self._usable)
             self._class = self._composed(self.choice.tool, self.choice.reasoning)
+            self._forcing = self._class
+            if self.choice.forcing != self.choice.tool:
+                self._forcing = self._composed(self.choice.forcing, None)
 
     def _usable(self, tool: str | None, reasoning: str | None) -> bool:
         try:
@@ -333,9 +354,8 @@ class AnswerParsers:
                 if isinstance(choice, str)
                 else choice.model_dump(mode="json"),
             }
-            if (
-                self.choice.tool != OWN_TEMPLATE_PARSER
-            ):  # which would refuse: calls are counted by us as well
+            # A response template would refuse to keep to one call: the rest is cut by us as well.
+            if block.forces_calls or self.choice.tool != OWN_TEMPLATE_PARSER:
                 asked["parallel_tool_calls"] = block.parallel_tool_calls
         request = ChatCompletionRequest(
             messages=[{"role": "user", "content": ""}],
@@ -344,20 +364,22 @@ class AnswerParsers:
             **asked,
         )
         prepared = _Prepared(block, request)
+        name = self.choice.forcing if block.forces_calls else self.choice.tool
         try:
             request = self._new_parser(prepared, {}).adjust_request(request)
         except Exception as error:
-            raise ValueError(f"vLLM's parser {self.choice.tool} refuses this: {error}") from error
+            raise ValueError(f"vLLM's parser {name} refuses this: {error}") from error
         if block.forces_calls and request.extract_structured_outputs() is None:
             raise ValueError(
                 f"tool_choice other than auto has to hold answers to the form of calls, and vLLM "
-                f"knows no such form for its parser {self.choice.tool}"
+                f"knows no such form for its parser {name}"
             )
         return replace(prepared, request=request)
 
     def _new_parser(self, prepared: _Prepared, template_kwargs: Mapping[str, Any]) -> Any:
         kwargs = {**prepared.block.chat_template_kwargs, **template_kwargs}
-        return self._class(
+        parser = self._forcing if prepared.block.forces_calls else self._class
+        return parser(
             self._tokenizer,
             prepared.request.tools,
             model_config=self._model_config,
