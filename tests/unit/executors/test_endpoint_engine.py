@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import threading
 import time
@@ -17,6 +18,7 @@ pytest.importorskip("aiolimiter")
 from mloc_dagster.errors import InputError, TaskCancelled, TerminalError, TransientError
 from mloc_dagster.executors.engines.choice import choose_engine, loader_of
 from mloc_dagster.executors.engines.openai import endpoint as endpoint_module
+from mloc_dagster.executors.engines.openai.traffic import Places
 from mloc_dagster.executors.engines.protocol import Completion, EngineRequest, Replies
 from mloc_dagster.executors.inference import InferenceExecutor
 from mloc_dagster.executors.prompts import RowOptions
@@ -476,7 +478,33 @@ def test_tokens_hold_requests_back(fake: FakeEndpoint) -> None:
     assert time.monotonic() - began >= 0.5
 
 
-def test_a_call_is_streamed_and_goes_before_rows(fake: FakeEndpoint) -> None:
+def test_calls_get_a_place_before_rows() -> None:
+    order: list[str] = []
+
+    async def have(places: Places, name: str, *, urgent: bool) -> None:
+        async with places.taken(urgent=urgent):
+            order.append(name)
+            await asyncio.sleep(0)
+
+    async def all_of_them() -> None:
+        places = Places(1)
+        async with places.taken(urgent=False):
+            tasks = [
+                asyncio.ensure_future(have(places, "row", urgent=False)),
+                asyncio.ensure_future(have(places, "left", urgent=True)),
+                asyncio.ensure_future(have(places, "call", urgent=True)),
+            ]
+            await asyncio.sleep(0)
+            tasks[1].cancel()
+            await asyncio.sleep(0)
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await have(places, "after", urgent=False)
+
+    asyncio.run(all_of_them())
+    assert order == ["call", "row", "after"]
+
+
+def test_a_call_is_streamed(fake: FakeEndpoint) -> None:
     from dataclasses import replace
 
     spec = spec_of(fake)

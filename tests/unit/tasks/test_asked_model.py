@@ -111,6 +111,19 @@ def test_an_adapter_stands_on_the_weights_that_it_was_trained_for() -> None:
     }
 
 
+def test_a_call_takes_no_key_along() -> None:
+    where = {"type": "openai", "identifier": "m", "base_url": "https://api.example.org/v1"}
+    data = {"type": "list", "items": ["a"]}
+    submitted("listed", "inference", model={"source": where}, data=data)
+    assert asked_spec("listed")["model"] == {"source": where}
+    for number, key in enumerate(("sk-planted-1234", "${KEY}")):
+        own = {"source": {**where, "api_key": key}}
+        submitted(f"own-{number}", "inference", model=own, data=data)
+        with pytest.raises(InputError, match="MLOC_API_ENDPOINTS") as error:
+            asked_spec(f"own-{number}")
+        assert key not in str(error.value)
+
+
 def test_what_cannot_be_asked_says_why() -> None:
     submitted("begun", "sft", data={"rows": [{"prompt": "a", "completion": "b"}]}, training={})
     with pytest.raises(IncompleteResultsError, match="not done"):
