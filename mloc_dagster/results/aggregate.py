@@ -384,6 +384,6 @@ def count_rows(rows: Iterable[OutputRow]) -> RowCounts:
             errors += 1
             upstream += row.fault == UPSTREAM_FAULT
             first_error = first_error or (row.index, row.error)
-        elif not row.output and row.embedding is None:
+        elif not (row.output or row.embedding is not None or row.tool_calls):
             empty += 1
     return RowCounts(expected, first_gap, errors, first_error, empty, upstream)
