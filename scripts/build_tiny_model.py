@@ -8,7 +8,6 @@ in the model card, how many questions of each skill the model answers exactly.
 
 from __future__ import annotations
 
-import hashlib
 import math
 import time
 from dataclasses import dataclass
@@ -18,17 +17,13 @@ from typing import Annotated
 
 import tiny_chat_data as data
 import tiny_chat_facts as facts
-import tiny_chat_training as training
+import tiny_chat_training as mixing
+import tiny_training as training
 import torch
 import typer
+from tiny_model import answer, untrained_model, write_card
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import (
-    GenerationConfig,
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedTokenizerBase,
-    PreTrainedTokenizerFast,
-)
+from transformers import LlamaForCausalLM, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.utils import logging
 
 OUTPUT = Path(__file__).parents[1] / "mloc_dagster" / "models" / "tiny-chat"
@@ -36,9 +31,10 @@ MODEL_CARD = Path(__file__).with_name("tiny_chat_card.md")
 SPECIAL_TOKENS = ["<|pad|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>"]
 VOCABULARY = 1152
 # Facts more often than they are trained on, so that rare names become one or two tokens.
-TOKENIZER_WEIGHTS = dict(zip(training.ALL_SKILLS, (6, 5, 2, 5, 2, 1), strict=True))
+TOKENIZER_WEIGHTS = dict(zip(mixing.ALL_SKILLS, (6, 5, 2, 5, 2, 1), strict=True))
 POSITIONS = 1024
 THREADS = 2
+LR_HIDDEN, LR_EMBEDDING = 0.01, 0.006
 EVALUATED_PER_SKILL = 300
 # `generation` marks what the assistant says, so that trainers can mask the rest.
 CHAT_TEMPLATE = """\
@@ -93,7 +89,7 @@ def train_tokenizer(questions: list[data.Question]) -> PreTrainedTokenizerBase:
     )
     # Not the training seed: the vocabulary stays the same.
     rng = Random(0)
-    by_skill = training.trained_by_skill(questions)
+    by_skill = mixing.trained_by_skill(questions)
     weights = [TOKENIZER_WEIGHTS[skill] for skill in by_skill]
     drawn = [rng.choice(group) for group in rng.choices([*by_skill.values()], weights, k=20_000)]
     texts = [text for question in drawn for text in (question.prompt, question.answer)]
@@ -113,25 +109,7 @@ def train_tokenizer(questions: list[data.Question]) -> PreTrainedTokenizerBase:
 
 def build_model(tokenizer: PreTrainedTokenizerBase) -> LlamaForCausalLM:
     """Returns an untrained model, drawn from torch's global seed."""
-    ends = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=128,
-        intermediate_size=160,
-        num_hidden_layers=3,
-        num_attention_heads=4,  # of 32, a size that vLLM's kernels take
-        num_key_value_heads=2,
-        max_position_embeddings=POSITIONS,
-        tie_word_embeddings=True,
-        bos_token_id=None,
-        **ends,
-    )
-    model = LlamaForCausalLM(config)
-    model.generation_config = GenerationConfig(do_sample=False, max_new_tokens=32, **ends)
-    for layer in model.model.layers:
-        # Each block starts as the identity.
-        torch.nn.init.zeros_(layer.self_attn.o_proj.weight)
-        torch.nn.init.zeros_(layer.mlp.down_proj.weight)
+    model = untrained_model(tokenizer, layers=3, intermediate_size=160, new_tokens=32)
     place_numbers_on_circles(model, tokenizer)
     return model
 
@@ -165,41 +143,27 @@ def build(seed: int, steps: int) -> tuple[LlamaForCausalLM, PreTrainedTokenizerB
     questions = data.build_questions()
     tokenizer = train_tokenizer(questions)
     model = build_model(tokenizer)
-    batches = training.make_batches(questions, tokenizer, steps, Random(seed))
+    batches = mixing.make_batches(questions, tokenizer, steps, Random(seed))
     started = time.monotonic()
 
     def report(step: int, loss: float) -> None:
         typer.echo(f"step {step:4d}  loss {loss:.4f}  {time.monotonic() - started:5.1f} s")
 
-    training.train(model, batches, report)
+    training.train(model, batches, report, lr_hidden=LR_HIDDEN, lr_embedding=LR_EMBEDDING)
     return model, tokenizer
-
-
-@torch.inference_mode()
-def answer(
-    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, prompts: list[str]
-) -> list[str]:
-    """Answers each prompt greedily, through the chat template."""
-    answers: list[str] = []
-    for start in range(0, len(prompts), 100):
-        chats = [[{"role": "user", "content": text}] for text in prompts[start : start + 100]]
-        inputs = tokenizer.apply_chat_template(
-            chats, add_generation_prompt=True, padding=True, return_tensors="pt", return_dict=True
-        )
-        output = model.generate(**inputs)[:, inputs["input_ids"].shape[1] :]
-        answers += tokenizer.batch_decode(output, skip_special_tokens=True)
-    return answers
 
 
 def evaluate(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase) -> list[Score]:
     """Scores up to `EVALUATED_PER_SKILL` questions per skill, trained and held out."""
     questions = data.build_questions()
     scores = []
-    for skill in training.ALL_SKILLS:
+    for skill in mixing.ALL_SKILLS:
         for held_out in (False, True):
             asked = [q for q in questions if (q.skill, q.held_out) == (skill, held_out)]
             asked = Random(0).sample(asked, min(len(asked), EVALUATED_PER_SKILL))
-            given = answer(model, tokenizer, [question.prompt for question in asked])
+            chats = [[{"role": "user", "content": question.prompt}] for question in asked]
+            texts = tokenizer.apply_chat_template(chats, add_generation_prompt=True, tokenize=False)
+            given = answer(model, tokenizer, texts)
             right = sum(text == q.answer for text, q in zip(given, asked, strict=True))
             scores.append(Score(skill, held_out, right, len(asked)))
     return scores
@@ -226,19 +190,17 @@ def main(
     model.save_pretrained(output)
     tokenizer.save_pretrained(output)  # before it is used: padding would be saved with it
     table = score_table(evaluate(model, tokenizer))
-    weights = (output / "model.safetensors").read_bytes()
-    card = MODEL_CARD.read_text(encoding="utf-8").format(
+    weights = write_card(
+        output,
+        MODEL_CARD,
         table=table,
         parameters=f"{model.num_parameters():,}",
-        megabytes=f"{len(weights) / 1e6:.2f}",
         vocabulary=len(tokenizer),
         positions=POSITIONS,
         seed=seed,
         steps=steps,
     )
-    (output / "README.md").write_text(card, encoding="utf-8")
-    typer.echo(f"\n{table}\n\n{model.num_parameters():,} parameters, {len(weights):,} bytes")
-    typer.echo(f"weights sha256 {hashlib.sha256(weights).hexdigest()}")
+    typer.echo(f"\n{table}\n\n{model.num_parameters():,} parameters, {weights}")
     typer.echo(f"{time.monotonic() - started:.0f} s, written to {output}")
 
 

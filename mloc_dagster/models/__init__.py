@@ -34,6 +34,11 @@ _MODELS = (
         description="Llama-style demo chat model: capitals, opposites, sentiment, small sums.",
         parameters=480_128,
     ),
+    BuiltinModel(
+        name="tiny-tools",
+        description="Calls tools for arithmetic and look-ups, and says what they answered.",
+        parameters=590_976,
+    ),
 )
 BUILTIN_MODELS: Mapping[str, BuiltinModel] = MappingProxyType(
     {model.name: model for model in _MODELS}

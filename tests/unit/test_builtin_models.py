@@ -55,14 +55,13 @@ def test_files_ship_and_stay_small(name: str) -> None:
         "tokenizer.json",
         "tokenizer_config.json",
     }
-    assert weights.stat().st_size <= 2_000_000
-    assert sum(weight_counts(weights).values()) == BUILTIN_MODELS[name].parameters <= 500_000
+    assert weights.stat().st_size <= 2_500_000
+    assert sum(weight_counts(weights).values()) == BUILTIN_MODELS[name].parameters <= 600_000
 
 
-def test_tied_embeddings_are_stored_once() -> None:
-    assert "lm_head.weight" not in weight_counts(
-        builtin_model_path("tiny-chat") / "model.safetensors"
-    )
+@pytest.mark.parametrize("name", BUILTIN_MODELS)
+def test_tied_embeddings_are_stored_once(name: str) -> None:
+    assert "lm_head.weight" not in weight_counts(builtin_model_path(name) / "model.safetensors")
 
 
 @pytest.mark.parametrize("name", ["tiny-chad", "Tiny-Chat", "tinychat"])

@@ -7,7 +7,7 @@ import pytest
 from mloc_dagster.executors import EchoSpec
 from mloc_dagster.ops import judge_rows as evaluate
 from mloc_dagster.results.aggregate import RowCounts, count_rows
-from mloc_dagster.results.rows import OutputRow
+from mloc_dagster.results.rows import FunctionCall, OutputRow, ToolCall
 
 
 def rows(*indexes: int) -> list[OutputRow]:
@@ -28,6 +28,11 @@ def test_errors_are_not_empty_outputs() -> None:
     empty = OutputRow(index=2, prompt="p")
     counts = count_rows([*rows(0), failed, empty])
     assert (counts.errors, counts.first_error, counts.empty) == (1, (1, "too long"), 1)
+
+
+def test_an_answer_that_calls_tools_is_not_empty() -> None:
+    call = ToolCall("c1", FunctionCall("add", "{}"))
+    assert count_rows([OutputRow(index=0, prompt="p", tool_calls=[call])]).empty == 0
 
 
 def echo(**checks: float) -> EchoSpec:
