@@ -33,6 +33,7 @@ def test_sampling_seed_and_prompt_are_typed_and_described() -> None:
     assert {each.config_value for each in source.enum_values} == {
         "builtin",
         "huggingface",
+        "openai",
         "local",
     }
 

@@ -138,8 +138,9 @@ def test_versions_of_our_own_count(case: Case, name: str, monkeypatch: pytest.Mo
 def test_what_a_model_is_made_of_is_decided_on_here() -> None:
     """A field that is new in the schema has to be an ingredient, or to be left out on purpose."""
     assert set(ModelSource.model_fields) == {
-        "type", "identifier", "revision", "trust_remote_code"
+        "type", "identifier", "revision", "trust_remote_code", "base_url", "api_key"
     }  # fmt: skip
+    # Of an endpoint the address and the revision's name count; who pays changes no answer.
     assert set(Adapter.model_fields) >= {"path", "url", "name", "apply"}
     kept = set(TransformersOptions.model_fields) - TRANSFORMERS.batching - TRANSFORMERS.placing
     quantised = {each for each in kept if each.startswith(("load_in_", "bnb_"))}
