@@ -139,6 +139,12 @@ class Settings(BaseSettings):
     """Whether a worker may send results to private and loopback addresses over HTTP; never to
     link-local ones. Tasks that came in over the API obey `api_private_addresses` as well."""
 
+    serper_url: str = "https://google.serper.dev/search"
+    """Where agents' tool `search` asks Serper, with `SERPER_API_KEY`."""
+
+    jina_url: str = "https://s.jina.ai/"
+    """Where agents' tool `search` asks Jina, with `JINA_API_KEY`."""
+
     api_url: str | None = None
     """Where commands and clients find the API; by default that of this home's stack."""
 

@@ -1,3 +1,10 @@
+from .agent_tools import (
+    AgentTool as AgentTool,
+    HttpTool as HttpTool,
+    McpTool as McpTool,
+    PythonTool as PythonTool,
+    SearchTool as SearchTool,
+)
 from .answer_forms import form_problems as form_problems
 from .base import (
     HALF_A_CHARACTER as HALF_A_CHARACTER,
