@@ -8,17 +8,18 @@ import threading
 from collections.abc import Callable, Coroutine, Generator, Mapping, Sequence
 from contextlib import AsyncExitStack, contextmanager
 from keyword import iskeyword
-from typing import Any, Optional, cast
+from typing import TYPE_CHECKING, Any, Optional, cast
 
 from pydantic import ValidationError
-from pydantic_ai.tools import ToolDefinition
-from pydantic_ai.toolsets import AbstractToolset, ToolsetTool
 
 from mloc_dagster.errors import InputError
 from mloc_dagster.schema import AgentTool
-from mloc_dagster.tools.context import bare_context
 from mloc_dagster.tools.failure import FailedCall
 from mloc_dagster.tools.toolsets import TOOL_TIMEOUT_S, open_toolsets
+
+if TYPE_CHECKING:
+    from pydantic_ai.tools import ToolDefinition
+    from pydantic_ai.toolsets import AbstractToolset, ToolsetTool
 
 _TYPES: Mapping[str, Any] = {
     "string": str,
@@ -59,6 +60,8 @@ def tool_functions(
         return asyncio.run_coroutine_threadsafe(work, loop).result()
 
     async def opened() -> list[tuple[AbstractToolset[Any], ToolsetTool[Any]]]:
+        from mloc_dagster.tools.context import bare_context
+
         context = open_toolsets(tools, tool_timeout=tool_timeout, log=log)
         toolsets = await stack.enter_async_context(context)
         return [
@@ -82,6 +85,8 @@ def tool_functions(
 async def _call(
     toolset: AbstractToolset[Any], tool: ToolsetTool[Any], arguments: dict[str, Any]
 ) -> str:
+    from mloc_dagster.tools.context import bare_context
+
     try:
         checked = tool.args_validator.validate_python(arguments)
     except ValidationError as error:

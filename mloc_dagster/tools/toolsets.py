@@ -6,19 +6,17 @@ import inspect
 import re
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Any
-
-from pydantic_ai import FunctionToolset, Tool
-from pydantic_ai.toolsets import AbstractToolset
+from typing import TYPE_CHECKING, Any
 
 from mloc_dagster.errors import InputError
 from mloc_dagster.net import current_reach
 from mloc_dagster.schema import AgentTool
 from mloc_dagster.tools.checks import check_tools, filled, search_key
-from mloc_dagster.tools.context import bare_context
 from mloc_dagster.tools.failure import Patience
-from mloc_dagster.tools.observed import ObservedToolset
 from mloc_dagster.tools.registered import as_coroutine, registered_tool
+
+if TYPE_CHECKING:
+    from pydantic_ai.toolsets import AbstractToolset
 
 TOOL_TIMEOUT_S = 30.0
 
@@ -62,6 +60,8 @@ async def open_toolsets(
 async def _open(
     tool: AgentTool, tool_timeout: float, log: Callable[[str], None], stack: AsyncExitStack
 ) -> AbstractToolset[Any]:
+    from mloc_dagster.tools.observed import ObservedToolset
+
     warning = "" if tool.call_effect == "read" else ": it may have been done or not"
     patience: Patience | None = Patience(tool_timeout, warning)
     if tool.mcp is not None:
@@ -106,6 +106,8 @@ async def _function(
 
 
 def _functions(tool: AgentTool, function: Callable[..., Any]) -> AbstractToolset[Any]:
+    from pydantic_ai import FunctionToolset, Tool
+
     # pydantic-ai would write what a function returns into its description, as XML.
     described = _SECTIONS.split(inspect.getdoc(function) or "", maxsplit=1)[0].strip()
     made = Tool[Any](
@@ -129,6 +131,8 @@ def _secrets(tool: AgentTool) -> frozenset[str]:
 
 
 async def _check_names(opened: Sequence[AbstractToolset[Any]]) -> None:
+    from mloc_dagster.tools.context import bare_context
+
     names: set[str] = set()
     for toolset in opened:
         for name in await toolset.get_tools(bare_context()):

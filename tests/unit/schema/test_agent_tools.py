@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from pydantic import TypeAdapter
 
 from mloc_dagster.compile import compile_text
@@ -93,4 +94,13 @@ def test_a_command_is_marked_as_one() -> None:
         ("a", Code("a 'b c'")),
         ("b c", Code("a 'b c'")),
         ("x.y", Code()),
+    ]
+
+
+def test_the_list_in_the_docs_is_one() -> None:
+    text = (Path(__file__).parents[3] / "docs" / "tools.md").read_text()
+    shown = yaml.safe_load(text.partition("```yaml\n")[2].partition("```")[0])
+    tools = TypeAdapter(AgentTools).validate_python(shown["tools"])
+    assert [each.kind for each in tools] == [
+        *("python", "search", "http", "mcp", "mcp", "entry_point"),
     ]
