@@ -136,10 +136,12 @@ def test_a_server_that_dies_in_a_call_is_started_again_by_the_next() -> None:
             pids = await asyncio.gather(tools.call("pid"), tools.call("pid"))
             assert len(set(pids)) == 1
             assert int(pids[0]) != first
-            # One that was killed between two calls is not even asked.
+            # One that was killed between two calls may take the next one with it, if that was sent
+            # before the end was seen.
             os.kill(int(pids[0]), signal.SIGKILL)
-            await asyncio.to_thread(expect_gone, int(pids[0]))
-            assert await tools.call("add", a=1, b=2) == "3"
+            answers = [await tools.call("add", a=1, b=2) for _ in range(2)]
+            assert answers[0] in ("3", f"Error: {said}")
+            assert answers[1] == "3"
 
     asyncio.run(run())
 
