@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 import sys
 import threading
-from collections.abc import AsyncGenerator, Callable, Collection
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from collections.abc import AsyncGenerator, Callable, Collection, Generator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import PurePath
 from typing import Any, TextIO
 
@@ -65,6 +66,7 @@ async def open_server(
     """
     async with AsyncExitStack() as stack:
         shown = prefix or _short(server)
+        stack.enter_context(_warnings_to(log))
         transport = (
             _over_http(server)
             if server.url is not None
@@ -272,6 +274,29 @@ def _lines_to(log: Callable[[str], None], shown: str, secrets: Collection[str]) 
 
     threading.Thread(target=read, name="mloc mcp log", daemon=True).start()
     return open(writing, "w", encoding="utf-8")  # noqa: PTH123 - no path
+
+
+@contextmanager
+def _warnings_to(log: Callable[[str], None]) -> Generator[None]:
+    """Has what the libraries of MCP complain about in a log, not on the terminal."""
+    handler = _ToLog(log)
+    loggers = [logging.getLogger(name) for name in ("mcp", "fastmcp")]
+    for each in loggers:
+        each.addHandler(handler)
+    try:
+        yield
+    finally:
+        for each in loggers:
+            each.removeHandler(handler)
+
+
+class _ToLog(logging.Handler):
+    def __init__(self, log: Callable[[str], None]) -> None:
+        super().__init__(logging.WARNING)
+        self._log = log
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._log(f"mcp: {redact(record.getMessage())}")
 
 
 def _short(server: McpTool) -> str:

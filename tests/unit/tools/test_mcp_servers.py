@@ -89,10 +89,15 @@ def test_a_tool_that_the_server_lacks_names_the_nearest() -> None:
         result(program(allow=["ad"]), "add")
 
 
-def test_a_program_that_is_no_server_is_an_error_before_any_row() -> None:
+def test_a_program_that_is_no_server_is_an_error_before_any_row(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    lines: list[str] = []
     item = {"mcp": {"command": [sys.executable, "-c", "print('hello')"]}}
     with pytest.raises(TransientError, match=f"the MCP server {NAME!r} does not start: "):
-        result(item, "add")
+        result(item, "add", {"log": lines.append})
+    assert lines == ["mcp: Failed to parse JSONRPC message from server"]
+    assert capfd.readouterr().err == ""
 
 
 def test_tools_of_two_servers_must_differ() -> None:
