@@ -37,8 +37,8 @@ async def open_toolsets(
     raises: what fails is told in its result, a `FailedCall`. The metadata of each tool's definition
     says under `effect` what its calls change.
 
-    What the current task may reach (`net.current_reach`) holds for them. A loop in a thread of its own
-    must run in a copy of the task's context, or it has the reach of a local task.
+    What the current task may reach (`net.current_reach`) holds for them. A loop in a thread of its
+    own must run in a copy of the task's context, or it has the reach of a local task.
 
     Args:
         tools: The tools of a task.
