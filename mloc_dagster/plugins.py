@@ -1,4 +1,4 @@
-"""What installed distributions registered by entry point: task types, engines, metrics, rewards."""
+"""What installed distributions registered: task types, engines, metrics, rewards and tools."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ TASK_TYPES_GROUP = "mloc_dagster.task_types"
 ENGINES_GROUP = "mloc_dagster.engines"
 REWARDS_GROUP = "mloc_dagster.reward_functions"
 METRICS_GROUP = "mloc_dagster.metrics"
+TOOLS_GROUP = "mloc_dagster.tools"
 
 
 def entry_points(*, group: str) -> EntryPoints:

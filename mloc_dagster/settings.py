@@ -139,6 +139,12 @@ class Settings(BaseSettings):
     """Whether a worker may send results to private and loopback addresses over HTTP; never to
     link-local ones. Tasks that came in over the API obey `api_private_addresses` as well."""
 
+    serper_url: str = "https://google.serper.dev/search"
+    """Where agents' tool `search` asks Serper, with `SERPER_API_KEY`."""
+
+    jina_url: str = "https://s.jina.ai/"
+    """Where agents' tool `search` asks Jina, with `JINA_API_KEY`."""
+
     api_url: str | None = None
     """Where commands and clients find the API; by default that of this home's stack."""
 
@@ -187,6 +193,11 @@ class Settings(BaseSettings):
     """Options, separated by commas, that a template that comes in over the API may set besides
     those that can neither run code nor read files: `model.vllm.hf_overrides`,
     `training.report_to`. Set it where the API and where the workers start."""
+
+    api_tools: Names = ("calculator",)
+    """What templates that come in over the API may have workers run for an agent, separated by
+    commas: entry points, and MCP servers by their whole command (`uvx mcp-server-time`). Set it
+    where the API and where the workers start."""
 
     api_max_body_bytes: int = Field(default=5_000_000, ge=1)
     """Bytes of the largest request that is no upload and no result; no template may have more."""

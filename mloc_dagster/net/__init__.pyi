@@ -13,6 +13,7 @@ from .fetch import (
     save as save,
     uploaded_sha256 as uploaded_sha256,
 )
+from .guarded_async import guarded_async_client as guarded_async_client
 from .guarded_transport import guarded_client as guarded_client
 from .reach import (
     FALSE as FALSE,

@@ -49,7 +49,7 @@ class _GuardedTransport(httpx.BaseTransport):
         addresses = addresses_of(host)
         for address in addresses:
             check_address(address, private=self._private, setting=self._setting)
-        proxy = _proxy_for(request.url)
+        proxy = proxy_for(request.url.scheme, request.url.netloc.decode("ascii"))
         if proxy is not None:
             return self._transport(f"proxy {proxy}", proxy).handle_request(request)
         if not addresses:
@@ -89,9 +89,10 @@ def _pinned(request: httpx.Request, address: str) -> httpx.Request:
     )
 
 
-def _proxy_for(url: httpx.URL) -> str | None:
+def proxy_for(scheme: str, netloc: str) -> str | None:
+    """Returns the URL of the proxy that the environment names for a URL, if it does."""
     proxies = getproxies()
-    proxy = proxies.get(url.scheme) or proxies.get("all")
-    if not proxy or proxy_bypass(url.netloc.decode("ascii")):
+    proxy = proxies.get(scheme) or proxies.get("all")
+    if not proxy or proxy_bypass(netloc):
         return None
     return proxy if "://" in proxy else f"http://{proxy}"

@@ -1,3 +1,10 @@
+from .agent_tools import (
+    AgentTool as AgentTool,
+    HttpTool as HttpTool,
+    McpTool as McpTool,
+    PythonTool as PythonTool,
+    SearchTool as SearchTool,
+)
 from .answer_forms import form_problems as form_problems
 from .base import (
     HALF_A_CHARACTER as HALF_A_CHARACTER,
@@ -70,7 +77,9 @@ from .legacy import (
     Spelling as Spelling,
 )
 from .markers import (
+    Code as Code,
     FileRef as FileRef,
+    Host as Host,
     LibraryOptions as LibraryOptions,
     Marked as Marked,
     Marker as Marker,

@@ -1,0 +1,4 @@
+from .checks import check_tools as check_tools
+from .failure import FailedCall as FailedCall
+from .functions import tool_functions as tool_functions
+from .toolsets import open_toolsets as open_toolsets
