@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 from mloc_dagster.errors import DataError, TaskCancelled
-from mloc_dagster.results import InputRow, OutputRow, failed_row
+from mloc_dagster.results import InputRow, Journal, OutputRow, failed_row
 from mloc_dagster.schema import RowSpec
 
 _question: ContextVar[Callable[[], bool] | None] = ContextVar("cancel_requested", default=None)
@@ -100,12 +100,14 @@ class ShardContext:
         log: One line for the task's own log file.
         started: Optional: of the rows drawn from the input, these indexes are computed now, and
             no others. Without it all rows drawn and not emitted count as being computed.
+        journal: Keeps what is done of rows that take many steps; None where nothing is kept.
     """
 
     emit: Callable[[OutputRow], None]
     cancelled: Callable[[], bool]
     log: Callable[[str], None]
     started: Callable[[Sequence[int]], None] = lambda _: None
+    journal: Journal | None = None
 
 
 class TaskExecutor[SpecT, ModelT](Protocol):

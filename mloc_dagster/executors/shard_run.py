@@ -30,6 +30,7 @@ from mloc_dagster.planning import Plan, Shard
 from mloc_dagster.results import (
     Folder,
     InputRow,
+    Journal,
     OutputRow,
     Part,
     ShardWriter,
@@ -200,9 +201,13 @@ def run_shard(
             load_seconds = time.monotonic() - asked
             revision = _revision(executor, model)
             keep_to_model(folder, revision, accept_changed=accept_changed_model)
-            with _open_writer(folder, shard, attempt, started_at) as writer:
+            with (
+                _open_writer(folder, shard, attempt, started_at) as writer,
+                _open_journal(folder, shard, attempt) as journal,
+            ):
                 write = _counting_gpus(measuring(writer.write, model, find_meter), spec, model)
-                context = ShardContext(gate.emit_to(write, on_rows, revision), cancelled, log.line)
+                emit = gate.emit_to(write, on_rows, revision)
+                context = ShardContext(emit, cancelled, log.line, journal=journal)
                 for rows, count, run in watch.runs(read, gate.watch, missing, context):
                     part = ShardInput(
                         task_id, shard.index, attempt, plan.seed, rows, count, folder.read_bytes
@@ -218,7 +223,7 @@ def run_shard(
     try:
         load_seconds = 0.0
         if missing:
-            watched = isinstance(spec, ModelSpec)
+            watched = isinstance(spec, ModelSpec) and spec.suspects_rows
             with CrashWatch(folder, shard, log.line) if watched else NoWatch() as watch:
                 load_seconds = compute(watch)
         log.line(
@@ -295,6 +300,11 @@ def _counting_gpus(
     if not gpus:
         return write
     return lambda row: write(msgspec.structs.replace(row, gpu_s=row.engine_s * gpus))
+
+
+def _open_journal(folder: Folder, shard: Shard, attempt: int) -> Journal:
+    known = settings()
+    return Journal(folder, shard, attempt, most=known.flush_rows, interval_s=known.flush_interval_s)
 
 
 def _open_writer(folder: Folder, shard: Shard, attempt: int, began: datetime) -> ShardWriter:

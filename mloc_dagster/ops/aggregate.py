@@ -61,6 +61,7 @@ def _aggregate(opened: OpenTask, reports: list[ShardReport]) -> int:
         rates=opened.rates,
         evaluation=opened.spec.evaluation,
         metadata=metadata,
+        report=opened.report(),
     ).rows
 
 

@@ -54,6 +54,14 @@ from .history import (
     read_history as read_history,
     read_training_history as read_training_history,
 )
+from .journal import (
+    CallBegun as CallBegun,
+    CallResult as CallResult,
+    Journal as Journal,
+    ModelTurn as ModelTurn,
+    Steps as Steps,
+    journal_steps as journal_steps,
+)
 from .manifest import (
     MANIFEST_NAME as MANIFEST_NAME,
     Manifest as Manifest,
@@ -93,6 +101,7 @@ from .rows import (
     BASE64 as BASE64,
     SERVER_FAULT as SERVER_FAULT,
     UPSTREAM_FAULT as UPSTREAM_FAULT,
+    FunctionCall as FunctionCall,
     InputRow as InputRow,
     Message as Message,
     OutputRow as OutputRow,
@@ -134,6 +143,7 @@ from .summary import (
 )
 from .tables import read_schema as read_schema, read_tables as read_tables
 from .tally import Tally as Tally
+from .task_report import TaskReport as TaskReport
 from .training_summary import (
     ARCHIVES_NAME as ARCHIVES_NAME,
     BEFORE_NAME as BEFORE_NAME,

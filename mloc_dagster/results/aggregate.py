@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from fractions import Fraction
@@ -28,6 +28,7 @@ from mloc_dagster.results.summary import (
     TaskSummary,
 )
 from mloc_dagster.results.tally import Tally
+from mloc_dagster.results.task_report import TaskReport
 from mloc_dagster.schema import RowEvaluation
 
 if TYPE_CHECKING:
@@ -152,6 +153,8 @@ class _Item(msgspec.Struct, omit_defaults=True):
     reasoning: str | None = None
     all_tool_calls: list[list[ToolCall]] | None = None
     all_reasoning: list[str | None] | None = None
+    steps: int = 0
+    stop: str = ""
     columns: object = None
 
 
@@ -167,6 +170,7 @@ def aggregate_rows(
     rates: Rates = UNPRICED,
     evaluation: RowEvaluation | None = None,
     metadata: Mapping[str, JsonValue] | None = None,
+    report: TaskReport | None = None,
     now: datetime | None = None,
 ) -> TaskSummary:
     """Checks that every planned row is there, and writes `responses.json` and `summary.json`.
@@ -184,6 +188,7 @@ def aggregate_rows(
         rates: What a second of engine time costs.
         evaluation: How answers are scored; None if they are not.
         metadata: Copied to `responses.json`.
+        report: What the task type tells of its rows.
         now: When the rows were there; the present by default.
 
     The time that the task took is that of all attempts whose part files say when. Where none
@@ -217,12 +222,16 @@ def aggregate_rows(
     began_at = datetime.fromtimestamp(min(span.start_s for span in spans), UTC)
     with folder.create(RESPONSES_NAME) as file:
         file.write(msgspec.json.encode(head)[:-1] + b',"result":{"items":[')
-        scores = _write_items(file, folder, plan, tally.watch(read_rows(folder)), evaluation)
+        rows = tally.watch(read_rows(folder))
+        rows = rows if report is None else _reported(rows, report)
+        scores = _write_items(file, folder, plan, rows, evaluation)
         budget = allowed_errors(plan.rows, error_budget, tally.upstream_errors)
         usage = tally.usage.result(model=model, wall_s=seconds, rates=rates)
         tail = {"ok": tally.errors <= budget, "model": model, "usage": usage.model_dump()}
         if scores is not None:
             tail["metrics"] = scores.metrics
+        if report is not None:
+            tail |= report.result(usage)
         file.write(b"\n]," + msgspec.json.encode(tail)[1:] + b"}\n")
     summary = TaskSummary(
         task_id=plan.task_id,
@@ -297,6 +306,12 @@ def _write_items(
     return scorer.close()
 
 
+def _reported(rows: Iterable[OutputRow], report: TaskReport) -> Iterator[OutputRow]:
+    for row in rows:
+        report.add(row)
+        yield row
+
+
 def _write_unscored(file: IO[bytes], rows: Iterable[OutputRow], carried: TaskColumns) -> None:
     from mloc_dagster.results.json_columns import with_columns
 
@@ -320,6 +335,7 @@ def _item(row: OutputRow, columns: Mapping[str, object] | None = None) -> _Item:
         *(row.index, row.output, row.finish_reason, row.error, row.outputs),
         *(row.custom_id, row.embedding, row.finish_reasons),
         *(row.tool_calls, row.reasoning, row.all_tool_calls, row.all_reasoning),
+        *(row.steps, row.stop),
         columns=columns or None,
     )
 

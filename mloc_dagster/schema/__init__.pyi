@@ -1,3 +1,5 @@
+from .agent import Agent as Agent, AgentSpec as AgentSpec
+from .agent_tools import AgentTool as AgentTool
 from .answer_forms import form_problems as form_problems
 from .base import (
     HALF_A_CHARACTER as HALF_A_CHARACTER,
@@ -120,6 +122,7 @@ from .placeholders import (
 )
 from .resources import Hardware as Hardware, Retries as Retries, Schedule as Schedule
 from .result import (
+    AgentResult as AgentResult,
     LoraTrainingResult as LoraTrainingResult,
     ReusedRows as ReusedRows,
     TrainingResult as TrainingResult,

@@ -67,6 +67,9 @@ class TaskType:
         result: What stands under `result` in `responses.json`, to which references are checked.
         exclusive: Keys of its spec that replace each other where a node is merged over its base.
         idle: Fields of its own that have no effect under some condition, for warnings and docs.
+        report: Takes a task's spec; makes what tells of its rows beside the rows themselves, a
+            `TaskReport`. None where there is nothing more to tell.
+        files: Files and folders that the report can write, for `output.artifacts`.
     """
 
     name: str
@@ -76,6 +79,8 @@ class TaskType:
     result: type[BaseModel] | None = None
     exclusive: tuple[frozenset[str], ...] = ()
     idle: tuple[Idle, ...] = ()
+    report: Callable[[Any], Any] | None = None
+    files: frozenset[str] = frozenset()
 
     @property
     def has_rows(self) -> bool:
