@@ -181,6 +181,11 @@ class Settings(BaseSettings):
     those that can neither run code nor read files: `model.vllm.hf_overrides`,
     `training.report_to`. Set it where the API and where the workers start."""
 
+    api_tools: Names = ("calculator",)
+    """What templates that come in over the API may have workers run for an agent, separated by
+    commas: entry points, and MCP servers by their whole command (`uvx mcp-server-time`). Set it
+    where the API and where the workers start."""
+
     api_max_body_bytes: int = Field(default=5_000_000, ge=1)
     """Bytes of the largest request that is no upload and no result; no template may have more."""
 

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from mloc_dagster.compile import CompiledTemplate, Diagnostic, Tree, at_value, find, format_path
 from mloc_dagster.net import FALSE, OutOfReachError, Reach
-from mloc_dagster.schema import FileRef, Marked, Url, marked, marked_values
+from mloc_dagster.schema import FileRef, Host, Marked, Url, marked, marked_values
 
 _HTTP_URL = re.compile(r"https?://\S+", re.IGNORECASE)
 _UNSTORABLE = re.compile("[\\x00\\ud800-\\udfff]")
@@ -83,9 +83,11 @@ class Policy:
 
     def _why_unreachable(self, found: Marked) -> str | None:
         """Returns what is wrong with the addresses of a URL; the worker looks at them again."""
-        if not isinstance(found.marker, FileRef | Url) or not isinstance(found.value, str):
+        if not isinstance(found.marker, FileRef | Url | Host) or not isinstance(found.value, str):
             return None
-        for url in _HTTP_URL.findall(found.value):
+        named = isinstance(found.marker, Host)
+        text = f"http://{found.value.removeprefix('*.')}" if named else found.value
+        for url in _HTTP_URL.findall(text):
             try:
                 host = urlsplit(url).hostname or ""
                 if "${" not in host and host not in self._hosts:  # rows may name one very often

@@ -24,7 +24,9 @@ from mloc_dagster.models import BUILTIN_MODELS
 from mloc_dagster.net.addresses import RefusedAddressError, addresses_of, check_address
 from mloc_dagster.schema import (
     SPELLINGS,
+    Code,
     FileRef,
+    Host,
     LibraryOptions,
     Marked,
     ResultPath,
@@ -199,6 +201,11 @@ class Reach:
                 self._check_reference(text)
             case Url() | Secret():
                 self.check_variables(text)
+            case Host():
+                pass  # addresses are looked at where a connection is made
+            case Code(command=command):
+                if found.path[found.start :] in ((), (0,)):
+                    self._check_code(command or text)
             case ResultPath():
                 check_result_path(text)
             case LibraryOptions(allows=allows, itself=itself):
@@ -233,6 +240,14 @@ class Reach:
                 f"that comes over the API may set it where the operator allows it "
                 f"(MLOC_API_OPTIONS={name})"
             )
+
+    def _check_code(self, name: str) -> None:
+        if name not in settings().api_tools:
+            raise OutOfReachError(
+                f"{name!r} is code that the worker would run: a template that comes over the API "
+                "may name it where the operator allows it, by this very text (MLOC_API_TOOLS)"
+            )
+        self.check_variables(name)
 
     def _on_store(self, url: str) -> bool:
         """Whether a URL means what lies openly on a remote store of results."""

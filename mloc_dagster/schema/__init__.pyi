@@ -70,7 +70,9 @@ from .legacy import (
     Spelling as Spelling,
 )
 from .markers import (
+    Code as Code,
     FileRef as FileRef,
+    Host as Host,
     LibraryOptions as LibraryOptions,
     Marked as Marked,
     Marker as Marker,

@@ -8,6 +8,7 @@ distribution are treated alike. `SecretStr` is a `Secret` without a mark.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -41,6 +42,23 @@ class Url:
 
 
 @dataclass(frozen=True, slots=True)
+class Host:
+    """A host that a worker contacts, with a port or without; `*.` before it means any below it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Code:
+    """What names code that a worker runs: a text, or a command as a list of its words.
+
+    Attributes:
+        command: In what is found, of a word of a list: all of them, as a shell would take them. The
+            operator allows that, as every argument may decide what a program does.
+    """
+
+    command: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Secret:
     """A text that nobody is shown; `${NAME}` in it may come from the environment."""
 
@@ -65,7 +83,7 @@ class LibraryOptions:
     itself: bool = False
 
 
-Marker = FileRef | Url | Secret | ResultPath | LibraryOptions
+Marker = FileRef | Url | Host | Code | Secret | ResultPath | LibraryOptions
 
 
 class Marked(NamedTuple):
@@ -267,6 +285,8 @@ def _walk(shape: _Shape, value: JsonValue, path: Path) -> Iterator[Marked]:
 
 def _everything(marks: Iterable[object], value: JsonValue, path: Path) -> Iterator[Marked]:
     for mark in marks:
+        if isinstance(mark, Code) and isinstance(value, list):
+            mark = Code(shlex.join(map(str, value)))
         if isinstance(mark, Marker):
             for below, each in scalars(value):
                 yield Marked((*path, *below), each, mark, len(path))

@@ -1,0 +1,187 @@
+"""The tools of an agent, as a template lists them: what each is, and what its calls change."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, Literal, Self, cast
+
+from pydantic import AfterValidator, Field, SecretStr, field_validator, model_validator
+
+from mloc_dagster.schema.base import Block, Memory
+from mloc_dagster.schema.markers import Code, Host, LibraryOptions, Url
+
+Effect = Literal["read", "idempotent", "write"]
+"""What a call changes: nothing; the same thing however often it is made; more each time."""
+
+SearchProvider = Literal["serper", "jina", "duckduckgo"]
+
+HttpMethod = Literal["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"]
+
+_READING: frozenset[HttpMethod] = frozenset({"GET", "HEAD"})
+_KINDS = ("python", "mcp", "search", "http", "entry_point")
+_HOST = re.compile(
+    r"(\*\.)?[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_])?(:\d{1,5})?|\[[0-9A-Fa-f:.]+\](:\d{1,5})?"
+)
+
+
+def _some[T](value: tuple[T, ...] | None) -> tuple[T, ...] | None:
+    # Not by min_length: pydantic would say of a list with one wrong item that it is too short, too.
+    if value == ():
+        raise ValueError("name at least one, or leave the field out")
+    return value
+
+
+class PythonTool(Block):
+    """Runs Python code in a sandbox without network, files or anything of the machine."""
+
+    memory: Memory = 256 * 1024**2
+    """Memory that one call may take."""
+
+    seconds: float = Field(default=10.0, gt=0, le=600)
+    """Seconds that one call may take."""
+
+
+class McpTool(Block):
+    """Tools of an MCP server: a program that the worker starts, or one at a URL."""
+
+    command: Annotated[tuple[str, ...] | None, AfterValidator(_some), Code()] = None
+    """The program and its arguments; it runs as long as the worker has the task."""
+
+    env: Annotated[Mapping[str, SecretStr], LibraryOptions(lambda path, value: False)] = Field(
+        default_factory=dict
+    )
+    """Variables of the program; beside these it gets `PATH`, `HOME` and little more. Take secrets
+    from the worker's environment: `${MY_TOKEN}`."""
+
+    url: Annotated[str, Url()] | None = Field(default=None, pattern=r"^(https?://[^\s/]+|\$\{)")
+    """Where a server listens that speaks streamable HTTP."""
+
+    headers: Mapping[str, SecretStr] = Field(default_factory=dict)
+    """Sent with each request; take secrets from the environment: `Bearer ${MY_TOKEN}`."""
+
+    allow: Annotated[tuple[str, ...] | None, AfterValidator(_some)] = None
+    """The server's tools that the model may call, by the server's names; by default all."""
+
+    @model_validator(mode="after")
+    def _one_server(self) -> Self:
+        if (self.command is None) == (self.url is None):
+            given = "both are given" if self.command is not None else "neither is given"
+            raise ValueError(f"an MCP server has either a command or a url: {given}")
+        if self.command is not None and self.headers:
+            raise ValueError("headers are for a server with a url; a command has env")
+        if self.url is not None and self.env:
+            raise ValueError("env is for a server with a command; a url has headers")
+        return self
+
+
+class SearchTool(Block):
+    """Searches the web."""
+
+    provider: SearchProvider
+    """Who searches: `serper` needs `SERPER_API_KEY` in the worker's environment, `jina` needs
+    `JINA_API_KEY`, `duckduckgo` needs no key."""
+
+    max_results: int = Field(default=5, ge=1, le=50)
+    """Results of one search."""
+
+
+class HttpTool(Block):
+    """Sends HTTP requests to the hosts of a list."""
+
+    allow: Annotated[tuple[Annotated[str, Host()], ...], AfterValidator(_some)]
+    """Hosts: `api.example.org`, `*.example.org` for any below it, `api.example.org:8080` for
+    another port than the usual one. Redirects lead to these only."""
+
+    methods: Annotated[tuple[HttpMethod, ...], AfterValidator(_some)] = ("GET",)
+    """What requests may do."""
+
+    @field_validator("allow")
+    @classmethod
+    def _hosts(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for each in value:
+            if _HOST.fullmatch(each) is None:
+                raise ValueError(
+                    f"{each!r} is no host: expected api.example.org, *.example.org or "
+                    "api.example.org:8080, without https:// and without a path"
+                )
+        return tuple(each.lower() for each in value)
+
+
+class AgentTool(Block):
+    """A tool of an agent, exactly one of `python`, `mcp`, `search`, `http` and `entry_point`."""
+
+    python: PythonTool | None = None
+    mcp: McpTool | None = None
+    search: SearchTool | None = None
+    http: HttpTool | None = None
+
+    entry_point: Annotated[str, Code()] | None = Field(default=None, min_length=1)
+    """A function that a distribution registered in the group `mloc_dagster.tools`; mloc's own is
+    `calculator`."""
+
+    name: str | None = Field(default=None, pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,39}$")
+    """What the model calls it, by default `python`, `search`, `http`, or the last part of the entry
+    point. Of an MCP server: what stands before the names of its tools."""
+
+    effect: Effect | None = None
+    """What a call changes, which decides what happens to one that was cut off: `read` and
+    `idempotent` run again, `write` never does. By default `read` for python, search and http
+    with GET and HEAD only, and `write` for all else."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _python_alone(cls, value: object) -> object:
+        """Takes `- python:` for a sandbox with the usual limits."""
+        if isinstance(value, dict):
+            given = cast("dict[str, object]", value)
+            if "python" in given and given["python"] is None and not _given(given):
+                return dict[str, object](given, python={})
+        return cast("object", value)
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Self:
+        given = _given({each: getattr(self, each) for each in _KINDS})
+        if len(given) != 1:
+            which = " and ".join(given) + " are given" if given else "none is given"
+            raise ValueError(f"a tool is one of {', '.join(_KINDS)}: {which}")
+        return self
+
+    @property
+    def kind(self) -> Literal["python", "mcp", "search", "http", "entry_point"]:
+        """Which of them it is."""
+        return next(each for each in _KINDS if getattr(self, each) is not None)
+
+    @property
+    def tool_name(self) -> str | None:
+        """What the model calls it; None for an MCP server, whose tools have names of their own."""
+        if self.mcp is not None:
+            return None
+        if self.entry_point is not None:
+            return self.name or self.entry_point.rpartition(".")[2]
+        return self.name or self.kind
+
+    @property
+    def call_effect(self) -> Effect:
+        """What a call changes, if nothing was said by what it is."""
+        if self.effect is not None:
+            return self.effect
+        if self.python or self.search or (self.http and _READING.issuperset(self.http.methods)):
+            return "read"
+        return "write"
+
+
+def _given(kinds: Mapping[str, object]) -> list[str]:
+    return [each for each in _KINDS if kinds.get(each) is not None]
+
+
+def _distinct(tools: tuple[AgentTool, ...]) -> tuple[AgentTool, ...]:
+    names = [each.tool_name for each in tools if each.tool_name is not None]
+    twice = next((each for each in names if names.count(each) > 1), None)
+    if twice is not None:
+        raise ValueError(f"two tools are called {twice!r}: give one of them another name")
+    return tools
+
+
+AgentTools = Annotated[tuple[AgentTool, ...], AfterValidator(_distinct)]
+"""All tools of an agent, no two of them with the same name."""
