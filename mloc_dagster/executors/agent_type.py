@@ -25,5 +25,7 @@ AGENT = TaskType(
     exclusive=(frozenset({"task", "data"}),),
     result=AgentResult,
     report=AgentReport,
+    preset=("configName", "agents"),
+    whole_keys=frozenset({"model"}),
     files=FILES,
 )

@@ -100,6 +100,7 @@ class ShardContext:
         log: One line for the task's own log file.
         started: Optional: of the rows drawn from the input, these indexes are computed now, and
             no others. Without it all rows drawn and not emitted count as being computed.
+        save: Keeps a file of the executor's own in the task's folder, under that name.
         journal: Keeps what is done of rows that take many steps; None where nothing is kept.
     """
 
@@ -108,6 +109,7 @@ class ShardContext:
     log: Callable[[str], None]
     started: Callable[[Sequence[int]], None] = lambda _: None
     journal: Journal | None = None
+    save: Callable[[str, bytes], None] = lambda *_: None
 
 
 class TaskExecutor[SpecT, ModelT](Protocol):

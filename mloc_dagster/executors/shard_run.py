@@ -207,7 +207,9 @@ def run_shard(
             ):
                 write = _counting_gpus(measuring(writer.write, model, find_meter), spec, model)
                 emit = gate.emit_to(write, on_rows, revision)
-                context = ShardContext(emit, cancelled, log.line, journal=journal)
+                context = ShardContext(
+                    emit, cancelled, log.line, journal=journal, save=folder.write_bytes
+                )
                 for rows, count, run in watch.runs(read, gate.watch, missing, context):
                     part = ShardInput(
                         task_id, shard.index, attempt, plan.seed, rows, count, folder.read_bytes

@@ -47,6 +47,7 @@ class ModelTurn(msgspec.Struct, frozen=True, omit_defaults=True, tag="model"):
         engine_s: The turn's share of the engine's busy seconds.
         seconds: How long it took.
         row_s: Seconds that workers have spent on the row when it was over.
+        ended_at: When that was, in seconds since 1970.
     """
 
     index: int
@@ -62,6 +63,7 @@ class ModelTurn(msgspec.Struct, frozen=True, omit_defaults=True, tag="model"):
     engine_s: float = 0.0
     seconds: float = 0.0
     row_s: float = 0.0
+    ended_at: float = 0.0
 
 
 class CallBegun(msgspec.Struct, frozen=True, omit_defaults=True, tag="begun"):
@@ -92,6 +94,7 @@ class CallResult(msgspec.Struct, frozen=True, omit_defaults=True, tag="result"):
         failed: Whether it says what went wrong.
         seconds: How long it took.
         row_s: Seconds that workers have spent on the row when it was over.
+        ended_at: When that was, in seconds since 1970.
     """
 
     index: int
@@ -102,6 +105,7 @@ class CallResult(msgspec.Struct, frozen=True, omit_defaults=True, tag="result"):
     failed: bool = False
     seconds: float = 0.0
     row_s: float = 0.0
+    ended_at: float = 0.0
 
 
 Entry = ModelTurn | CallBegun | CallResult

@@ -53,6 +53,9 @@ class Agent(Block):
     """What happens at `max_steps` or at the end of a budget: the model is asked once more, for an
     answer without tools; or the row fails."""
 
+    trace_content: bool = False
+    """Put prompts, answers, arguments and results into the spans of `traces/` as well."""
+
     retries: int = Field(default=3, ge=0)
     """How often in a row the model may call a tool wrongly, or answer in a wrong form, and is told
     so."""

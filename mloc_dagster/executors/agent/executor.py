@@ -13,6 +13,7 @@ from pydantic_ai.output import StructuredDict
 from pydantic_ai.toolsets import AbstractToolset
 
 from mloc_dagster.errors import TaskCancelled
+from mloc_dagster.executors.agent.traces import Traces
 from mloc_dagster.executors.agent.trajectory import Blocks, JournaledTools, Trajectory
 from mloc_dagster.executors.agent.turns import TurnQueue
 from mloc_dagster.executors.base import ShardContext, ShardInput
@@ -20,6 +21,7 @@ from mloc_dagster.executors.calls import between_calls
 from mloc_dagster.executors.engines.choice import choose_engine
 from mloc_dagster.executors.engines.protocol import Engine, Replies
 from mloc_dagster.executors.inference import InferenceExecutor
+from mloc_dagster.planning import shard_key
 from mloc_dagster.results import InputRow, Steps, failed_row
 from mloc_dagster.schema import AgentSpec
 
@@ -91,12 +93,21 @@ class _Rows:
         self._journal = context.journal
         self._known = {} if context.journal is None else context.journal.read()
         self._blocks = Blocks(spec.inference)
+        self._traces = Traces(
+            context.save,
+            shard.task_id,
+            shard_key(shard.index),
+            engine.name,
+            engine.label,
+            content=spec.agent.trace_content,
+        )
         self._all: asyncio.Task[None] | None = None
 
     async def run(self) -> None:
         """Works on all rows."""
         self._all = asyncio.current_task()
         async with AsyncExitStack() as around:
+            around.enter_context(self._traces)
             agent = self._agent(await self._toolsets(around))
             rows = enumerate(self._shard.rows)
             workers = min(self._spec.agent.concurrency, self._shard.count)
@@ -126,7 +137,9 @@ class _Rows:
                 self._shard.seed,
                 self._blocks,
             )
-            self._queue.finish(await trajectory.run(agent, self._engine.name, self._engine.label))
+            done = await trajectory.run(agent, self._engine.name, self._engine.label)
+            self._traces.add(done, trajectory.steps)
+            self._queue.finish(done)
 
     async def _toolsets(self, around: AsyncExitStack) -> list[AbstractToolset[Trajectory]]:
         from mloc_dagster.tools import open_toolsets

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
-from pydantic_ai import Agent, ModelRetry, RunContext
+from pydantic_ai import Agent, RunContext
 from pydantic_ai.exceptions import AgentRunError
 from pydantic_ai.toolsets import ToolsetTool, WrapperToolset
 
@@ -89,7 +89,7 @@ class Trajectory:
         spec: The task.
         queue: Takes turns to the engine.
         journal: Keeps what is done; None where nothing is kept.
-        known: What earlier attempts have done.
+        known: What earlier attempts have done; what is done here is added.
         seed: The plan's.
         blocks: Blocks with tools, shared by all trajectories of the shard.
     """
@@ -111,7 +111,7 @@ class Trajectory:
         self._inference = spec.inference
         self._queue = queue
         self._journal = journal
-        self._known = known
+        self.steps = known
         self._seed = row_seed(spec.inference, seed, row.index)
         self._blocks = blocks
         self._began = time.monotonic() - known.seconds
@@ -211,11 +211,11 @@ class Trajectory:
             RowFailedError: If an earlier attempt may have made a call that changes something.
         """
         key = (turn, call_id)
-        known = self._known.results.get(key)
+        known = self.steps.results.get(key)
         if known is not None:
             return known.output
         if effect == "write":
-            if key in self._known.begun:
+            if key in self.steps.begun:
                 raise RowFailedError(
                     f"{UNKNOWN_OUTCOME}: the worker ended during call {call_id} of {tool!r}, which "
                     "changes something: it may or may not have been done, and is not done again"
@@ -225,8 +225,6 @@ class Trajectory:
         try:
             async with asyncio.timeout(self.agent.tool_timeout):
                 output = _text_of(await run())
-        except ModelRetry:
-            raise
         except TimeoutError:
             output, failed = f"{tool} gave no answer within {self.agent.tool_timeout:g} s", True
         except Exception as error:  # noqa: BLE001  the model hears of it, and goes on
@@ -240,6 +238,7 @@ class Trajectory:
             failed=failed,
             seconds=time.monotonic() - began,
             row_s=self.seconds,
+            ended_at=time.time(),
         )
         await self._note(result, now=effect == "write")
         return output
@@ -251,7 +250,7 @@ class Trajectory:
 
     async def _next(self, chat: list[Message], block: Inference) -> ModelTurn:
         number, self._turn = self._turn, self._turn + 1
-        turn = self._known.turns.get(number)
+        turn = self.steps.turns.get(number)
         if turn is None:
             turn = await self._compute(number, chat, block)
             await self._note(turn)
@@ -278,9 +277,11 @@ class Trajectory:
             engine_s=completion.engine_s,
             seconds=time.monotonic() - began,
             row_s=self.seconds,
+            ended_at=time.time(),
         )
 
     async def _note(self, entry: ModelTurn | CallBegun | CallResult, *, now: bool = False) -> None:
+        self.steps.add(entry)
         if self._journal is None:
             return
         if now:
