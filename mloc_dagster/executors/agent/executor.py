@@ -24,6 +24,7 @@ from mloc_dagster.executors.inference import InferenceExecutor
 from mloc_dagster.planning import shard_key
 from mloc_dagster.results import InputRow, Steps, failed_row
 from mloc_dagster.schema import AgentSpec
+from mloc_dagster.tools import open_toolsets
 
 
 class AgentExecutor(InferenceExecutor):
@@ -142,8 +143,6 @@ class _Rows:
             self._queue.finish(done)
 
     async def _toolsets(self, around: AsyncExitStack) -> list[AbstractToolset[Trajectory]]:
-        from mloc_dagster.tools import open_toolsets
-
         opened = open_toolsets(self._spec.agent.tools, log=self._context.log)
         return [JournaledTools(each) for each in await around.enter_async_context(opened)]
 
