@@ -7,16 +7,14 @@ from collections.abc import Collection, Iterator, Mapping
 
 from pydantic import JsonValue
 
-from mloc_dagster.planning import Shard
 from mloc_dagster.results import (
     Folder,
     ModelTurn,
     OutputRow,
     Steps,
-    journal_steps,
-    read_plan,
     read_rows,
     read_summary,
+    read_trajectories,
 )
 from mloc_dagster.schema import AgentSpec, Usage
 
@@ -81,10 +79,10 @@ class AgentReport:
             folder.write_bytes(SUMMARY_NAME, text.encode() + b"\n")
         if OUTPUT_NAME in names:
             with folder.create(OUTPUT_NAME) as file:
-                for row, steps in _trajectories(folder):
+                for row, steps in read_trajectories(folder):
                     file.write(("\n".join(transcript(row, steps)) + "\n\n").encode())
         if LOGS_NAME in names:
-            for row, steps in _trajectories(folder):
+            for row, steps in read_trajectories(folder):
                 text = "\n".join(transcript(row, steps)) + "\n"
                 folder.write_bytes(f"{LOGS_NAME}/task_{row.index}_output.txt", text.encode())
         if PAPERS_NAME in names:
@@ -96,19 +94,6 @@ class AgentReport:
 
 def _counts(rows: int, failed: int) -> dict[str, JsonValue]:
     return {"total_tasks": rows, "completed": rows - failed, "failed": failed}
-
-
-def _trajectories(folder: Folder) -> Iterator[tuple[OutputRow, Steps]]:
-    plan = read_plan(folder)
-    shards = () if plan is None else plan.shards
-    known: dict[int, Steps] = {}
-    shard: Shard | None = None
-    for row in read_rows(folder):
-        place = row.index if row.place < 0 else row.place
-        of_row = next((each for each in shards if each.start <= place < each.stop), None)
-        if of_row is not shard and of_row is not None:
-            known, shard = journal_steps(folder, of_row), of_row
-        yield row, known.get(row.index, Steps())
 
 
 def transcript(row: OutputRow, steps: Steps) -> Iterator[str]:

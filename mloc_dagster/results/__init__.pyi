@@ -60,7 +60,6 @@ from .journal import (
     Journal as Journal,
     ModelTurn as ModelTurn,
     Steps as Steps,
-    journal_steps as journal_steps,
 )
 from .manifest import (
     MANIFEST_NAME as MANIFEST_NAME,
@@ -154,4 +153,8 @@ from .training_summary import (
     read_training as read_training,
     write_training as write_training,
     write_training_result as write_training_result,
+)
+from .trajectories import (
+    find_trajectory as find_trajectory,
+    read_trajectories as read_trajectories,
 )
