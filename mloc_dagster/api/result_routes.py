@@ -29,8 +29,9 @@ from mloc_dagster.api.stored_files import (
     tar_blocks,
 )
 from mloc_dagster.api.submission_body import Upload
-from mloc_dagster.results import Folder
-from mloc_dagster.wire import FilePage, FilesStored, ResultIn, ResultStored
+from mloc_dagster.api.trajectory import trajectory_view
+from mloc_dagster.results import Folder, find_trajectory
+from mloc_dagster.wire import FilePage, FilesStored, ResultIn, ResultStored, TrajectoryView
 
 ResultFormat = Literal["json", "parquet", "jsonl", "csv"]
 
@@ -91,6 +92,7 @@ def _cell(cell: object) -> object:
 router = APIRouter(prefix="/api/v1/results", tags=["results"])
 
 _MOST_FILES = 1_000
+MAX_INDEX = 2**53
 FileName = Annotated[
     str,
     Path(min_length=1, max_length=MAX_NAME_BYTES, description="Below the task's folder."),
@@ -171,6 +173,25 @@ def _not_there(api: ApiState, folder: Folder, what: str) -> Refusal:
     listed = f"; there is {', '.join(there)}" if there else ""
     state = f" ({entry.state.value})" if entry is not None else ""
     return Refusal(404, "no-result", f"{folder.name}{state} has no {what}{listed}")
+
+
+@router.get(
+    "/{task_id}/trajectories/{index}",
+    response_model=TrajectoryView,
+    responses=problems(404, 422),
+    summary="Read how an agent came to an answer",
+)
+def get_trajectory(
+    api: State,
+    task_id: TaskId,
+    index: Annotated[int, Path(ge=0, le=MAX_INDEX, description="The row, from 0.")],
+) -> Response:
+    """Returns a row's turns and calls, as far as they have come."""
+    folder = api.store.task(task_id)
+    found = find_trajectory(folder, index)
+    if found is None:
+        raise _not_there(api, folder, f"trajectory of row {index}")
+    return reply(trajectory_view(task_id, index, *found))
 
 
 @router.get(

@@ -170,6 +170,21 @@ def _result(
     raise typer.Exit(result(options))
 
 
+@tasks.command("trace", rich_help_panel=_PANEL)
+def _trace(
+    task_id: TaskId,
+    index: Annotated[int, typer.Argument(min=0, help="The row, from 0.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """How an agent came to its answer to a row: turns, calls, tokens, seconds.
+
+    Exit code: 0, 1 (the API fails), 2 (no such task or row).
+    """
+    from mloc_dagster.cli.trace_command import trace
+
+    raise typer.Exit(trace(task_id, index, as_json=as_json))
+
+
 @tasks.command("cancel", rich_help_panel=_PANEL)
 def _cancel(task_or_run: TaskOrRun, wait: Wait = False) -> None:
     """Stop the run of a task; its finished rows are kept."""

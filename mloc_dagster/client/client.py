@@ -142,6 +142,7 @@ class Client:
     save_bundle = _saves(operations.save_bundle)
     put_result = _calls(operations.put_result)
     files = _calls(operations.files)
+    trajectory = _calls(operations.trajectory)
     upload = _calls(operations.upload)
     dead_letters = _yields(operations.dead_letters)
     workers = _calls(operations.workers)

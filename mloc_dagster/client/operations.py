@@ -43,6 +43,7 @@ from mloc_dagster.wire import (
     TaskReply,
     TaskState,
     TaskView,
+    TrajectoryView,
     WorkerPage,
     WorkerReply,
     WorkflowReply,
@@ -250,6 +251,12 @@ def put_result(document: ResultIn) -> Call[ResultStored]:
 def files(task_id: str) -> Call[FilePage]:
     """Returns which files a task left."""
     return Call(method="GET", path=below(RESULTS, task_id, "files"), read=reading(FilePage))
+
+
+def trajectory(task_id: str, index: int) -> Call[TrajectoryView]:
+    """Returns how an agent came to its answer to a row, as far as it has come."""
+    path = below(RESULTS, task_id, "trajectories", str(index))
+    return Call(method="GET", path=path, read=reading(TrajectoryView))
 
 
 def upload(task_id: str, files: Mapping[str, Path | bytes]) -> Call[FilesStored]:

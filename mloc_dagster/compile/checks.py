@@ -36,6 +36,7 @@ from mloc_dagster.schema import (
     TrainingSpec,
     UpstreamData,
     artifact_name,
+    find_task_type,
     hub_only,
     marked,
     names_files,
@@ -154,7 +155,8 @@ def _of_rows(typed: TaskSpec) -> frozenset[str]:
     formats = set(typed.output.formats)
     batch = {BATCH_OUTPUT_NAME, BATCH_ERRORS_NAME} if "openai_batch" in formats else set[str]()
     files = {f"responses.{each}" for each in formats - {"openai_batch"}}
-    return _EVERY_TASK | files | batch | {"summary.json"}
+    own = find_task_type(typed.task_type).files
+    return _EVERY_TASK | files | batch | own | {"summary.json"}
 
 
 def _of_training(typed: TrainingSpec) -> frozenset[str]:

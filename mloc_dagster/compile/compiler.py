@@ -42,6 +42,7 @@ from mloc_dagster.compile.nodes import (
     merged_spec,
     read_nodes,
 )
+from mloc_dagster.compile.presets import with_presets
 from mloc_dagster.compile.references import ReferenceCheck
 from mloc_dagster.compile.training_check import check_training
 from mloc_dagster.compile.tree import Position, Tree, tree_of
@@ -183,9 +184,9 @@ def _compile_documents(
 
 class _Compiler:
     def __init__(self, document: Document, *, partitioned: bool) -> None:
-        self._document = document
-        self._partitioned = partitioned
         self._findings = Findings()
+        self._document = with_presets(document, self._findings)
+        self._partitioned = partitioned
         self._effects = Effects()
 
     def compile(self) -> CompiledTemplate:

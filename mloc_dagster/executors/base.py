@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 from mloc_dagster.errors import DataError, TaskCancelled
-from mloc_dagster.results import InputRow, OutputRow, ToolCallDelta, failed_row
+from mloc_dagster.results import InputRow, Journal, OutputRow, ToolCallDelta, failed_row
 from mloc_dagster.schema import RowSpec
 
 _question: ContextVar[Callable[[], bool] | None] = ContextVar("cancel_requested", default=None)
@@ -100,12 +100,16 @@ class ShardContext:
         log: One line for the task's own log file.
         started: Optional: of the rows drawn from the input, these indexes are computed now, and
             no others. Without it all rows drawn and not emitted count as being computed.
+        save: Keeps a file of the executor's own in the task's folder, under that name.
+        journal: Keeps what is done of rows that take many steps; None where nothing is kept.
     """
 
     emit: Callable[[OutputRow], None]
     cancelled: Callable[[], bool]
     log: Callable[[str], None]
     started: Callable[[Sequence[int]], None] = lambda _: None
+    journal: Journal | None = None
+    save: Callable[[str, bytes], None] = lambda *_: None
 
 
 class TaskExecutor[SpecT, ModelT](Protocol):

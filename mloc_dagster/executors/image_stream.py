@@ -135,8 +135,10 @@ class _Loading:
         return replace(request, rendered=rendered)
 
 
-def windows(requests: Iterator[EngineRequest], rows: int) -> Iterator[list[EngineRequest]]:
+def windows(requests: Iterator[EngineRequest | None], rows: int) -> Iterator[list[EngineRequest]]:
     """Yields the requests in lists of `rows`, or of fewer where their pictures would fill memory.
+
+    A list also ends where there are no more requests for now; it may be empty then.
 
     Args:
         requests: With their pictures.
@@ -145,6 +147,10 @@ def windows(requests: Iterator[EngineRequest], rows: int) -> Iterator[list[Engin
     window: list[EngineRequest] = []
     held = 0
     for request in requests:
+        if request is None:
+            yield window
+            window, held = [], 0
+            continue
         window.append(request)
         held += sum(
             picture.width * picture.height * BYTES_PER_PIXEL for picture in request.rendered.images

@@ -137,6 +137,19 @@ def _within(block: RowBlock, room: int | None) -> RowBlock:
     return block.model_copy(update={"max_tokens": each, "min_tokens": least})
 
 
+def single_request(row: InputRow, block: Inference, seed: int, engine: Engine) -> EngineRequest:
+    """Returns one row as a request.
+
+    Raises:
+        ValueError: If no engine could answer it.
+    """
+    rendered = _render(row, block, engine)
+    (tokens,) = _tokens([rendered], engine)
+    if not tokens:
+        raise ValueError("the prompt is empty: it has no token at all")
+    return EngineRequest(row, rendered, tokens, sampling=block, seed=seed, adapter=row.adapter)
+
+
 def _tokens(rendered: list[Rendered], engine: Engine) -> list[list[int]]:
     """Returns the token ids of each; what wants special tokens is tokenised by itself."""
     found: list[list[int]] = [[] for _ in rendered]
@@ -167,6 +180,14 @@ def row_seed(block: Inference, plan_seed: int, index: int) -> int:
         return block.seed
     digest = blake2b(f"{plan_seed}:{index}".encode(), digest_size=8).digest()
     return int.from_bytes(digest) >> 1  # vLLM's seeds are signed
+
+
+def turn_seed(block: Inference, row_seed: int, turn: int) -> int:
+    """Returns what seeds one turn of a row's trajectory; the same for all if the template says."""
+    if block.seed is not None or not turn:
+        return row_seed
+    digest = blake2b(f"{row_seed}:{turn}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest) >> 1
 
 
 def _render(row: InputRow, block: RowBlock, engine: Engine) -> Rendered:

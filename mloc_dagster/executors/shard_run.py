@@ -33,6 +33,7 @@ from mloc_dagster.planning import Plan, Shard
 from mloc_dagster.results import (
     Folder,
     InputRow,
+    Journal,
     OutputRow,
     Part,
     Rates,
@@ -264,7 +265,7 @@ class _Attempt:
         load_seconds = 0.0
         with self.purse:
             if self.missing:
-                watched = isinstance(self.spec, ModelSpec)
+                watched = isinstance(self.spec, ModelSpec) and self.spec.suspects_rows
                 watch = CrashWatch(self.folder, self.shard, self.log.line) if watched else NoWatch()
                 with watch:
                     load_seconds = self._compute(watch, cache)
@@ -283,11 +284,20 @@ class _Attempt:
             load_seconds = time.monotonic() - asked
             revision = _revision(executor, model)
             keep_to_model(self.folder, revision, accept_changed=self.accept_changed_model)
-            with self._open_writer() as writer:
+            with (
+                self._open_writer() as writer,
+                _open_journal(self.folder, self.shard, self.number) as journal,
+            ):
                 write = measuring(writer.write, model, find_meter)
                 write = _counting_gpus(write, self.spec, model)
                 emit = self.gate.emit_to(write, self._hear, revision)
-                context = ShardContext(emit, self._to_stop, self.log.line)
+                context = ShardContext(
+                    emit,
+                    self._to_stop,
+                    self.log.line,
+                    journal=journal,
+                    save=self.folder.write_bytes,
+                )
                 runs = watch.runs(self._read, self.gate.watch, self.missing, context)
                 try:
                     self._answer(executor, model, runs)
@@ -395,3 +405,8 @@ def _purse(
     rates = Rates.of(spec.resources)
     began_s = began.timestamp()
     return Purse(folder, plan, shard, spec.budget, rates, began_s=began_s, log=log.line)
+
+
+def _open_journal(folder: Folder, shard: Shard, attempt: int) -> Journal:
+    known = settings()
+    return Journal(folder, shard, attempt, most=known.flush_rows, interval_s=known.flush_interval_s)

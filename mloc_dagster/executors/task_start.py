@@ -34,6 +34,7 @@ from mloc_dagster.results import (
     Folder,
     Rates,
     TaskRecord,
+    TaskReport,
     open_store,
     read_plan,
     read_record,
@@ -101,6 +102,11 @@ class OpenTask:
     def rates(self) -> Rates:
         """What tokens, or a second of an engine's time, cost."""
         return Rates.of(self.task.spec.resources)
+
+    def report(self) -> TaskReport | None:
+        """Returns what tells of the task's rows; a new one each time."""
+        make = find_task_type(self.task.spec.task_type).report
+        return None if make is None else make(self.task.spec)
 
     def plan(self) -> Plan:
         """Reads the plan; there is one as soon as the input was spooled.

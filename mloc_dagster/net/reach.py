@@ -26,7 +26,6 @@ from mloc_dagster.schema import (
     SPELLINGS,
     Code,
     FileRef,
-    Host,
     LibraryOptions,
     Marked,
     ResultPath,
@@ -213,6 +212,8 @@ class Reach:
     def check_marked(self, found: Marked) -> None:
         """Checks a value of a template by its field's mark.
 
+        Hosts are not looked at: their addresses are, where a connection is made.
+
         Raises:
             OutOfReachError: If templates of this origin may not have it.
         """
@@ -228,8 +229,6 @@ class Reach:
                 self.check_endpoint(text)
             case Url() | Secret():
                 self.check_variables(text)
-            case Host():
-                pass  # addresses are looked at where a connection is made
             case Code(command=command):
                 if found.path[found.start :] in ((), (0,)):
                     self._check_code(command or text)

@@ -62,6 +62,7 @@ def _aggregate(opened: OpenTask, reports: list[ShardReport]) -> int:
         limits=opened.spec.budget,
         evaluation=opened.spec.evaluation,
         metadata=metadata,
+        report=opened.report(),
     ).rows
 
 

@@ -151,6 +151,9 @@ def _write(opened: OpenTask) -> Manifest:
         submitted_at=opened.record.submitted_at,
         vectors=opened.spec.leaves_vectors,
     )
+    report = opened.report()
+    if report is not None:
+        report.write_files(opened.folder, artifacts)
     return write_manifest(opened.folder, artifacts)
 
 

@@ -54,6 +54,13 @@ from .history import (
     read_history as read_history,
     read_training_history as read_training_history,
 )
+from .journal import (
+    CallBegun as CallBegun,
+    CallResult as CallResult,
+    Journal as Journal,
+    ModelTurn as ModelTurn,
+    Steps as Steps,
+)
 from .manifest import (
     MANIFEST_NAME as MANIFEST_NAME,
     Manifest as Manifest,
@@ -152,6 +159,7 @@ from .tables import (
     row_schema as row_schema,
 )
 from .tally import Tally as Tally
+from .task_report import TaskReport as TaskReport
 from .tool_calls import answer_text as answer_text, known_calls as known_calls
 from .training_summary import (
     ARCHIVES_NAME as ARCHIVES_NAME,
@@ -163,4 +171,8 @@ from .training_summary import (
     read_training as read_training,
     write_training as write_training,
     write_training_result as write_training_result,
+)
+from .trajectories import (
+    find_trajectory as find_trajectory,
+    read_trajectories as read_trajectories,
 )

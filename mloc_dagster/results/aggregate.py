@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from fractions import Fraction
 from itertools import batched
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 import msgspec
 from pydantic import JsonValue, ValidationError
@@ -29,6 +29,7 @@ from mloc_dagster.results.summary import (
     TaskSummary,
 )
 from mloc_dagster.results.tally import Tally, is_empty
+from mloc_dagster.results.task_report import TaskReport
 from mloc_dagster.schema import Limits, RowEvaluation
 
 if TYPE_CHECKING:
@@ -108,6 +109,8 @@ class _Item(msgspec.Struct, omit_defaults=True):
     reasoning: str | None = None
     all_tool_calls: list[list[ToolCall]] | None = None
     all_reasoning: list[str | None] | None = None
+    steps: int = 0
+    stop: str = ""
     columns: object = None
 
 
@@ -124,6 +127,7 @@ def aggregate_rows(
     limits: Limits | None = None,
     evaluation: RowEvaluation | None = None,
     metadata: Mapping[str, JsonValue] | None = None,
+    report: TaskReport | None = None,
     now: datetime | None = None,
 ) -> TaskSummary:
     """Checks that every planned row is there, and writes `responses.json` and `summary.json`.
@@ -142,6 +146,7 @@ def aggregate_rows(
         limits: What the task may spend.
         evaluation: How answers are scored; None if they are not.
         metadata: Copied to `responses.json`.
+        report: What the task type tells of its rows.
         now: When the rows were there; the present by default.
 
     The time that the task took is that of all attempts whose part files say when. Where none
@@ -175,16 +180,24 @@ def aggregate_rows(
     began_at = datetime.fromtimestamp(min(span.start_s for span in spans), UTC)
     with folder.create(RESPONSES_NAME) as file:
         file.write(msgspec.json.encode(head)[:-1] + b',"result":{"items":[')
-        scores = _write_items(file, folder, plan, tally.watch(read_rows(folder)), evaluation)
+        rows = tally.watch(read_rows(folder))
+        rows = rows if report is None else _reported(rows, report)
+        scores = _write_items(file, folder, plan, rows, evaluation)
         budget = allowed_errors(plan.rows, error_budget, tally.excused_errors)
         usage = tally.usage.result(model=model, wall_s=seconds, rates=rates)
-        tail = {"ok": tally.errors <= budget, "model": model, "usage": usage.model_dump()}
+        tail: dict[str, Any] = {
+            "ok": tally.errors <= budget,
+            "model": model,
+            "usage": usage.model_dump(),
+        }
         if scores is not None:
             tail["metrics"] = scores.metrics
+        if report is not None:
+            tail |= report.result(usage)
         file.write(b"\n]," + msgspec.json.encode(tail)[1:] + b"}\n")
     summary = TaskSummary(
         task_id=plan.task_id,
-        ok=tally.errors <= budget,
+        ok=ok,
         model=model,
         revision=revision,
         source=plan.source,
@@ -273,6 +286,12 @@ def _write_items(
     return scorer.close()
 
 
+def _reported(rows: Iterable[OutputRow], report: TaskReport) -> Iterator[OutputRow]:
+    for row in rows:
+        report.add(row)
+        yield row
+
+
 def _write_unscored(file: IO[bytes], rows: Iterable[OutputRow], carried: TaskColumns) -> None:
     from mloc_dagster.results.json_columns import with_columns
 
@@ -296,6 +315,7 @@ def _item(row: OutputRow, columns: Mapping[str, object] | None = None) -> _Item:
         *(row.index, row.output, row.finish_reason, row.error, row.outputs),
         *(row.custom_id, row.embedding, row.finish_reasons),
         *(row.tool_calls, row.reasoning, row.all_tool_calls, row.all_reasoning),
+        *(row.steps, row.stop),
         columns=columns or None,
     )
 

@@ -187,6 +187,8 @@ class OutputRow(msgspec.Struct, frozen=True, omit_defaults=True):
         all_tool_calls: Of several answers what each called, if one of them called anything.
         all_reasoning: Of several answers what was thought before each, if anything was.
         reasoning_tokens: Those of `completion_tokens` that were thoughts.
+        steps: Turns of the model, of an agent's row.
+        stop: What ended an agent's row: `answer`, `max_steps`, `budget`, `timeout` or `error`.
         place: Its place in the plan's order; -1 when that is its index.
         custom_id: What its sender calls it.
         embedding: The vector, of an embedding task.
@@ -238,6 +240,8 @@ class OutputRow(msgspec.Struct, frozen=True, omit_defaults=True):
     all_tool_calls: list[list[ToolCall]] | None = None
     all_reasoning: list[str | None] | None = None
     reasoning_tokens: int = 0
+    steps: int = 0
+    stop: str = ""
 
 
 def failed_row(row: InputRow, error: str, engine: str = "", prompt_tokens: int = 0) -> OutputRow:

@@ -12,7 +12,6 @@ trained again, a branch moves. Rows of two models in one result would say nothin
 from __future__ import annotations
 
 import secrets
-import threading
 import time
 from collections.abc import Callable
 from datetime import datetime, timedelta
@@ -24,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mloc_dagster.errors import InputError
 from mloc_dagster.planning import Shard
+from mloc_dagster.results.batched_writer import BatchedWriter
 from mloc_dagster.results.part_files import (
     FinishedRows,
     finished_rows,
@@ -70,23 +70,15 @@ class ShardWriter:
         self._folder = folder
         self._shard = shard
         self._attempt = attempt
-        self._flush_rows = flush_rows
-        self._interval_s = flush_interval_s
         self._began = began
         self._clock, self._began_s = clock, clock() if began_s is None else began_s
         self._encoder = msgspec.json.Encoder()
-        self._rows: list[tuple[int, bytes]] = []
-        self._due_s = 0.0
-        self._closing = False
-        self._timer_failure: Exception | None = None
-        self._changed = threading.Condition()  # guards all of the above
-        self._writing = threading.Lock()  # one part at a time; rows may still come in
-        self._timer = threading.Thread(
-            target=self._flush_in_time, name=f"flush-{shard.key}", daemon=True
+        self._batches = BatchedWriter(
+            self._write_part, f"flush-{shard.key}", most=flush_rows, interval_s=flush_interval_s
         )
 
     def __enter__(self) -> Self:
-        self._timer.start()
+        self._batches.__enter__()
         return self
 
     def __exit__(
@@ -95,13 +87,7 @@ class ShardWriter:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        try:
-            self.flush()
-        finally:
-            with self._changed:
-                self._closing = True
-                self._changed.notify_all()
-            self._timer.join()
+        self._batches.__exit__(kind, error, traceback)
 
     def write(self, row: OutputRow) -> None:
         """Takes a finished row; raises what an earlier write in the background met.
@@ -115,35 +101,14 @@ class ShardWriter:
                 f"row {row.index} is not in shard {self._shard.key}, "
                 f"which holds {self._shard.start} to {self._shard.stop - 1}"
             )
-        line = self._encoder.encode(row)
-        with self._changed:
-            if self._timer_failure is not None:
-                failure, self._timer_failure = self._timer_failure, None
-                raise failure
-            if not self._rows:
-                self._due_s = time.monotonic() + self._interval_s
-                self._changed.notify_all()
-            self._rows.append((place, line))
-            full = len(self._rows) >= self._flush_rows
-        if full:
-            self.flush()
+        self._batches.add((place, self._encoder.encode(row)))
 
     def flush(self) -> None:
         """Writes what waits. After a failure the rows wait on, and the next flush takes them."""
-        with self._writing:
-            with self._changed:
-                rows, self._rows = self._rows, []
-            if not rows:
-                return
-            try:
-                self._write_part(rows)
-            except BaseException:
-                with self._changed:
-                    self._rows = rows + self._rows
-                raise
+        self._batches.flush()
 
     def _write_part(self, rows: list[tuple[int, bytes]]) -> None:
-        rows.sort(key=lambda row: row[0])
+        rows = sorted(rows, key=lambda row: row[0])
         span = None
         if self._began is not None:
             written = self._began + timedelta(seconds=self._clock() - self._began_s)
@@ -152,27 +117,6 @@ class ShardWriter:
         first, last, unique = rows[0][0], rows[-1][0], secrets.token_hex(4)
         name = part_name(self._shard, first, last, self._attempt, unique, span, data)
         self._folder.write_bytes(name, data)
-
-    def _flush_in_time(self) -> None:
-        while self._wait_until_due():
-            try:
-                self.flush()
-            except Exception as error:  # noqa: BLE001 - the writer's own thread raises it
-                with self._changed:
-                    self._timer_failure = error
-                    self._due_s = time.monotonic() + self._interval_s
-
-    def _wait_until_due(self) -> bool:
-        with self._changed:
-            while not self._closing:
-                if not self._rows:
-                    self._changed.wait()
-                    continue
-                remaining_s = self._due_s - time.monotonic()
-                if remaining_s <= 0:
-                    return True
-                self._changed.wait(remaining_s)
-            return False
 
 
 def _ms(moment: datetime) -> int:

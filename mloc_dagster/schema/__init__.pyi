@@ -1,3 +1,4 @@
+from .agent import Agent as Agent, AgentSpec as AgentSpec
 from .agent_tools import (
     AgentTool as AgentTool,
     HttpTool as HttpTool,
@@ -139,6 +140,7 @@ from .resources import (
     Schedule as Schedule,
 )
 from .result import (
+    AgentResult as AgentResult,
     LoraTrainingResult as LoraTrainingResult,
     ReusedRows as ReusedRows,
     TrainingResult as TrainingResult,

@@ -229,8 +229,8 @@ def _needs(spec: ModelSpec) -> dict[Ability, tuple[str, ...]]:
             found["guided"] = (spec.block_name, "structured_outputs")
         if block.logprobs is not None:
             found["logprobs"] = (spec.block_name, "logprobs")
-        if block.calls_tools:
-            found["tools"] = (spec.block_name, "tools")
+    if spec.calls_tools:
+        found["tools"] = (spec.tools_block, "tools")
     return found
 
 

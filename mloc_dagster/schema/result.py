@@ -127,6 +127,62 @@ class RowsResult(Block):
     """What the task's `evaluation` measured over all rows."""
 
 
+class AgentItem(ResultItem):
+    """What became of one row of an agent."""
+
+    steps: int = 0
+    """Turns of the model."""
+
+    stop: str = ""
+    """What ended it: `answer`, `max_steps`, `budget`, `timeout` or `error`."""
+
+
+class AgentCounts(Block):
+    """How many rows ended how."""
+
+    total_tasks: int
+    completed: int
+    failed: int
+
+
+class AgentStep(Block):
+    """One row in the execution log."""
+
+    index: int
+    stop: str
+    steps: int
+    tool_calls: int
+    seconds: float
+
+
+class AgentMetadata(Block):
+    """What a run of an agent came to."""
+
+    tasks_count: int
+    execution_log: tuple[AgentStep, ...]
+    """Row by row, the first 1,000 of them."""
+
+    batch_summary: AgentCounts
+
+
+class AgentUsage(Usage):
+    """What an agent task took."""
+
+    execution_time_sec: float
+    """The same as `latency_sec`."""
+
+    agent_config: str
+    """The template's `configName`."""
+
+
+class AgentResult(RowsResult):
+    """The result of agent tasks."""
+
+    items: tuple[AgentItem, ...]  # pyright: ignore[reportIncompatibleVariableOverride]
+    usage: AgentUsage  # pyright: ignore[reportIncompatibleVariableOverride]
+    metadata: AgentMetadata
+
+
 class TrainingResult(Block):
     """What every training leaves."""
 

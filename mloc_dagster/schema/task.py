@@ -124,6 +124,12 @@ class ModelSpec(RowSpec):
 
     row_limits: ClassVar[frozenset[str]] = frozenset({"tokens", "cost"})
 
+    tools_block: ClassVar[str] = "inference"
+    """The key of the block that lists the model's tools."""
+
+    suspects_rows: ClassVar[bool] = True
+    """Whether rows that a worker died with are computed one by one at first."""
+
     model: Model
     reuse: bool = False
     """Take answers from earlier tasks where model, prompt and options are exactly the same."""
@@ -132,6 +138,11 @@ class ModelSpec(RowSpec):
     def row_block(self) -> Inference | Pooling:
         """How a row is answered that has no options of its own."""
         return getattr(self, self.block_name)
+
+    @property
+    def calls_tools(self) -> bool:
+        """Whether the model is offered tools."""
+        return isinstance(self.row_block, Inference) and self.row_block.calls_tools
 
 
 class InferenceSpec(ModelSpec):

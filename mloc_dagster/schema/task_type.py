@@ -67,6 +67,12 @@ class TaskType:
         result: What stands under `result` in `responses.json`, to which references are checked.
         exclusive: Keys of its spec that replace each other where a node is merged over its base.
         idle: Fields of its own that have no effect under some condition, for warnings and docs.
+        report: Takes a task's spec; makes what tells of its rows beside the rows themselves, a
+            `TaskReport`. None where there is nothing more to tell.
+        preset: The key that names a preset, and the folder of the library where presets are: each
+            a template of this task type, over whose spec a task's own is laid.
+        whole_keys: Blocks that replace the preset's as a whole.
+        files: Files and folders that the report can write, for `output.artifacts`.
     """
 
     name: str
@@ -76,6 +82,10 @@ class TaskType:
     result: type[BaseModel] | None = None
     exclusive: tuple[frozenset[str], ...] = ()
     idle: tuple[Idle, ...] = ()
+    report: Callable[[Any], Any] | None = None
+    preset: tuple[str, str] | None = None
+    whole_keys: frozenset[str] = frozenset()
+    files: frozenset[str] = frozenset()
 
     @property
     def has_rows(self) -> bool:

@@ -44,5 +44,8 @@ from .tasks import (
     TaskState as TaskState,
     TaskView as TaskView,
     TrainingView as TrainingView,
+    TrajectoryCall as TrajectoryCall,
+    TrajectoryTurn as TrajectoryTurn,
+    TrajectoryView as TrajectoryView,
     WorkflowReply as WorkflowReply,
 )

@@ -308,6 +308,54 @@ class FileView(Wire):
     """As the manifest says; null where it does not."""
 
 
+class TrajectoryCall(Wire):
+    """A call of a tool."""
+
+    id: str
+    tool: str
+    arguments: str
+    """A JSON object, as the model wrote it."""
+
+    output: str | None = None
+    """What the tool answered; None while it has not."""
+
+    failed: bool = False
+    """Whether `output` says what went wrong."""
+
+    seconds: float | None = None
+
+
+class TrajectoryTurn(Wire):
+    """What the model said in one turn, and what came of its calls."""
+
+    turn: int
+    text: str
+    reasoning: str | None = None
+    finish_reason: str
+    prompt_tokens: int
+    completion_tokens: int
+    reasoning_tokens: int
+    cached_tokens: int
+    seconds: float
+    calls: tuple[TrajectoryCall, ...] = ()
+
+
+class TrajectoryView(Reply):
+    """How an agent came to its answer to a row, as far as it has come."""
+
+    task_id: str
+    index: int
+    prompt: str
+    output: str | None = None
+    """The answer; None while there is none."""
+
+    error: str | None = None
+    stop: str = ""
+    """What ended it: `answer`, `max_steps`, `budget`, `timeout` or `error`."""
+
+    turns: tuple[TrajectoryTurn, ...]
+
+
 class FilePage(Reply):
     """`GET /api/v1/results/{id}/files`."""
 

@@ -188,8 +188,11 @@ class Engine(Protocol):
         """
         ...
 
-    def run(self, requests: Iterator[EngineRequest], replies: Replies) -> None:
+    def run(self, requests: Iterator[EngineRequest | None], replies: Replies) -> None:
         """Answers all requests, in any order, drawing them as there is room for more.
+
+        None among them says that there is none now and that more will come: an engine goes on
+        with what it has. A source that says so waits a moment first where nothing is computed.
 
         A request that is too long, or that the engine cannot digest, fails alone.
 

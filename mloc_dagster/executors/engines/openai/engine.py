@@ -47,6 +47,9 @@ _EXTRA = "endpoint"
 _PLACE = "<image>"
 
 
+_NO_MORE = object()
+
+
 class OpenaiLoader(EngineLoader):
     """Finds out what an endpoint is; there is nothing to load."""
 
@@ -130,7 +133,7 @@ class OpenaiEngine:
         """Returns as many ids as a text may have tokens, by its bytes: its tokenizer is away."""
         return [[int(special)] * estimate_tokens(text) for text in texts]
 
-    def run(self, requests: Iterator[EngineRequest], replies: Replies) -> None:
+    def run(self, requests: Iterator[EngineRequest | None], replies: Replies) -> None:
         """Answers all requests, `max_concurrency` at a time.
 
         Raises:
@@ -163,7 +166,9 @@ class OpenaiEngine:
         """Ends the connections."""
         self._endpoint.close()
 
-    def _answer(self, requests: Iterator[EngineRequest], replies: Replies, most: int) -> None:
+    def _answer(
+        self, requests: Iterator[EngineRequest | None], replies: Replies, most: int
+    ) -> None:
         flight = _Flight(self._endpoint, self._endpoint.link(current_reach()), replies)
         watch = _Watch(replies.cancelled)
         more = True
@@ -171,9 +176,11 @@ class OpenaiEngine:
             while more or flight.open:
                 watch.look()
                 while more and len(flight.open) < most and not flight.has_news:
-                    request = next(requests, None)
-                    more = request is not None
-                    if request is not None:
+                    request = next(requests, _NO_MORE)
+                    if request is None:
+                        break  # more will come
+                    more = request is not _NO_MORE
+                    if isinstance(request, EngineRequest):
                         self._send(request, flight)
                     watch.look()
                 flight.listen()

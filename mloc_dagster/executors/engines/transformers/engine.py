@@ -132,7 +132,7 @@ class TransformersEngine:
             verbose=False,
         )["input_ids"]
 
-    def run(self, requests: Iterator[EngineRequest], replies: Replies) -> None:
+    def run(self, requests: Iterator[EngineRequest | None], replies: Replies) -> None:
         """Generates, window by window; the requests of a batch are done when it ends.
 
         Raises:
@@ -153,7 +153,9 @@ class TransformersEngine:
         """
         self._run(iter(requests), replies, urgent=True)
 
-    def _run(self, requests: Iterator[EngineRequest], replies: Replies, *, urgent: bool) -> None:
+    def _run(
+        self, requests: Iterator[EngineRequest | None], replies: Replies, *, urgent: bool
+    ) -> None:
         runner = BatchRunner(self.loaded, replies, self._turn, urgent=urgent)
         options = self._options
         note = ""

@@ -170,14 +170,14 @@ class PoolingEngine:
             verbose=False,
         )["input_ids"]
 
-    def run(self, requests: Iterator[EngineRequest], replies: Replies) -> None:
+    def run(self, requests: Iterator[EngineRequest | None], replies: Replies) -> None:
         """Makes vectors, window by window, in batches of texts of about one length.
 
         Raises:
             TaskCancelled: If the task was asked to stop; looked at between batches.
             TransientError: If the device is lost.
         """
-        self._run_windows(requests, replies, urgent=False)
+        self._run_windows(filter(None, requests), replies, urgent=False)
 
     def call(self, requests: Sequence[EngineRequest], replies: Replies) -> None:
         """Makes vectors between two batches of a shard.

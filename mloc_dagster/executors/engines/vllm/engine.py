@@ -173,7 +173,7 @@ class VllmEngine:
             verbose=False,
         )["input_ids"]
 
-    def run(self, requests: Iterator[EngineRequest], replies: Replies) -> None:
+    def run(self, requests: Iterator[EngineRequest | None], replies: Replies) -> None:
         """Answers all requests, feeding the engine as others finish.
 
         Raises:

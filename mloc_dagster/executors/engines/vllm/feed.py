@@ -96,7 +96,7 @@ class Feed:
         self._why = ""
         self._beside_calls = False
 
-    def run(self, requests: Iterator[EngineRequest]) -> None:
+    def run(self, requests: Iterator[EngineRequest | None]) -> None:
         """Answers all requests.
 
         Raises:
@@ -131,6 +131,8 @@ class Feed:
                 self._admit(source)
                 self._top_up(source)
                 if not traffic.running:
+                    self._give_way()
+                    self._look(time.perf_counter())  # more may come at any time, or never
                     continue
                 before = time.perf_counter()
                 with noticing_breakdowns():
@@ -331,7 +333,7 @@ class RequestSource:
         drawn: How many were drawn and not put back.
     """
 
-    def __init__(self, requests: Iterable[EngineRequest], *, single: bool = False) -> None:
+    def __init__(self, requests: Iterable[EngineRequest | None], *, single: bool = False) -> None:
         self._requests = iter(requests)
         self._returned: list[EngineRequest] = []
         self.single = single
@@ -339,18 +341,21 @@ class RequestSource:
         self.drawn = 0
 
     def draw(self) -> EngineRequest | None:
-        """Returns the next request; None when there are no more."""
-        if self.drained:
-            return None
-        request = self._returned.pop() if self._returned else next(self._requests, None)
-        self.drained = request is None
-        self.drawn += not self.drained
+        """Returns the next request; None when there are no more, or none for now."""
+        if self._returned:
+            request = self._returned.pop()
+        else:
+            try:
+                request = None if self.drained else next(self._requests)
+            except StopIteration:
+                request, self.drained = None, True
+        self.drawn += request is not None
         return request
 
     def put_back(self, request: EngineRequest) -> None:
         """Takes a request back that was drawn: it is the next one again."""
         self._returned.append(request)
-        self.drained = False
+        self.drained = False  # asked once more, an iterator that has ended says so again
         self.drawn -= 1
 
 

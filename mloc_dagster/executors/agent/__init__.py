@@ -1,0 +1,1 @@
+"""The task type `agent`: trajectories of a model and its tools over one warm engine."""

@@ -1,0 +1,197 @@
+"""The agent executor: a shard's rows as trajectories over one engine."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import threading
+from collections.abc import Iterator
+from contextlib import AsyncExitStack
+from functools import partial
+from typing import Any
+
+from pydantic_ai import Agent, ModelRetry
+from pydantic_ai.output import StructuredDict
+from pydantic_ai.toolsets import AbstractToolset
+
+from mloc_dagster.errors import TaskCancelled
+from mloc_dagster.executors.agent.traces import Traces
+from mloc_dagster.executors.agent.trajectory import Blocks, JournaledTools, Trajectory
+from mloc_dagster.executors.agent.turns import TurnQueue
+from mloc_dagster.executors.base import ShardContext, ShardInput
+from mloc_dagster.executors.calls import between_calls
+from mloc_dagster.executors.engines.choice import choose_engine
+from mloc_dagster.executors.engines.protocol import Engine, Replies
+from mloc_dagster.executors.inference import InferenceExecutor
+from mloc_dagster.planning import shard_key
+from mloc_dagster.results import InputRow, Steps, failed_row
+from mloc_dagster.schema import AgentSpec, ModelSpec
+from mloc_dagster.tools import check_tools, open_toolsets
+
+
+class AgentExecutor(InferenceExecutor):
+    """Works on each row with a model and its tools, on the engine that the task gets."""
+
+    def load(self, spec: ModelSpec) -> Engine:
+        """Loads the model, once the tools are known to be there.
+
+        Raises:
+            TerminalError: If a tool cannot be had here, such as a search without its key.
+            TransientError: As for inference.
+        """
+        if isinstance(spec, AgentSpec):
+            check_tools(spec.agent.tools)
+        return super().load(spec)
+
+    def run(  # pyright: ignore[reportIncompatibleMethodOverride]  (its specs are agents')
+        self, shard: ShardInput, spec: AgentSpec, model: Engine, context: ShardContext
+    ) -> None:
+        """Works on every row of the shard, emitting each as it ends.
+
+        Raises:
+            TaskCancelled: If the task was asked to stop.
+            TransientError: If the engine is lost and another attempt may help.
+        """
+        check_tools(spec.agent.tools)  # a warm model was loaded for other tools
+        context.log(f"engine: {model.label} on {model.device}: {choose_engine(spec).reason}")
+        context.log(f"model: {model.name}, revision {self.revision(model)}")
+        loop = asyncio.new_event_loop()
+        queue = TurnQueue(model, loop, context.emit)
+        rows = _Rows(shard, spec, model, context, queue)
+        # The thread has this one's context: what the task may reach is in it.
+        run = partial(contextvars.copy_context().run, _run, loop, queue, rows)
+        thread = threading.Thread(target=run, name="mloc-agent")
+        with between_calls(model, context.cancelled):
+            thread.start()
+            try:
+                replies = Replies(queue.done, queue.failed, context.cancelled, context.log)
+                model.run(queue, replies)
+            except BaseException:
+                loop.call_soon_threadsafe(rows.stop)
+                raise
+            finally:
+                thread.join()
+                queue.emit_finished()
+                loop.close()
+
+
+def _run(loop: asyncio.AbstractEventLoop, queue: TurnQueue, rows: _Rows) -> None:
+    """Runs the trajectories in a thread of their own."""
+    asyncio.set_event_loop(loop)
+    try:
+        loop.run_until_complete(rows.run())
+    except asyncio.CancelledError:
+        queue.close(TaskCancelled("stopped while trajectories were under way"))
+    except BaseException as error:  # noqa: BLE001  raised in the engine's thread
+        queue.close(error)
+    else:
+        queue.close()
+    finally:
+        loop.run_until_complete(loop.shutdown_asyncgens())
+        loop.run_until_complete(loop.shutdown_default_executor())
+
+
+class _Rows:
+    """The rows of a shard, as many at a time as the template says."""
+
+    def __init__(
+        self,
+        shard: ShardInput,
+        spec: AgentSpec,
+        engine: Engine,
+        context: ShardContext,
+        queue: TurnQueue,
+    ) -> None:
+        self._shard = shard
+        self._spec = spec
+        self._engine = engine
+        self._context = context
+        self._queue = queue
+        self._journal = context.journal
+        self._known = {} if context.journal is None else context.journal.read()
+        self._blocks = Blocks(spec.inference)
+        self._traces = Traces(
+            context.save,
+            shard.task_id,
+            shard_key(shard.index),
+            engine.name,
+            engine.label,
+            content=spec.agent.trace_content,
+        )
+        self._all: asyncio.Task[None] | None = None
+
+    async def run(self) -> None:
+        """Works on all rows."""
+        self._all = asyncio.current_task()
+        async with AsyncExitStack() as around:
+            around.enter_context(self._traces)
+            agent = self._agent(await self._toolsets(around))
+            rows = enumerate(self._shard.rows)
+            workers = min(self._spec.agent.concurrency, self._shard.count)
+            async with asyncio.TaskGroup() as group:
+                for _ in range(workers):
+                    group.create_task(self._work(agent, rows))
+
+    def stop(self) -> None:
+        """Ends all trajectories; their steps so far are in the journal."""
+        if self._all is not None:
+            self._all.cancel()
+
+    async def _work(
+        self, agent: Agent[Trajectory, Any], rows: Iterator[tuple[int, InputRow]]
+    ) -> None:
+        for place, row in rows:
+            if row.error is not None:
+                self._queue.finish(failed_row(row, row.error, self._engine.label))
+                continue
+            trajectory = Trajectory(
+                row,
+                place,
+                self._spec,
+                self._queue,
+                self._journal,
+                self._known.pop(row.index, Steps()),
+                self._shard.seed,
+                self._blocks,
+            )
+            done = await trajectory.run(agent, self._engine.name, self._engine.label)
+            self._traces.add(done, trajectory.steps)
+            self._queue.finish(done)
+
+    async def _toolsets(self, around: AsyncExitStack) -> list[AbstractToolset[Trajectory]]:
+        opened = open_toolsets(
+            self._spec.agent.tools,
+            tool_timeout=self._spec.agent.tool_timeout,
+            log=self._context.log,
+        )
+        return [JournaledTools(each) for each in await around.enter_async_context(opened)]
+
+    def _agent(self, toolsets: list[AbstractToolset[Trajectory]]) -> Agent[Trajectory, Any]:
+        given = self._spec.agent
+        schema = given.output_schema
+        agent: Agent[Trajectory, Any] = Agent(
+            deps_type=Trajectory,
+            output_type=str if schema is None else StructuredDict(dict(schema), name="answer"),
+            instructions=given.instructions,
+            toolsets=toolsets,
+            retries=given.retries,
+            name="agent",
+        )
+        if schema is not None:
+            agent.output_validator(_fits(schema))
+        return agent
+
+
+def _fits(schema: Any) -> Any:
+    """Returns a check that an answer fits a JSON Schema, which the model is told of."""
+    from jsonschema.validators import validator_for
+
+    validator = validator_for(schema)(schema)
+
+    def check(output: Any) -> Any:
+        wrong = [f"{each.json_path}: {each.message}" for each in validator.iter_errors(output)]
+        if wrong:
+            raise ModelRetry("; ".join(wrong[:5]))
+        return output
+
+    return check

@@ -1,0 +1,129 @@
+"""What an agent task tells of its rows: a summary, and each trajectory as text."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterator, Mapping
+
+from pydantic import JsonValue
+
+from mloc_dagster.results import (
+    Folder,
+    ModelTurn,
+    OutputRow,
+    Steps,
+    read_rows,
+    read_summary,
+    read_trajectories,
+)
+from mloc_dagster.schema import AgentSpec, Usage
+
+OUTPUT_NAME = "agent_output.txt"
+LOGS_NAME = "batch_logs"
+SUMMARY_NAME = "batch_summary.json"
+PAPERS_NAME = "paper_summary.md"
+FILES = frozenset({OUTPUT_NAME, LOGS_NAME, SUMMARY_NAME, PAPERS_NAME})
+
+_MOST_LOGGED = 1000
+"""Rows of the execution log in `responses.json`; the items say the same of all rows."""
+
+
+class AgentReport:
+    """Counts the rows of an agent task.
+
+    Args:
+        spec: The task.
+    """
+
+    def __init__(self, spec: AgentSpec) -> None:
+        self._config = spec.config_name
+        self._log: list[JsonValue] = []
+        self._rows = self._failed = 0
+
+    def add(self, row: OutputRow) -> None:
+        """Counts a row."""
+        self._rows += 1
+        self._failed += row.error is not None
+        if len(self._log) < _MOST_LOGGED:
+            self._log.append(
+                {
+                    "index": row.index,
+                    "stop": row.stop,
+                    "steps": row.steps,
+                    "tool_calls": len(row.tool_calls or ()),
+                    "seconds": round(row.latency_s, 3),
+                }
+            )
+
+    def result(self, usage: Usage) -> Mapping[str, JsonValue]:
+        """Returns the summary, and the names that earlier versions had for the usage."""
+        return {
+            "usage": {
+                **usage.model_dump(),
+                "execution_time_sec": usage.latency_sec,
+                "agent_config": self._config,
+            },
+            "metadata": {
+                "tasks_count": self._rows,
+                "execution_log": self._log,
+                "batch_summary": _counts(self._rows, self._failed),
+            },
+        }
+
+    def write_files(self, folder: Folder, wanted: Collection[str]) -> None:
+        """Writes what the template names."""
+        names = {name.split("/")[0] for name in wanted}
+        if SUMMARY_NAME in names:
+            summary = read_summary(folder)
+            text = json.dumps(_counts(summary.rows, summary.errors), indent=2)
+            folder.write_bytes(SUMMARY_NAME, text.encode() + b"\n")
+        if OUTPUT_NAME in names:
+            with folder.create(OUTPUT_NAME) as file:
+                for row, steps in read_trajectories(folder):
+                    file.write(("\n".join(transcript(row, steps)) + "\n\n").encode())
+        if LOGS_NAME in names:
+            for row, steps in read_trajectories(folder):
+                text = "\n".join(transcript(row, steps)) + "\n"
+                folder.write_bytes(f"{LOGS_NAME}/task_{row.index}_output.txt", text.encode())
+        if PAPERS_NAME in names:
+            with folder.create(PAPERS_NAME) as file:
+                for row in read_rows(folder):
+                    said = row.output if row.error is None else f"*{row.error}*"
+                    file.write(f"# {_title(row)}\n\n{said}\n\n".encode())
+
+
+def _counts(rows: int, failed: int) -> dict[str, JsonValue]:
+    return {"total_tasks": rows, "completed": rows - failed, "failed": failed}
+
+
+def transcript(row: OutputRow, steps: Steps) -> Iterator[str]:
+    """Yields the lines of one trajectory: what was asked, thought, called, found out, answered."""
+    yield f"== {row.index}: {_title(row)}"
+    for number in sorted(steps.turns):
+        turn = steps.turns[number]
+        yield f"-- turn {number}: {_figures(turn)}"
+        if turn.reasoning:
+            yield f"(thinks) {turn.reasoning}"
+        if turn.text:
+            yield turn.text
+        for call in turn.tool_calls:
+            yield f"> {call.function.name} {call.function.arguments}"
+            answer = steps.results.get((number, call.id))
+            if answer is not None:
+                yield f"< {answer.output}"
+    yield f"-- {row.stop}, {row.steps} steps, {row.latency_s:.1f} s"
+    if row.error is not None:
+        yield f"error: {row.error}"
+
+
+def _figures(turn: ModelTurn) -> str:
+    cached = f", {turn.cached_tokens} cached" if turn.cached_tokens else ""
+    return (
+        f"{turn.prompt_tokens} tokens read{cached}, {turn.completion_tokens} written, "
+        f"{turn.seconds:.2f} s"
+    )
+
+
+def _title(row: OutputRow) -> str:
+    text = row.prompt if isinstance(row.prompt, str) else str(row.prompt[-1].content)
+    return " ".join(text.split())[:200]

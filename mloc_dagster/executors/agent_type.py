@@ -1,0 +1,31 @@
+"""The task type `agent`; what runs it imports far more than this."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from mloc_dagster.executors.agent_report import FILES, AgentReport
+from mloc_dagster.schema import AgentResult, AgentSpec, TaskType
+
+if TYPE_CHECKING:
+    from mloc_dagster.executors.agent.executor import AgentExecutor
+
+
+def _executor() -> AgentExecutor:
+    from mloc_dagster.executors.agent.executor import AgentExecutor
+
+    return AgentExecutor()
+
+
+AGENT = TaskType(
+    name="agent",
+    spec=AgentSpec,
+    executor=_executor,
+    kinds=("AgentTask",),
+    exclusive=(frozenset({"task", "data"}),),
+    result=AgentResult,
+    report=AgentReport,
+    preset=("configName", "agents"),
+    whole_keys=frozenset({"model"}),
+    files=FILES,
+)

@@ -1,0 +1,254 @@
+"""The journal of rows that are computed in many steps: what is done of them, and not to do again.
+
+A shard's journal lies below `journal/NNNN/`, in part files as its rows do: each is whole or not
+there, and never changes. A file's name says which attempt wrote it, and its place among these:
+`<attempt>-<number>-<unique>-c<crc32>.jsonl`.
+
+Two attempts may write at the same time, when the first was given up as lost and lives on. What
+they wrote of a row is told apart by `Steps`: the later attempt began from what it had read, so from
+its first entry of a row on, those of the earlier one do not count.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections import defaultdict
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Any, Self
+from zlib import crc32
+
+import msgspec
+
+from mloc_dagster.errors import DamagedFileError
+from mloc_dagster.planning import Shard
+from mloc_dagster.results.batched_writer import BatchedWriter
+from mloc_dagster.results.rows import ToolCall
+from mloc_dagster.results.store import Folder
+
+_PART = re.compile(r"journal/(\d{4,})/(\d+)-(\d+)-[0-9a-f]+-c([0-9a-f]{8})\.jsonl")
+
+
+class ModelTurn(msgspec.Struct, frozen=True, omit_defaults=True, tag="model"):
+    """What the model said.
+
+    Attributes:
+        index: The row.
+        turn: Which of the row's turns, from 0.
+        text: What it said.
+        reasoning: What it thought before.
+        tool_calls: What it called.
+        finish_reason: Why it ended: `stop`, `length` or `tool_calls`.
+        prompt_tokens: Tokens that it read.
+        completion_tokens: Tokens that it wrote.
+        reasoning_tokens: Those of them that were thoughts.
+        cached_tokens: Tokens of the prompt that the engine had in its prefix cache.
+        engine_s: The turn's share of the engine's busy seconds.
+        seconds: How long it took.
+        row_s: Seconds that workers have spent on the row when it was over.
+        ended_at: When that was, in seconds since 1970.
+    """
+
+    index: int
+    turn: int
+    text: str = ""
+    reasoning: str | None = None
+    tool_calls: list[ToolCall] = []
+    finish_reason: str = "stop"
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    reasoning_tokens: int = 0
+    cached_tokens: int = 0
+    engine_s: float = 0.0
+    seconds: float = 0.0
+    row_s: float = 0.0
+    ended_at: float = 0.0
+
+
+class CallBegun(msgspec.Struct, frozen=True, omit_defaults=True, tag="begun"):
+    """A call that changes something is about to be made: this is written before it.
+
+    Attributes:
+        index: The row.
+        turn: The turn whose answer has the call.
+        call: The call's id.
+        tool: What is called.
+    """
+
+    index: int
+    turn: int
+    call: str
+    tool: str
+
+
+class CallResult(msgspec.Struct, frozen=True, omit_defaults=True, tag="result"):
+    """What a tool answered.
+
+    Attributes:
+        index: The row.
+        turn: The turn whose answer has the call.
+        call: The call's id.
+        tool: What was called.
+        output: Its answer, as the model reads it.
+        failed: Whether it says what went wrong.
+        seconds: How long it took.
+        row_s: Seconds that workers have spent on the row when it was over.
+        ended_at: When that was, in seconds since 1970.
+    """
+
+    index: int
+    turn: int
+    call: str
+    tool: str
+    output: str
+    failed: bool = False
+    seconds: float = 0.0
+    row_s: float = 0.0
+    ended_at: float = 0.0
+
+
+Entry = ModelTurn | CallBegun | CallResult
+
+
+class Steps:
+    """What a journal says of one row.
+
+    Attributes:
+        turns: What the model said, by turn.
+        results: What tools answered, by turn and call.
+        begun: Calls that were about to be made, by turn and call.
+    """
+
+    def __init__(self) -> None:
+        self.turns: dict[int, ModelTurn] = {}
+        self.results: dict[tuple[int, str], CallResult] = {}
+        self.begun: dict[tuple[int, str], CallBegun] = {}
+
+    def add(self, entry: Entry) -> None:
+        """Takes an entry; the first one of its kind and place counts."""
+        match entry:
+            case ModelTurn():
+                self.turns.setdefault(entry.turn, entry)
+            case CallResult():
+                self.results.setdefault((entry.turn, entry.call), entry)
+            case CallBegun():
+                self.begun.setdefault((entry.turn, entry.call), entry)
+
+    @property
+    def first(self) -> int:
+        """The rank of the first entry; see `_rank`."""
+        return min(map(_rank, self._entries()))
+
+    @property
+    def seconds(self) -> float:
+        """Seconds that workers have spent on the row."""
+        entries = (*self.turns.values(), *self.results.values())
+        return max((each.row_s for each in entries), default=0.0)
+
+    def _entries(self) -> Iterator[Entry]:
+        yield from (*self.turns.values(), *self.results.values(), *self.begun.values())
+
+
+class Journal:
+    """The journal of a shard, for one attempt.
+
+    Args:
+        folder: The task's folder.
+        shard: Whose journal it is.
+        attempt: Which attempt writes, from 1.
+        most: Entries that may wait to be written.
+        interval_s: Seconds that an entry may wait.
+    """
+
+    def __init__(
+        self, folder: Folder, shard: Shard, attempt: int, *, most: int, interval_s: float
+    ) -> None:
+        self._folder = folder
+        self._shard = shard
+        self._attempt = attempt
+        self._number = 0
+        self._encode = msgspec.json.Encoder().encode
+        self._batches = BatchedWriter(
+            self._write, f"journal-{shard.key}", most=most, interval_s=interval_s
+        )
+        self._open = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._open:
+            self._batches.__exit__(kind, error, traceback)
+
+    def add(self, entry: Entry, *, now: bool = False) -> None:
+        """Takes an entry.
+
+        Args:
+            entry: What was done.
+            now: Whether it has to be on the store before this returns.
+        """
+        if not self._open:  # most shards have no journal, and need no thread for it
+            self._open = True
+            self._batches.__enter__()
+        self._batches.add(entry)
+        if now:
+            self._batches.flush()
+
+    def read(self) -> dict[int, Steps]:
+        """Returns what earlier attempts have noted, by row."""
+        return journal_steps(self._folder, self._shard)
+
+    def _write(self, entries: list[Entry]) -> None:
+        data = b"\n".join([*map(self._encode, entries), b""])
+        self._number += 1
+        name = f"{self._attempt:04d}-{self._number:08d}-{secrets.token_hex(4)}"
+        where = f"journal/{self._shard.key}/{name}-c{crc32(data):08x}.jsonl"
+        self._folder.write_bytes(where, data)
+
+
+def journal_steps(folder: Folder, shard: Shard) -> dict[int, Steps]:
+    """Returns what the journal of a shard says, by row."""
+    by_attempt: dict[int, list[Entry]] = defaultdict(list)
+    for attempt, entry in journal_entries(folder, shard):
+        by_attempt[attempt].append(entry)
+    found: dict[int, Steps] = {}
+    for attempt in sorted(by_attempt, reverse=True):
+        _lay_under(found, by_attempt[attempt])
+    return found
+
+
+def journal_entries(folder: Folder, shard: Shard) -> Iterator[tuple[int, Entry]]:
+    """Yields the entries of a shard's journal, each with its attempt, in the order of writing.
+
+    Raises:
+        DamagedFileError: If a file is not what was written.
+    """
+    decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(Entry)
+    for name in folder.list(f"journal/{shard.key}", recursive=True):
+        match = _PART.fullmatch(name)
+        if match is None:
+            continue
+        data = folder.read_bytes(name)
+        if crc32(data) != int(match[4], 16):
+            raise DamagedFileError(f"{folder.url}/{name}: its checksum is another one")
+        for entry in decoder.decode_lines(data):
+            yield int(match[2]), entry
+
+
+def _lay_under(found: dict[int, Steps], entries: list[Entry]) -> None:
+    """Adds what an earlier attempt noted, as far as later ones began from it."""
+    begun_at = {index: steps.first for index, steps in found.items()}
+    for entry in entries:
+        if _rank(entry) <= begun_at.get(entry.index, _rank(entry)):
+            found.setdefault(entry.index, Steps()).add(entry)
+
+
+def _rank(entry: Entry) -> int:
+    """Returns where an entry comes in its row: a turn of the model, then the calls in it."""
+    return 2 * entry.turn + (not isinstance(entry, ModelTurn))

@@ -1,0 +1,116 @@
+"""Agents: a model that calls tools, turn after turn, until it has an answer to its row."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, Self, cast
+
+from pydantic import Field, JsonValue, model_validator
+
+from mloc_dagster.schema.agent_tools import AgentTools
+from mloc_dagster.schema.base import Block
+from mloc_dagster.schema.inference import Inference
+from mloc_dagster.schema.task import ModelSpec
+
+
+class AgentBudget(Block):
+    """What one row may spend."""
+
+    tokens: int | None = Field(default=None, ge=1)
+    """Tokens read and written, over all turns."""
+
+    tool_calls: int | None = Field(default=None, ge=0)
+    """Calls of tools."""
+
+
+class Agent(Block):
+    """What an agent is told, what it may call, and when it has to end."""
+
+    instructions: str | None = None
+    """Stands before each row, as a system message."""
+
+    tools: AgentTools = ()
+    """What the model may call."""
+
+    output_schema: Mapping[str, JsonValue] | None = None
+    """A JSON Schema that the final answer fits."""
+
+    concurrency: int = Field(default=64, ge=1, le=10_000)
+    """Rows that a worker works on at the same time."""
+
+    max_steps: int = Field(default=20, ge=1)
+    """Turns of the model for one row."""
+
+    timeout: float = Field(default=300.0, gt=0)
+    """Seconds that workers may spend on one row; time while none has it does not count."""
+
+    tool_timeout: float = Field(default=30.0, gt=0)
+    """Seconds that one call of a tool may take."""
+
+    budget: AgentBudget = AgentBudget()
+
+    on_limit: Literal["answer", "fail"] = "answer"
+    """What happens at `max_steps` or at the end of a budget: the model is asked once more, for an
+    answer without tools; or the row fails."""
+
+    trace_content: bool = False
+    """Put prompts, answers, arguments and results into the spans of `traces/` as well."""
+
+    retries: int = Field(default=3, ge=0)
+    """How often in a row the model may call a tool wrongly, or answer in a wrong form, and is told
+    so."""
+
+
+class AgentSpec(ModelSpec):
+    """Lets an agent work on each row."""
+
+    block_name: ClassVar[str] = "inference"
+    row_limits: ClassVar[frozenset[str]] = frozenset()
+    tools_block: ClassVar[str] = "agent"
+    suspects_rows: ClassVar[bool] = False
+    """A trajectory takes minutes of waiting for tools: one by one, they would take hours."""
+
+    config_name: str = Field(default="default", alias="configName")
+    """Which agent."""
+
+    task: str | None = None
+    """The one thing to do; or give `data` with one task a row."""
+
+    agent: Agent = Agent()
+    inference: Inference = Inference()
+    """How each turn is generated."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_row(cls, value: object) -> object:
+        if not isinstance(value, dict):
+            return value
+        given = cast("dict[str, Any]", value)
+        if (given.get("task") is None) == (given.get("data") is None):
+            raise ValueError("give either task or data")
+        if given.get("data") is not None:
+            return given
+        return {**given, "data": {"type": "list", "items": [given["task"]]}}
+
+    @model_validator(mode="after")
+    def _has_its_own_tools(self) -> Self:
+        if self.inference.tools:
+            raise ValueError("an agent's tools stand in agent.tools, and not in inference.tools")
+        if self.inference.n > 1:
+            raise ValueError("inference.n is 1 for an agent: each row has one trajectory")
+        return self
+
+    @property
+    def calls_tools(self) -> bool:
+        """Whether the model is offered tools."""
+        return bool(self.agent.tools) or self.agent.output_schema is not None
+
+    @property
+    def given_seed(self) -> int | None:
+        """The seed that the template names."""
+        return self.inference.seed
+
+    @property
+    def system_prompt(self) -> str | None:
+        """What stands before each row."""
+        return self.agent.instructions

@@ -1,0 +1,127 @@
+"""What a journal says of a row after some attempts, one of which may live on as a ghost."""
+
+from __future__ import annotations
+
+import uuid
+
+import pytest
+
+from mloc_dagster.errors import DamagedFileError
+from mloc_dagster.planning import Shard
+from mloc_dagster.results.journal import (
+    CallBegun,
+    CallResult,
+    Entry,
+    Journal,
+    ModelTurn,
+    Steps,
+    journal_steps,
+)
+from mloc_dagster.results.rows import FunctionCall, ToolCall
+from mloc_dagster.results.store import Folder, open_store
+
+SHARD = Shard(task_id="t", index=0, total=1, start=0, stop=100)
+
+
+@pytest.fixture
+def folder() -> Folder:
+    return open_store(f"memory://{uuid.uuid4().hex}").task("t")
+
+
+def write(folder: Folder, attempt: int, *entries: Entry, most: int = 100) -> None:
+    with Journal(folder, SHARD, attempt, most=most, interval_s=60) as journal:
+        for each in entries:
+            journal.add(each)
+
+
+def turn(number: int, text: str = "", index: int = 0) -> ModelTurn:
+    return ModelTurn(index, number, text)
+
+
+def result(number: int, output: str, call: str = "c") -> CallResult:
+    return CallResult(0, number, call, "tool", output)
+
+
+def steps(folder: Folder) -> Steps:
+    return journal_steps(folder, SHARD).get(0, Steps())
+
+
+def texts(found: Steps) -> list[str]:
+    return [found.turns[number].text for number in sorted(found.turns)]
+
+
+def test_entries_come_back_as_they_went_in(folder: Folder) -> None:
+    call = ToolCall("c", FunctionCall("tool", '{"a": 1}'))
+    said = ModelTurn(0, 0, "hé", "I think", [call], "tool_calls", 3, 4, 1, 2, 0.5, 0.75, 1.0, 9.0)
+    answered = CallResult(0, 0, "c", "tool", "5", failed=True, seconds=0.1, row_s=2.5)
+    write(folder, 1, said, CallBegun(0, 0, "c", "tool"), answered)
+
+    found = steps(folder)
+
+    assert found.turns == {0: said}
+    assert found.results == {(0, "c"): answered}
+    assert list(found.begun) == [(0, "c")]
+    assert found.seconds == 2.5
+
+
+def test_a_shard_without_entries_has_no_journal(folder: Folder) -> None:
+    write(folder, 1)
+    assert folder.list("journal", recursive=True) == []
+    assert journal_steps(folder, SHARD) == {}
+
+
+def test_what_has_to_be_there_is_there_at_once(folder: Folder) -> None:
+    with Journal(folder, SHARD, 1, most=100, interval_s=60) as journal:
+        journal.add(turn(0, "a"))
+        assert journal_steps(folder, SHARD) == {}
+        journal.add(CallBegun(0, 0, "c", "tool"), now=True)
+        found = steps(folder)
+    # With all that led to it: the next attempt must not ask the model for another call.
+    assert texts(found) == ["a"]
+    assert list(found.begun) == [(0, "c")]
+
+
+def test_a_later_attempt_goes_on_where_the_earlier_one_ended(folder: Folder) -> None:
+    write(folder, 1, turn(0, "a"), result(0, "5"), turn(1, "b"))
+    write(folder, 2, turn(2, "c"))
+    assert texts(steps(folder)) == ["a", "b", "c"]
+
+
+def test_a_ghosts_steps_do_not_count_where_another_attempt_has_gone_on(folder: Folder) -> None:
+    write(folder, 1, turn(0, "a"), result(0, "5"))
+    write(folder, 2, turn(1, "b"), turn(2, "c"))
+    # The first attempt lives on, and its model says something else in turn 1.
+    write(folder, 1, turn(1, "ghost"), turn(2, "ghost"), turn(3, "ghost"), result(2, "ghost"))
+
+    found = steps(folder)
+
+    assert texts(found) == ["a", "b", "c"]
+    assert list(found.results) == [(0, "c")]
+
+
+def test_a_call_that_the_ghost_still_made_counts_where_the_other_has_not(folder: Folder) -> None:
+    write(folder, 1, turn(0, "a"), result(0, "one", "c1"))
+    write(folder, 2, result(0, "two", "c2"))
+    write(folder, 1, result(0, "ghost", "c2"), result(0, "three", "c3"))
+
+    found = steps(folder).results
+
+    assert {call: each.output for (_, call), each in found.items()} == {
+        "c1": "one", "c2": "two", "c3": "three"
+    }  # fmt: skip
+
+
+def test_rows_do_not_mix(folder: Folder) -> None:
+    write(folder, 1, turn(0, "a"), turn(0, "z", index=7), turn(1, "y", index=7))
+    write(folder, 2, turn(1, "b"))
+    found = journal_steps(folder, SHARD)
+    assert texts(found[0]) == ["a", "b"]
+    assert texts(found[7]) == ["z", "y"]
+
+
+def test_a_damaged_file_is_said(folder: Folder) -> None:
+    write(folder, 1, turn(0, "a"))
+    (name,) = folder.list("journal", recursive=True)
+    folder.write_bytes(name, folder.read_bytes(name).replace(b'"a"', b'"b"'))
+    with pytest.raises(DamagedFileError, match="checksum"):
+        steps(folder)
