@@ -185,11 +185,8 @@ def aggregate_rows(
         scores = _write_items(file, folder, plan, rows, evaluation)
         budget = allowed_errors(plan.rows, error_budget, tally.excused_errors)
         usage = tally.usage.result(model=model, wall_s=seconds, rates=rates)
-        tail: dict[str, Any] = {
-            "ok": tally.errors <= budget,
-            "model": model,
-            "usage": usage.model_dump(),
-        }
+        ok = tally.errors <= budget
+        tail: dict[str, Any] = {"ok": ok, "model": model, "usage": usage.model_dump()}
         if scores is not None:
             tail["metrics"] = scores.metrics
         if report is not None:
