@@ -17,7 +17,7 @@ def untrained_model(
     layers: int,
     intermediate_size: int,
     new_tokens: int,
-    rope_theta: float = 10_000,
+    rope_theta: float = 10_000.0,
 ) -> LlamaForCausalLM:
     """Returns an untrained Llama, drawn from torch's global seed.
 
