@@ -50,6 +50,7 @@ ROWS = {
     "core/scored": [[24, 2]],
     "core/budget": [[24]],
     "core/partitioned": [[2]],
+    "core/tool_calls": [[40]],
     "experiments/gsm8k_scored": [[24, 6]],
     "experiments/gsm8k_single": [[24]],
     "experiments/gsm8k_two_branch": [[24, 24, 24]],
