@@ -1,4 +1,5 @@
 from .adapters import adapter_folder as adapter_folder, archive_folder as archive_folder
+from .agent.executor import AgentExecutor as AgentExecutor
 from .base import (
     AnswersCalls as AnswersCalls,
     Caller as Caller,

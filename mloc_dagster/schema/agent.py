@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, Self, cast
 
-from pydantic import Field, JsonValue, model_validator
+from pydantic import ConfigDict, Field, JsonValue, model_validator
 
 from mloc_dagster.schema.agent_tools import AgentTools
 from mloc_dagster.schema.base import Block
+from mloc_dagster.schema.data import InferenceData
 from mloc_dagster.schema.inference import Inference
 from mloc_dagster.schema.task import ModelSpec
 
@@ -61,8 +62,15 @@ class Agent(Block):
     so."""
 
 
+def _model_of_a_preset(schema: dict[str, Any]) -> None:
+    """Lets templates leave out what every preset has."""
+    schema["required"] = [each for each in schema.get("required", ()) if each != "model"]
+
+
 class AgentSpec(ModelSpec):
     """Lets an agent work on each row."""
+
+    model_config = ConfigDict(json_schema_extra=_model_of_a_preset)
 
     block_name: ClassVar[str] = "inference"
     row_limits: ClassVar[frozenset[str]] = frozenset()
@@ -76,6 +84,8 @@ class AgentSpec(ModelSpec):
     task: str | None = None
     """The one thing to do; or give `data` with one task a row."""
 
+    # One of the two is there; after validation it is `data`.
+    data: InferenceData | None = None  # pyright: ignore[reportIncompatibleVariableOverride]
     agent: Agent = Agent()
     inference: Inference = Inference()
     """How each turn is generated."""

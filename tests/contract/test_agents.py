@@ -12,9 +12,7 @@ from typing import Any
 import pytest
 
 from mloc_dagster.errors import TaskCancelled
-from mloc_dagster.executors.agent import executor as agent_executor
-from mloc_dagster.executors.agent.executor import AgentExecutor
-from mloc_dagster.executors.base import ShardContext, ShardInput
+from mloc_dagster.executors import AgentExecutor, ShardContext, ShardInput
 from mloc_dagster.planning import Shard
 from mloc_dagster.results import Folder, InputRow, Journal, Message, OutputRow, open_store
 from mloc_dagster.schema import AgentSpec
@@ -68,7 +66,7 @@ class Tools:
 @pytest.fixture
 def tools(monkeypatch: pytest.MonkeyPatch) -> Tools:
     found = Tools()
-    monkeypatch.setattr(agent_executor, "open_toolsets", found.opened)
+    monkeypatch.setattr("mloc_dagster.executors.agent.executor.open_toolsets", found.opened)
     return found
 
 

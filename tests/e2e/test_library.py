@@ -51,6 +51,10 @@ ROWS = {
     "core/budget": [[24]],
     "core/partitioned": [[2]],
     "core/tool_calls": [[40]],
+    "agents/default": [[1]],
+    "agents/simple_search": [[1]],
+    "agents/search_agent": [[1]],
+    "agents/paper_collector": [[1]],
     "experiments/gsm8k_scored": [[24, 6]],
     "experiments/gsm8k_single": [[24]],
     "experiments/gsm8k_two_branch": [[24, 24, 24]],
@@ -145,6 +149,11 @@ def test_the_template_runs(
     if name == "core/endpoint":
         answering = request.getfixturevalue("parrot")
         monkeypatch.setenv("ENDPOINT_URL", answering)
+    if name.startswith("agents/"):
+        answering = request.getfixturevalue("parrot")
+        known = {"UTU_LLM_MODEL": "parrot", "UTU_LLM_BASE_URL": answering, "UTU_LLM_API_KEY": "k"}
+        for variable, value in {**known, "SERPER_API_KEY": "k"}.items():
+            monkeypatch.setenv(variable, value)
     given = commands(path)[-1][1:]
     sets = [value for flag, value in pairwise(given) if flag == "--set"]
     if name == "core/http_delivery":

@@ -102,11 +102,17 @@ def test_errors_are_those_of_the_command_line(api: Served, tmp_path: Path) -> No
 
 
 def test_a_task_type_that_is_not_built_yet_is_refused_at_its_line(api: Served) -> None:
-    agent = ECHO.partition("spec:")[0] + "spec:\n  taskType: agent\n  task: find owls\n"
-    answer = api.client.post("/api/v1/tasks", content=agent)
+    rag = """\
+spec:
+  taskType: rag
+  data: {type: list, items: [a]}
+  qdrant: {url: u, collection: c}
+  embedding: {model: m}
+"""
+    answer = api.client.post("/api/v1/tasks", content=ECHO.partition("spec:")[0] + rag)
     assert answer.status_code == 422
     shown = [str(Finding.model_validate(each)) for each in answer.json()["errors"]]
-    assert "body.yaml:5:13: spec.taskType: task type 'agent' is not built yet" in shown[-1]
+    assert "body.yaml:5:13: spec.taskType: task type 'rag' is not built yet" in shown[-1]
     assert sum("not built yet" in each for each in shown) == 1
 
 

@@ -149,19 +149,27 @@ def test_json_says_what_is_wrong_too(mloc: Mloc, tmp_path: Path) -> None:
     assert "bad.yaml:5:3" in document["failures"][0]
 
 
+RAG = """\
+  data: {type: list, items: [a]}
+  qdrant: {url: u, collection: c}
+  embedding: {model: m}
+"""
+
+
 @pytest.mark.parametrize("command", ["run", "estimate"])
 def test_a_task_type_that_is_not_built_yet_is_refused_with_its_line(
     mloc: Mloc, tmp_path: Path, command: str
 ) -> None:
-    spec = "spec:\n  task: find owls\n"
-    (tmp_path / "agent.yaml").write_text(GOOD.partition("spec:")[0].replace("Echo", "Agent") + spec)
-    code, out, err = mloc(command, "agent.yaml")
+    spec = f"spec:\n{RAG}"
+    text = GOOD.partition("spec:")[0].replace("Echo", "Retrieval") + spec
+    (tmp_path / "rag.yaml").write_text(text)
+    code, out, err = mloc(command, "rag.yaml")
     assert (code, out) == (2, "")
-    assert err.startswith("agent.yaml:5:3:")
-    assert "spec.taskType: task type 'agent' is not built yet" in err
-    code, out, _ = mloc("validate", "agent.yaml")
+    assert err.startswith("rag.yaml:5:3:")
+    assert "spec.taskType: task type 'rag' is not built yet" in err
+    code, out, _ = mloc("validate", "rag.yaml")
     assert code == 0
-    assert "warning: task type 'agent' is not built yet" in out
+    assert "warning: task type 'rag' is not built yet" in out
 
 
 def test_a_fault_of_ours_shows_no_traceback_unless_asked(

@@ -185,6 +185,8 @@ OTHERWISE = {
     "evaluation.data.preferences": "a comparison is handed on whole, as a row",
     "data.items": "a chat message is handed on whole, as a row",
     "checkpoint.load.type": "refused where it contradicts the source that is given",
+    "configName": "read where the document is laid over its preset, before it is typed",
+    "task": "made the only row where the spec is read",
     "inference.tools": "handed on whole, to chat templates and parsers of calls",
     "pooling.instruction": "read where system prompts are: executors/inference",
 }
@@ -309,6 +311,12 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     # field: a spec; values with which the field has no effect; values with which it has one
     "model.engine": (SFT, {"model__engine": "vllm"}, {}),
     "model.vllm": (SFT, {"model__vllm": {"dtype": "half"}}, {}),
+    "model.scripted": (SFT, {"model__scripted": {"turns": []}}, {}),
+    "model.scripted.*": (
+        INFERENCE,
+        {"model__engine": "transformers", "model__scripted__max_concurrency": 4},
+        {"model__engine": "scripted", "model__scripted__max_concurrency": 4},
+    ),
     "model.openai": (SFT, {"model__openai": {"timeout": 5}}, {}),
     "model.openai.*": (
         INFERENCE,
@@ -592,7 +600,6 @@ def test_replicas_have_no_effect() -> None:
 @pytest.mark.parametrize(
     "spec",
     [
-        "{taskType: agent, task: x}",
         "{taskType: rag, data: {type: list, items: [a]}, qdrant: {url: u, collection: c},"
         " embedding: {model: m}}",
     ],

@@ -173,7 +173,7 @@ def answers(spec: Any) -> dict[int, OutputRow]:
 
 
 def test_our_own_engines_come_in_by_the_public_door() -> None:
-    assert list(engine_types()) == ["vllm", "transformers", "openai"]
+    assert list(engine_types()) == ["vllm", "transformers", "openai", "scripted"]
 
 
 @pytest.mark.usefixtures("plug_in")
@@ -251,7 +251,7 @@ def test_it_is_chosen_where_it_is_named_or_best(
     monkeypatch.syspath_prepend(plug_in / "mirror_plugin")  # another path: distributions are new
     monkeypatch.setenv("MLOC_ENGINE", "auto")
     settings.cache_clear()
-    assert list(engine_types()) == ["best", "vllm", "transformers", "openai", "mirror"]
+    assert list(engine_types()) == ["best", "vllm", "transformers", "openai", "mirror", "scripted"]
     assert choose_engine(bare).reason == "it can run here"
 
 

@@ -29,9 +29,6 @@ from mloc_dagster.executors.prompts import RowBlock, last_user_text, plain_text
 from mloc_dagster.results import FunctionCall, InputRow, Message, ToolCall
 from mloc_dagster.schema import ModelSpec, canonical_json, digest_of
 
-_MOST = 1024
-"""Turns that pass at the same time."""
-
 
 class ScriptedLoader(EngineLoader):
     """Loads nothing."""
@@ -55,6 +52,7 @@ class ScriptedEngine:
 
     def __init__(self, options: ScriptedOptions) -> None:
         self._turns = options.turns or (ScriptedTurn(),)
+        self._most = options.max_concurrency
         self.revision = f"sha256:{digest_of(options.model_dump_json()).hex()}"
 
     def render(self, row: InputRow, block: RowBlock) -> Rendered:
@@ -84,7 +82,7 @@ class ScriptedEngine:
                 _, _, request, began = heapq.heappop(playing)
                 replies.done(request, self._completion(request, time.monotonic() - began))
             drawn = False
-            if not ended and len(playing) < _MOST:
+            if not ended and len(playing) < self._most:
                 try:
                     request = next(requests)
                 except StopIteration:

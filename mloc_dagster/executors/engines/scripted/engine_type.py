@@ -45,6 +45,9 @@ class ScriptedOptions(Block):
     turns: tuple[ScriptedTurn, ...] = ()
     """Turn by turn; the last one is said again and again."""
 
+    max_concurrency: int = Field(default=1024, ge=1)
+    """Turns that pass at the same time."""
+
 
 SCRIPTED = EngineType(
     name="scripted",
@@ -54,4 +57,5 @@ SCRIPTED = EngineType(
     abilities=frozenset({"generate", "tools"}),
     runs_anywhere=True,
     claims=("turns",),
+    batching=frozenset({"max_concurrency"}),
 )
