@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
+from mloc_dagster.errors import MissingExtraError
 from mloc_dagster.executors.agent_report import FILES, AgentReport
 from mloc_dagster.schema import AgentResult, AgentSpec, TaskType
 
@@ -12,6 +14,8 @@ if TYPE_CHECKING:
 
 
 def _executor() -> AgentExecutor:
+    if find_spec("pydantic_ai") is None:
+        raise MissingExtraError("an agent task", "agent")
     from mloc_dagster.executors.agent.executor import AgentExecutor
 
     return AgentExecutor()

@@ -25,7 +25,7 @@ from mloc_dagster.data import (
     write_evaluation_rows,
     write_training_rows,
 )
-from mloc_dagster.errors import DataError, InputError, TerminalError
+from mloc_dagster.errors import DataError, InputError, MlocError, TerminalError
 from mloc_dagster.executors.input_planning import plan_input, usual_output_tokens
 from mloc_dagster.executors.model_source import check_leave
 from mloc_dagster.net import Origin, Reach
@@ -203,6 +203,8 @@ def task_executor(name: str) -> Any:
         raise TerminalError(f"the task type {name!r} is not built yet")
     try:
         return found.executor()
+    except MlocError:
+        raise
     except Exception as error:
         raise TerminalError(
             f"the task type {name!r} from {found.executor.__module__} cannot be set up: "
