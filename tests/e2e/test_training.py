@@ -91,7 +91,8 @@ def train(
 
 def trainers() -> list[psutil.Process]:
     """The processes that train, oldest first: what the fork server has started."""
-    servers = psutil.Process().children()
+    # Other tests of the session may have servers of their own, with processes below them.
+    servers = [each for each in psutil.Process().children() if "forkserver" in str(each.cmdline())]
     found = [each for server in servers for each in server.children()]
     return [each for each in found if each.status() != psutil.STATUS_ZOMBIE]
 
