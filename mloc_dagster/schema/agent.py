@@ -106,6 +106,8 @@ class AgentSpec(ModelSpec):
     def _has_its_own_tools(self) -> Self:
         if self.inference.tools:
             raise ValueError("an agent's tools stand in agent.tools, and not in inference.tools")
+        if self.inference.structured_outputs is not None:
+            raise ValueError("the form of an agent's final answer is agent.output_schema")
         if self.inference.n > 1:
             raise ValueError("inference.n is 1 for an agent: each row has one trajectory")
         return self

@@ -239,6 +239,19 @@ def test_a_final_answer_has_the_form_that_is_asked_for(tools: Tools, folder: Fol
     assert row.steps == 3
 
 
+@pytest.mark.parametrize(
+    ("inference", "message"),
+    [
+        ({"structured_outputs": {"json_object": True}}, "agent.output_schema"),
+        ({"tools": [{"function": {"name": "add"}}]}, "agent.tools"),
+        ({"n": 2}, "one trajectory"),
+    ],
+)
+def test_what_an_agent_says_elsewhere_is_refused(inference: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        spec([ANSWER], inference=inference)
+
+
 def test_a_broken_row_ends_with_its_error(tools: Tools, folder: Folder) -> None:
     broken, sound = answers(folder, spec([ANSWER]), InputRow(0, "", error="no such file"), "hi")
     assert broken.error == "no such file"

@@ -267,6 +267,11 @@ model: {source: {type: builtin, identifier: tiny-chat}}
 data: {type: list, items: [a]}
 """
 DATASET = INFERENCE.replace("type: list, items: [a]", "type: dataset, url: acme/x")
+AGENT = """
+taskType: agent
+task: a
+model: {source: {type: builtin, identifier: tiny-chat}}
+"""
 ECHO = "{taskType: echo, data: {type: list, items: [a]}}"
 SFT = """
 taskType: sft
@@ -500,6 +505,11 @@ def test_options_beside_an_inline_text_have_no_effect() -> None:
 
     assert warned({"text": "{a}"}) == ["data.template.options"]
     assert warned({"name": "two_column_briefing"}) == []
+
+
+def test_an_agent_takes_no_answers_of_earlier_tasks() -> None:
+    (found,) = compiled(changed(AGENT, reuse=True)).warnings
+    assert "what its tools say" in str(found)
 
 
 def test_every_rule_has_its_case() -> None:

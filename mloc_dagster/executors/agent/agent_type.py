@@ -6,8 +6,8 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from mloc_dagster.errors import MissingExtraError
-from mloc_dagster.executors.agent_report import FILES, AgentReport
-from mloc_dagster.schema import AgentResult, AgentSpec, TaskType
+from mloc_dagster.executors.agent.report import FILES, AgentReport
+from mloc_dagster.schema import AgentResult, AgentSpec, Idle, TaskType
 
 if TYPE_CHECKING:
     from mloc_dagster.executors.agent.executor import AgentExecutor
@@ -28,6 +28,9 @@ AGENT = TaskType(
     kinds=("AgentTask",),
     exclusive=(frozenset({"task", "data"}),),
     result=AgentResult,
+    idle=(
+        Idle("reuse", "an agent's answer depends on what its tools say at the time", (AgentSpec,)),
+    ),
     report=AgentReport,
     preset=("configName", "agents"),
     whole_keys=frozenset({"model"}),
