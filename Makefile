@@ -27,6 +27,7 @@ $(STAMP): $(LOCK) pyproject.toml .python-version | $(filter .uv/bin/uv,$(UV))
 	test -x $(PYTHON) || $(UV) venv --quiet $(VENV)
 	$(UV) pip sync --quiet --compile-bytecode --python $(PYTHON) $(LOCK)
 	$(UV) pip install --quiet --no-deps --python $(PYTHON) --editable .
+	$(PYTHON) -m compileall -q mloc mloc_dagster
 	@echo "$(LOCK)" > $(STAMP)
 
 demo: $(STAMP) ## Answers of tiny-chat to the shipped questions, in shards

@@ -8,15 +8,10 @@ import threading
 from collections.abc import Iterator
 from contextlib import AsyncExitStack
 from functools import partial
-from typing import Any
-
-from pydantic_ai import Agent, ModelRetry
-from pydantic_ai.output import StructuredDict
-from pydantic_ai.toolsets import AbstractToolset
+from typing import TYPE_CHECKING, Any
 
 from mloc_dagster.errors import TaskCancelled
 from mloc_dagster.executors.agent.traces import Traces
-from mloc_dagster.executors.agent.trajectory import Blocks, JournaledTools, Trajectory
 from mloc_dagster.executors.agent.turns import TurnQueue
 from mloc_dagster.executors.base import ShardContext, ShardInput
 from mloc_dagster.executors.calls import between_calls
@@ -27,6 +22,14 @@ from mloc_dagster.planning import shard_key
 from mloc_dagster.results import InputRow, Steps, failed_row
 from mloc_dagster.schema import AgentSpec, ModelSpec
 from mloc_dagster.tools import check_tools, open_toolsets
+
+# Whoever builds a task's job asks this executor for the key of its model: pydantic-ai takes
+# longer to import than all the rest, and is imported where trajectories run.
+if TYPE_CHECKING:
+    from pydantic_ai import Agent
+    from pydantic_ai.toolsets import AbstractToolset
+
+    from mloc_dagster.executors.agent.trajectory import Trajectory
 
 
 class AgentExecutor(InferenceExecutor):
@@ -102,6 +105,8 @@ class _Rows:
         context: ShardContext,
         queue: TurnQueue,
     ) -> None:
+        from mloc_dagster.executors.agent.trajectory import Blocks
+
         self._shard = shard
         self._spec = spec
         self._engine = engine
@@ -140,6 +145,8 @@ class _Rows:
     async def _work(
         self, agent: Agent[Trajectory, Any], rows: Iterator[tuple[int, InputRow]]
     ) -> None:
+        from mloc_dagster.executors.agent.trajectory import Trajectory
+
         for place, row in rows:
             if row.error is not None:
                 self._queue.finish(failed_row(row, row.error, self._engine.label))
@@ -159,6 +166,8 @@ class _Rows:
             self._queue.finish(done)
 
     async def _toolsets(self, around: AsyncExitStack) -> list[AbstractToolset[Trajectory]]:
+        from mloc_dagster.executors.agent.trajectory import JournaledTools
+
         opened = open_toolsets(
             self._spec.agent.tools,
             tool_timeout=self._spec.agent.tool_timeout,
@@ -167,6 +176,11 @@ class _Rows:
         return [JournaledTools(each) for each in await around.enter_async_context(opened)]
 
     def _agent(self, toolsets: list[AbstractToolset[Trajectory]]) -> Agent[Trajectory, Any]:
+        from pydantic_ai import Agent
+        from pydantic_ai.output import StructuredDict
+
+        from mloc_dagster.executors.agent.trajectory import Trajectory
+
         given = self._spec.agent
         schema = given.output_schema
         agent: Agent[Trajectory, Any] = Agent(
@@ -185,6 +199,7 @@ class _Rows:
 def _fits(schema: Any) -> Any:
     """Returns a check that an answer fits a JSON Schema, which the model is told of."""
     from jsonschema.validators import validator_for
+    from pydantic_ai import ModelRetry
 
     validator = validator_for(schema)(schema)
 

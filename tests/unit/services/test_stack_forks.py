@@ -27,6 +27,17 @@ if pid == 0:
     forks.become(awaited, environment)
 sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
 """
+_LOADED = """
+import sys
+from mloc_dagster.services.stack import forks
+
+forks.load()
+from mloc_dagster.definitions import defs
+
+assert defs().assets
+heavy = {"numpy", "pyarrow", "torch", "transformers", "pydantic_ai", "openai", "mcp"}
+print(sorted(heavy & set(sys.modules)))
+"""
 
 _MODULE = """
 import atexit, os, signal, sys, threading
@@ -75,3 +86,11 @@ def test_a_fork_runs_a_module_to_its_end(tmp_path: Path, end: str, code: int, sa
 def test_databases_wait_for_no_imports() -> None:
     assert not forks.is_fork(["/usr/bin/redis-server", "redis.conf"])
     assert not forks.is_fork([sys.executable, "-m", "mloc_dagster.services.postgres_server"])
+
+
+def test_what_builds_the_jobs_loads_no_library_of_models() -> None:
+    # Every worker, the code server and each run's process do this before anything else.
+    done = subprocess.run(
+        [sys.executable, "-c", _LOADED], capture_output=True, text=True, check=False
+    )
+    assert done.stdout.strip() == "[]", done.stdout + done.stderr
