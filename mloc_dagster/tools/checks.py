@@ -13,7 +13,7 @@ from pydantic import SecretStr
 from mloc_dagster.errors import InputError, MissingExtraError, nearest_hint
 from mloc_dagster.net import current_reach
 from mloc_dagster.schema import AgentTool, McpTool, SearchTool
-from mloc_dagster.tools.registered import check_registered, registered_tool
+from mloc_dagster.tools.registered import check_registered
 
 SEARCH_KEYS: Mapping[str, str] = {"serper": "SERPER_API_KEY", "jina": "JINA_API_KEY"}
 """Variables that hold the keys of search providers which ask for one."""
@@ -39,7 +39,7 @@ def check_tools(tools: Sequence[AgentTool], *, load: bool = True) -> None:
         MissingExtraError: If a package is not installed.
         UnknownNameError: If nobody registered an entry point; names the nearest.
         InputError: If a variable of the environment or a program is missing, or the task may not
-            have it.
+            have it; if options are not those of a function.
         TerminalError: If a function of an entry point cannot be imported, or is no tool.
     """
     for tool in tools:
@@ -49,9 +49,7 @@ def check_tools(tools: Sequence[AgentTool], *, load: bool = True) -> None:
         elif tool.search is not None:
             _check_search(tool.search)
         elif tool.entry_point is not None:
-            check_registered(tool)
-            if load:
-                registered_tool(tool.entry_point)
+            check_registered(tool, load=load)
 
 
 def search_key(provider: str) -> str:

@@ -90,7 +90,7 @@ async def _function(
     tool: AgentTool, tool_timeout: float, stack: AsyncExitStack
 ) -> Callable[..., Any]:
     if tool.entry_point is not None:
-        return as_coroutine(registered_tool(tool.entry_point))
+        return as_coroutine(registered_tool(tool))
     if tool.http is not None:
         from mloc_dagster.tools.web import allowing_client, http_function
 
