@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from mloc_dagster.tools.registered import check_registered
 SEARCH_KEYS: Mapping[str, str] = {"serper": "SERPER_API_KEY", "jina": "JINA_API_KEY"}
 """Variables that hold the keys of search providers which ask for one."""
 
+_VARIABLE = re.compile(r"\$\{[^}]+\}")
 _EXTRA = "agent"
 _PACKAGES = {
     "python": ("pydantic_ai", "pydantic_monty"),
@@ -86,6 +88,18 @@ def filled_words(words: Iterable[str]) -> list[str]:
         InputError: If one is not set, or the task may not have it.
     """
     return [current_reach().filled_in(each) for each in words]
+
+
+def mcp_secrets(server: McpTool) -> frozenset[str]:
+    """Returns what no result and no log of a server may hold: headers, variables, filled-in words.
+
+    Raises:
+        InputError: As `filled`.
+    """
+    values = {*filled(server.headers).values(), *filled(server.env).values()}
+    words = " ".join(server.command or ())
+    values.update(filled_words(each[0] for each in _VARIABLE.finditer(words)))
+    return frozenset(values | {each.rpartition(" ")[2] for each in values})
 
 
 def _check_packages(tool: AgentTool) -> None:

@@ -41,8 +41,12 @@ class ErrorOutput:
         thread.daemon = True
         thread.start()
 
+    def forget(self) -> None:
+        """Leaves out of the last words what was said before."""
+        self._last.clear()
+
     def last_words(self) -> str:
-        """Returns the last that the program said, and forgets it; of a traceback the error."""
+        """Returns the last that the program said; of a traceback the error."""
         # What was written before this line is read before it, too.
         self._read.clear()
         self.file.write(f"{self._mark}\n")
@@ -53,7 +57,6 @@ class ErrorOutput:
             for line in self._last
             if line.strip() and not line[0].isspace() and not line.startswith("Traceback (")
         ]
-        self._last.clear()
         return "; ".join(told[-_SHOWN_LINES:])[-_SHOWN_CHARACTERS:]
 
     def _follow(self, reading: int) -> None:

@@ -27,7 +27,7 @@ from mloc_dagster.errors import InputError, TerminalError, TransientError, neare
 from mloc_dagster.net import current_reach
 from mloc_dagster.redaction import redact
 from mloc_dagster.schema import McpTool
-from mloc_dagster.tools.checks import filled, filled_words
+from mloc_dagster.tools.checks import filled, filled_words, mcp_secrets
 from mloc_dagster.tools.context import bare_context
 from mloc_dagster.tools.error_output import ErrorOutput
 from mloc_dagster.tools.failure import Patience, ToolFailure
@@ -74,7 +74,7 @@ async def open_server(
         if server.url is not None:
             transport = _over_http(server)
         else:
-            errors = ErrorOutput(log, f"mcp {shown}: ", filled(server.env).values())
+            errors = ErrorOutput(log, f"mcp {shown}: ", mcp_secrets(server))
             transport = _program(server, stack.enter_context(errors.file))
         toolset = McpServerToolset(transport, f"the MCP server {shown!r}", patience, errors)
         stack.push_async_callback(toolset.close)
@@ -154,10 +154,12 @@ class McpServerToolset(AbstractToolset[Any]):
 
     async def _why(self, error: Exception) -> str:
         """Returns why the server is not there, with the last that it said."""
-        if self._errors is None or not _has_ended(error):
+        if self._errors is None or isinstance(error, ToolFailure):
             return _said(error)
         words = await asyncio.to_thread(self._errors.last_words)
-        return f"it ended at once: {words}" if words else "it ended at once, without a word"
+        if _has_ended(error):
+            return f"it ended at once: {words}" if words else "it ended at once, without a word"
+        return f"{_said(error)}; it said last: {words}" if words else _said(error)
 
     async def get_tools(self, ctx: RunContext[Any]) -> dict[str, ToolsetTool[Any]]:
         """Returns the tools, also while the server is down."""
@@ -222,6 +224,8 @@ class McpServerToolset(AbstractToolset[Any]):
         return await asyncio.shield(self._starting)
 
     async def _start(self) -> MCPToolset[Any]:
+        if self._errors is not None:
+            self._errors.forget()
         client: Client[Any] = Client(self._transport(), init_timeout=START_TIMEOUT_S)
         toolset: MCPToolset[Any] = MCPToolset(client, tool_error_behavior="error")
         await toolset.__aenter__()

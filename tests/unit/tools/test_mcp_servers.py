@@ -102,9 +102,8 @@ def test_a_program_that_is_no_server_is_an_error_before_any_row(
 
 
 def ends(code: str) -> dict[str, Any]:
-    return program(
-        command=[sys.executable, "-c", f"import os, sys\n{code}"], env={"KEY": "value-of-a-secret"}
-    )
+    command = [sys.executable, "-c", f"import os, sys\n{code}", "--key=${KEY_OF_A_TEST}"]
+    return program(command=command, env={"KEY": "value-of-a-secret"})
 
 
 @pytest.mark.parametrize(
@@ -114,17 +113,22 @@ def ends(code: str) -> dict[str, Any]:
         ("sys.exit('the key ' + os.environ['KEY'] + ' is wrong')", r"the key \*\*\* is wrong"),
         ("sys.exit(f'{os.getpid()} INFO one\\ntwo\\n  at x')", r"\d+ INFO one; two"),
         ("sys.stderr.write('no end of line')", "no end of line"),
+        ("sys.exit('unknown argument ' + sys.argv[1])", r"unknown argument --key=\*\*\*"),
     ],
 )
 def test_a_program_that_ends_at_once_is_started_twice_and_its_last_words_told(
-    code: str, said: str
+    monkeypatch: pytest.MonkeyPatch, code: str, said: str
 ) -> None:
+    monkeypatch.setenv("KEY_OF_A_TEST", "another-secret")
     again = "; a second start ended the same way$"
     with pytest.raises(TerminalError, match=f"does not start: it ended at once: {said}{again}"):
         result(ends(code), "add")
 
 
-def test_a_program_that_ends_differently_each_time_may_be_tried_again_later() -> None:
+def test_a_program_that_ends_differently_each_time_may_be_tried_again_later(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("KEY_OF_A_TEST", "another-secret")
     with pytest.raises(TransientError, match=r"does not start: it ended at once: [a-z]+$"):
         result(ends("sys.exit(''.join(chr(97 + each % 26) for each in os.urandom(20)))"), "add")
 
