@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from mloc_dagster.client import body_of_file
 from mloc_dagster.compile import (
     Diagnostic,
     compile_file,
@@ -97,12 +98,14 @@ def test_a_file_in_options_lies_relative_to_the_template(
     (compiled,) = compile_file(file)
     (tool,) = compiled.tasks[0].mapping["agent"]["tools"]
     assert tool["options"] == {"file": str(folder / "facts.json")}
+    assert sorted(body_of_file(file).files) == ["facts.json"]
     # Any other text is what it is, whatever lies beside the template.
     file.write_text(AGENT % "{entry_point: my_tools.lookup, options: {language: de}}")
     (compiled,) = compile_file(file)
     assert look_at_data([compiled]) == []
     (tool,) = compiled.tasks[0].mapping["agent"]["tools"]
     assert tool["options"] == {"language": "de"}
+    assert body_of_file(file).files == {}
 
 
 def test_a_file_in_options_that_is_not_there(tmp_path: Path) -> None:
