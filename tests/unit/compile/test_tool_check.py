@@ -18,6 +18,7 @@ from mloc_dagster.compile import (
 from mloc_dagster.data import look_at_data
 from mloc_dagster.errors import InputError
 from mloc_dagster.local_run import check_runnable
+from mloc_dagster.schema import tools_in
 from tests.tooled_task import ITEM_LINE, install, template
 from tests.unit.executors.test_registry import plug_ins
 
@@ -96,15 +97,15 @@ def test_a_file_in_options_lies_relative_to_the_template(
     file = folder / "t.yaml"
     file.write_text(AGENT % "{entry_point: lookup, options: {file: facts.json}}")
     (compiled,) = compile_file(file)
-    (tool,) = compiled.tasks[0].mapping["agent"]["tools"]
-    assert tool["options"] == {"file": str(folder / "facts.json")}
+    ((_, tool),) = tools_in(compiled.tasks[0].task.spec)
+    assert tool.options == {"file": str(folder / "facts.json")}
     assert sorted(body_of_file(file).files) == ["facts.json"]
     # Any other text is what it is, whatever lies beside the template.
     file.write_text(AGENT % "{entry_point: my_tools.lookup, options: {language: de}}")
     (compiled,) = compile_file(file)
     assert look_at_data([compiled]) == []
-    (tool,) = compiled.tasks[0].mapping["agent"]["tools"]
-    assert tool["options"] == {"language": "de"}
+    ((_, tool),) = tools_in(compiled.tasks[0].task.spec)
+    assert tool.options == {"language": "de"}
     assert body_of_file(file).files == {}
 
 
