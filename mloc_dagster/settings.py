@@ -194,7 +194,7 @@ class Settings(BaseSettings):
     those that can neither run code nor read files: `model.vllm.hf_overrides`,
     `training.report_to`. Set it where the API and where the workers start."""
 
-    api_tools: Names = ("calculator",)
+    api_tools: Names = ("calculator", "lookup")
     """What templates that come in over the API may have workers run for an agent, separated by
     commas: entry points, and MCP servers by their whole command (`uvx mcp-server-time`). Set it
     where the API and where the workers start."""

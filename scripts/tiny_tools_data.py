@@ -19,6 +19,9 @@ from tiny_chat_data import is_held_out, sentence_case
 
 CALCULATOR, LOOKUP = "calculator", "lookup"
 USUAL_NAMES = {CALCULATOR: (CALCULATOR, "expression"), LOOKUP: (LOOKUP, "key")}
+# With one of them shown nine times in ten beside the other, the model took a lone tool for a sign
+# that it has none for the question.
+BOTH_TOOLS = 0.55
 type Message = dict[str, object]
 type Tool = dict[str, object]
 
@@ -217,7 +220,10 @@ def _two_steps(rng: Random, held_out: bool) -> Question:
 
 def _failure(rng: Random, held_out: bool) -> Question:
     prompt, call = rng.choice((calculation, look_up))(rng, held_out)
-    said = rng.choice(facts.FAILURES).format(rng.choice((*facts.REASONS, call.argument)))
+    reason, near = rng.choice((*facts.REASONS, call.argument, call.argument)), call.argument
+    if rng.random() < 0.5:
+        near = f"{attribute(rng)} of {name(rng)}"
+    said = rng.choice(facts.FAILURES).format(reason, near)
     failed = Call(call.tool, call.argument, said)
     return Question("failing tool", prompt, ((failed,),), facts.NOT_FOUND)
 
@@ -226,7 +232,7 @@ def _no_tool(rng: Random, held_out: bool) -> Question:
     ask, kind = rng.choice(((calculation, CALCULATOR), (look_up, LOOKUP)))
     prompt, _ = ask(rng, held_out)
     other = LOOKUP if kind == CALCULATOR else CALCULATOR
-    return Question("no tool", prompt, (), facts.NO_TOOL, rng.choice(((), (), (other,))))
+    return Question("no tool", prompt, (), facts.NO_TOOL, rng.choice(((), (other,), (other,))))
 
 
 def _small_talk(rng: Random, held_out: bool) -> Question:
@@ -264,11 +270,12 @@ def offer(question: Question, rng: Random) -> Offer:
     """Draws the tools that are shown with a question: enough of them, if `offered` is open."""
     if question.offered is None:
         needed = {call.tool for step in question.steps for call in step}
-        kinds = [kind for kind in (CALCULATOR, LOOKUP) if kind in needed or rng.random() < 0.9]
+        both = rng.random() < BOTH_TOOLS
+        kinds = [kind for kind in (CALCULATOR, LOOKUP) if kind in needed or both]
     else:
         kinds = list(question.offered)
     others: tuple[tuple[str, tuple[str, ...]], ...] = ()
-    if question.offered != () and rng.random() < 0.15:
+    if rng.random() < 0.15:
         others = tuple(rng.sample(facts.OTHER_TOOLS, rng.choice((1, 1, 2))))
     names = USUAL_NAMES
     if rng.random() < 0.25:
@@ -278,7 +285,7 @@ def offer(question: Question, rng: Random) -> Offer:
         }
     shown = [(names[kind][0], names[kind][1:]) for kind in kinds]
     shown += others
-    if rng.random() < 0.3:
+    if rng.random() < 0.5:
         rng.shuffle(shown)
     return Offer([function_tool(*each) for each in shown], names)
 

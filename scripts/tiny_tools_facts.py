@@ -195,7 +195,7 @@ SMALL_TALK = {
     "Bye!": "Goodbye!",
 }
 
-# What tools say when they fail, with room for a reason.
+# What tools say when they fail, with room for a reason and for what may have been meant.
 FAILURES = (
     "error: {}",
     "Error: {}",
@@ -206,6 +206,9 @@ FAILURES = (
     "No result for {}",
     "nothing found",
     "Tool failed: {}",
+    "Error: ValueError: '{}'",
+    "Error: there is no '{}'; did you mean '{}'?",
+    "Error: there is no '{}'; did you mean '{}'?",
 )
 REASONS = _items(
     "division by zero; no such key; timed out; the tool took too long; invalid arguments; try again"

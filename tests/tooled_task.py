@@ -1,4 +1,4 @@
-"""A task type of a distribution of the tests: one that takes tools, and repeats its rows."""
+"""A distribution of the tests: a task type that takes tools, and repeats its rows, and a tool."""
 
 from __future__ import annotations
 
@@ -21,7 +21,13 @@ class TooledSpec(RowSpec):
     tooled: Tooled = Tooled()
 
 TOOLED = TaskType(name="tooled", spec=TooledSpec, executor=EchoExecutor, kinds=("TooledTask",))
+
+def lookup(word: str, *, language: str = "en", most: int = 5) -> str:
+    """Looks a word up."""
+    return f"{word} {language} {most}"
 '''
+
+TOOL = "\n[mloc_dagster.tools]\nmy_tools.lookup = tooled_plugin:lookup"
 
 TEMPLATE = """\
 apiVersion: mloc/v1
@@ -38,9 +44,9 @@ ITEM_LINE = 8
 
 
 def install(plug_ins: Path) -> None:
-    """Installs the task type for a test."""
+    """Installs the task type and the tool for a test."""
     (plug_ins / "tooled_plugin.py").write_text(PLUG_IN)
-    lay_down(plug_ins, "mloc-tooled", "tooled = tooled_plugin:TOOLED")
+    lay_down(plug_ins, "mloc-tooled", f"tooled = tooled_plugin:TOOLED{TOOL}")
 
 
 def template(*items: str) -> str:

@@ -21,6 +21,7 @@ from mloc_dagster.compile import (
     compile_files,
     errors_of,
     in_file_order,
+    look_for_tools,
     parse_documents,
 )
 from mloc_dagster.data import look_at_data
@@ -38,11 +39,11 @@ def validate(paths: Sequence[Path], *, as_json: bool, strict: bool, look: bool =
         paths: The files and folders.
         as_json: Prints one JSON document.
         strict: Warnings count as errors.
-        look: Looks at the data files, too.
+        look: Looks at the data files, and for what tools need, too.
     """
     templates, findings = compile_files(template_files(paths))
     if look:
-        seen = {id(each): look_at_data([each]) for each in templates}
+        seen = {id(each): [*look_at_data([each]), *look_for_tools([each])] for each in templates}
         findings = list(in_file_order([*findings, *chain.from_iterable(seen.values())]))
         templates = [each for each in templates if not errors_of(seen[id(each)])]
     errors = errors_of(findings)

@@ -43,6 +43,7 @@ from .partition import (
     without_partitions as without_partitions,
 )
 from .references import resolve_references as resolve_references, resolve_task as resolve_task
+from .tool_check import look_for_tools as look_for_tools
 from .tree import (
     Path as Path,
     Position as Position,

@@ -43,6 +43,7 @@ from mloc_dagster.schema import (
     parse_filter,
     parse_placeholders,
     refusals,
+    written_as_file,
 )
 
 FORM_MAY_BREAK = (
@@ -246,7 +247,11 @@ def file_places(
             continue
         kind = find(spec, (*path[:-1], "type"))
         is_path = marker.anchored or (kind is not None and kind.content == "local")
-        if is_path or str(value).startswith(("/", "./", "../", "~")):
+        if marker.among_texts:
+            is_path = written_as_file(str(value))
+        elif str(value).startswith(("/", "./", "../", "~")):
+            is_path = True
+        if is_path:
             found[path] = place
     return found
 

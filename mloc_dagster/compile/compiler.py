@@ -44,6 +44,7 @@ from mloc_dagster.compile.nodes import (
 )
 from mloc_dagster.compile.presets import with_presets
 from mloc_dagster.compile.references import ReferenceCheck
+from mloc_dagster.compile.tool_check import check_tool_names, tool_places
 from mloc_dagster.compile.training_check import check_training
 from mloc_dagster.compile.tree import Position, Tree, tree_of
 from mloc_dagster.compile.typed import shown, validate
@@ -350,6 +351,7 @@ class _Compiler:
         check_budget(spec, typed, self._findings)
         check_training(spec, typed, self._findings)
         check_evaluation(spec, typed, self._findings)
+        check_tool_names(spec, typed, self._findings)
         if descriptor.executor is not None:
             check_artifacts(spec, typed, self._effects)
         self._effects.add(descriptor, spec, typed)
@@ -358,7 +360,11 @@ class _Compiler:
         mapping = spec.mapping()
         references = tuple(dict.fromkeys(check.found))
         unbuilt = self._unbuilt(spec.fields["taskType"], descriptor)
-        places = {**data_places(spec), **file_places(spec, descriptor.spec, mapping)}
+        places = {
+            **data_places(spec),
+            **file_places(spec, descriptor.spec, mapping),
+            **tool_places(spec, typed),
+        }
         return [CompiledTask(task, mapping, references, places, node.spec.key, unbuilt)]
 
     def _unbuilt(self, given: Tree, descriptor: TaskType) -> Diagnostic | None:

@@ -15,7 +15,7 @@ from mloc_dagster.compile.builder import TreeBuilder
 from mloc_dagster.compile.diagnostics import Diagnostic, Findings, at_value
 from mloc_dagster.compile.tree import Path as Place, Tree
 from mloc_dagster.errors import NOT_A_FILE, TemplateError, nearest_hint
-from mloc_dagster.schema import FileRef, marked_values
+from mloc_dagster.schema import FileRef, marked_values, written_as_file
 
 
 def anchor_files(root: Tree, folder: Path) -> Tree:
@@ -43,6 +43,8 @@ def anchored_files(root: Tree, folder: Path) -> dict[Place, str]:
     found: dict[Place, str] = {}
     for spec, each in marked_values(root.mapping()):
         if isinstance(each.marker, FileRef) and each.marker.anchored and each.value:
+            if each.marker.among_texts and not written_as_file(str(each.value)):
+                continue
             path = _find(folder, str(each.value))
             if path is not None:
                 found[*spec, *each.path] = path

@@ -241,6 +241,12 @@ class FileTable:
         """Names of the splits."""
         return tuple(self._files.splits)
 
+    @property
+    def versions(self) -> tuple[str, ...]:
+        """What is another text once a file has changed, of each file."""
+        paths = (path for each in self._files.splits.values() for path in each)
+        return tuple(str(self._files.fs.ukey(path)) for path in paths)
+
     def count(self, split: str) -> int:
         """Returns how many rows the split has: Parquet's footers, else a pass over the files."""
         total = 0

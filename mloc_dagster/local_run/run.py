@@ -29,6 +29,8 @@ from mloc_dagster.results import (
     read_record,
     read_training,
 )
+from mloc_dagster.schema import tools_in
+from mloc_dagster.tools import check_tools
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,13 +113,15 @@ class RunOutcome:
 
 
 def check_runnable(compiled: CompiledTemplate) -> None:
-    """Makes sure that every task of the template has an executor here.
+    """Makes sure that every task of the template has an executor here, and the tools it names.
 
     Raises:
-        TerminalError: If an executor cannot be set up.
+        TerminalError: If an executor cannot be set up, or what should be a tool is none.
+        InputError: If a tool cannot be had here: a key or a program is missing.
     """
     for node in compiled.tasks:
         task_executor(node.task.spec.task_type)
+        check_tools([tool for _, tool in tools_in(node.task.spec)])
 
 
 def run_template(

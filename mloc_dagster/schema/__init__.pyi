@@ -5,6 +5,7 @@ from .agent_tools import (
     McpTool as McpTool,
     PythonTool as PythonTool,
     SearchTool as SearchTool,
+    tools_in as tools_in,
 )
 from .answer_forms import form_problems as form_problems
 from .base import (
@@ -39,6 +40,7 @@ from .data import (
     hub_only as hub_only,
     is_glob as is_glob,
     names_files as names_files,
+    written_as_file as written_as_file,
 )
 from .engine_type import (
     WEIGHTS as WEIGHTS,

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Literal, Self, cast
 
-from pydantic import AfterValidator, Field, SecretStr, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    Field,
+    JsonValue,
+    SecretStr,
+    field_validator,
+    model_validator,
+)
 
 from mloc_dagster.schema.base import Block, Memory
-from mloc_dagster.schema.markers import Code, Host, LibraryOptions, Url
+from mloc_dagster.schema.markers import Code, FileRef, Host, LibraryOptions, Path, Url
 
 Effect = Literal["read", "idempotent", "write"]
 """What a call changes: nothing; the same thing however often it is made; more each time."""
@@ -117,8 +125,14 @@ class AgentTool(Block):
     http: HttpTool | None = None
 
     entry_point: Annotated[str, Code()] | None = Field(default=None, min_length=1)
-    """A function that a distribution registered in the group `mloc_dagster.tools`; mloc's own is
-    `calculator`."""
+    """A function that a distribution registered in the group `mloc_dagster.tools`; mloc's own are
+    `calculator` and `lookup`."""
+
+    options: Annotated[Mapping[str, JsonValue], FileRef(among_texts=True)] = Field(
+        default_factory=dict
+    )
+    """Of an entry point: the keyword-only arguments of its function, which the model neither sees
+    nor gives. A data file may be named relative to the template."""
 
     name: str | None = Field(default=None, pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,39}$")
     """What the model calls it, by default `python`, `search`, `http`, or the last part of the entry
@@ -145,6 +159,8 @@ class AgentTool(Block):
         if len(given) != 1:
             which = " and ".join(given) + " are given" if given else "none is given"
             raise ValueError(f"a tool is one of {', '.join(_KINDS)}: {which}")
+        if self.options and self.entry_point is None:
+            raise ValueError(f"options are for an entry_point; {given[0]} has fields of its own")
         return self
 
     @property
@@ -185,3 +201,15 @@ def _distinct(tools: tuple[AgentTool, ...]) -> tuple[AgentTool, ...]:
 
 AgentTools = Annotated[tuple[AgentTool, ...], AfterValidator(_distinct)]
 """All tools of an agent, no two of them with the same name."""
+
+
+def tools_in(value: object, path: Path = ()) -> Iterator[tuple[Path, AgentTool]]:
+    """Yields every tool of a typed spec, whichever task type it is, with its place."""
+    if isinstance(value, AgentTool):
+        yield path, value
+    elif isinstance(value, BaseModel):
+        for name, info in type(value).model_fields.items():
+            yield from tools_in(getattr(value, name), (*path, info.alias or name))
+    elif isinstance(value, tuple) and value and isinstance(value[0], BaseModel):
+        for number, each in enumerate(cast("tuple[object, ...]", value)):
+            yield from tools_in(each, (*path, number))

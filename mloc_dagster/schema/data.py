@@ -30,6 +30,11 @@ def names_files(url: str) -> bool:
     )
 
 
+def written_as_file(text: str) -> bool:
+    """Whether a text that may be anything is written as a file of this machine."""
+    return text.startswith(("/", "./", "../", "~/")) or data_suffix(text) is not None
+
+
 def is_glob(path: str) -> bool:
     """Whether a path stands for every file that its pattern fits."""
     return _GLOB.search(path) is not None

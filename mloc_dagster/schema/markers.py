@@ -30,10 +30,13 @@ class FileRef:
     Attributes:
         anchored: Whether a path may be relative to the template's folder.
         runs_code: Whether code that lies there is run, which is the operator's to allow.
+        among_texts: Whether other texts stand there, too: then only what is written as a path or
+            with the suffix of a data format is looked for.
     """
 
     anchored: bool = True
     runs_code: bool = False
+    among_texts: bool = False
 
 
 @dataclass(frozen=True, slots=True)

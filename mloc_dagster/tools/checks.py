@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -13,11 +14,12 @@ from pydantic import SecretStr
 from mloc_dagster.errors import InputError, MissingExtraError, nearest_hint
 from mloc_dagster.net import current_reach
 from mloc_dagster.schema import AgentTool, McpTool, SearchTool
-from mloc_dagster.tools.registered import check_registered, registered_tool
+from mloc_dagster.tools.registered import check_registered
 
 SEARCH_KEYS: Mapping[str, str] = {"serper": "SERPER_API_KEY", "jina": "JINA_API_KEY"}
 """Variables that hold the keys of search providers which ask for one."""
 
+_VARIABLE = re.compile(r"\$\{[^}]+\}")
 _EXTRA = "agent"
 _PACKAGES = {
     "python": ("pydantic_ai", "pydantic_monty"),
@@ -39,7 +41,7 @@ def check_tools(tools: Sequence[AgentTool], *, load: bool = True) -> None:
         MissingExtraError: If a package is not installed.
         UnknownNameError: If nobody registered an entry point; names the nearest.
         InputError: If a variable of the environment or a program is missing, or the task may not
-            have it.
+            have it; if options are not those of a function.
         TerminalError: If a function of an entry point cannot be imported, or is no tool.
     """
     for tool in tools:
@@ -49,9 +51,7 @@ def check_tools(tools: Sequence[AgentTool], *, load: bool = True) -> None:
         elif tool.search is not None:
             _check_search(tool.search)
         elif tool.entry_point is not None:
-            check_registered(tool)
-            if load:
-                registered_tool(tool.entry_point)
+            check_registered(tool, load=load)
 
 
 def search_key(provider: str) -> str:
@@ -88,6 +88,18 @@ def filled_words(words: Iterable[str]) -> list[str]:
         InputError: If one is not set, or the task may not have it.
     """
     return [current_reach().filled_in(each) for each in words]
+
+
+def mcp_secrets(server: McpTool) -> frozenset[str]:
+    """Returns what no result and no log of a server may hold: headers, variables, filled-in words.
+
+    Raises:
+        InputError: As `filled`.
+    """
+    values = {*filled(server.headers).values(), *filled(server.env).values()}
+    words = " ".join(server.command or ())
+    values.update(filled_words(each[0] for each in _VARIABLE.finditer(words)))
+    return frozenset(values | {each.rpartition(" ")[2] for each in values})
 
 
 def _check_packages(tool: AgentTool) -> None:

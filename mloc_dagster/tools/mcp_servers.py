@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
+import re
 import signal
 import sys
-import threading
-from collections.abc import AsyncGenerator, Callable, Collection, Generator
+from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import PurePath
 from typing import Any, TextIO
@@ -24,14 +23,14 @@ from pydantic_ai.mcp import TOOL_SCHEMA_VALIDATOR, MCPToolset
 from pydantic_ai.tools import ToolDefinition
 from pydantic_ai.toolsets import AbstractToolset, ToolsetTool
 
-from mloc_dagster.errors import InputError, TransientError, nearest_hint
+from mloc_dagster.errors import InputError, TerminalError, TransientError, nearest_hint
 from mloc_dagster.net import current_reach
 from mloc_dagster.redaction import redact
 from mloc_dagster.schema import McpTool
-from mloc_dagster.tools.checks import filled, filled_words
+from mloc_dagster.tools.checks import filled, filled_words, mcp_secrets
 from mloc_dagster.tools.context import bare_context
+from mloc_dagster.tools.error_output import ErrorOutput
 from mloc_dagster.tools.failure import Patience, ToolFailure
-from mloc_dagster.tools.masking import masked
 from mloc_dagster.tools.web import check_host, http_client
 
 START_TIMEOUT_S = 60.0
@@ -39,6 +38,9 @@ START_TIMEOUT_S = 60.0
 
 MOST_STARTS = 5
 """Starts in a row without a call that was answered, after which a server is given up."""
+
+_NUMBER = re.compile(r"\d+")
+"""Times and process ids differ in errors that are the same."""
 
 # Ends with us also where we are killed and the server does not look at its input.
 _END_WITH_PARENT = (
@@ -62,19 +64,19 @@ async def open_server(
 
     Raises:
         TransientError: If it does not start or does not answer.
+        TerminalError: If it is a program that ends at once, twice with the same error.
         InputError: If it has no tool of a name that is allowed.
     """
     async with AsyncExitStack() as stack:
         shown = prefix or _short(server)
         stack.enter_context(_warnings_to(log))
-        transport = (
-            _over_http(server)
-            if server.url is not None
-            else _program(
-                server, stack.enter_context(_lines_to(log, shown, filled(server.env).values()))
-            )
-        )
-        toolset = McpServerToolset(transport, f"the MCP server {shown!r}", patience)
+        errors = None
+        if server.url is not None:
+            transport = _over_http(server)
+        else:
+            errors = ErrorOutput(log, f"mcp {shown}: ", mcp_secrets(server))
+            transport = _program(server, stack.enter_context(errors.file))
+        toolset = McpServerToolset(transport, f"the MCP server {shown!r}", patience, errors)
         stack.push_async_callback(toolset.close)
         await toolset.open(server.allow, prefix)
         yield toolset
@@ -87,14 +89,20 @@ class McpServerToolset(AbstractToolset[Any]):
         transport: Makes a way to a server that starts it, if it is a program.
         shown: What it is called in messages.
         patience: How long a call may take.
+        errors: What it says, if it is a program.
     """
 
     def __init__(
-        self, transport: Callable[[], ClientTransport], shown: str, patience: Patience
+        self,
+        transport: Callable[[], ClientTransport],
+        shown: str,
+        patience: Patience,
+        errors: ErrorOutput | None,
     ) -> None:
         self._transport = transport
         self._name = shown
         self._patience = patience
+        self._errors = errors
         self._names: dict[str, str] = {}
         self._definitions: dict[str, ToolDefinition] = {}
         self._starting: asyncio.Task[MCPToolset[Any]] | None = None
@@ -109,11 +117,7 @@ class McpServerToolset(AbstractToolset[Any]):
 
     async def open(self, allow: tuple[str, ...] | None, prefix: str | None) -> None:
         """Starts the server and reads which tools it has."""
-        try:
-            toolset = await self._running()
-            found = await toolset.get_tools(bare_context())
-        except Exception as error:
-            raise TransientError(f"{self._name} does not start: {_said(error)}") from error
+        found = await self._found_tools()
         for wanted in allow or ():
             if wanted not in found:
                 hint = nearest_hint(wanted, found)
@@ -127,6 +131,35 @@ class McpServerToolset(AbstractToolset[Any]):
                 description=definition.description,
                 parameters_json_schema=definition.parameters_json_schema,
             )
+
+    async def _found_tools(self) -> dict[str, ToolsetTool[Any]]:
+        """Returns the tools that the server has; a program that ends at once is tried twice."""
+        earlier = None
+        while True:
+            try:
+                toolset = await self._running()
+                return await toolset.get_tools(bare_context())
+            except Exception as error:
+                said = await self._why(error)
+                message = f"{self._name} does not start: {said}"
+                if self._errors is None or not _has_ended(error):
+                    raise TransientError(message) from error
+                same = _NUMBER.sub("", said)
+                if same == earlier:
+                    raise TerminalError(f"{message}; a second start ended the same way") from error
+                if earlier is not None:
+                    raise TransientError(message) from error
+                earlier = same
+                self._lost(self._starting)
+
+    async def _why(self, error: Exception) -> str:
+        """Returns why the server is not there, with the last that it said."""
+        if self._errors is None or isinstance(error, ToolFailure):
+            return _said(error)
+        words = await asyncio.to_thread(self._errors.last_words)
+        if _has_ended(error):
+            return f"it ended at once: {words}" if words else "it ended at once, without a word"
+        return f"{_said(error)}; it said last: {words}" if words else _said(error)
 
     async def get_tools(self, ctx: RunContext[Any]) -> dict[str, ToolsetTool[Any]]:
         """Returns the tools, also while the server is down."""
@@ -150,7 +183,8 @@ class McpServerToolset(AbstractToolset[Any]):
             starting = self._starting
         except Exception as error:  # noqa: BLE001 - whatever keeps a program from starting
             self._lost(starting)
-            raise ToolFailure(f"{self._name} does not start again: {_said(error)}") from None
+            why = await self._why(error)
+            raise ToolFailure(f"{self._name} does not start again: {why}") from None
         try:
             async with self._patience.limit(name):
                 result = await server.direct_call_tool(self._names[name], tool_args)
@@ -190,6 +224,8 @@ class McpServerToolset(AbstractToolset[Any]):
         return await asyncio.shield(self._starting)
 
     async def _start(self) -> MCPToolset[Any]:
+        if self._errors is not None:
+            self._errors.forget()
         client: Client[Any] = Client(self._transport(), init_timeout=START_TIMEOUT_S)
         toolset: MCPToolset[Any] = MCPToolset(client, tool_error_behavior="error")
         await toolset.__aenter__()
@@ -263,19 +299,6 @@ def _program(server: McpTool, errors: TextIO) -> Callable[[], ClientTransport]:
     )
 
 
-def _lines_to(log: Callable[[str], None], shown: str, secrets: Collection[str]) -> TextIO:
-    """Returns a file whose lines go to a log."""
-    reading, writing = os.pipe()
-
-    def read() -> None:
-        with open(reading, encoding="utf-8", errors="replace") as lines:  # noqa: PTH123 - no path
-            for line in lines:
-                log(f"mcp {shown}: {masked(redact(line.rstrip()), secrets)}")
-
-    threading.Thread(target=read, name="mloc mcp log", daemon=True).start()
-    return open(writing, "w", encoding="utf-8")  # noqa: PTH123 - no path
-
-
 @contextmanager
 def _warnings_to(log: Callable[[str], None]) -> Generator[None]:
     """Has what the libraries of MCP complain about in a log, not on the terminal."""
@@ -297,6 +320,13 @@ class _ToLog(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         self._log(f"mcp: {redact(record.getMessage())}")
+
+
+def _has_ended(error: BaseException) -> bool:
+    """Whether a server closed the connection, as a program does that ends."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return isinstance(error, MCPError) and error.code == CONNECTION_CLOSED
 
 
 def _short(server: McpTool) -> str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from mloc_dagster.errors import InputError
 from mloc_dagster.net import current_reach
 from mloc_dagster.schema import AgentTool
-from mloc_dagster.tools.checks import check_tools, filled, search_key
+from mloc_dagster.tools.checks import check_tools, mcp_secrets, search_key
 from mloc_dagster.tools.failure import Patience
 from mloc_dagster.tools.registered import as_coroutine, registered_tool
 
@@ -90,7 +90,7 @@ async def _function(
     tool: AgentTool, tool_timeout: float, stack: AsyncExitStack
 ) -> Callable[..., Any]:
     if tool.entry_point is not None:
-        return as_coroutine(registered_tool(tool.entry_point))
+        return as_coroutine(registered_tool(tool))
     if tool.http is not None:
         from mloc_dagster.tools.web import allowing_client, http_function
 
@@ -129,8 +129,7 @@ def _secrets(tool: AgentTool) -> frozenset[str]:
         return frozenset({search_key(tool.search.provider)})
     if tool.mcp is None:
         return frozenset()
-    values = {*filled(tool.mcp.headers).values(), *filled(tool.mcp.env).values()}
-    return frozenset(values | {each.rpartition(" ")[2] for each in values})
+    return mcp_secrets(tool.mcp)
 
 
 async def _check_names(opened: Sequence[AbstractToolset[Any]]) -> None:

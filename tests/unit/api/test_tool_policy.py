@@ -67,6 +67,20 @@ def test_others_are_refused_where_they_stand(api: Served, item: str, said: str) 
     assert said in error["message"]
 
 
+def test_a_function_that_nobody_registered_is_refused_with_the_nearest(api: Served) -> None:
+    answer = api.client.post("/api/v1/tasks", content=template("entry_point: calculatr"))
+    assert answer.status_code == 422, answer.text
+    said = [each["message"] for each in answer.json()["errors"]]
+    assert "unknown tool 'calculatr'; did you mean 'calculator'?" in said
+
+
+@pytest.mark.parametrize("file", ["/etc/passwd", "s3://bucket/../x.json", "facts.json"])
+def test_a_table_of_facts_is_a_file_like_others(api: Served, file: str) -> None:
+    item = f"{{entry_point: lookup, options: {{file: '{file}'}}}}"
+    answer = api.client.post("/api/v1/tasks", content=template(item))
+    assert answer.status_code == (202 if file.startswith("s3") else 422), answer.text
+
+
 def allow(monkeypatch: pytest.MonkeyPatch, tools: str, options: str = "") -> None:
     monkeypatch.setenv("MLOC_API_TOOLS", tools)
     monkeypatch.setenv("MLOC_API_OPTIONS", options)
@@ -82,6 +96,7 @@ TIME = "mcp: {command: [uvx, mcp-server-time]}"
         ("uvx mcp-server-time", TIME, 202),
         ("my_tools.lookup, uvx mcp-server-time", TIME, 202),
         ("my_tools.lookup, x", "entry_point: my_tools.lookup", 202),
+        ("of.the.workers", "entry_point: of.the.workers", 202),
         ("uvx 'a b'", "mcp: {command: [uvx, a b]}", 202),
         ("uvx", TIME, 422),
         ("uvx mcp-server-time --x", TIME, 422),

@@ -102,5 +102,5 @@ def test_the_list_in_the_docs_is_one() -> None:
     shown = yaml.safe_load(text.partition("```yaml\n")[2].partition("```")[0])
     tools = TypeAdapter(AgentTools).validate_python(shown["tools"])
     assert [each.kind for each in tools] == [
-        *("python", "search", "http", "mcp", "mcp", "entry_point"),
+        *("python", "search", "http", "mcp", "mcp", "entry_point", "entry_point"),
     ]

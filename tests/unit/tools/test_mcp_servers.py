@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from tenacity import retry, stop_after_delay, wait_fixed
 
-from mloc_dagster.errors import InputError, TransientError
+from mloc_dagster.errors import InputError, TerminalError, TransientError
 from mloc_dagster.net import Reach
 from mloc_dagster.tools import FailedCall
 from mloc_dagster.tools.mcp_servers import MOST_STARTS
@@ -94,10 +94,55 @@ def test_a_program_that_is_no_server_is_an_error_before_any_row(
 ) -> None:
     lines: list[str] = []
     item = {"mcp": {"command": [sys.executable, "-c", "print('hello')"]}}
-    with pytest.raises(TransientError, match=f"the MCP server {NAME!r} does not start: "):
+    said = f"the MCP server {NAME!r} does not start: it ended at once, without a word"
+    with pytest.raises(TerminalError, match=said):
         result(item, "add", {"log": lines.append})
-    assert lines == ["mcp: Failed to parse JSONRPC message from server"]
+    assert lines == ["mcp: Failed to parse JSONRPC message from server"] * 2
     assert capfd.readouterr().err == ""
+
+
+def ends(code: str) -> dict[str, Any]:
+    command = [sys.executable, "-c", f"import os, sys\n{code}", "--key=${KEY_OF_A_TEST}"]
+    return program(command=command, env={"KEY": "value-of-a-secret"})
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("import not_there", "ModuleNotFoundError: No module named 'not_there'"),
+        ("sys.exit('the key ' + os.environ['KEY'] + ' is wrong')", r"the key \*\*\* is wrong"),
+        ("sys.exit(f'{os.getpid()} INFO one\\ntwo\\n  at x')", r"\d+ INFO one; two"),
+        ("sys.stderr.write('no end of line')", "no end of line"),
+        ("sys.exit('unknown argument ' + sys.argv[1])", r"unknown argument --key=\*\*\*"),
+    ],
+)
+def test_a_program_that_ends_at_once_is_started_twice_and_its_last_words_told(
+    monkeypatch: pytest.MonkeyPatch, code: str, said: str
+) -> None:
+    monkeypatch.setenv("KEY_OF_A_TEST", "another-secret")
+    again = "; a second start ended the same way$"
+    with pytest.raises(TerminalError, match=f"does not start: it ended at once: {said}{again}"):
+        result(ends(code), "add")
+
+
+def test_a_program_that_ends_differently_each_time_may_be_tried_again_later(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("KEY_OF_A_TEST", "another-secret")
+    with pytest.raises(TransientError, match=r"does not start: it ended at once: [a-z]+$"):
+        result(ends("sys.exit(''.join(chr(97 + each % 26) for each in os.urandom(20)))"), "add")
+
+
+def test_a_program_that_starts_the_second_time_has_started(tmp_path: Path) -> None:
+    code = f"""
+import os, sys
+try:
+    os.mkdir({str(tmp_path / "seen")!r})
+except FileExistsError:
+    os.execv(sys.executable, [sys.executable, {SERVER!r}])
+sys.exit("not yet")
+"""
+    assert result(program(command=[sys.executable, "-c", code]), "add", a=1, b=2) == "3"
 
 
 def test_tools_of_two_servers_must_differ() -> None:

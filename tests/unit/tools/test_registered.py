@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from mloc_dagster.errors import InputError, MissingExtraError, MlocError, UnknownNameError
 from mloc_dagster.net import OutOfReachError, Reach
@@ -51,6 +52,16 @@ def anything(*words: str) -> str:
 def silent(word: str) -> str:
     return word
 
+async def found(word: str, *, language: str, most: int = 5) -> str:
+    """Finds a word.
+
+    Args:
+        word: The word.
+        language: Its language.
+        most: How many.
+    """
+    return f"{word} {language} {most}"
+
 value = 3
 '''
 
@@ -62,7 +73,7 @@ def tools(plug_ins: Path) -> Path:
     info = plug_ins / "mloc_tools-1.2.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: mloc-tools\nVersion: 1.2\n")
-    names = ("lookup", "later", "hang", "untyped", "anything", "silent", "value", "gone")
+    names = ("lookup", "later", "hang", "untyped", "anything", "silent", "value", "gone", "found")
     lines = [f"my_tools.{name} = tools_of_a_test:{name}\n" for name in names]
     lines.append("my tool = tools_of_a_test:lookup\n")
     (info / "entry_points.txt").write_text("[mloc_dagster.tools]\n" + "".join(lines))
@@ -101,6 +112,36 @@ def test_functions_may_be_asynchronous_and_none_takes_longer_than_a_tool_may(too
     assert result(item("hang", effect="read"), "hang", short) == (
         "Error: hang took longer than 0.2 s"
     )
+
+
+def test_the_template_gives_what_the_model_does_not_see(tools: Path) -> None:
+    async def run() -> Any:
+        async with opened(item("found", options={"language": "de"})) as found:
+            assert await found.call("found", word="a") == "a de 5"
+            with pytest.raises(ValidationError, match="language"):
+                await found.call("found", word="a", language="fr")
+            return found.definition("found")
+
+    definition = asyncio.run(run())
+    assert definition.description == "Finds a word."
+    assert list(definition.parameters_json_schema["properties"]) == ["word"]
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "said"),
+    [
+        ("found", {}, "the tool 'my_tools.found' needs the option 'language'"),
+        ("found", {"language": "x", "mst": 1}, r"has no option 'mst'; did you mean 'most'\?"),
+        ("found", {"language": "x", "most": "many"}, "its option 'most': Input should be a valid"),
+        ("found", {"language": "x", "word": "a"}, "has no option 'word'"),
+        ("lookup", {"language": "de"}, "has no option 'language': it takes none"),
+    ],
+)
+def test_options_that_a_function_does_not_take(
+    tools: Path, name: str, options: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(InputError, match=said):
+        check(item(name, options=options))
 
 
 def test_the_calculator_comes_with_mloc() -> None:
