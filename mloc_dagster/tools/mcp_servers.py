@@ -31,6 +31,7 @@ from mloc_dagster.schema import McpTool
 from mloc_dagster.tools.checks import filled, filled_words
 from mloc_dagster.tools.context import bare_context
 from mloc_dagster.tools.failure import Patience, ToolFailure
+from mloc_dagster.tools.idempotency import META, idempotency_key
 from mloc_dagster.tools.masking import masked
 from mloc_dagster.tools.web import check_host, http_client
 
@@ -50,7 +51,12 @@ _END_WITH_PARENT = (
 
 @asynccontextmanager
 async def open_server(
-    server: McpTool, prefix: str | None, patience: Patience, log: Callable[[str], None]
+    server: McpTool,
+    prefix: str | None,
+    patience: Patience,
+    log: Callable[[str], None],
+    *,
+    repeats: bool,
 ) -> AsyncGenerator[AbstractToolset[Any]]:
     """Starts a server and yields its tools.
 
@@ -59,6 +65,7 @@ async def open_server(
         prefix: What stands before the names of its tools.
         patience: How long a call may take, without the time in which the server starts.
         log: Takes what a program writes to its standard error, line by line.
+        repeats: Whether a call that the server ended during is made once more.
 
     Raises:
         TransientError: If it does not start or does not answer.
@@ -74,7 +81,9 @@ async def open_server(
                 server, stack.enter_context(_lines_to(log, shown, filled(server.env).values()))
             )
         )
-        toolset = McpServerToolset(transport, f"the MCP server {shown!r}", patience)
+        toolset = McpServerToolset(
+            transport, f"the MCP server {shown!r}", patience, repeats=repeats
+        )
         stack.push_async_callback(toolset.close)
         await toolset.open(server.allow, prefix)
         yield toolset
@@ -87,14 +96,21 @@ class McpServerToolset(AbstractToolset[Any]):
         transport: Makes a way to a server that starts it, if it is a program.
         shown: What it is called in messages.
         patience: How long a call may take.
+        repeats: Whether a call that the server ended during is made once more.
     """
 
     def __init__(
-        self, transport: Callable[[], ClientTransport], shown: str, patience: Patience
+        self,
+        transport: Callable[[], ClientTransport],
+        shown: str,
+        patience: Patience,
+        *,
+        repeats: bool,
     ) -> None:
         self._transport = transport
         self._name = shown
         self._patience = patience
+        self._repeats = repeats
         self._names: dict[str, str] = {}
         self._definitions: dict[str, ToolDefinition] = {}
         self._starting: asyncio.Task[MCPToolset[Any]] | None = None
@@ -144,6 +160,12 @@ class McpServerToolset(AbstractToolset[Any]):
         self, name: str, tool_args: dict[str, Any], ctx: RunContext[Any], tool: ToolsetTool[Any]
     ) -> Any:
         """Calls a tool; starts the server first if it has died."""
+        if self._repeats:
+            with suppress(_ServerEnded):
+                return await self._call(name, tool_args)
+        return await self._call(name, tool_args)
+
+    async def _call(self, name: str, arguments: dict[str, Any]) -> Any:
         starting = self._starting
         try:
             server = await self._running()
@@ -151,9 +173,12 @@ class McpServerToolset(AbstractToolset[Any]):
         except Exception as error:  # noqa: BLE001 - whatever keeps a program from starting
             self._lost(starting)
             raise ToolFailure(f"{self._name} does not start again: {_said(error)}") from None
+        key = idempotency_key()
         try:
             async with self._patience.limit(name):
-                result = await server.direct_call_tool(self._names[name], tool_args)
+                result = await server.direct_call_tool(
+                    self._names[name], arguments, metadata={META: key} if key else None
+                )
         except ToolFailure:
             raise
         except ToolError as error:
@@ -203,8 +228,12 @@ class McpServerToolset(AbstractToolset[Any]):
             self._ending.add(ending)
             ending.add_done_callback(self._ending.discard)
 
-    def _ended(self) -> ToolFailure:
-        return ToolFailure(f"{self._name} ended during the call{self._patience.warning}")
+    def _ended(self) -> _ServerEnded:
+        return _ServerEnded(f"{self._name} ended during the call{self._patience.warning}")
+
+
+class _ServerEnded(ToolFailure):
+    """The server ended during a call."""
 
 
 def _is_down(starting: asyncio.Task[MCPToolset[Any]]) -> bool:

@@ -54,7 +54,15 @@ def registered_tool(name: str) -> Callable[..., Any]:
             raise TerminalError(f"{where}: its parameter {each.name!r} has no type")
     if not inspect.getdoc(function):
         raise TerminalError(f"{where} has no docstring, which tells the model what it does")
+    if not callable(getattr(function, "outcome", registered_tool)):
+        raise TerminalError(f"{where}: its `outcome` is no function, which takes a key")
     return function
+
+
+def registered_outcome(name: str) -> Callable[[str], Awaitable[Any]] | None:
+    """Returns what says what came of a call of an entry point; None if it has no such thing."""
+    outcome = getattr(registered_tool(name), "outcome", None)
+    return None if outcome is None else as_coroutine(outcome)
 
 
 def as_coroutine(function: Callable[..., Any]) -> Callable[..., Awaitable[Any]]:
