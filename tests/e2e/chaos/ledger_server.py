@@ -1,4 +1,4 @@
-"""An MCP server of the tests: `python ledger_server.py FILE` notes in FILE each call that writes."""
+"""An MCP server of the tests: `ledger_server.py FILE` notes each call that writes in FILE."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ def undisturbed(stack: Stack) -> Rows:
     rows = agents.task.rows()
     answers = [f"row {index} seen, written seen: done" for index in range(ROWS)]
     assert [row["output"] for row in rows] == answers
-    assert len(list(agents.task.folder.glob("shards/*"))) == SHARDS
+    assert len(list(agents.task.folder.glob("shards/0*"))) == SHARDS
     return rows
 
 
@@ -53,9 +53,7 @@ def check_agents(
     agents.task.wait_success()
     rows = agents.task.rows()
     assert [row["index"] for row in rows] == list(range(ROWS))
-    other = [
-        i for i, (row, wanted) in enumerate(zip(rows, undisturbed, strict=True)) if row != wanted
-    ]
+    other = [each for each in range(ROWS) if rows[each] != undisturbed[each]]
     assert set(other) <= set(cut)
     written = Counter(each["row"] for each in agents.written())
     assert set(written.values()) == {1}
