@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from mloc_dagster.errors import TaskCancelled
+from mloc_dagster.errors import TaskCancelled, TransientError
 from mloc_dagster.executors import AgentExecutor, ShardContext, ShardInput
 from mloc_dagster.planning import Shard
 from mloc_dagster.results import Folder, InputRow, Journal, Message, OutputRow, open_store
@@ -219,6 +219,11 @@ def test_at_a_limit_the_model_is_asked_for_an_answer(
     assert row.output == "So far 3"
 
 
+def test_a_row_may_take_as_many_steps_as_its_template_says(tools: Tools, folder: Folder) -> None:
+    (row,) = answers(folder, spec([*[CALL] * 60, ANSWER], {"max_steps": 61}))
+    assert (row.stop, row.error, row.steps) == ("answer", None, 61)
+
+
 def test_or_the_row_fails_if_the_template_says_so(tools: Tools, folder: Folder) -> None:
     (row,) = answers(folder, spec([CALL], {"max_steps": 2, "on_limit": "fail"}))
     assert (row.stop, row.finish_reason) == ("max_steps", "failed")
@@ -397,3 +402,43 @@ def test_an_idempotent_call_is_made_again_with_the_same_key(tools: Tools, killed
     assert row.output == "It is written."
     first, second = tools.keys
     assert first == second
+
+
+def test_an_engine_that_dies_leaves_calls_to_their_end(
+    tools: Tools, folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, writing = spec([WRITE, ANSWER]), threading.Event()
+    tools.on_write = lambda _: writing.set() or threading.Event().wait(0.3)
+
+    class Lost:
+        def __init__(self, replies: Any) -> None:
+            self.replies = replies
+
+        def cancelled(self) -> bool:
+            if writing.is_set():
+                raise TransientError("the engine's process is gone")
+            return False
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.replies, name)
+
+    kind = type(AgentExecutor().load(asked))
+    run = kind.run
+    with monkeypatch.context() as patched:
+        patched.setattr(kind, "run", lambda self, asked, replies: run(self, asked, Lost(replies)))
+        with pytest.raises(TransientError, match="process is gone"):
+            Attempt(folder, asked, ["a", "b"]).run()
+    rows = Attempt(folder, asked, ["a", "b"], attempt=2).run()
+    assert [rows[index].output for index in (0, 1)] == ["It is written."] * 2
+    assert sorted(tools.calls) == ["write a", "write b"]
+
+
+def test_what_breaks_the_loop_is_told_as_it_is(
+    tools: Tools, folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(Journal, "begin", full)
+    with pytest.raises(OSError, match="No space left"):
+        Attempt(folder, spec([WRITE, ANSWER]), ["a", "b"]).run()

@@ -13,6 +13,7 @@ import msgspec
 from pydantic_ai import Agent, RunContext
 from pydantic_ai.exceptions import AgentRunError
 from pydantic_ai.toolsets import ToolsetTool, WrapperToolset
+from pydantic_ai.usage import UsageLimits
 
 from mloc_dagster.executors.agent.engine_model import (
     EngineModel,
@@ -38,6 +39,9 @@ from mloc_dagster.tools import FailedCall, ObservedToolset, ToolFailure, calling
 ANSWER_NOW = (
     "No tool can be called any more. Answer now, as well as you can, with what you have found out."
 )
+
+# Of pydantic-ai's own, which would end a row at its 50th turn: a row's are in `_check_limits`.
+_NO_LIMITS = UsageLimits(request_limit=None)
 
 UNKNOWN_OUTCOME = "outcome unknown"
 
@@ -178,6 +182,7 @@ class Trajectory:
                 message_history=history_of(before, self.agent.instructions) or None,
                 model=model,
                 deps=self,
+                usage_limits=_NO_LIMITS,
             )
         except LimitReachedError as limit:
             if self.agent.on_limit == "fail":

@@ -49,6 +49,7 @@ def agents_template(ledger: Path) -> str:
             "scripted": {"turns": [{**turn, "delay_s": 0.1} for turn in TURNS]},
         },
         "agent": {"tools": tools},
+        "inference": {"error_budget": 0.5},
         "retries": {"max": 3, "delay_s": 0},
         "output": {"formats": ["json", "parquet"]},
     }
