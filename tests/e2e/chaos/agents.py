@@ -83,6 +83,11 @@ class Agents:
         rows = {kind: {e["index"] for e in entries if e["type"] == kind} for kind in _KINDS}
         return rows["begun"] - rows["result"]
 
+    def told(self, text: str) -> set[int]:
+        """The rows of which a tool said a text."""
+        told = (each for each in self.journal() if each["type"] == "result")
+        return {each["index"] for each in told if text in each["output"]}
+
     def written(self) -> list[dict[str, Any]]:
         """What was written, in order."""
         ledger = ledger_of(self.task.stack.layout.home)
