@@ -199,7 +199,7 @@ def _header(name: str, size: int) -> bytes:
     return info.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape")
 
 
-INTERNAL_FOLDERS = ("input", "shards")
+INTERNAL_FOLDERS = ("input", "shards", "journal")
 """Thousands of small files that only the task itself reads."""
 
 _NOBODYS = frozenset({RECORD_NAME, MANIFEST_NAME, "plan.json", RESPONSES_NAME})

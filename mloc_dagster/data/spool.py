@@ -32,6 +32,7 @@ from mloc_dagster.planning import (
     cut_shards,
     planned_order,
     row_load,
+    shard_count,
     shared_beginnings,
     tokens_along,
 )
@@ -269,6 +270,8 @@ def spool_input(
     upstream: Mapping[str, Folder],
     planning: InputPlanning | None = None,
     evaluation: RowEvaluation | None = None,
+    *,
+    shard_rows: int = 1,
 ) -> Plan:
     """Writes a task's input and plan; with a plan already there, returns it unchanged.
 
@@ -282,6 +285,7 @@ def spool_input(
         planning: How to weigh and order rows; None leaves them in input order and cuts shards
             of equally many.
         evaluation: How answers will be scored; None if they will not.
+        shard_rows: Rows that a shard is to have about, if there are as many.
 
     Raises:
         DataError: If the input is missing, unreadable or empty, or lacks the column with the right
@@ -304,6 +308,7 @@ def spool_input(
     count = chunks[-1].start + chunks[-1].rows
     windows: tuple[int, ...] = ()
     expected = None
+    max_shards = shard_count(count, max_shards, shard_rows)
     if planned is None:
         shards = tuple(cut_shards(task_id, count, max_shards))
     else:

@@ -20,6 +20,7 @@ from mloc_dagster.executors.input_planning import TokenCounter, kind_of, row_for
 from mloc_dagster.executors.task_start import input_of
 from mloc_dagster.executors.training.arguments import StepCount, count_steps
 from mloc_dagster.executors.training.memory_estimate import CONFIG_NAME, estimate_of
+from mloc_dagster.planning import shard_count
 from mloc_dagster.results import (
     History,
     Kind,
@@ -109,7 +110,7 @@ def estimate_rows(spec: RowSpec, history: History) -> Estimate:
         history=history,
         kind=kind_of(spec),
         rates=Rates.of(spec.resources),
-        most_workers=min(spec.parallel.shards, size.rows),
+        most_workers=shard_count(size.rows, spec.parallel.shards, spec.shard_rows),
     )
 
 

@@ -290,6 +290,7 @@ def _plan(opened: OpenTask) -> Plan:
         opened.upstream,
         plan_input(spec, usual_output_tokens(spec, opened.folder.store)),
         spec.evaluation,
+        shard_rows=spec.shard_rows,
     )
 
 

@@ -16,5 +16,6 @@ from .plan import (
     Shard as Shard,
     ShardLoad as ShardLoad,
     cut_shards as cut_shards,
+    shard_count as shard_count,
     shard_key as shard_key,
 )

@@ -40,6 +40,17 @@ def shard_key(index: int) -> str:
     return f"{index:04d}"
 
 
+def shard_count(rows: int, max_shards: int, shard_rows: int = 1) -> int:
+    """Returns into how many shards rows are cut.
+
+    Args:
+        rows: How many rows there are.
+        max_shards: Upper bound.
+        shard_rows: Rows that each shard is to have about, if there are as many.
+    """
+    return min(max_shards, -(-rows // shard_rows))
+
+
 def cut_shards(task_id: str, rows: int, max_shards: int) -> list[Shard]:
     """Cuts `rows` into at most `max_shards` ranges whose sizes differ by at most one.
 

@@ -2,11 +2,16 @@
 
 A shard's journal lies below `journal/NNNN/`, in part files as its rows do: each is whole or not
 there, and never changes. A file's name says which attempt wrote it, and its place among these:
-`<attempt>-<number>-<unique>-c<crc32>.jsonl`.
+`<attempt>-<number>-<token>-c<crc32>.jsonl`.
 
 Two attempts may write at the same time, when the first was given up as lost and lives on. What
 they wrote of a row is told apart by `Steps`: the later attempt began from what it had read, so from
 its first entry of a row on, those of the earlier one do not count.
+
+Nor may both make the same call. An attempt leaves `attempts/<attempt>-<token>` before it reads what
+earlier ones have noted, and a call is noted before a look at who came later. Whichever of the two
+comes first, one attempt sees the other: the later one finds the call and does not make it, or the
+earlier one finds that it was overtaken.
 """
 
 from __future__ import annotations
@@ -21,13 +26,17 @@ from zlib import crc32
 
 import msgspec
 
-from mloc_dagster.errors import DamagedFileError
+from mloc_dagster.errors import DamagedFileError, TransientError
 from mloc_dagster.planning import Shard
 from mloc_dagster.results.batched_writer import BatchedWriter
 from mloc_dagster.results.rows import ToolCall
 from mloc_dagster.results.store import Folder
 
-_PART = re.compile(r"journal/(\d{4,})/(\d+)-(\d+)-[0-9a-f]+-c([0-9a-f]{8})\.jsonl")
+_PART = re.compile(r"journal/(\d{4,})/(\d+)-(\d+)-([0-9a-f]+)-c([0-9a-f]{8})\.jsonl")
+_ATTEMPT = re.compile(r"journal/\d{4,}/attempts/(\d+)-([0-9a-f]+)")
+
+_Attempt = tuple[int, str]
+"""Its number and its token; the larger one came later."""
 
 
 class ModelTurn(msgspec.Struct, frozen=True, omit_defaults=True, tag="model"):
@@ -67,7 +76,7 @@ class ModelTurn(msgspec.Struct, frozen=True, omit_defaults=True, tag="model"):
 
 
 class CallBegun(msgspec.Struct, frozen=True, omit_defaults=True, tag="begun"):
-    """A call that changes something is about to be made: this is written before it.
+    """A call that may change something is about to be made: this is written before it.
 
     Attributes:
         index: The row.
@@ -156,7 +165,7 @@ class Journal:
     Args:
         folder: The task's folder.
         shard: Whose journal it is.
-        attempt: Which attempt writes, from 1.
+        attempt: Which attempt writes, from 1; a later one where the journal has that already.
         most: Entries that may wait to be written.
         interval_s: Seconds that an entry may wait.
     """
@@ -166,7 +175,7 @@ class Journal:
     ) -> None:
         self._folder = folder
         self._shard = shard
-        self._attempt = attempt
+        self._attempt: _Attempt = (attempt, secrets.token_hex(4))
         self._number = 0
         self._encode = msgspec.json.Encoder().encode
         self._batches = BatchedWriter(
@@ -200,21 +209,43 @@ class Journal:
         if now:
             self._batches.flush()
 
-    def read(self) -> dict[int, Steps]:
-        """Returns what earlier attempts have noted, by row."""
+    def take_over(self) -> dict[int, Steps]:
+        """Ends what earlier attempts may do; returns what they have noted, by row."""
+        number, token = self._attempt
+        number = max(number, 1 + max((each for each, _ in self._attempts()), default=0))
+        self._attempt = (number, token)
+        self._folder.write_bytes(f"{self._place}/attempts/{number:04d}-{token}", b"")
         return journal_steps(self._folder, self._shard)
+
+    def begin(self, call: CallBegun) -> None:
+        """Notes that a call is about to be made; that is on the store when this returns.
+
+        Raises:
+            TransientError: If another attempt has taken the shard over, and may make the call.
+        """
+        self.add(call, now=True)
+        if max(self._attempts(), default=self._attempt) > self._attempt:
+            raise TransientError(f"another attempt works on shard {self._shard.key}")
+
+    def _attempts(self) -> list[_Attempt]:
+        names = self._folder.list(f"{self._place}/attempts")
+        return [(int(m[1]), m[2]) for m in map(_ATTEMPT.fullmatch, names) if m is not None]
+
+    @property
+    def _place(self) -> str:
+        return f"journal/{self._shard.key}"
 
     def _write(self, entries: list[Entry]) -> None:
         data = b"\n".join([*map(self._encode, entries), b""])
         self._number += 1
-        name = f"{self._attempt:04d}-{self._number:08d}-{secrets.token_hex(4)}"
-        where = f"journal/{self._shard.key}/{name}-c{crc32(data):08x}.jsonl"
-        self._folder.write_bytes(where, data)
+        number, token = self._attempt
+        name = f"{number:04d}-{self._number:08d}-{token}-c{crc32(data):08x}.jsonl"
+        self._folder.write_bytes(f"{self._place}/{name}", data)
 
 
 def journal_steps(folder: Folder, shard: Shard) -> dict[int, Steps]:
     """Returns what the journal of a shard says, by row."""
-    by_attempt: dict[int, list[Entry]] = defaultdict(list)
+    by_attempt: dict[_Attempt, list[Entry]] = defaultdict(list)
     for attempt, entry in journal_entries(folder, shard):
         by_attempt[attempt].append(entry)
     found: dict[int, Steps] = {}
@@ -223,7 +254,7 @@ def journal_steps(folder: Folder, shard: Shard) -> dict[int, Steps]:
     return found
 
 
-def journal_entries(folder: Folder, shard: Shard) -> Iterator[tuple[int, Entry]]:
+def journal_entries(folder: Folder, shard: Shard) -> Iterator[tuple[_Attempt, Entry]]:
     """Yields the entries of a shard's journal, each with its attempt, in the order of writing.
 
     Raises:
@@ -235,10 +266,10 @@ def journal_entries(folder: Folder, shard: Shard) -> Iterator[tuple[int, Entry]]
         if match is None:
             continue
         data = folder.read_bytes(name)
-        if crc32(data) != int(match[4], 16):
+        if crc32(data) != int(match[5], 16):
             raise DamagedFileError(f"{folder.url}/{name}: its checksum is another one")
         for entry in decoder.decode_lines(data):
-            yield int(match[2]), entry
+            yield (int(match[2]), match[4]), entry
 
 
 def _lay_under(found: dict[int, Steps], entries: list[Entry]) -> None:

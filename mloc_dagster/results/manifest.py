@@ -16,7 +16,7 @@ from mloc_dagster.results.store import Folder, check_name
 
 _FIRST_PARTS = frozenset(
     {
-        *("task", "plan", "input", "shards", "logs", "manifest"),
+        *("task", "plan", "input", "shards", "journal", "logs", "manifest"),
         *("responses", "summary", "batch_output", "batch_errors"),
         *("training", "evaluation-before", "checkpoints"),
         *("final_model", "final_lora", "trained_model", "archives"),
@@ -38,7 +38,7 @@ def is_own_name(name: str) -> bool:
 MANIFEST_NAME = "manifest.json"
 
 # Thousands of small files that the task itself reads; one entry each, without sha256.
-_INTERNAL_FOLDERS = ("input", "shards")
+_INTERNAL_FOLDERS = ("input", "shards", "journal")
 
 
 class ManifestEntry(BaseModel):

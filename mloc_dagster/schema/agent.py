@@ -113,6 +113,11 @@ class AgentSpec(ModelSpec):
         return self
 
     @property
+    def shard_rows(self) -> int:
+        """As many as a worker works on at the same time: its shards come one after another."""
+        return self.agent.concurrency if self.parallel.max_shards is None else 1
+
+    @property
     def calls_tools(self) -> bool:
         """Whether the model is offered tools."""
         return bool(self.agent.tools) or self.agent.output_schema is not None

@@ -72,14 +72,19 @@ class Resources(Block):
     once, over all runs. By default the model's name, with `_` for what Dagster refuses."""
 
 
+_MOST_SHARDS = 8
+"""Where a template does not say."""
+
+
 class Parallel(Block):
     """How a task is cut into shards."""
 
     enabled: bool = True
     """`false` runs the whole task as one shard."""
 
-    max_shards: int = Field(default=8, ge=1, le=1024)
-    """At most this many shards; fewer rows give fewer shards."""
+    max_shards: int | None = Field(default=None, ge=1, le=1024)
+    """At most this many shards; fewer rows give fewer shards. By default 8, and for an agent no
+    more than it takes to have `agent.concurrency` rows in each, which share a batch."""
 
     strategy: Literal["rows", "tokens"] | None = None
     """`rows`: contiguous ranges of rows, sizes differing by at most one. `tokens`: rows with
@@ -89,7 +94,7 @@ class Parallel(Block):
     @property
     def shards(self) -> int:
         """The upper bound that holds: 1 when sharding is off."""
-        return self.max_shards if self.enabled else 1
+        return (self.max_shards or _MOST_SHARDS) if self.enabled else 1
 
 
 class Retries(Block):

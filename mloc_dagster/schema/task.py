@@ -101,6 +101,11 @@ class RowSpec(TaskSpec):
         return getattr(getattr(self, self.block_name, None), "error_budget", 0.0)
 
     @property
+    def shard_rows(self) -> int:
+        """Rows that a shard has at least, as far as there are as many."""
+        return 1
+
+    @property
     def given_seed(self) -> int | None:
         """The seed that the template names; without one each plan draws its own."""
         return None

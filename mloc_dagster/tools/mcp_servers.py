@@ -31,6 +31,7 @@ from mloc_dagster.tools.checks import filled, filled_words, mcp_secrets
 from mloc_dagster.tools.context import bare_context
 from mloc_dagster.tools.error_output import ErrorOutput
 from mloc_dagster.tools.failure import Patience, ToolFailure
+from mloc_dagster.tools.idempotency import META, idempotency_key
 from mloc_dagster.tools.web import check_host, http_client
 
 START_TIMEOUT_S = 60.0
@@ -52,7 +53,12 @@ _END_WITH_PARENT = (
 
 @asynccontextmanager
 async def open_server(
-    server: McpTool, prefix: str | None, patience: Patience, log: Callable[[str], None]
+    server: McpTool,
+    prefix: str | None,
+    patience: Patience,
+    log: Callable[[str], None],
+    *,
+    repeats: bool,
 ) -> AsyncGenerator[AbstractToolset[Any]]:
     """Starts a server and yields its tools.
 
@@ -61,6 +67,7 @@ async def open_server(
         prefix: What stands before the names of its tools.
         patience: How long a call may take, without the time in which the server starts.
         log: Takes what a program writes to its standard error, line by line.
+        repeats: Whether a call that the server ended during is made once more.
 
     Raises:
         TransientError: If it does not start or does not answer.
@@ -76,7 +83,9 @@ async def open_server(
         else:
             errors = ErrorOutput(log, f"mcp {shown}: ", mcp_secrets(server))
             transport = _program(server, stack.enter_context(errors.file))
-        toolset = McpServerToolset(transport, f"the MCP server {shown!r}", patience, errors)
+        toolset = McpServerToolset(
+            transport, f"the MCP server {shown!r}", patience, errors, repeats=repeats
+        )
         stack.push_async_callback(toolset.close)
         await toolset.open(server.allow, prefix)
         yield toolset
@@ -90,6 +99,7 @@ class McpServerToolset(AbstractToolset[Any]):
         shown: What it is called in messages.
         patience: How long a call may take.
         errors: What it says, if it is a program.
+        repeats: Whether a call that the server ended during is made once more.
     """
 
     def __init__(
@@ -98,11 +108,14 @@ class McpServerToolset(AbstractToolset[Any]):
         shown: str,
         patience: Patience,
         errors: ErrorOutput | None,
+        *,
+        repeats: bool,
     ) -> None:
         self._transport = transport
         self._name = shown
         self._patience = patience
         self._errors = errors
+        self._repeats = repeats
         self._names: dict[str, str] = {}
         self._definitions: dict[str, ToolDefinition] = {}
         self._starting: asyncio.Task[MCPToolset[Any]] | None = None
@@ -177,6 +190,12 @@ class McpServerToolset(AbstractToolset[Any]):
         self, name: str, tool_args: dict[str, Any], ctx: RunContext[Any], tool: ToolsetTool[Any]
     ) -> Any:
         """Calls a tool; starts the server first if it has died."""
+        if self._repeats:
+            with suppress(_ServerEnded):
+                return await self._call(name, tool_args)
+        return await self._call(name, tool_args)
+
+    async def _call(self, name: str, arguments: dict[str, Any]) -> Any:
         starting = self._starting
         try:
             server = await self._running()
@@ -185,9 +204,12 @@ class McpServerToolset(AbstractToolset[Any]):
             self._lost(starting)
             why = await self._why(error)
             raise ToolFailure(f"{self._name} does not start again: {why}") from None
+        key = idempotency_key()
         try:
             async with self._patience.limit(name):
-                result = await server.direct_call_tool(self._names[name], tool_args)
+                result = await server.direct_call_tool(
+                    self._names[name], arguments, metadata={META: key} if key else None
+                )
         except ToolFailure:
             raise
         except ToolError as error:
@@ -239,8 +261,12 @@ class McpServerToolset(AbstractToolset[Any]):
             self._ending.add(ending)
             ending.add_done_callback(self._ending.discard)
 
-    def _ended(self) -> ToolFailure:
-        return ToolFailure(f"{self._name} ended during the call{self._patience.warning}")
+    def _ended(self) -> _ServerEnded:
+        return _ServerEnded(f"{self._name} ended during the call{self._patience.warning}")
+
+
+class _ServerEnded(ToolFailure):
+    """The server ended during a call."""
 
 
 def _is_down(starting: asyncio.Task[MCPToolset[Any]]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -31,10 +32,12 @@ class ObservedToolset(WrapperToolset[Any]):
         wrapped: The tools.
         patience: How long a call may take; None where the tool sees to it itself.
         secrets: Texts that no result may hold.
+        outcome: Says what came of the call of a key; None where nobody can tell.
     """
 
     patience: Patience | None = None
     secrets: frozenset[str] = frozenset()
+    outcome: Callable[[str], Awaitable[Any]] | None = None
 
     async def call_tool(
         self, name: str, tool_args: dict[str, Any], ctx: RunContext[Any], tool: ToolsetTool[Any]
@@ -51,6 +54,29 @@ class ObservedToolset(WrapperToolset[Any]):
             return self._failed(_reason(error))
         text = self._shown(_text(result))
         return FailedCall(text) if isinstance(result, FailedCall) else text
+
+    async def outcome_of(self, name: str, key: str) -> str | None:
+        """Asks what came of a call that was cut off.
+
+        Args:
+            name: The tool.
+            key: The call's idempotency key.
+
+        Returns:
+            Its result; None if it was never made.
+
+        Raises:
+            ToolFailure: If that cannot be said.
+        """
+        if self.outcome is None:
+            raise ToolFailure("it cannot be asked what came of it")
+        try:
+            async with nullcontext() if self.patience is None else self.patience.limit(name):
+                result = await self.outcome(key)
+        except Exception as error:  # noqa: BLE001 - what it was does not matter: nobody can tell
+            reason = f"asked what came of it, it failed: {_reason(error)}"
+            raise ToolFailure(self._shown(redact(reason))) from None
+        return None if result is None else self._shown(_text(result))
 
     def _failed(self, reason: str) -> FailedCall:
         return FailedCall(self._shown(f"Error: {redact(reason)}"))

@@ -69,6 +69,8 @@ def registered_tool(tool: AgentTool) -> Callable[..., Any]:
             raise TerminalError(f"{where}: its parameter {each.name!r} has no type")
     if not inspect.getdoc(function):
         raise TerminalError(f"{where} has no docstring, which tells the model what it does")
+    if not callable(getattr(function, "outcome", registered_tool)):
+        raise TerminalError(f"{where}: its `outcome` is no function, which takes a key")
     own = {each.name: each for each in parameters if each.kind is each.KEYWORD_ONLY}
     return _with_options(function, own, tool.options, where) if own or tool.options else function
 
@@ -102,6 +104,12 @@ def _with_options(
         parameters=shown
     )
     return bound
+
+
+def registered_outcome(tool: AgentTool) -> Callable[[str], Awaitable[Any]] | None:
+    """Returns what says what came of a call of an entry point; None if it has no such thing."""
+    outcome = getattr(registered_tool(tool), "outcome", None)
+    return None if outcome is None else as_coroutine(outcome)
 
 
 def as_coroutine(function: Callable[..., Any]) -> Callable[..., Awaitable[Any]]:

@@ -13,10 +13,12 @@ from mloc_dagster.net import current_reach
 from mloc_dagster.schema import AgentTool
 from mloc_dagster.tools.checks import check_tools, mcp_secrets, search_key
 from mloc_dagster.tools.failure import Patience
-from mloc_dagster.tools.registered import as_coroutine, registered_tool
+from mloc_dagster.tools.registered import as_coroutine, registered_outcome, registered_tool
 
 if TYPE_CHECKING:
     from pydantic_ai.toolsets import AbstractToolset
+
+    from mloc_dagster.tools.observed import ObservedToolset
 
 TOOL_TIMEOUT_S = 30.0
 
@@ -30,7 +32,7 @@ async def open_toolsets(
     *,
     tool_timeout: float = TOOL_TIMEOUT_S,
     log: Callable[[str], None] = lambda line: None,
-) -> AsyncGenerator[list[AbstractToolset[Any]]]:
+) -> AsyncGenerator[list[ObservedToolset]]:
     """Opens tools for as long as the block runs; what they start ends with it, however it ends.
 
     Many trajectories may call them at once, within the event loop that opened them. A call never
@@ -62,15 +64,18 @@ async def open_toolsets(
 
 async def _open(
     tool: AgentTool, tool_timeout: float, log: Callable[[str], None], stack: AsyncExitStack
-) -> AbstractToolset[Any]:
+) -> ObservedToolset:
     from mloc_dagster.tools.observed import ObservedToolset
 
     warning = "" if tool.call_effect == "read" else ": it may have been done or not"
     patience: Patience | None = Patience(tool_timeout, warning)
+    outcome = None
     if tool.mcp is not None:
         from mloc_dagster.tools.mcp_servers import open_server
 
-        server = open_server(tool.mcp, tool.name, patience, log)
+        server = open_server(
+            tool.mcp, tool.name, patience, log, repeats=tool.call_effect != "write"
+        )
         toolset = await stack.enter_async_context(server)
         patience = None  # a server that has to start again may take longer
     elif tool.python is not None:
@@ -81,9 +86,9 @@ async def _open(
         patience = None  # nor does the time count in which it waits its turn
     else:
         toolset = _functions(tool, await _function(tool, tool_timeout, stack))
-    return ObservedToolset(
-        toolset.with_metadata(effect=tool.call_effect), patience, secrets=_secrets(tool)
-    )
+        outcome = None if tool.entry_point is None else registered_outcome(tool)
+    toolset = toolset.with_metadata(effect=tool.call_effect)
+    return ObservedToolset(toolset, patience, _secrets(tool), outcome)
 
 
 async def _function(

@@ -12,11 +12,13 @@ from mloc_dagster import __version__
 from mloc_dagster.net import RefusedAddressError, guarded_async_client
 from mloc_dagster.schema import HttpTool
 from mloc_dagster.tools.failure import ToolFailure
+from mloc_dagster.tools.idempotency import HEADER, idempotency_key
 
 MAX_REDIRECTS = 5
 _MOST_BYTES = 1 << 20
 """Of one answer; what is longer is cut."""
 
+_READING = ("GET", "HEAD")
 _USUAL_PORTS: Mapping[str, int] = {"http": 80, "https": 443}
 _HEADERS = {"User-Agent": f"mloc/{__version__}", "Accept": "*/*", "Accept-Encoding": "identity"}
 _TEXT = re.compile(
@@ -82,6 +84,8 @@ def http_function(tool: HttpTool, client: httpx2.AsyncClient) -> Callable[..., A
         url: str, method: str = tool.methods[0], body: str | None = None, content_type: str = ""
     ) -> str:
         headers = {"Content-Type": content_type or "application/json"} if body is not None else {}
+        if method not in _READING and (key := idempotency_key()):
+            headers[HEADER] = key
         try:
             request = client.stream(
                 method, url, content=None if body is None else body.encode(), headers=headers

@@ -5,20 +5,24 @@ from __future__ import annotations
 import asyncio
 import threading
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 
-from mloc_dagster.errors import TaskCancelled
+from mloc_dagster.errors import TaskCancelled, TransientError
 from mloc_dagster.executors import AgentExecutor, ShardContext, ShardInput
 from mloc_dagster.planning import Shard
 from mloc_dagster.results import Folder, InputRow, Journal, Message, OutputRow, open_store
 from mloc_dagster.schema import AgentSpec
+from mloc_dagster.tools import ObservedToolset, idempotency_key
 
 CALL = {"tool_calls": [{"name": "add", "arguments": {"a": 1, "b": 2}}]}
 ANSWER = {"text": "It is {result}."}
+
+
+WRITE = {"tool_calls": [{"name": "write", "arguments": {"text": "{prompt}"}}]}
 
 
 class Tools:
@@ -26,6 +30,10 @@ class Tools:
 
     def __init__(self) -> None:
         self.calls: list[str] = []
+        self.keys: list[str] = []
+        self.effects = {"write": "write", "wait": "idempotent"}
+        self.outcome: Callable[[str], Awaitable[str | None]] | None = None
+        self.on_write: Callable[[str], object] = lambda text: None
         self.hold = threading.Event()
         self.hold.set()
 
@@ -49,6 +57,8 @@ class Tools:
     def write(self, text: str) -> str:
         """Changes something."""
         self.calls.append(f"write {text}")
+        self.keys.append(idempotency_key())
+        self.on_write(text)
         return "written"
 
     @asynccontextmanager
@@ -56,11 +66,10 @@ class Tools:
         from pydantic_ai.toolsets import FunctionToolset
 
         toolset: Any = FunctionToolset()
-        effects = {"write": "write", "wait": "idempotent"}
         for each in (self.add, self.fail, self.wait, self.write):
-            effect = effects.get(each.__name__, "read")
+            effect = self.effects.get(each.__name__, "read")
             toolset.add_function(each, metadata={"effect": effect})
-        yield [toolset]
+        yield [ObservedToolset(toolset, outcome=self.outcome)]
 
 
 @pytest.fixture
@@ -171,7 +180,7 @@ def test_a_chat_is_gone_on_with(tools: Tools, folder: Folder) -> None:
 
 def test_a_failing_tool_is_an_observation(tools: Tools, folder: Folder) -> None:
     (row,) = answers(folder, spec([{"tool_calls": [{"name": "fail"}]}, ANSWER]))
-    assert row.output == "It is fail failed: the disk is full."
+    assert row.output == "It is Error: RuntimeError: the disk is full."
     assert row.error is None
 
 
@@ -208,6 +217,11 @@ def test_at_a_limit_the_model_is_asked_for_an_answer(
     assert (row.stop, row.finish_reason, row.error) == (stop, "completed", None)
     assert row.steps == steps
     assert row.output == "So far 3"
+
+
+def test_a_row_may_take_as_many_steps_as_its_template_says(tools: Tools, folder: Folder) -> None:
+    (row,) = answers(folder, spec([*[CALL] * 60, ANSWER], {"max_steps": 61}))
+    assert (row.stop, row.error, row.steps) == ("answer", None, 61)
 
 
 def test_or_the_row_fails_if_the_template_says_so(tools: Tools, folder: Folder) -> None:
@@ -314,26 +328,117 @@ def test_a_call_that_changes_something_is_never_made_twice(
     assert sorted(each for each in tools.calls if each != "wait") == ["write a", "write b"]
 
 
-def test_a_call_with_an_unknown_outcome_ends_its_row(
-    tools: Tools, folder: Folder, monkeypatch: pytest.MonkeyPatch
+def test_a_call_that_changes_something_is_not_cut_off_where_the_worker_lives_on(
+    tools: Tools, folder: Folder
 ) -> None:
-    asked = spec([{"tool_calls": [{"name": "write", "arguments": {"text": "x"}}]}, ANSWER])
-    stopped: list[Attempt] = []
-
-    def died(text: str) -> str:
-        """Changes something, and the worker dies."""
-        tools.calls.append(f"write {text}")
-        stopped[0].cancelled.set()
-        threading.Event().wait(1.0)
-        return "nobody hears of it"
-
-    with monkeypatch.context() as patched:
-        died.__name__ = "write"
-        patched.setattr(tools, "write", died)
-        stopped.append(Attempt(folder, asked, ["a"]))
-        with pytest.raises(TaskCancelled):
-            stopped[0].run()
+    asked = spec([WRITE, ANSWER])
+    attempt = Attempt(folder, asked, ["a"])
+    tools.on_write = lambda _: attempt.cancelled.set() or threading.Event().wait(0.5)
+    with pytest.raises(TaskCancelled):
+        attempt.run()
+    assert attempt.rows == {}
     (row,) = Attempt(folder, asked, ["a"], attempt=2).run().values()
-    assert tools.calls == ["write x"]
+    assert (row.output, tools.calls) == ("It is written.", ["write a"])
+
+
+Killed = Callable[..., OutputRow]
+
+
+@pytest.fixture
+def killed(tools: Tools, folder: Folder) -> Killed:
+    """Runs a task whose worker is killed in a call that writes, and then once more."""
+
+    def run(asked: AgentSpec) -> OutputRow:
+        left: list[str] = []
+        tools.on_write = lambda _: left.extend(folder.list(recursive=True))
+        Attempt(folder, asked, ["a"]).run()
+        for name in set(folder.list(recursive=True)) - set(left):
+            folder.delete(name)
+        tools.on_write = lambda _: None
+        (row,) = Attempt(folder, asked, ["a"]).run().values()
+        return row
+
+    return run
+
+
+def test_a_call_with_an_unknown_outcome_ends_its_row(tools: Tools, killed: Killed) -> None:
+    row = killed(spec([CALL, WRITE, ANSWER]))
+    assert tools.calls.count("write a") == 1
     assert row.stop == "error"
     assert "outcome unknown" in (row.error or "")
+
+
+@pytest.mark.parametrize(("outcome", "writes"), [("It was written.", 1), (None, 2)])
+def test_unless_the_tool_can_be_asked(
+    tools: Tools, killed: Killed, outcome: str | None, writes: int
+) -> None:
+    asked: list[str] = []
+
+    async def tell(key: str) -> str | None:
+        asked.append(key)
+        return outcome
+
+    tools.outcome = tell
+    row = killed(spec([CALL, WRITE, ANSWER]))
+    assert row.output == f"It is {outcome or 'written'}."
+    assert tools.calls.count("write a") == writes
+    (key,) = {*tools.keys, *asked}  # that of the call, however often it is made
+    assert key.startswith("t/0/1/call_")
+
+
+def test_a_tool_that_cannot_tell_leaves_the_outcome_unknown(tools: Tools, killed: Killed) -> None:
+    async def fail(key: str) -> str | None:
+        raise RuntimeError("the database is away")
+
+    tools.outcome = fail
+    row = killed(spec([WRITE, ANSWER]))
+    assert "outcome unknown" in (row.error or "")
+    assert "RuntimeError: the database is away" in (row.error or "")
+
+
+def test_an_idempotent_call_is_made_again_with_the_same_key(tools: Tools, killed: Killed) -> None:
+    tools.effects["write"] = "idempotent"
+    row = killed(spec([CALL, WRITE, ANSWER]))
+    assert row.output == "It is written."
+    first, second = tools.keys
+    assert first == second
+
+
+def test_an_engine_that_dies_leaves_calls_to_their_end(
+    tools: Tools, folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, writing = spec([WRITE, ANSWER]), threading.Event()
+    tools.on_write = lambda _: writing.set() or threading.Event().wait(0.3)
+
+    class Lost:
+        def __init__(self, replies: Any) -> None:
+            self.replies = replies
+
+        def cancelled(self) -> bool:
+            if writing.is_set():
+                raise TransientError("the engine's process is gone")
+            return False
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.replies, name)
+
+    kind = type(AgentExecutor().load(asked))
+    run = kind.run
+    with monkeypatch.context() as patched:
+        patched.setattr(kind, "run", lambda self, asked, replies: run(self, asked, Lost(replies)))
+        with pytest.raises(TransientError, match="process is gone"):
+            Attempt(folder, asked, ["a", "b"]).run()
+    rows = Attempt(folder, asked, ["a", "b"], attempt=2).run()
+    assert [rows[index].output for index in (0, 1)] == ["It is written."] * 2
+    assert sorted(tools.calls) == ["write a", "write b"]
+
+
+def test_what_breaks_the_loop_is_told_as_it_is(
+    tools: Tools, folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(Journal, "begin", full)
+    with pytest.raises(OSError, match="No space left"):
+        Attempt(folder, spec([WRITE, ANSWER]), ["a", "b"]).run()

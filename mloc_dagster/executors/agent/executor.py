@@ -86,6 +86,8 @@ def _run(loop: asyncio.AbstractEventLoop, queue: TurnQueue, rows: _Rows) -> None
     except asyncio.CancelledError:
         queue.close(TaskCancelled("stopped while trajectories were under way"))
     except BaseException as error:  # noqa: BLE001  raised in the engine's thread
+        while isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
         queue.close(error)
     else:
         queue.close()
@@ -113,7 +115,7 @@ class _Rows:
         self._context = context
         self._queue = queue
         self._journal = context.journal
-        self._known = {} if context.journal is None else context.journal.read()
+        self._known = {} if context.journal is None else context.journal.take_over()
         self._blocks = Blocks(spec.inference)
         self._traces = Traces(
             context.save,
@@ -160,6 +162,7 @@ class _Rows:
                 self._known.pop(row.index, Steps()),
                 self._shard.seed,
                 self._blocks,
+                self._shard.task_id,
             )
             done = await trajectory.run(agent, self._engine.name, self._engine.label)
             self._traces.add(done, trajectory.steps)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import quote
 
 import msgspec
 from pydantic_ai import Agent, RunContext
 from pydantic_ai.exceptions import AgentRunError
 from pydantic_ai.toolsets import ToolsetTool, WrapperToolset
+from pydantic_ai.usage import UsageLimits
 
 from mloc_dagster.executors.agent.engine_model import (
     EngineModel,
@@ -32,11 +34,14 @@ from mloc_dagster.results import (
     ToolCall,
 )
 from mloc_dagster.schema import AgentSpec, FunctionTool, Inference
-from mloc_dagster.tools import FailedCall
+from mloc_dagster.tools import FailedCall, ObservedToolset, ToolFailure, calling
 
 ANSWER_NOW = (
     "No tool can be called any more. Answer now, as well as you can, with what you have found out."
 )
+
+# Of pydantic-ai's own, which would end a row at its 50th turn: a row's are in `_check_limits`.
+_NO_LIMITS = UsageLimits(request_limit=None)
 
 UNKNOWN_OUTCOME = "outcome unknown"
 
@@ -93,6 +98,7 @@ class Trajectory:
         known: What earlier attempts have done; what is done here is added.
         seed: The plan's.
         blocks: Blocks with tools, shared by all trajectories of the shard.
+        task_id: Stands in the keys of calls.
     """
 
     def __init__(
@@ -105,8 +111,10 @@ class Trajectory:
         known: Steps,
         seed: int,
         blocks: Blocks,
+        task_id: str,
     ) -> None:
         self.row = row
+        self._task_id = task_id
         self.agent = spec.agent
         self._place = place
         self._inference = spec.inference
@@ -174,6 +182,7 @@ class Trajectory:
                 message_history=history_of(before, self.agent.instructions) or None,
                 model=model,
                 deps=self,
+                usage_limits=_NO_LIMITS,
             )
         except LimitReachedError as limit:
             if self.agent.on_limit == "fail":
@@ -205,34 +214,80 @@ class Trajectory:
             raise LimitReachedError("budget", f"more than {most} calls of tools (agent.budget)")
         return turn
 
-    async def call(self, turn: int, call_id: str, tool: str, effect: str, run: Any) -> str:
+    async def call(
+        self,
+        turn: int,
+        call_id: str,
+        tool: str,
+        effect: str,
+        run: Callable[[], Awaitable[Any]],
+        ask: Callable[[str], Awaitable[str | None]],
+    ) -> str:
         """Returns what a tool answers, or what it answered an earlier attempt.
+
+        Args:
+            turn: The turn that makes the call.
+            call_id: The call.
+            tool: What is called.
+            effect: What a call of it changes.
+            run: Makes the call.
+            ask: Says what came of the call of a key; None if nothing did.
 
         Raises:
             RowFailedError: If an earlier attempt may have made a call that changes something.
         """
-        key = (turn, call_id)
-        known = self.steps.results.get(key)
+        known = self.steps.results.get((turn, call_id))
         if known is not None:
             return known.output
-        if effect == "write":
-            if key in self.steps.begun:
-                raise RowFailedError(
-                    f"{UNKNOWN_OUTCOME}: the worker ended during call {call_id} of {tool!r}, which "
-                    "changes something: it may or may not have been done, and is not done again"
-                )
-            await self._note(CallBegun(self.row.index, turn, call_id, tool), now=True)
+        key = f"{self._task_id}/{self.row.index}/{turn}/{quote(call_id, safe='')}"
+        begun = CallBegun(self.row.index, turn, call_id, tool)
+        with calling(key):
+            if effect != "write":
+                return await self._called(begun, effect, run)
+            if (turn, call_id) in self.steps.begun:
+                run = await self._not_again(begun, run, lambda: ask(key))
+            return await _to_its_end(self._called(begun, effect, run))
+
+    async def _not_again(
+        self,
+        begun: CallBegun,
+        run: Callable[[], Awaitable[Any]],
+        ask: Callable[[], Awaitable[str | None]],
+    ) -> Callable[[], Awaitable[Any]]:
+        """Returns what to do about a call that an earlier attempt began: it is not made again.
+
+        Only if the tool says that it was not made, it is made.
+        """
+        try:
+            outcome = await ask()
+        except ToolFailure as failure:
+            raise RowFailedError(
+                f"{UNKNOWN_OUTCOME}: the worker ended during call {begun.call} of {begun.tool!r}, "
+                f"which changes something: it may or may not have been done, {failure}, and it is "
+                "not done again"
+            ) from None
+
+        async def told() -> str:
+            return outcome or ""
+
+        return run if outcome is None else told
+
+    async def _called(
+        self, begun: CallBegun, effect: str, run: Callable[[], Awaitable[Any]]
+    ) -> str:
+        if effect != "read":
+            await self._begin(begun)
         began = time.monotonic()
         try:
             answer = await run()  # tools keep to their time limit themselves
             output, failed = _text_of(answer), isinstance(answer, FailedCall)
         except Exception as error:  # noqa: BLE001  the model hears of it, and goes on
-            output, failed = f"{tool} failed: {error}", True
+            output, failed = f"{begun.tool} failed: {error}", True
         result = CallResult(
             index=self.row.index,
-            turn=turn,
-            call=call_id,
-            tool=tool,
+            turn=begun.turn,
+            call=begun.call,
+            tool=begun.tool,
             output=output,
             failed=failed,
             seconds=time.monotonic() - began,
@@ -241,6 +296,12 @@ class Trajectory:
         )
         await self._note(result, now=effect == "write")
         return output
+
+    async def _begin(self, call: CallBegun) -> None:
+        self.steps.add(call)
+        if self._journal is not None:
+            # The store may be slow, and other trajectories go on meanwhile.
+            await asyncio.to_thread(self._journal.begin, call)
 
     @property
     def turn(self) -> int:
@@ -279,7 +340,7 @@ class Trajectory:
             ended_at=time.time(),
         )
 
-    async def _note(self, entry: ModelTurn | CallBegun | CallResult, *, now: bool = False) -> None:
+    async def _note(self, entry: ModelTurn | CallResult, *, now: bool = False) -> None:
         self.steps.add(entry)
         if self._journal is None:
             return
@@ -312,13 +373,20 @@ class JournaledTools(WrapperToolset[Trajectory]):
     ) -> str:
         """Calls a tool, once."""
         effect = (tool.tool_def.metadata or {}).get("effect", "write")
-        row = ctx.deps
+        row, tools = ctx.deps, self.wrapped
+
+        async def ask(key: str) -> str | None:
+            if not isinstance(tools, ObservedToolset):
+                raise ToolFailure("nobody can be asked")
+            return await tools.outcome_of(name, key)
+
         return await row.call(
             row.turn,
             ctx.tool_call_id or "",
             name,
             effect,
-            lambda: self.wrapped.call_tool(name, tool_args, ctx, tool),
+            lambda: tools.call_tool(name, tool_args, ctx, tool),
+            ask,
         )
 
 
@@ -347,6 +415,21 @@ class Blocks:
         return known[2]
 
 
+async def _to_its_end[T](work: Coroutine[Any, Any, T]) -> T:
+    """Awaits what is not cut off: a caller that is cancelled meanwhile is cancelled after it."""
+    task = asyncio.create_task(work)
+    cut: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError as error:
+            cut = error
+    if cut is not None:
+        task.exception()  # seen
+        raise cut
+    return task.result()
+
+
 def _chat(row: InputRow) -> list[Message]:
     if isinstance(row.prompt, str):
         return [Message("user", row.prompt)]
@@ -354,7 +437,8 @@ def _chat(row: InputRow) -> list[Message]:
 
 
 def _text_of(output: object) -> str:
-    return output if isinstance(output, str) else _json(output)
+    # A `FailedCall` is no plain string, as the journal wants one.
+    return str(output) if isinstance(output, str) else _json(output)
 
 
 def _json(value: object) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.e2e.chaos.agents import agents_template, ledger_of
 from tests.e2e.chaos.task import TEMPLATE, Task
 from tests.e2e.stack import Stack
 
@@ -19,11 +20,12 @@ LEASE_S = 3
 
 @pytest.fixture(scope="package")
 def stack() -> Iterator[Stack]:
-    """Two workers and a run worker, on a template library of one."""
+    """Two workers and a run worker, on a small template library."""
     with tempfile.TemporaryDirectory(prefix="mloc-") as folder:
         library = Path(folder) / "templates"
         library.mkdir()
         (library / "chaos.yaml").write_text(TEMPLATE)
+        (library / "agents.yaml").write_text(agents_template(ledger_of(library)))
         environment = {
             "MLOC_TEMPLATES_DIR": str(library),
             "MLOC_LEASE_TTL_S": str(LEASE_S),

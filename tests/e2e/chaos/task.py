@@ -39,10 +39,9 @@ spec:
 # Where a row was computed, when and by whom; everything else of it must not depend on that.
 _LINEAGE = ["task_id", "worker", "attempt", "latency_s"]
 
-_JOB_SELECTOR = {
+_REPOSITORY = {
     "repositoryLocationName": "mloc_dagster.definitions",
     "repositoryName": "__repository__",
-    "jobName": JOB,
 }
 _LAUNCH = """
 mutation ($selector: JobOrPipelineSelector!) {
@@ -64,8 +63,6 @@ with dg.DagsterInstance.get() as instance:
 
 # A file each 0.2 s, of a shard that takes 1.1 s.
 _PARTS_OF_HALF = 3
-
-_SHARD_STEP = "chaos__task.run_shard"
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,18 +86,22 @@ class Task:
     Args:
         stack: Where it runs.
         run_id: Its run, whose id is the task's as well.
+        job: The template.
+        shards: How many it has.
     """
 
-    def __init__(self, stack: Stack, run_id: str) -> None:
+    def __init__(self, stack: Stack, run_id: str, job: str, shards: int) -> None:
         self.stack = stack
         self.run_id = run_id
+        self.job = job
+        self.shards = shards
 
     @classmethod
-    def launch(cls, stack: Stack) -> Task:
+    def launch(cls, stack: Stack, job: str = JOB, shards: int = SHARDS) -> Task:
         """Launches the job as a person at Dagster's UI would."""
         # Dagster's own client for this uses what its library has deprecated.
         with httpx.Client(trust_env=False, timeout=30) as client:
-            asked = {"query": _LAUNCH, "variables": {"selector": _JOB_SELECTOR}}
+            asked = {"query": _LAUNCH, "variables": {"selector": {**_REPOSITORY, "jobName": job}}}
 
             def launched() -> str | None:
                 answer = client.post(f"{stack.webserver_url}/graphql", json=asked).json()
@@ -110,7 +111,7 @@ class Task:
 
             run_id = until(launched, "the UI launches the job", 60)
         assert run_id is not None
-        return cls(stack, run_id)
+        return cls(stack, run_id, job, shards)
 
     # Redis
 
@@ -162,7 +163,7 @@ class Task:
     def take_out(self) -> None:
         """Writes what the daemon writes before it asks the fleet to run what waited."""
         subprocess.run(
-            [sys.executable, "-c", _TAKE_OUT, JOB, self.run_id],
+            [sys.executable, "-c", _TAKE_OUT, self.job, self.run_id],
             env={**self.stack.environment, "DAGSTER_HOME": str(self.stack.layout.dagster_home)},
             check=True,
         )
@@ -176,7 +177,11 @@ class Task:
                 (self.run_id, kind),
             )
             found = cursor.fetchall()
-        return [(_shard_of(key), pid) for key, pid in found if key.startswith(_SHARD_STEP)]
+        return [
+            (_shard_of(key), pid)
+            for key, pid in found
+            if key.startswith(f"{self.job}__task.run_shard")
+        ]
 
     def wait_more(self, before: int, timeout_s: float = 300.0) -> None:
         """Waits until Dagster's log, which may be away meanwhile, has more than `before` shards."""

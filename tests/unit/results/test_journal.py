@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 
-from mloc_dagster.errors import DamagedFileError
+from mloc_dagster.errors import DamagedFileError, TransientError
 from mloc_dagster.planning import Shard
 from mloc_dagster.results.journal import (
     CallBegun,
@@ -32,6 +34,15 @@ def write(folder: Folder, attempt: int, *entries: Entry, most: int = 100) -> Non
     with Journal(folder, SHARD, attempt, most=most, interval_s=60) as journal:
         for each in entries:
             journal.add(each)
+
+
+@contextmanager
+def ghost(folder: Folder, *entries: Entry) -> Iterator[Journal]:
+    """An attempt that has noted something, and lives on."""
+    with Journal(folder, SHARD, 1, most=1, interval_s=60) as journal:
+        for each in entries:
+            journal.add(each)
+        yield journal
 
 
 def turn(number: int, text: str = "", index: int = 0) -> ModelTurn:
@@ -88,10 +99,11 @@ def test_a_later_attempt_goes_on_where_the_earlier_one_ended(folder: Folder) -> 
 
 
 def test_a_ghosts_steps_do_not_count_where_another_attempt_has_gone_on(folder: Folder) -> None:
-    write(folder, 1, turn(0, "a"), result(0, "5"))
-    write(folder, 2, turn(1, "b"), turn(2, "c"))
-    # The first attempt lives on, and its model says something else in turn 1.
-    write(folder, 1, turn(1, "ghost"), turn(2, "ghost"), turn(3, "ghost"), result(2, "ghost"))
+    with ghost(folder, turn(0, "a"), result(0, "5")) as first:
+        write(folder, 2, turn(1, "b"), turn(2, "c"))
+        # The first attempt lives on, and its model says something else in turn 1.
+        for each in (turn(1, "ghost"), turn(2, "ghost"), turn(3, "ghost"), result(2, "ghost")):
+            first.add(each)
 
     found = steps(folder)
 
@@ -100,15 +112,28 @@ def test_a_ghosts_steps_do_not_count_where_another_attempt_has_gone_on(folder: F
 
 
 def test_a_call_that_the_ghost_still_made_counts_where_the_other_has_not(folder: Folder) -> None:
-    write(folder, 1, turn(0, "a"), result(0, "one", "c1"))
-    write(folder, 2, result(0, "two", "c2"))
-    write(folder, 1, result(0, "ghost", "c2"), result(0, "three", "c3"))
+    with ghost(folder, turn(0, "a"), result(0, "one", "c1")) as first:
+        write(folder, 2, result(0, "two", "c2"))
+        first.add(result(0, "ghost", "c2"))
+        first.add(result(0, "three", "c3"))
 
     found = steps(folder).results
 
     assert {call: each.output for (_, call), each in found.items()} == {
         "c1": "one", "c2": "two", "c3": "three"
     }  # fmt: skip
+
+
+def test_of_two_attempts_that_both_live_one_makes_a_call(folder: Folder) -> None:
+    call = CallBegun(0, 0, "c", "tool")
+    with ghost(folder) as first, ghost(folder) as second:
+        first.take_over()
+        first.begin(CallBegun(0, 0, "b", "tool"))
+        # Which of them is later is told by the journal: a run that goes on counts from 1 again.
+        assert list(second.take_over()[0].begun) == [(0, "b")]
+        with pytest.raises(TransientError, match="another attempt works on shard 0000"):
+            first.begin(call)
+        second.begin(call)
 
 
 def test_rows_do_not_mix(folder: Folder) -> None:

@@ -6,8 +6,9 @@ import asyncio
 import os
 import signal
 import sys
+from pathlib import Path
 
-from mcp.server.mcpserver import MCPServer
+from mcp.server.mcpserver import Context, MCPServer
 
 server = MCPServer("tests")
 
@@ -56,6 +57,22 @@ def die() -> str:
     """Ends the process in the middle of the call."""
     os.kill(os.getpid(), signal.SIGKILL)
     return ""
+
+
+@server.tool()
+def die_once(mark: str) -> str:
+    """Ends the process in the middle of the call, unless there is a file of that name."""
+    if Path(mark).exists():
+        return "survived"
+    Path(mark).touch()
+    os.kill(os.getpid(), signal.SIGKILL)
+    return ""
+
+
+@server.tool()
+def key(context: Context) -> str:
+    """Returns the call's idempotency key."""
+    return str(dict(context.request_context.meta or {}).get("mloc/idempotency-key"))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from tenacity import retry, stop_after_delay, wait_fixed
 
 from mloc_dagster.errors import InputError, TerminalError, TransientError
 from mloc_dagster.net import Reach
-from mloc_dagster.tools import FailedCall
+from mloc_dagster.tools import FailedCall, calling
 from mloc_dagster.tools.mcp_servers import MOST_STARTS
 from tests.ports import free_port
 from tests.unit.tools.calls import opened, result
@@ -170,6 +170,21 @@ def test_a_call_that_hangs_is_cut_off_and_the_next_one_answered() -> None:
     assert result(program(), "hang", {"tool_timeout": 0.3}) == (
         "Error: hang took longer than 0.3 s: it may have been done or not"
     )
+
+
+@pytest.mark.parametrize(("effect", "answer"), [("read", "survived"), ("write", "Error: ")])
+def test_what_reads_is_asked_again_of_a_server_that_died_in_the_call(
+    tmp_path: Path, effect: str, answer: str
+) -> None:
+    item = {**program(), "effect": effect}
+    said = result(item, "die_once", {"tool_timeout": 20}, mark=str(tmp_path / "mark"))
+    assert said.startswith(answer)
+
+
+def test_a_server_is_told_the_key_of_a_call() -> None:
+    with calling("t/0/1/c"):
+        assert result(program(), "key", {"tool_timeout": 20}) == "t/0/1/c"
+    assert result(program(), "key", {"tool_timeout": 20}) == "None"
 
 
 def test_a_server_that_dies_in_a_call_is_started_again_by_the_next() -> None:

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from mloc_dagster.errors import InputError, MissingExtraError, MlocError, UnknownNameError
 from mloc_dagster.net import OutOfReachError, Reach
 from mloc_dagster.schema import AgentTool
-from mloc_dagster.tools import FailedCall, check_tools
+from mloc_dagster.tools import FailedCall, ToolFailure, calling, check_tools, open_toolsets
 from tests.unit.executors.test_registry import plug_ins
 from tests.unit.tools.calls import opened, result
 
@@ -22,6 +22,7 @@ __all__ = ["plug_ins"]
 
 MODULE = '''
 import asyncio, time
+from mloc_dagster.tools import idempotency_key
 
 def lookup(word: str, language: str = "en") -> dict:
     """Looks a word up.
@@ -62,6 +63,20 @@ async def found(word: str, *, language: str, most: int = 5) -> str:
     """
     return f"{word} {language} {most}"
 
+def key() -> str:
+    """Returns the key."""
+    return idempotency_key()
+
+def told() -> str:
+    """Can be asked."""
+
+told.outcome = lambda key: {"outcome of": key}
+
+def mute() -> str:
+    """Cannot be asked."""
+
+mute.outcome = "none"
+
 value = 3
 '''
 
@@ -73,7 +88,20 @@ def tools(plug_ins: Path) -> Path:
     info = plug_ins / "mloc_tools-1.2.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: mloc-tools\nVersion: 1.2\n")
-    names = ("lookup", "later", "hang", "untyped", "anything", "silent", "value", "gone", "found")
+    names = (
+        "lookup",
+        "later",
+        "hang",
+        "untyped",
+        "anything",
+        "silent",
+        "value",
+        "gone",
+        "key",
+        "told",
+        "mute",
+        "found",
+    )
     lines = [f"my_tools.{name} = tools_of_a_test:{name}\n" for name in names]
     lines.append("my tool = tools_of_a_test:lookup\n")
     (info / "entry_points.txt").write_text("[mloc_dagster.tools]\n" + "".join(lines))
@@ -82,6 +110,25 @@ def tools(plug_ins: Path) -> Path:
 
 def item(name: str, **options: Any) -> dict[str, Any]:
     return {"entry_point": f"my_tools.{name}", **options}
+
+
+def test_a_function_has_the_key_of_its_call(tools: Path) -> None:
+    with calling("t/0/1/c"):
+        assert result(item("key"), "key") == "t/0/1/c"
+    assert result(item("key"), "key") == ""
+
+
+def test_a_function_may_say_what_came_of_a_call(tools: Path) -> None:
+    async def ask(name: str) -> str | None:
+        tool = AgentTool.model_validate(item(name))
+        async with open_toolsets([tool]) as (toolset,):
+            return await toolset.outcome_of(name, "t/0/1/c")
+
+    assert asyncio.run(ask("told")) == '{"outcome of":"t/0/1/c"}'
+    with pytest.raises(ToolFailure, match="cannot be asked"):
+        asyncio.run(ask("lookup"))
+    with pytest.raises(MlocError, match="its `outcome` is no function"):
+        asyncio.run(ask("mute"))
 
 
 def test_a_function_of_a_distribution_is_a_tool(tools: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from mloc_dagster.net import Reach
-from mloc_dagster.tools import FailedCall
+from mloc_dagster.tools import FailedCall, calling
 from tests.unit.tools.calls import opened, result
 from tests.unit.tools.web_server import WebServer, web_server
 
@@ -69,6 +69,12 @@ def test_other_methods_are_sent_where_they_are_allowed(web: WebServer) -> None:
     assert "done" in result(item, "http", url=url, method="POST", body='{"a": 1}')
     (asked,) = web.asked
     assert (asked.method, asked.body) == ("POST", b'{"a": 1}')
+    assert "idempotency-key" not in asked.headers
+    with calling("t/0/1/c"):
+        result(item, "http", url=url, method="POST")
+        result(item, "http", url=url)
+    keys = [each.headers.get("idempotency-key") for each in web.asked]
+    assert keys == [None, "t/0/1/c", None]  # what only reads needs none
     assert asked.headers["content-type"] == "application/json"
     assert "authorization" not in asked.headers
 
