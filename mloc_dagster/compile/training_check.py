@@ -12,6 +12,7 @@ from mloc_dagster.compile.tree import Path, Tree
 from mloc_dagster.errors import DataError, TerminalError, nearest_hint
 from mloc_dagster.plugins import (
     REWARDS_GROUP,
+    TOOLS_GROUP,
     entry_points,
     registered_function,
     unfit_options,
@@ -57,6 +58,7 @@ def check_training(spec: Tree, typed: TaskSpec, findings: Findings) -> None:
     _check_columns(spec, typed, findings)
     if isinstance(typed, OnlineSpec):
         _check_rewards(spec, typed, findings)
+    _check_tools(spec, typed, findings)
 
 
 def _check_options(spec: Tree, typed: TrainingSpec, findings: Findings) -> None:
@@ -116,6 +118,15 @@ def _check_lora(spec: Tree, findings: Findings) -> None:
             findings.add(at_value(value, reason))
 
 
+def _check_tools(spec: Tree, typed: TrainingSpec, findings: Findings) -> None:
+    known = entry_points(group=TOOLS_GROUP).names
+    for number, tool in enumerate(typed.training.tools):
+        if tool.entry_point is not None and tool.entry_point not in known:
+            place = nearest(spec, ("training", "tools", number, "entry_point"))
+            hint = nearest_hint(tool.entry_point, known)
+            findings.add(at_value(place, f"unknown tool {tool.entry_point!r}{hint}"))
+
+
 def _check_rewards(spec: Tree, typed: OnlineSpec, findings: Findings) -> None:
     rewards, known = find(spec, ("rewards",)), entry_points(group=REWARDS_GROUP)
     for each in rewards.items if rewards is not None else ():
@@ -127,7 +138,7 @@ def _check_rewards(spec: Tree, typed: OnlineSpec, findings: Findings) -> None:
         if reward.name not in known.names:
             continue
         try:
-            reason = _refused_reward(reward, typed.data)
+            reason = _refused_reward(reward, typed)
         except TerminalError as error:
             findings.add(at_value(nearest(spec, ("rewards", number, "name")), str(error)))
             continue
@@ -136,7 +147,7 @@ def _check_rewards(spec: Tree, typed: OnlineSpec, findings: Findings) -> None:
             findings.add(at_value(place, f"the reward function {reward.name!r} says: {reason}"))
 
 
-def _refused_reward(reward: RewardFunction, data: TrainingData) -> str | None:
+def _refused_reward(reward: RewardFunction, spec: OnlineSpec) -> str | None:
     """Returns what a function says of its options when there are no answers yet to score."""
     function = registered_function(REWARDS_GROUP, "reward function", reward.name)
     reason = unfit_options(function, 3, reward.options)
@@ -144,9 +155,11 @@ def _refused_reward(reward: RewardFunction, data: TrainingData) -> str | None:
     if reason is not None or not function.__module__.startswith(_OURS):
         return reason
     columns: Mapping[str, list[object]] = _AnyColumn()
-    if data.dataset_name is None:
-        _, records = inline_records(data)
+    if spec.data.dataset_name is None:
+        _, records = inline_records(spec.data)
         columns = {name: [] for record in records for name in record if name != "prompt"}
+        if spec.training.tools:
+            columns["tool_calls"] = []
     try:
         function([], [], columns, **reward.options)
     except (TypeError, ValueError, AttributeError, re.error) as error:

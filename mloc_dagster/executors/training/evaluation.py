@@ -6,13 +6,20 @@ import math
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from mloc_dagster.errors import DataError, TerminalError, nearest_hint
 from mloc_dagster.executors.training.base import Row
 from mloc_dagster.executors.training.harness import harness_metrics
-from mloc_dagster.executors.training.metrics import Measurement, check_metrics, measure
+from mloc_dagster.executors.training.metrics import (
+    Measurement,
+    check_metrics,
+    greedy_answers,
+    measure,
+)
 from mloc_dagster.executors.training.sequences import is_classifier
+from mloc_dagster.executors.training.tool_use import greedy_tool_answers
 from mloc_dagster.schema import BUILTIN_METRICS, Evaluation, parse_gate
 
 
@@ -23,6 +30,8 @@ def evaluate(
     evaluation: Evaluation,
     *,
     reference_answers: Sequence[str] | None = None,
+    tools: Sequence[Callable[..., str]] = (),
+    most_turns: int | None = None,
     log: Callable[[str], None],
 ) -> dict[str, float]:
     """Returns the metrics that an `evaluation` block asks for, in its order, then benchmarks'.
@@ -38,6 +47,8 @@ def evaluate(
         rows: What it is measured on, out of `examples.rendered_rows`.
         evaluation: The block.
         reference_answers: What answers are compared with, instead of the rows' own.
+        tools: What the model may call before it answers.
+        most_turns: Turns with calls at most.
         log: Hears of rows that were cut.
 
     Raises:
@@ -53,7 +64,12 @@ def evaluate(
     if evaluation.harness is not None and classifies:
         raise TerminalError("evaluation.harness is not for a reward model, which writes no text")
     with undisturbed(model):
-        measurement = Measurement(model, tokenizer, rows, evaluation, reference_answers)
+        answer = partial(greedy_answers, model, tokenizer)
+        if tools:
+            answer = partial(
+                greedy_tool_answers, model, tokenizer, tools=tools, most_turns=most_turns
+            )
+        measurement = Measurement(model, tokenizer, rows, evaluation, reference_answers, answer)
         found = {name: measure(name, measurement) for name in evaluation.metrics}
         if evaluation.harness is not None:
             found |= harness_metrics(model, tokenizer, evaluation.harness, log)

@@ -6,7 +6,7 @@ token, which an answer has to be followed by.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,20 +35,27 @@ class TokenSequence:
     cut: bool = False
 
 
-def prompt_ids(tokenizer: Any, prompt: Speech, limit: int | None = None) -> list[int]:
+def prompt_ids(
+    tokenizer: Any,
+    prompt: Speech,
+    limit: int | None = None,
+    *,
+    tools: Sequence[Callable[..., str]] = (),
+) -> list[int]:
     """Returns the tokens of a prompt, up to where the answer begins.
 
     Args:
         tokenizer: The model's.
         prompt: Text or messages.
         limit: Tokens at most; the beginning of a longer one is left out.
+        tools: What a chat shows the model that it may call.
 
     Raises:
         DataError: If the chat template refuses the messages.
     """
     if isinstance(prompt, str):
         return _shortened(tokenizer, _encoded(tokenizer, prompt, special=True), limit)
-    text = _templated(tokenizer, prompt, opening=True)
+    text = _templated(tokenizer, prompt, opening=True, tools=tools)
     return _shortened(tokenizer, _encoded(tokenizer, text, special=False), limit)
 
 
@@ -130,13 +137,20 @@ def _encoded(tokenizer: Any, text: str, *, special: bool) -> list[int]:
     return list(tokenizer(text, add_special_tokens=special)["input_ids"])
 
 
-def _templated(tokenizer: Any, chat: Speech, *, opening: bool) -> str:
+def _templated(
+    tokenizer: Any,
+    chat: Speech,
+    *,
+    opening: bool,
+    tools: Sequence[Callable[..., str]] = (),
+) -> str:
     turns = messages(chat, "user")
     # What already ends with words of the assistant is gone on with.
     going_on = opening and turns[-1]["role"] == "assistant"
     try:
         return tokenizer.apply_chat_template(
             turns,
+            tools=list(tools) or None,
             tokenize=False,
             add_generation_prompt=opening and not going_on,
             continue_final_message=going_on,
