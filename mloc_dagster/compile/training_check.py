@@ -38,6 +38,7 @@ from mloc_dagster.schema import (
     reporters,
     weights_only,
 )
+from mloc_dagster.settings import settings
 
 _OURS = "mloc_dagster."
 
@@ -120,8 +121,10 @@ def _check_lora(spec: Tree, findings: Findings) -> None:
 
 def _check_tools(spec: Tree, typed: TrainingSpec, findings: Findings) -> None:
     known = entry_points(group=TOOLS_GROUP).names
+    # What the operator of an API has allowed by name may be installed where the workers are.
+    found = known | set(settings().api_tools)
     for number, tool in enumerate(typed.training.tools):
-        if tool.entry_point is not None and tool.entry_point not in known:
+        if tool.entry_point is not None and tool.entry_point not in found:
             place = nearest(spec, ("training", "tools", number, "entry_point"))
             hint = nearest_hint(tool.entry_point, known)
             findings.add(at_value(place, f"unknown tool {tool.entry_point!r}{hint}"))

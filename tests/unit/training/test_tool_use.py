@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import stat
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -74,16 +76,12 @@ QUESTIONS = [f"What is {number} * 7?" for number in range(12, 20)]
 @pytest.fixture
 def counted(plug_ins: Path) -> Iterator[Any]:
     """A distribution whose tool counts its calls."""
-    import sys
-
     (plug_ins / "counted_tools.py").write_text(MODULE)
     info = plug_ins / "counted-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: counted\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text(ENTRIES)
-    import counted_tools
-
-    yield counted_tools
+    yield importlib.import_module("counted_tools")
     sys.modules.pop("counted_tools")
 
 
@@ -108,7 +106,9 @@ def spec_of(training: dict[str, Any] | None = None, **blocks: Any) -> TrainingSp
         },
         **blocks,
     }
-    return find_task_type("grpo").spec.model_validate(given)
+    spec = find_task_type("grpo").spec.model_validate(given)
+    assert isinstance(spec, TrainingSpec)
+    return spec
 
 
 class Attempt:
