@@ -12,14 +12,9 @@ from typing import Any
 from mloc_dagster.errors import DataError, TerminalError, nearest_hint
 from mloc_dagster.executors.training.base import Row
 from mloc_dagster.executors.training.harness import harness_metrics
-from mloc_dagster.executors.training.metrics import (
-    Measurement,
-    check_metrics,
-    greedy_answers,
-    measure,
-)
+from mloc_dagster.executors.training.metrics import Measurement, check_metrics, measure
 from mloc_dagster.executors.training.sequences import is_classifier
-from mloc_dagster.executors.training.tool_use import greedy_tool_answers
+from mloc_dagster.executors.training.tool_use import MOST_TURNS, greedy_tool_answers
 from mloc_dagster.schema import BUILTIN_METRICS, Evaluation, parse_gate
 
 
@@ -31,7 +26,7 @@ def evaluate(
     *,
     reference_answers: Sequence[str] | None = None,
     tools: Sequence[Callable[..., str]] = (),
-    most_turns: int | None = None,
+    most_turns: int = MOST_TURNS,
     log: Callable[[str], None],
 ) -> dict[str, float]:
     """Returns the metrics that an `evaluation` block asks for, in its order, then benchmarks'.
@@ -64,11 +59,10 @@ def evaluate(
     if evaluation.harness is not None and classifies:
         raise TerminalError("evaluation.harness is not for a reward model, which writes no text")
     with undisturbed(model):
-        answer = partial(greedy_answers, model, tokenizer)
+        answer = None
         if tools:
-            answer = partial(
-                greedy_tool_answers, model, tokenizer, tools=tools, most_turns=most_turns
-            )
+            options = {"tools": tools, "most_turns": most_turns}
+            answer = partial(greedy_tool_answers, model, tokenizer, **options)
         measurement = Measurement(model, tokenizer, rows, evaluation, reference_answers, answer)
         found = {name: measure(name, measurement) for name in evaluation.metrics}
         if evaluation.harness is not None:

@@ -14,7 +14,7 @@ from typing import Any
 from mloc_dagster.errors import TerminalError
 from mloc_dagster.executors.training.metrics import answer_room, greedy_tokens
 from mloc_dagster.executors.training.sequences import Speech, messages, prompt_ids
-from mloc_dagster.schema import TrainingSpec, option_of
+from mloc_dagster.schema import TrainingSpec, number_of
 from mloc_dagster.tools import FailedCall, tool_functions
 
 ToolFunction = Callable[..., str]
@@ -143,10 +143,10 @@ def calls_of(completion: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             continue
         asked = len(found)
         for call in message.get("tool_calls") or ():
-            function = call["function"]
+            function = call.get("function", call)
             found.append(
                 {
-                    "name": function["name"],
+                    "name": function.get("name", ""),
                     "arguments": function.get("arguments"),
                     "result": None,
                     "failed": False,
@@ -168,7 +168,7 @@ def greedy_tool_answers(
     prompts: Sequence[Speech],
     max_new_tokens: int,
     tools: Sequence[ToolFunction],
-    most_turns: int | None = None,
+    most_turns: int = MOST_TURNS,
 ) -> list[str]:
     """Returns what a model with tools says in the end to each prompt, of the likeliest tokens.
 
@@ -190,7 +190,7 @@ def greedy_tool_answers(
     chats = [[dict(each) for each in messages(prompt, "user")] for prompt in prompts]
     begun = [len(each) for each in chats]
     open_chats = list(range(len(chats)))
-    for turn in range((most_turns or MOST_TURNS) + 1):
+    for turn in range(most_turns + 1):
         ids = [prompt_ids(tokenizer, chats[place], room, tools=tools) for place in open_chats]
         written = greedy_tokens(model, tokenizer, ids, new)
         going_on: list[int] = []
@@ -198,9 +198,9 @@ def greedy_tool_answers(
             said = parse_response(tokenizer, tokens, prefix=prompt, tools=list(tools))
             chats[place].append(said)
             calls = said.get("tool_calls") or []
-            if not calls or turn == (most_turns or MOST_TURNS):
+            if not calls or turn == most_turns:
                 continue
-            chats[place] += [_result(by_name, each["function"]) for each in calls]
+            chats[place] += [_result(by_name, each.get("function", each)) for each in calls]
             going_on.append(place)
         open_chats = going_on
         if not open_chats:
@@ -208,14 +208,13 @@ def greedy_tool_answers(
     return [answer_of(chat[start:]) for chat, start in zip(chats, begun, strict=True)]
 
 
-def most_turns_of(spec: TrainingSpec) -> int | None:
-    """Returns how many turns with calls an answer may have, if the template says so."""
-    given = option_of(spec, "max_tool_calling_iterations")
-    return given if isinstance(given, int) else None
+def most_turns_of(spec: TrainingSpec) -> int:
+    """Returns how many turns with calls an answer may have that is measured."""
+    return number_of(spec, "max_tool_calling_iterations", MOST_TURNS)
 
 
 def _result(tools: Mapping[str, ToolFunction], call: Mapping[str, Any]) -> dict[str, str]:
-    name, arguments = call["name"], call.get("arguments")
+    name, arguments = str(call.get("name", "")), call.get("arguments")
     function = tools.get(name)
     if function is None:
         result = f"Error: there is no tool {name!r}"

@@ -6,7 +6,7 @@ import importlib
 import stat
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -325,12 +325,14 @@ def test_an_answer_that_is_measured_has_so_many_turns(tokenizer: Any) -> None:
         said.append(expression)
         return FailedCall("Error: tired")
 
-    def answers(turns: int | None, tools: Sequence[Callable[..., str]]) -> list[str]:
+    def answers(turns: int) -> list[str]:
         return tool_use.greedy_tool_answers(
-            model, tokenizer, ["What is 12 * 7?"], 48, tools, most_turns=turns
+            model, tokenizer, ["What is 12 * 7?"], 48, [calculator], most_turns=turns
         )
 
-    assert answers(None, [calculator]) == ["I could not find out."]
+    assert answers(2) == ["I could not find out."]
+    assert said == ["12*7"]
+    assert answers(0) == [""]  # it may not call, and says nothing else
     assert said == ["12*7"]
 
 
