@@ -130,8 +130,8 @@ def calls_of(completion: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         completion: Its messages.
 
     Returns:
-        `name`, `arguments`, `result` and `failed` of each. What was not called, because a limit was
-        reached, has None as its result.
+        `name`, `arguments`, `result` and `failed` of each. The result is None where a limit was
+        reached: the call was not made any more, or what it gave did not fit.
     """
     found: list[dict[str, Any]] = []
     asked = 0
