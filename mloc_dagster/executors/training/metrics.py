@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any, NamedTuple
 
 from mloc_dagster.errors import DataError, TerminalError, nearest_hint
@@ -205,7 +205,7 @@ class Measurement:
         self._examples = [example_of(row) for row in rows]
         self._limit = token_limit(model, tokenizer)
         self._given = reference_answers
-        self._answer = answer or partial(greedy_answers, model, tokenizer)
+        self._answer = answer
 
     @cached_property
     def references(self) -> list[str | None]:
@@ -224,7 +224,9 @@ class Measurement:
                 "evaluation.data.prompt_column"
             )
         asked = [each for each in prompts if each is not None]
-        return self._answer(asked, self.evaluation.max_new_tokens)
+        if self._answer is not None:
+            return self._answer(asked, self.evaluation.max_new_tokens)
+        return greedy_answers(self.model, self.tokenizer, asked, self.evaluation.max_new_tokens)
 
     @cached_property
     def likelihood(self) -> Likelihood:

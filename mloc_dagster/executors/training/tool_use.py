@@ -183,15 +183,17 @@ def greedy_tool_answers(
     Raises:
         DataError: If the chat template refuses a prompt.
     """
+    from transformers.utils.chat_template_utils import get_json_schema
     from trl.chat_template_utils import parse_response
 
+    shown = [get_json_schema(each) for each in tools]
     by_name = {each.__name__: each for each in tools}
     new, room = answer_room(model, tokenizer, max_new_tokens)
     chats = [[dict(each) for each in messages(prompt, "user")] for prompt in prompts]
     begun = [len(each) for each in chats]
     open_chats = list(range(len(chats)))
     for turn in range(most_turns + 1):
-        ids = [prompt_ids(tokenizer, chats[place], room, tools=tools) for place in open_chats]
+        ids = [prompt_ids(tokenizer, chats[place], room, shown) for place in open_chats]
         written = greedy_tokens(model, tokenizer, ids, new)
         going_on: list[int] = []
         for place, prompt, tokens in zip(open_chats, ids, written, strict=True):
