@@ -144,6 +144,7 @@ _SHARED: tuple[Idle, ...] = (
         "model.transformers.response_template",
         "a training's answers are scored as they are written",
         _TRAININGS,
+        lambda spec, _: not (spec.method.calls_tools and spec.training.tools),
     ),
     Idle(
         "model.source.trust_remote_code",

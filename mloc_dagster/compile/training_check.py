@@ -127,7 +127,7 @@ def _check_rewards(spec: Tree, typed: OnlineSpec, findings: Findings) -> None:
         if reward.name not in known.names:
             continue
         try:
-            reason = _refused_reward(reward, typed.data)
+            reason = _refused_reward(reward, typed)
         except TerminalError as error:
             findings.add(at_value(nearest(spec, ("rewards", number, "name")), str(error)))
             continue
@@ -136,7 +136,7 @@ def _check_rewards(spec: Tree, typed: OnlineSpec, findings: Findings) -> None:
             findings.add(at_value(place, f"the reward function {reward.name!r} says: {reason}"))
 
 
-def _refused_reward(reward: RewardFunction, data: TrainingData) -> str | None:
+def _refused_reward(reward: RewardFunction, spec: OnlineSpec) -> str | None:
     """Returns what a function says of its options when there are no answers yet to score."""
     function = registered_function(REWARDS_GROUP, "reward function", reward.name)
     reason = unfit_options(function, 3, reward.options)
@@ -144,9 +144,11 @@ def _refused_reward(reward: RewardFunction, data: TrainingData) -> str | None:
     if reason is not None or not function.__module__.startswith(_OURS):
         return reason
     columns: Mapping[str, list[object]] = _AnyColumn()
-    if data.dataset_name is None:
-        _, records = inline_records(data)
+    if spec.data.dataset_name is None:
+        _, records = inline_records(spec.data)
         columns = {name: [] for record in records for name in record if name != "prompt"}
+        if spec.training.tools:
+            columns["tool_calls"] = []
     try:
         function([], [], columns, **reward.options)
     except (TypeError, ValueError, AttributeError, re.error) as error:

@@ -1,5 +1,6 @@
 from .agent import Agent as Agent, AgentSpec as AgentSpec
 from .agent_tools import (
+    TOOL_SECRETS as TOOL_SECRETS,
     AgentTool as AgentTool,
     HttpTool as HttpTool,
     McpTool as McpTool,

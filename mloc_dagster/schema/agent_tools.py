@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Annotated, Literal, Self, cast
 
 from pydantic import (
@@ -12,6 +13,9 @@ from pydantic import (
     Field,
     JsonValue,
     SecretStr,
+    SerializationInfo,
+    SerializerFunctionWrapHandler,
+    field_serializer,
     field_validator,
     model_validator,
 )
@@ -31,6 +35,10 @@ _KINDS = ("python", "mcp", "search", "http", "entry_point")
 _HOST = re.compile(
     r"(\*\.)?[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_])?(:\d{1,5})?|\[[0-9A-Fa-f:.]+\](:\d{1,5})?"
 )
+
+
+TOOL_SECRETS: Mapping[str, object] = MappingProxyType({"secrets": "tools"})
+"""The context of a dump for the process that opens the tools: their secrets stand in it."""
 
 
 def _some[T](value: tuple[T, ...] | None) -> tuple[T, ...] | None:
@@ -70,6 +78,17 @@ class McpTool(Block):
 
     allow: Annotated[tuple[str, ...] | None, AfterValidator(_some)] = None
     """The server's tools that the model may call, by the server's names; by default all."""
+
+    @field_serializer("env", "headers", mode="wrap")
+    def _for_its_process(
+        self,
+        value: Mapping[str, SecretStr],
+        masked: SerializerFunctionWrapHandler,
+        info: SerializationInfo,
+    ) -> Mapping[str, object]:
+        if info.context is not TOOL_SECRETS:
+            return masked(value)
+        return {name: each.get_secret_value() for name, each in value.items()}
 
     @model_validator(mode="after")
     def _one_server(self) -> Self:

@@ -33,7 +33,7 @@ from mloc_dagster.schema.training.spec import (
 )
 
 PPO_ARGUMENTS = (
-    frozenset(Training.model_fields) - {"packing", "deepspeed", "beta", "loss_type"}
+    frozenset(Training.model_fields) - {"packing", "deepspeed", "beta", "loss_type", "tools"}
 ) | {
     "num_ppo_epochs",
     "num_mini_batches",
@@ -297,7 +297,12 @@ class GrpoSpec(OnlineSpec):
     """Group-relative policy optimisation: answers compared with others to the same prompt."""
 
     method = TrainingMethod(
-        layout=prompts, config="GRPOConfig", samples=True, groups=8, reference_beta=0.0
+        layout=prompts,
+        config="GRPOConfig",
+        samples=True,
+        groups=8,
+        reference_beta=0.0,
+        calls_tools=True,
     )
 
 

@@ -52,6 +52,7 @@ ROWS = {
     "core/partitioned": [[2]],
     "core/tool_calls": [[40]],
     "core/agent_tools": [[40]],
+    "core/grpo_tools": [[8]],
     "agents/default": [[1]],
     "agents/simple_search": [[1]],
     "agents/search_agent": [[1]],

@@ -32,8 +32,8 @@ epoch and no checkpointing, where the libraries do 3 epochs, and checkpointing a
 speed's cost. Everything else that is not set is TRL's to choose: its learning rates differ by
 method a hundredfold."""
 
-NOT_TRLS = frozenset({"save_model", "num_processes"})
-"""Fields of `Training` that the trainer never sees."""
+NOT_TRLS = frozenset({"save_model", "num_processes", "tools"})
+"""Fields of `Training` that are no options of the trainer's."""
 
 SHARDING = ("deepspeed", "fsdp", "fsdp_config")
 """Options that spread one model over several GPUs."""

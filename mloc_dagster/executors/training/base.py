@@ -56,6 +56,8 @@ class TrainingRun:
         resume_from: A complete checkpoint of this very task to go on from; None to begin.
         hooks: What to tell.
         evaluate: Measures the model as it is now, when the spec's `evaluation.every` asks for it.
+        tools: What the model may call, open as long as the attempt runs; they wait for a result,
+            and raise nothing.
     """
 
     spec: TrainingSpec
@@ -66,6 +68,7 @@ class TrainingRun:
     resume_from: Path | None
     hooks: Hooks
     evaluate: Callable[[], Metrics] | None = None
+    tools: Sequence[Callable[..., str]] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ import math
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from mloc_dagster.errors import DataError, TerminalError, nearest_hint
@@ -13,6 +14,7 @@ from mloc_dagster.executors.training.base import Row
 from mloc_dagster.executors.training.harness import harness_metrics
 from mloc_dagster.executors.training.metrics import Measurement, check_metrics, measure
 from mloc_dagster.executors.training.sequences import is_classifier
+from mloc_dagster.executors.training.tool_use import MOST_TURNS, greedy_tool_answers
 from mloc_dagster.schema import BUILTIN_METRICS, Evaluation, parse_gate
 
 
@@ -23,6 +25,8 @@ def evaluate(
     evaluation: Evaluation,
     *,
     reference_answers: Sequence[str] | None = None,
+    tools: Sequence[Callable[..., str]] = (),
+    most_turns: int = MOST_TURNS,
     log: Callable[[str], None],
 ) -> dict[str, float]:
     """Returns the metrics that an `evaluation` block asks for, in its order, then benchmarks'.
@@ -38,6 +42,8 @@ def evaluate(
         rows: What it is measured on, out of `examples.rendered_rows`.
         evaluation: The block.
         reference_answers: What answers are compared with, instead of the rows' own.
+        tools: What the model may call before it answers.
+        most_turns: Turns with calls at most.
         log: Hears of rows that were cut.
 
     Raises:
@@ -53,7 +59,11 @@ def evaluate(
     if evaluation.harness is not None and classifies:
         raise TerminalError("evaluation.harness is not for a reward model, which writes no text")
     with undisturbed(model):
-        measurement = Measurement(model, tokenizer, rows, evaluation, reference_answers)
+        answer = None
+        if tools:
+            options = {"tools": tools, "most_turns": most_turns}
+            answer = partial(greedy_tool_answers, model, tokenizer, **options)
+        measurement = Measurement(model, tokenizer, rows, evaluation, reference_answers, answer)
         found = {name: measure(name, measurement) for name in evaluation.metrics}
         if evaluation.harness is not None:
             found |= harness_metrics(model, tokenizer, evaluation.harness, log)

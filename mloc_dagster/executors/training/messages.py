@@ -11,7 +11,7 @@ import msgspec
 from pydantic import BaseModel, BeforeValidator, ConfigDict, SerializeAsAny
 
 from mloc_dagster.net import Origin
-from mloc_dagster.schema import CHECKPOINTS_NAME, TrainingSpec, spec_of
+from mloc_dagster.schema import CHECKPOINTS_NAME, TOOL_SECRETS, TrainingSpec, spec_of
 from mloc_dagster.tracking import TrackedRun
 
 
@@ -72,7 +72,10 @@ class TrainingJob(BaseModel):
         """Writes `job.json` into the job's folder; returns its path."""
         path = self.folder / JOB_NAME
         # What the template does not say is left to the trainer, whose defaults are others.
-        path.write_text(self.model_dump_json(by_alias=True, exclude_unset=True))
+        path.touch(mode=0o600)  # secrets of tools are written out in it
+        path.write_text(
+            self.model_dump_json(by_alias=True, exclude_unset=True, context=TOOL_SECRETS)
+        )
         return path
 
 

@@ -41,14 +41,34 @@ def greedy_answers(
     Raises:
         DataError: If the chat template refuses a prompt.
     """
-    import torch
-    from transformers import GenerationConfig
+    new, room = answer_room(model, tokenizer, max_new_tokens)
+    ids = [prompt_ids(tokenizer, each, room) for each in prompts]
+    written = greedy_tokens(model, tokenizer, ids, new)
+    return tokenizer.batch_decode(written, skip_special_tokens=True)
 
+
+def answer_room(model: Any, tokenizer: Any, max_new_tokens: int) -> tuple[int, int | None]:
+    """Returns how many tokens an answer and its prompt may have; None: as many as there are."""
     limit = token_limit(model, tokenizer)
     # Half of the positions at least are for the prompt, whatever an answer may take.
     new = max_new_tokens if limit is None else min(max_new_tokens, max(limit // 2, 1))
-    room = None if limit is None else limit - new
-    ids = [prompt_ids(tokenizer, each, room) for each in prompts]
+    return new, None if limit is None else limit - new
+
+
+def greedy_tokens(
+    model: Any, tokenizer: Any, ids: Sequence[Sequence[int]], new: int
+) -> list[list[int]]:
+    """Returns the tokens that a model writes after each prompt, the first that ends it included.
+
+    Args:
+        model: A causal language model.
+        tokenizer: Its tokenizer.
+        ids: The prompts.
+        new: Tokens of an answer at most.
+    """
+    import torch
+    from transformers import GenerationConfig
+
     ends = _end_ids(model, tokenizer)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(ends, default=0)
     # Each is set: `generate` takes from the model's own defaults what is not.
@@ -64,15 +84,16 @@ def greedy_answers(
         pad_token_id=pad,
         eos_token_id=sorted(ends) or None,
     )
-    found: dict[int, str] = {}
+    found: dict[int, list[int]] = {}
     with torch.no_grad():
         for places in batched([len(each) + new for each in ids]):
             batch = padded([ids[place] for place in places], pad, model.device, left=True)
             out = model.generate(**batch, generation_config=config)
-            written = out[:, batch["input_ids"].shape[1] :]
-            texts = tokenizer.batch_decode(written, skip_special_tokens=True)
-            found.update(zip(places, texts, strict=True))
-    return [found[place] for place in range(len(prompts))]
+            written = out[:, batch["input_ids"].shape[1] :].tolist()
+            for place, tokens in zip(places, written, strict=True):
+                end = next((at for at, each in enumerate(tokens) if each in ends), len(tokens))
+                found[place] = tokens[: end + 1]
+    return [found[place] for place in range(len(ids))]
 
 
 def _end_ids(model: Any, tokenizer: Any) -> set[int]:
@@ -163,6 +184,8 @@ class Measurement:
         rows: What it is measured on, in the form that it reads.
         evaluation: The block that asks for it.
         reference_answers: What answers are compared with, instead of the rows' own.
+        answer: Returns what the model answers to prompts, of so many tokens at most; by default
+            `greedy_answers`.
     """
 
     def __init__(
@@ -172,6 +195,7 @@ class Measurement:
         rows: Sequence[Row],
         evaluation: Evaluation,
         reference_answers: Sequence[str] | None = None,
+        answer: Callable[[Sequence[Speech], int], list[str]] | None = None,
     ) -> None:
         self.model, self.tokenizer = model, tokenizer
         self.rows = rows
@@ -181,6 +205,7 @@ class Measurement:
         self._examples = [example_of(row) for row in rows]
         self._limit = token_limit(model, tokenizer)
         self._given = reference_answers
+        self._answer = answer
 
     @cached_property
     def references(self) -> list[str | None]:
@@ -199,6 +224,8 @@ class Measurement:
                 "evaluation.data.prompt_column"
             )
         asked = [each for each in prompts if each is not None]
+        if self._answer is not None:
+            return self._answer(asked, self.evaluation.max_new_tokens)
         return greedy_answers(self.model, self.tokenizer, asked, self.evaluation.max_new_tokens)
 
     @cached_property

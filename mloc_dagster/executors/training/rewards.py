@@ -114,6 +114,27 @@ def length(
     return [score(each) for each in completions]
 
 
+def calls_tool(
+    prompts: Prompts, completions: Sequence[str], columns: Columns, *, tool: str | None = None
+) -> list[float]:
+    """Scores 1 where the model called a tool and got a result on its way to an answer, else 0.
+
+    Args:
+        prompts: What was asked.
+        completions: The answers.
+        columns: The rows' other columns, with the calls of each answer in `tool_calls`.
+        tool: Only calls of this tool count; None: of any.
+    """
+    if "tool_calls" not in columns:
+        raise ValueError("nothing can be called: the task has no training.tools")
+
+    def score(calls: Sequence[Mapping[str, Any]]) -> float:
+        answered = (each for each in calls if each["result"] is not None and not each["failed"])
+        return float(any(tool in (None, each["name"]) for each in answered))
+
+    return [score(each) for each in columns["tool_calls"]]
+
+
 def _compared(
     completions: Sequence[str],
     columns: Columns,

@@ -65,10 +65,23 @@ def _tracked(job: TrainingJob) -> AbstractContextManager[None]:
 
 
 def _train(job: TrainingJob, hooks: Hooks, say: Callable[[Message], None]) -> Finished:
+    from mloc_dagster.executors.training.tool_use import opened_tools
+
+    with opened_tools(job.spec, hooks.log) as tools:
+        return _train_with(job, hooks, say, tools)
+
+
+def _train_with(
+    job: TrainingJob,
+    hooks: Hooks,
+    say: Callable[[Message], None],
+    tools: Sequence[Callable[..., str]],
+) -> Finished:
     from mloc_dagster.executors.training.devices import seed_everything
     from mloc_dagster.executors.training.examples import rendered_rows
     from mloc_dagster.executors.training.memory_estimate import estimate_of
     from mloc_dagster.executors.training.spread import is_spread
+    from mloc_dagster.executors.training.tool_use import let_it_call
     from mloc_dagster.executors.training.weight_files import save_final
 
     spec, spread = job.spec, is_spread(job.spec)
@@ -77,10 +90,12 @@ def _train(job: TrainingJob, hooks: Hooks, say: Callable[[Message], None]) -> Fi
     trainer = _trainer(spec.task_type)
     seed_everything(spec.training.seed)
     model, tokenizer = _load(job, trainer, hooks)
+    if tools:
+        let_it_call(tokenizer, spec, hooks.log)
     revision = _revision(job)
     given = read_rows(job.rows)
     rows = rendered_rows(given, spec.data, spec.method, tokenizer, hooks.log)
-    measure = _measure(job, model, tokenizer, hooks, everywhere=spread)
+    measure = _measure(job, model, tokenizer, hooks, tools, everywhere=spread)
 
     def tell(when: Literal["before", "after"]) -> None:
         if measure is not None and (when == "after" or job.before is None):
@@ -95,6 +110,7 @@ def _train(job: TrainingJob, hooks: Hooks, say: Callable[[Message], None]) -> Fi
         resume_from=job.resume_from,
         hooks=hooks,
         evaluate=measure if spec.evaluation is not None and spec.evaluation.every else None,
+        tools=tools,
     )
     if spread:
         outcome, weights = _train_spread(run, trainer, tell)
@@ -152,17 +168,32 @@ def _load(job: TrainingJob, trainer: Trainer, hooks: Hooks) -> tuple[Any, Any]:
 
 
 def _measure(
-    job: TrainingJob, model: Any, tokenizer: Any, hooks: Hooks, *, everywhere: bool
+    job: TrainingJob,
+    model: Any,
+    tokenizer: Any,
+    hooks: Hooks,
+    tools: Sequence[Callable[..., str]],
+    *,
+    everywhere: bool,
 ) -> Callable[[], Metrics] | None:
     evaluation = job.spec.evaluation
     if evaluation is None or job.eval_rows is None or not (everywhere or is_first_rank()):
         return None
     from mloc_dagster.executors.training.evaluation import evaluate
     from mloc_dagster.executors.training.examples import rendered_rows, with_form_of
+    from mloc_dagster.executors.training.tool_use import most_turns_of
 
     data = with_form_of(evaluation.data, job.spec.data)
     rows: Sequence[Row] = rendered_rows(read_rows(job.eval_rows), data, job.spec.method, tokenizer)
-    return lambda: evaluate(model, tokenizer, rows, evaluation, log=hooks.log)
+    return lambda: evaluate(
+        model,
+        tokenizer,
+        rows,
+        evaluation,
+        tools=tools,
+        most_turns=most_turns_of(job.spec),
+        log=hooks.log,
+    )
 
 
 def _revision(job: TrainingJob) -> str:

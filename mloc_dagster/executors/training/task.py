@@ -41,6 +41,7 @@ from mloc_dagster.net import current_reach
 from mloc_dagster.results import BEFORE_NAME, ResultStore, TrainingSummary, write_training
 from mloc_dagster.schema import CHECKPOINTS_NAME, Evaluation, TrainingSpec, parse_gate, weights_only
 from mloc_dagster.settings import settings
+from mloc_dagster.tools import check_tools
 from mloc_dagster.tracking import TrackedRun
 
 if TYPE_CHECKING:
@@ -169,6 +170,7 @@ def run_training(
     log.line(f"{worker_name()} starts attempt {attempt} at the training")
     try:
         check_packages(spec)
+        check_tools(spec.training.tools)
         with _scratch(task_id, attempt) as scratch:
             kept = TrainingFolder(
                 folder, scratch, keep=spec.training.save_total_limit, log=log.line

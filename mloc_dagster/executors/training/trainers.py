@@ -9,6 +9,12 @@ from typing import Any, Literal, cast
 from mloc_dagster.errors import DataError, TerminalError
 from mloc_dagster.executors.training.base import Row, TrainingOutcome, TrainingRun
 from mloc_dagster.executors.training.rewards import Scorer, build_scorer
+from mloc_dagster.executors.training.tool_use import (
+    CALLS_COLUMN,
+    FailureCount,
+    answer_of,
+    calls_of,
+)
 from mloc_dagster.executors.training.trl_run import (
     build_trainer,
     config_of,
@@ -265,30 +271,44 @@ def online_trainer(run: TrainingRun) -> Any:
     """
     config = config_of(run)
     columns = list(dict.fromkeys(name for row in run.rows for name in row))
+    if run.tools and CALLS_COLUMN in columns:
+        raise DataError(
+            f"the column {CALLS_COLUMN!r} is where rewards find the model's own calls: give yours "
+            "another name"
+        )
     dataset = dataset_of(run.rows, columns)
     spec = cast("OnlineSpec", run.spec)
     scorer = build_scorer(spec, config.device, run.hooks.log)
-    trainer = build_trainer(run, config, dataset, reward_funcs=[reward_function(scorer)])
+    failures = FailureCount()
+    parts = {"tools": failures.watched(run.tools)} if run.tools else {}
+    rewards = [reward_function(scorer, with_calls=bool(run.tools))]
+    trainer = build_trainer(run, config, dataset, reward_funcs=rewards, **parts)
+    if run.tools:
+        failures.told_by(trainer)
     _set_reference(trainer)
     return trainer
 
 
-def reward_function(scorer: Scorer) -> Callable[..., list[float]]:
-    """Returns a scorer in the form that TRL calls; it logs as `rewards/score`."""
+def reward_function(scorer: Scorer, *, with_calls: bool = False) -> Callable[..., list[float]]:
+    """Returns a scorer in the form that TRL calls; it logs as `rewards/score`.
+
+    Args:
+        scorer: What scores.
+        with_calls: Whether it hears of calls, in a column of their own.
+    """
 
     def score(*, prompts: Sequence[Any], completions: Sequence[Any], **kwargs: Any) -> list[float]:
         columns = {name: values for name, values in kwargs.items() if name not in TRLS_OWN}
+        if with_calls:
+            columns[CALLS_COLUMN] = [calls_of(each) for each in completions]
         return scorer.score(prompts, [text_of(each) for each in completions], columns)
 
     return score
 
 
 def text_of(completion: str | Sequence[Any]) -> str:
-    """Returns a completion's text: of a chat, what the assistant says."""
-    if isinstance(completion, str):
-        return completion
-    said = [each.get("content") for each in completion if each.get("role") == "assistant"]
-    return "\n".join(text for text in said if isinstance(text, str))
+    """Returns a completion's text: of a chat, what the assistant says in the end."""
+    return completion if isinstance(completion, str) else answer_of(completion)
 
 
 def _set_reference(trainer: Any) -> None:

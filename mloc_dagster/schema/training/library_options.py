@@ -82,7 +82,7 @@ def _texts(node: ast.expr) -> list[str]:
     return [each for each in values if isinstance(each, str)]
 
 
-OURS = frozenset({"save_model", "num_processes"})
+OURS = frozenset({"save_model", "num_processes", "tools"})
 """What stands in `training` and no trainer sees."""
 
 _HUB = "weights are published by the task's output, not by the trainer"
@@ -264,6 +264,8 @@ def refused_argument(method: TrainingMethod, name: str) -> str | None:
     """
     if name in OWNED:
         return f"{name!r} does not belong here: {OWNED[name]}"
+    if name == "tools" and not method.calls_tools:
+        return "'tools' are for grpo: with no other method does the model call tools in training"
     known = trainer_argument_names(method)
     if not known or name in known or name in OURS:
         return None

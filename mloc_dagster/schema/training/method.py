@@ -34,6 +34,7 @@ class TrainingMethod:
         labelled: Whether answers are labelled as good or bad.
         reference_beta: TRL's default of `beta`, where the model is compared with what it was.
         single_process: Whether it cannot train in several processes.
+        calls_tools: Whether the model may call tools while it answers.
     """
 
     layout: Callable[[Columns], Layout]
@@ -46,6 +47,7 @@ class TrainingMethod:
     labelled: bool = False
     reference_beta: float | None = None
     single_process: bool = False
+    calls_tools: bool = False
 
 
 _ANSWERS = ("completion", "answer")

@@ -125,6 +125,8 @@ def refused_in_training(spec: TrainingSpec) -> Iterator[Refusal]:
                 f"apply: {adapter.apply} is for inference: a training takes apply: merge, or goes "
                 "on with the adapter in checkpoint.load",
             )
+    if spec.method.calls_tools and training.tools:
+        yield from _refused_tools(spec)
     if isinstance(spec, PpoSpec):
         yield from refused_in_ppo(spec)
     elif isinstance(spec, OnlineSpec) and spec.method.groups:
@@ -159,6 +161,31 @@ def number_of(spec: TrainingSpec, name: str, default: int) -> int:
 def generations_of(spec: OnlineSpec) -> int:
     """Returns how many answers to a prompt are compared with one another."""
     return number_of(spec, "num_generations", spec.method.groups or 1)
+
+
+def _refused_tools(spec: TrainingSpec) -> Iterator[Refusal]:
+    training = spec.training
+    for number, tool in enumerate(training.tools):
+        if tool.call_effect == "write":
+            yield Refusal(
+                ("training", "tools", number),
+                f"the effect of this tool ({tool.kind}) is write, and a training calls for each of "
+                "its answers, and again where it goes on from a checkpoint: write effect: read, or "
+                "idempotent, if that is true of it",
+            )
+    if spec.data.format == "plain" or "separator" in spec.data.model_fields_set:
+        place = "format" if spec.data.format == "plain" else "separator"
+        yield Refusal(
+            ("data", place),
+            f"tools are called in chats, and data.{place} makes plain texts of the rows: leave it "
+            "out",
+        )
+    if spreads_weights(training):
+        yield Refusal(
+            ("training", "tools"),
+            "weights that are spread over processes (fsdp, stage 3 of deepspeed) need all of them "
+            "for each turn, and with tools each has turns of its own: leave out one of the two",
+        )
 
 
 def _refused_rollouts(spec: OnlineSpec) -> Iterator[Refusal]:

@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import ConfigDict, Field, JsonValue, field_validator, model_validator
 
+from mloc_dagster.schema.agent_tools import AgentTools
 from mloc_dagster.schema.base import Block
 from mloc_dagster.schema.data import TrainingData
 from mloc_dagster.schema.markers import FileRef
@@ -116,6 +117,9 @@ class Training(Block):
 
     target_kl: float | None = Field(default=None, gt=0)
     """PPO: stop a batch early when the policy moved this far."""
+
+    tools: AgentTools = ()
+    """GRPO: what the model may call while it answers, as an agent's `tools`."""
 
 
 class Lora(Block):

@@ -142,3 +142,48 @@ def test_the_worker_refuses_them_as_well(plug_ins: Path, item: str, said: str) -
         Reach("api").check_spec(dict(spec))
     assert said in str(raised.value)
     Reach().check_spec(dict(spec))
+
+
+TRAINING = """\
+apiVersion: mloc/v1
+kind: GRPOTask
+metadata: {name: t}
+spec:
+  model: {source: {type: builtin, identifier: tiny-tools}}
+  data: {prompts: [a]}
+  rewards: [{name: calls_tool}]
+  training:
+    tools:
+      - effect: read
+        %s
+"""
+
+KNOWN = [each for each in REFUSED if "my_tools" not in each[0]]
+
+
+@pytest.mark.parametrize(("item", "said"), KNOWN)
+def test_tools_of_a_training_are_refused_alike(api: Served, item: str, said: str) -> None:
+    answer = api.client.post("/api/v1/tasks", content=TRAINING % item)
+    assert answer.status_code == 422, answer.text
+    assert said in " ".join(each["message"] for each in answer.json()["errors"])
+
+
+def test_tools_of_a_training_are_accepted_alike(
+    api: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for item in ("entry_point: calculator", "python: {}", REMOTE):
+        answer = api.client.post("/api/v1/tasks", content=TRAINING % item)
+        assert answer.status_code == 202, answer.text
+    env = TIME.replace("]}", "], env: {TZ: UTC}}")
+    allow(monkeypatch, "uvx mcp-server-time")
+    answer = api.client.post("/api/v1/tasks", content=TRAINING % env)
+    assert "MLOC_API_OPTIONS=training.tools.mcp.env.TZ" in answer.text
+    allow(monkeypatch, "uvx mcp-server-time", "training.tools.mcp.env.TZ")
+    assert api.client.post("/api/v1/tasks", content=TRAINING % env).status_code == 202
+
+
+def test_secrets_of_a_training_s_tools_are_shown_to_nobody(api: Served) -> None:
+    item = "mcp: {url: 'https://93.184.215.14/mcp', headers: {A: Bearer planted-secret}}"
+    task = api.client.get(f"/api/v1/tasks/{api.submit(TRAINING % item)}")
+    assert task.status_code == 200
+    assert "planted-secret" not in task.text

@@ -287,3 +287,55 @@ def test_none_of_this_imports_a_library() -> None:
     ).stdout
     assert said.splitlines()[1:] == ["[]"]
     assert "unknown value 'banana'" in said
+
+
+CALCULATES = "  training: {tools: [{entry_point: calculator, effect: read}]}\n"
+
+
+@pytest.mark.parametrize("task_type", ["sft", "dpo", "ppo", "rloo"])
+def test_no_other_method_takes_tools(task_type: str) -> None:
+    rewards = REWARDS if task_type in ("ppo", "rloo") else ""
+    (finding,) = findings(task_type, CALCULATES + rewards)
+    assert "spec.training.tools: 'tools' are for grpo" in finding
+
+
+@pytest.mark.parametrize(
+    ("training", "path", "expected"),
+    [
+        ("tools: [{entry_point: calculator}]", "training.tools[0]", "(entry_point) is write"),
+        (
+            "tools: [{python: {}}, {mcp: {url: 'http://a'}}]",
+            "training.tools[1]",
+            "write effect: read, or idempotent",
+        ),
+        (
+            "tools: [{entry_point: calculate, effect: read}]",
+            "training.tools[0].entry_point",
+            "unknown tool 'calculate'; did you mean 'calculator'?",
+        ),
+        ("tools: [{python: {}}], fsdp: true", "training.tools", "need all of them for each turn"),
+        ("tools: [{pyton: {}}]", "training.tools[0]", "did you mean 'python'?"),
+        (
+            "tools: [{python: {}}], max_tool_calling_iteration: 3",
+            "training.max_tool_calling_iteration",
+            "did you mean 'max_tool_calling_iterations'?",
+        ),
+    ],
+)
+def test_tools_that_a_training_cannot_have(training: str, path: str, expected: str) -> None:
+    found = findings("grpo", f"  training: {{{training}}}\n" + REWARDS)
+    assert any(f" spec.{path}" in each and expected in each for each in found), found
+
+
+@pytest.mark.parametrize("form", ["format: plain", "separator: ': '"])
+def test_tools_are_called_in_chats(form: str) -> None:
+    text = (HEAD % ("grpo", "prompt: a")).replace("data: {", f"data: {{{form}, ")
+    with pytest.raises(TemplateError, match=r"tools are called in chats"):
+        compile_document(parse_documents(text + CALCULATES + REWARDS, "t.yaml")[0])
+
+
+def test_a_reward_for_calls_needs_tools() -> None:
+    reward = "  rewards: [{name: calls_tool, options: {tool: calculator}}]\n"
+    (finding,) = findings("grpo", reward)
+    assert "the task has no training.tools" in finding
+    assert findings("grpo", reward + CALCULATES) == []
