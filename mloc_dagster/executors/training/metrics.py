@@ -13,6 +13,7 @@ from mloc_dagster.executors.training.base import Row
 from mloc_dagster.executors.training.sequences import (
     Speech,
     TokenSequence,
+    Tools,
     answered,
     batched,
     class_logits,
@@ -28,7 +29,11 @@ from mloc_dagster.schema import BUILTIN_METRICS, CLASSIFIER_METRICS, Evaluation
 
 
 def greedy_answers(
-    model: Any, tokenizer: Any, prompts: Sequence[Speech], max_new_tokens: int
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Speech],
+    max_new_tokens: int,
+    tools: Sequence[Tools] = (),
 ) -> list[str]:
     """Returns the model's answer to each prompt, always of the likeliest tokens.
 
@@ -37,6 +42,7 @@ def greedy_answers(
         tokenizer: Its tokenizer.
         prompts: Texts or messages.
         max_new_tokens: Tokens of an answer at most.
+        tools: What each prompt offers, where one offers any.
 
     Raises:
         DataError: If the chat template refuses a prompt.
@@ -48,7 +54,10 @@ def greedy_answers(
     # Half of the positions at least are for the prompt, whatever an answer may take.
     new = max_new_tokens if limit is None else min(max_new_tokens, max(limit // 2, 1))
     room = None if limit is None else limit - new
-    ids = [prompt_ids(tokenizer, each, room) for each in prompts]
+    offered = tools or [()] * len(prompts)
+    ids = [
+        prompt_ids(tokenizer, each, room, some) for each, some in zip(prompts, offered, strict=True)
+    ]
     ends = _end_ids(model, tokenizer)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(ends, default=0)
     # Each is set: `generate` takes from the model's own defaults what is not.
@@ -179,6 +188,7 @@ class Measurement:
         self.classifies = is_classifier(model)
         self.cut = 0
         self._examples = [example_of(row) for row in rows]
+        self._tools: list[Tools] = [row.get("tools") or () for row in rows]
         self._limit = token_limit(model, tokenizer)
         self._given = reference_answers
 
@@ -199,7 +209,9 @@ class Measurement:
                 "evaluation.data.prompt_column"
             )
         asked = [each for each in prompts if each is not None]
-        return greedy_answers(self.model, self.tokenizer, asked, self.evaluation.max_new_tokens)
+        return greedy_answers(
+            self.model, self.tokenizer, asked, self.evaluation.max_new_tokens, self._tools
+        )
 
     @cached_property
     def likelihood(self) -> Likelihood:
@@ -248,7 +260,8 @@ class Measurement:
         for number, (prompt, answer) in enumerate(pairs):
             if answer is None:
                 raise DataError(_without_reference(number))
-            sequences.append(answered(self.tokenizer, prompt, answer, self._limit))
+            tools = self._tools[number % len(self._tools)]  # of a comparison both answers
+            sequences.append(answered(self.tokenizer, prompt, answer, self._limit, tools))
         self.cut += sum(each.cut for each in sequences)
         return sequences
 

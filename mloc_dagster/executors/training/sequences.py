@@ -35,25 +35,36 @@ class TokenSequence:
     cut: bool = False
 
 
-def prompt_ids(tokenizer: Any, prompt: Speech, limit: int | None = None) -> list[int]:
+Tools = Sequence[Mapping[str, Any]]
+"""What the assistant of a chat may call, in OpenAI's form."""
+
+
+def prompt_ids(
+    tokenizer: Any, prompt: Speech, limit: int | None = None, tools: Tools = ()
+) -> list[int]:
     """Returns the tokens of a prompt, up to where the answer begins.
 
     Args:
         tokenizer: The model's.
         prompt: Text or messages.
         limit: Tokens at most; the beginning of a longer one is left out.
+        tools: What the assistant is offered.
 
     Raises:
         DataError: If the chat template refuses the messages.
     """
     if isinstance(prompt, str):
         return _shortened(tokenizer, _encoded(tokenizer, prompt, special=True), limit)
-    text = _templated(tokenizer, prompt, opening=True)
+    text = _templated(tokenizer, prompt, tools, opening=True)
     return _shortened(tokenizer, _encoded(tokenizer, text, special=False), limit)
 
 
 def answered(
-    tokenizer: Any, prompt: Speech | None, answer: Speech, limit: int | None = None
+    tokenizer: Any,
+    prompt: Speech | None,
+    answer: Speech,
+    limit: int | None = None,
+    tools: Tools = (),
 ) -> TokenSequence:
     """Returns a prompt with an answer; without a prompt everything is the answer.
 
@@ -62,6 +73,7 @@ def answered(
         prompt: Text or messages.
         answer: Text or messages; text after messages is what the assistant says.
         limit: Tokens at most; the beginning of a longer sequence is left out.
+        tools: What the assistant is offered.
 
     Raises:
         DataError: If the chat template refuses the messages.
@@ -70,9 +82,9 @@ def answered(
         ids = _encoded(tokenizer, _ended(tokenizer, (prompt or "") + answer), special=True)
     else:
         chat = [*messages(prompt or [], "user"), *messages(answer, "assistant")]
-        ids = _encoded(tokenizer, _templated(tokenizer, chat, opening=False), special=False)
+        ids = _encoded(tokenizer, _templated(tokenizer, chat, tools, opening=False), special=False)
         prompt = messages(prompt, "user") if prompt else None
-    start = _shared(prompt_ids(tokenizer, prompt), ids) if prompt else 0
+    start = _shared(prompt_ids(tokenizer, prompt, tools=tools), ids) if prompt else 0
     kept = _shortened(tokenizer, ids, limit)
     lost = len(ids) - len(kept)
     return TokenSequence(kept, max(start - lost, 1), cut=lost > 0)
@@ -130,13 +142,14 @@ def _encoded(tokenizer: Any, text: str, *, special: bool) -> list[int]:
     return list(tokenizer(text, add_special_tokens=special)["input_ids"])
 
 
-def _templated(tokenizer: Any, chat: Speech, *, opening: bool) -> str:
+def _templated(tokenizer: Any, chat: Speech, tools: Tools, *, opening: bool) -> str:
     turns = messages(chat, "user")
     # What already ends with words of the assistant is gone on with.
     going_on = opening and turns[-1]["role"] == "assistant"
     try:
         return tokenizer.apply_chat_template(
             turns,
+            tools=list(tools) or None,
             tokenize=False,
             add_generation_prompt=opening and not going_on,
             continue_final_message=going_on,
