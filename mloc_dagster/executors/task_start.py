@@ -84,8 +84,15 @@ class OpenTask:
     def model_name(self) -> str:
         """What answers: the model's identifier, or the task type where there is no model."""
         spec = self.task.spec
-        named = isinstance(spec, ModelSpec | TrainingSpec)
-        return spec.model.source.identifier if named else spec.task_type
+        if not isinstance(spec, ModelSpec | TrainingSpec):
+            return spec.task_type
+        name = spec.model.source.identifier
+        if spec.model.source.type != "openai":
+            return name
+        try:
+            return self.reach.filled_in(name)
+        except InputError:  # only workers need the variable that names an endpoint's model
+            return name
 
     @property
     def model_revision(self) -> str | None:

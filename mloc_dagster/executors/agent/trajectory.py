@@ -263,10 +263,11 @@ class Trajectory:
         self.totals.add(turn)
         return turn
 
-    def _told(self, chat: list[Message]) -> list[Message]:
+    def _told(self, number: int, chat: list[Message]) -> list[Message]:
         """Returns what was said since the turn before, if the journal could not tell it anyway."""
         news = chat[self._heard :] if self._heard else []
-        return news if any(each.role != "tool" for each in news) else []
+        known = {call for turn, call in self.steps.results if turn == number - 1}
+        return news if any(each.tool_call_id not in known for each in news) else []
 
     async def _compute(self, number: int, chat: list[Message], block: Inference) -> ModelTurn:
         began = time.monotonic()
@@ -289,7 +290,7 @@ class Trajectory:
             seconds=time.monotonic() - began,
             row_s=self.seconds,
             ended_at=time.time(),
-            told=self._told(chat),
+            told=self._told(number, chat),
         )
 
     async def _note(self, entry: ModelTurn | CallBegun | CallResult, *, now: bool = False) -> None:
@@ -374,7 +375,8 @@ def _chat(row: InputRow) -> list[Message]:
 
 
 def _text_of(output: object) -> str:
-    return output if isinstance(output, str) else _json(output)
+    # A failed call is a text of a class of its own, which no journal can write.
+    return str(output) if isinstance(output, str) else _json(output)
 
 
 def _json(value: object) -> str:
