@@ -7,7 +7,7 @@ these than the block's error budget allows end the task.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from itertools import islice
 from types import MappingProxyType
@@ -99,7 +99,7 @@ def _of_node(data: TrainingData, choose: LayoutChoice, folder: Folder) -> _Opene
         ]
         chosen.check([*known, *FILTERED])
 
-    def kept() -> Iterator[Record]:
+    def kept() -> Generator[Record]:
         for record in read_examples(folder):
             if record["error"] is None and (chosen is None or chosen.holds(record)):
                 yield record

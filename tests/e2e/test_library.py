@@ -51,6 +51,7 @@ ROWS = {
     "core/budget": [[24]],
     "core/partitioned": [[2]],
     "core/tool_calls": [[40]],
+    "core/agent_practice": [[40, 120, 40]],
     "agents/default": [[1]],
     "agents/simple_search": [[1]],
     "agents/search_agent": [[1]],
