@@ -14,7 +14,6 @@ import pytest
 from mloc_dagster.data import open_training_rows
 from mloc_dagster.errors import DataError, TaskCancelled
 from mloc_dagster.executors import AgentExecutor, ShardContext, ShardInput
-from mloc_dagster.executors.agent.turns import TurnQueue
 from mloc_dagster.planning import Plan, Shard, cut_shards
 from mloc_dagster.results import (
     Folder,
@@ -27,7 +26,6 @@ from mloc_dagster.results import (
     read_examples,
     write_plan,
 )
-from mloc_dagster.results.journal import journal_steps
 from mloc_dagster.schema import AgentSpec, SftSpec, TrainingData
 
 SHARD = Shard(task_id="t", index=0, total=1, start=0, stop=1)
@@ -193,7 +191,7 @@ def test_so_is_what_a_tool_says_went_wrong(folder: Folder) -> None:
     call = {"name": "calculator", "arguments": {"expression": "1/0"}}
     (row,) = answers(folder, spec([{"tool_calls": [call]}, ANSWER]))  # with the real tool
     assert row.output == "It is Error: ValueError: '1/0' divides by zero."
-    (steps,) = journal_steps(folder, SHARD).values()
+    (steps,) = Journal(folder, SHARD, 2, most=1, interval_s=60).read().values()
     assert [each.failed for each in steps.results.values()] == [True]
 
 
@@ -377,25 +375,17 @@ class TestExamples:
                 writer.write(row)
         return list(read_examples(folder))
 
-    def test_they_are_what_the_model_saw_and_said(
-        self, tools: Tools, folder: Folder, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_they_are_what_the_model_saw_and_said(self, tools: Tools, folder: Folder) -> None:
         wrong = {"tool_calls": [{"name": "add", "arguments": {"a": "x", "b": 1}}]}
         asked = spec([wrong, CALL, {"text": "It is {result}."}], {"instructions": "Be exact."})
-        seen: list[list[Message]] = []
-        ask = TurnQueue.ask
-
-        async def listening(queue: TurnQueue, turn: Any) -> Any:
-            seen.append(turn.row.prompt)
-            return await ask(queue, turn)
-
-        monkeypatch.setattr(TurnQueue, "ask", listening)
         (example,) = self.examples(folder, asked, "What is 1 + 2?")
         chat = example["messages"]
         assert [each["role"] for each in chat] == [
             *("system", "user", "assistant", "tool", "assistant", "tool", "assistant")
         ]  # fmt: skip
-        assert [each["content"] for each in chat[:-1]] == [each.content for each in seen[-1]]
+        told = [each["content"] for each in chat]
+        assert told == ["Be exact.", "What is 1 + 2?", "", told[3], "", "3", "It is 3."]
+        assert "valid integer" in told[3]
         assert chat[-1] == {"role": "assistant", "content": "It is 3."}
         call = chat[4]["tool_calls"][0]
         assert call["function"] == {"name": "add", "arguments": {"a": 1, "b": 2}}

@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import dagster as dg
 import httpx
@@ -79,7 +79,7 @@ class Server:
     def answer(self, path: str, data: bytes) -> tuple[int, bytes]:
         raise NotImplementedError
 
-    def __enter__(self) -> Server:
+    def __enter__(self) -> Self:
         serve = self._server.serve_forever
         self._thread = threading.Thread(target=serve, kwargs={"poll_interval": 0.01})
         self._thread.start()
