@@ -1,4 +1,4 @@
-"""vLLM's own OpenAI server with the model that ships, as a process of its own."""
+"""vLLM's own OpenAI server with a model that ships, as a process of its own."""
 
 from __future__ import annotations
 
@@ -20,17 +20,18 @@ STARTS_WITHIN_S = 600.0
 
 
 @contextmanager
-def vllm_server(log: Path, *arguments: str) -> Iterator[str]:
+def vllm_server(log: Path, *arguments: str, model: str = "tiny-chat") -> Iterator[str]:
     """A running server; yields its address.
 
     Args:
         log: Takes what it writes.
         arguments: More of its arguments.
+        model: Which one.
     """
     port = free_port()
     command = [
         *(sys.executable, "-m", "vllm.entrypoints.openai.api_server"),
-        *("--model", str(builtin_model_path("tiny-chat")), "--served-model-name", "tiny-chat"),
+        *("--model", str(builtin_model_path(model)), "--served-model-name", model),
         *("--host", "127.0.0.1", "--port", str(port), "--max-num-seqs", "64", "--enforce-eager"),
         # With a prompt read in pieces, a seeded request breaks vLLM 0.32 on a CPU.
         *("--no-enable-chunked-prefill", "--max-num-batched-tokens", "4096"),

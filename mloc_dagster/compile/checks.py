@@ -258,7 +258,10 @@ def file_places(
 
 def _check_training(spec: Tree, path: Path, data: TrainingData, findings: Findings) -> None:
     block = find(spec, path)
-    if block is not None and data.dataset_name is not None:
+    if block is None:
+        return
+    _check_where(block, findings)
+    if data.dataset_name is not None:
         _check_address(block, ("dataset_name", "config_name"), data.dataset_name, findings)
 
 
@@ -318,9 +321,14 @@ def _check_columns(block: Tree, columns: Iterable[TemplateColumn], findings: Fin
 
 
 def _check_upstream(block: Tree, findings: Findings) -> None:
-    text, where = find(block, ("text",)), find(block, ("where",))
+    text = find(block, ("text",))
     if text is not None:
         _check_text(text, UPSTREAM_VALUES, findings, COLUMN_PREFIX)
+    _check_where(block, findings)
+
+
+def _check_where(block: Tree, findings: Findings) -> None:
+    where = find(block, ("where",))
     if where is not None and where.text is not None and "${" not in where.text:
         try:
             parse_filter(where.text)

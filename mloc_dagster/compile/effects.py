@@ -212,13 +212,19 @@ _SHARED: tuple[Idle, ...] = (
             "comparisons are a prompt with a chosen and a rejected answer",
             _COMPARING,
         )
-        for name in ("response_column", "text_column", "messages_column", "label_column")
+        for name in (
+            "response_column",
+            "text_column",
+            "messages_column",
+            "tools_column",
+            "label_column",
+        )
     ),
     *(
         Idle(
             f"data.{name}", "rows are a prompt, an answer and its label, or a comparison", _LABELLED
         )
-        for name in ("text_column", "messages_column")
+        for name in ("text_column", "messages_column", "tools_column")
     ),
     *(
         Idle(f"data.{name}", "the model answers by itself: only prompts are read", _ONLINE)
@@ -226,6 +232,7 @@ _SHARED: tuple[Idle, ...] = (
             "response_column",
             "text_column",
             "messages_column",
+            "tools_column",
             "chosen_column",
             "rejected_column",
             "label_column",

@@ -14,7 +14,7 @@ from mloc_dagster.schema import find_task_type, types_of_kind
 
 _OF_ONE_SOURCE = ("url", "name", "revision", "split")
 _OF_ONE_TRAINING_SOURCE = (
-    *("dataset_name", "config_name", "revision", "split"),
+    *("dataset_name", "config_name", "revision", "split", "node", "where"),
     *("preferences", "prompts", "rows"),
 )
 

@@ -176,14 +176,13 @@ class ReferenceCheck:
         return tree
 
     def data(self, spec: Tree) -> None:
-        """Checks what the `data` block reads of other nodes."""
+        """Checks what the `data` blocks read of other nodes."""
         kind = find(spec, ("data", "type"))
-        if kind is None:
-            return
-        if kind.content == "upstream":
-            node = find(spec, ("data", "node"))
-            if node is not None and node.text is not None and self._reachable(node, node.text):
-                self._needs_rows(node, node.text)
+        if kind is None or kind.content == "upstream":
+            for path in (("data", "node"), ("evaluation", "data", "node")):
+                node = find(spec, path)
+                if node is not None and node.text is not None and self._reachable(node, node.text):
+                    self._needs_rows(node, node.text)
         elif kind.content == "graph_template":
             columns = find(spec, ("data", "template", "columns"))
             for column in columns.items if columns is not None else ():

@@ -86,7 +86,7 @@ def _check_columns(spec: Tree, typed: TrainingSpec, findings: Findings) -> None:
         layout = partial(evaluation_layout, method=typed.method, metrics=measured.metrics)
         sources.append((("evaluation", "data"), measured.data, layout))
     for path, data, choose in sources:
-        if data.dataset_name is not None:
+        if data.dataset_name is not None or data.node is not None:
             continue
         field, records = inline_records(data)
         where = ".".join(map(str, (*path, field)))
@@ -144,7 +144,7 @@ def _refused_reward(reward: RewardFunction, spec: OnlineSpec) -> str | None:
     if reason is not None or not function.__module__.startswith(_OURS):
         return reason
     columns: Mapping[str, list[object]] = _AnyColumn()
-    if spec.data.dataset_name is None:
+    if spec.data.dataset_name is None and spec.data.node is None:
         _, records = inline_records(spec.data)
         columns = {name: [] for record in records for name in record if name != "prompt"}
         if spec.training.tools:

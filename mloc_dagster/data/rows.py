@@ -87,7 +87,7 @@ def upstream_rows(data: UpstreamData, folders: Mapping[str, Folder]) -> Iterator
     )
 
 
-FILTERED = ("index", "prompt", "output", "finish_reason", "error")
+FILTERED = ("index", "prompt", "output", "finish_reason", "error", "steps", "stop")
 """What a condition reads of a row beside its columns."""
 
 

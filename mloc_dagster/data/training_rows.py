@@ -7,18 +7,27 @@ these than the block's error budget allows end the task.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from itertools import islice
+from types import MappingProxyType
 
 import msgspec
 from pydantic import BaseModel, ConfigDict
 
 from mloc_dagster.data.dataset import describe_dataset, known_split, open_table, sliced
+from mloc_dagster.data.rows import FILTERED, node_folder
 from mloc_dagster.data.selection import Selection
 from mloc_dagster.data.shuffle import shuffle_all
 from mloc_dagster.errors import DataError
-from mloc_dagster.results import Folder, allowed_errors
+from mloc_dagster.results import (
+    EXAMPLE_COLUMNS,
+    Folder,
+    allowed_errors,
+    free_name,
+    read_examples,
+    task_columns,
+)
 from mloc_dagster.schema import (
     Columns,
     DatasetData,
@@ -31,10 +40,16 @@ from mloc_dagster.schema import (
     columns_of,
     evaluation_layout,
     inline_records,
+    parse_filter,
     parse_split,
 )
 
 _PEEKED_ROWS = 20  # JSON lines need not all have the same keys
+
+Folders = Mapping[str, Folder]
+"""Folders of the finished tasks before one, by node name."""
+
+NO_FOLDERS: Folders = MappingProxyType({})
 
 LayoutChoice = Callable[[Columns], Layout]
 
@@ -42,13 +57,14 @@ _Opened = tuple[str, Iterator[Record], Layout | None]
 
 
 def open_source(
-    data: TrainingData, choose: LayoutChoice
+    data: TrainingData, choose: LayoutChoice, upstream: Folders = NO_FOLDERS
 ) -> tuple[str, Iterator[tuple[int, Record]], Layout | None]:
     """Opens the rows that a block means, sliced, shuffled and cut as it says.
 
     Args:
         data: The block.
         choose: Tells how rows are read, once the columns are known.
+        upstream: The tasks before this one.
 
     Returns:
         Where the rows come from, for people; the rows, each with its place after slicing and
@@ -57,8 +73,11 @@ def open_source(
     Raises:
         DataError: If the dataset, the split or a column does not exist.
     """
-    opened = _inline if data.dataset_name is None else _dataset
-    source, records, layout = opened(data, choose)
+    if data.node is not None:
+        source, records, layout = _of_node(data, choose, node_folder(data.node, upstream))
+    else:
+        opened = _inline if data.dataset_name is None else _dataset
+        source, records, layout = opened(data, choose)
     if data.only and layout is not None:
         records = Selection(data.only).records(records, source)
     numbered: Iterator[tuple[int, Record]] = enumerate(records)
@@ -67,6 +86,29 @@ def open_source(
     if data.max_samples is not None:
         source += f", at most {data.max_samples}"
     return source, islice(numbered, data.max_samples), layout
+
+
+def _of_node(data: TrainingData, choose: LayoutChoice, folder: Folder) -> _Opened:
+    """Opens the rows of an earlier stage; those that failed are no examples."""
+    source = f"rows of {data.node}"
+    chosen = None if data.where is None else parse_filter(data.where)
+    if chosen is not None:
+        source += f" where {chosen.text}"
+        known = [
+            free_name(name, EXAMPLE_COLUMNS) for each in task_columns(folder) for name in each.names
+        ]
+        chosen.check([*known, *FILTERED])
+
+    def kept() -> Generator[Record]:
+        for record in read_examples(folder):
+            if record["error"] is None and (chosen is None or chosen.holds(record)):
+                yield record
+
+    with closing(kept()) as start:
+        peeked = list(islice(start, _PEEKED_ROWS))
+    if not peeked:
+        return source, iter(()), None
+    return source, kept(), choose(columns_of(peeked, source, data))
 
 
 def _inline(data: TrainingData, choose: LayoutChoice) -> _Opened:
@@ -186,43 +228,73 @@ class TrainingInputSummary(BaseModel):
     source: str
 
 
-def open_training_rows(data: TrainingData, method: TrainingMethod) -> TrainingInput:
+def open_training_rows(
+    data: TrainingData,
+    method: TrainingMethod,
+    upstream: Folders = NO_FOLDERS,
+) -> TrainingInput:
     """Opens the rows that a method trains on.
+
+    Args:
+        data: The block.
+        method: What trains on them.
+        upstream: The tasks before this one.
 
     Raises:
         DataError: If the dataset, the split or a column does not exist; while reading, if the
             source cannot be read.
     """
-    opened = open_source(data, method.layout)
+    opened = open_source(data, method.layout, upstream)
     return TrainingInput(*opened)
 
 
-def evaluation_rows(evaluation: Evaluation, method: TrainingMethod) -> TrainingInput:
+def evaluation_rows(
+    evaluation: Evaluation,
+    method: TrainingMethod,
+    upstream: Folders = NO_FOLDERS,
+) -> TrainingInput:
     """Opens the rows that a model is measured on; raises as `open_training_rows` does."""
     metrics = evaluation.metrics
     opened = open_source(
-        evaluation.data, lambda columns: evaluation_layout(columns, method, metrics)
+        evaluation.data, lambda columns: evaluation_layout(columns, method, metrics), upstream
     )
     return TrainingInput(*opened)
 
 
 def write_training_rows(
-    data: TrainingData, method: TrainingMethod, folder: Folder, name: str = TRAINING_ROWS_NAME
+    data: TrainingData,
+    method: TrainingMethod,
+    folder: Folder,
+    upstream: Folders = NO_FOLDERS,
+    *,
+    name: str = TRAINING_ROWS_NAME,
 ) -> TrainingInputSummary:
     """Writes the rows to train on to the task's folder, all of them or, when raising, none.
+
+    Args:
+        data: The block.
+        method: What trains on them.
+        folder: The task's folder.
+        upstream: The tasks before this one.
+        name: The file.
 
     Raises:
         DataError: If the source cannot be read, gives no rows, or too many are of no use.
     """
-    rows = open_training_rows(data, method)
+    rows = open_training_rows(data, method, upstream)
     return _write(rows, data.error_budget, folder, name)
 
 
 def write_evaluation_rows(
-    evaluation: Evaluation, method: TrainingMethod, folder: Folder, name: str = EVALUATION_ROWS_NAME
+    evaluation: Evaluation,
+    method: TrainingMethod,
+    folder: Folder,
+    upstream: Folders = NO_FOLDERS,
+    *,
+    name: str = EVALUATION_ROWS_NAME,
 ) -> TrainingInputSummary:
     """Writes the rows to measure on, like `write_training_rows`."""
-    rows = evaluation_rows(evaluation, method)
+    rows = evaluation_rows(evaluation, method, upstream)
     return _write(rows, evaluation.data.error_budget, folder, name)
 
 

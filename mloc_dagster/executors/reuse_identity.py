@@ -142,10 +142,12 @@ def model_identity(spec: ModelSpec, engine: Engine) -> bytes:
 def _refuse_the_unknown(spec: ModelSpec, engine: Engine) -> None:
     model = spec.model
     if model.source.type == "openai":
-        if model.source.revision is None or "${" in (model.source.base_url or ""):
+        named = f"{model.source.identifier} {model.source.base_url}"
+        if model.source.revision is None or "${" in named:
             raise NoReuseError(
-                "an endpoint may change its model at any time: write base_url as it is, and name "
-                "the model's state in model.source.revision, to have answers reused under it"
+                "an endpoint may change its model at any time: write identifier and base_url as "
+                "they are, and name the model's state in model.source.revision, to have answers "
+                "reused under it"
             )
     elif not engine.revision:
         raise NoReuseError("the engine does not know the model's revision")

@@ -84,8 +84,15 @@ class OpenTask:
     def model_name(self) -> str:
         """What answers: the model's identifier, or the task type where there is no model."""
         spec = self.task.spec
-        named = isinstance(spec, ModelSpec | TrainingSpec)
-        return spec.model.source.identifier if named else spec.task_type
+        if not isinstance(spec, ModelSpec | TrainingSpec):
+            return spec.task_type
+        name = spec.model.source.identifier
+        if spec.model.source.type != "openai":
+            return name
+        try:
+            return self.reach.filled_in(name)
+        except InputError:  # only workers need the variable that names an endpoint's model
+            return name
 
     @property
     def model_revision(self) -> str | None:
@@ -152,20 +159,23 @@ def _open_task(results_url: str, task_id: str) -> OpenTask:
 BAD_ROWS_NAME = "input/bad-rows.json"
 
 
-def plan_training(folder: Folder, task_id: str, spec: TrainingSpec) -> Plan:
+def plan_training(
+    folder: Folder, task_id: str, spec: TrainingSpec, upstream: Mapping[str, Folder]
+) -> Plan:
     """Writes a training's rows and plan.
 
     Args:
         folder: The task's folder.
         task_id: The task.
         spec: What is trained, on what.
+        upstream: Folders of the tasks that it reads, by node name.
 
     Raises:
         DataError: If rows are missing or unreadable, or more than its budget cannot be used.
     """
     if spec.evaluation is not None:
-        write_evaluation_rows(spec.evaluation, spec.method, folder)
-    written = write_training_rows(spec.data, spec.method, folder)
+        write_evaluation_rows(spec.evaluation, spec.method, folder, upstream)
+    written = write_training_rows(spec.data, spec.method, folder, upstream)
     if not written.rows:
         raise DataError(f"there is nothing to train on: no row of {written.source} can be used")
     folder.write_bytes(BAD_ROWS_NAME, written.model_dump_json().encode())
@@ -279,7 +289,9 @@ def _check_trackers(task: Task) -> None:
 
 def _plan(opened: OpenTask) -> Plan:
     if isinstance(opened.task.spec, TrainingSpec):
-        return plan_training(opened.folder, opened.record.task_id, opened.task.spec)
+        return plan_training(
+            opened.folder, opened.record.task_id, opened.task.spec, opened.upstream
+        )
     spec = opened.spec
     return spool_input(
         opened.record.task_id,

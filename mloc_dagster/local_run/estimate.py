@@ -115,7 +115,8 @@ def _estimate_task(
 def _unknown_of(
     compiled: CompiledTask, spec: TrainingSpec, by_name: Mapping[str, CompiledTask]
 ) -> Unknown:
-    rows = _rows_known_later(compiled) if _refers(compiled) else ""
+    later = spec.data.node is not None or _refers(compiled)
+    rows = _rows_known_later(compiled) if later else ""
     node = _trained_by(spec)
     if node is None:
         return Unknown(rows)

@@ -55,6 +55,7 @@ from .history import (
     read_training_history as read_training_history,
 )
 from .journal import (
+    Brief as Brief,
     CallBegun as CallBegun,
     CallResult as CallResult,
     Journal as Journal,
@@ -173,6 +174,8 @@ from .training_summary import (
     write_training_result as write_training_result,
 )
 from .trajectories import (
+    EXAMPLE_COLUMNS as EXAMPLE_COLUMNS,
     find_trajectory as find_trajectory,
+    read_examples as read_examples,
     read_trajectories as read_trajectories,
 )

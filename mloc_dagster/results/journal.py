@@ -29,7 +29,7 @@ import msgspec
 from mloc_dagster.errors import DamagedFileError, TransientError
 from mloc_dagster.planning import Shard
 from mloc_dagster.results.batched_writer import BatchedWriter
-from mloc_dagster.results.rows import ToolCall
+from mloc_dagster.results.rows import Message, ToolCall
 from mloc_dagster.results.store import Folder
 
 _PART = re.compile(r"journal/(\d{4,})/(\d+)-(\d+)-([0-9a-f]+)-c([0-9a-f]{8})\.jsonl")
@@ -57,6 +57,8 @@ class ModelTurn(msgspec.Struct, frozen=True, omit_defaults=True, tag="model"):
         seconds: How long it took.
         row_s: Seconds that workers have spent on the row when it was over.
         ended_at: When that was, in seconds since 1970.
+        told: What the model was told after its turn before, where that was not just the answers to
+            its calls: what was wrong with a call, or that it has to come to an end.
     """
 
     index: int
@@ -73,6 +75,7 @@ class ModelTurn(msgspec.Struct, frozen=True, omit_defaults=True, tag="model"):
     seconds: float = 0.0
     row_s: float = 0.0
     ended_at: float = 0.0
+    told: list[Message] = []
 
 
 class CallBegun(msgspec.Struct, frozen=True, omit_defaults=True, tag="begun"):
@@ -118,6 +121,18 @@ class CallResult(msgspec.Struct, frozen=True, omit_defaults=True, tag="result"):
 
 
 Entry = ModelTurn | CallBegun | CallResult
+
+
+class Brief(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What the rows of a shard have in common: what an agent is told and offered before it begins.
+
+    Attributes:
+        instructions: The system message before each row.
+        tools: What the model may call, in OpenAI's form.
+    """
+
+    instructions: str | None = None
+    tools: list[dict[str, Any]] = []
 
 
 class Steps:
@@ -182,6 +197,7 @@ class Journal:
             self._write, f"journal-{shard.key}", most=most, interval_s=interval_s
         )
         self._open = False
+        self._brief: Brief | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -208,6 +224,12 @@ class Journal:
         self._batches.add(entry)
         if now:
             self._batches.flush()
+
+    def brief(self, brief: Brief) -> None:
+        """Keeps what the rows have in common; that of an earlier attempt is replaced."""
+        if brief != self._brief:
+            self._brief = brief
+            self._folder.write_bytes(_brief_name(self._shard), self._encode(brief))
 
     def take_over(self) -> dict[int, Steps]:
         """Ends what earlier attempts may do; returns what they have noted, by row."""
@@ -252,6 +274,18 @@ def journal_steps(folder: Folder, shard: Shard) -> dict[int, Steps]:
     for attempt in sorted(by_attempt, reverse=True):
         _lay_under(found, by_attempt[attempt])
     return found
+
+
+def journal_brief(folder: Folder, shard: Shard) -> Brief:
+    """Returns what the rows of a shard have in common, as far as its journal knows."""
+    name = _brief_name(shard)
+    if not folder.exists(name):
+        return Brief()
+    return msgspec.json.decode(folder.read_bytes(name), type=Brief)
+
+
+def _brief_name(shard: Shard) -> str:
+    return f"journal/{shard.key}/brief.json"
 
 
 def journal_entries(folder: Folder, shard: Shard) -> Iterator[tuple[_Attempt, Entry]]:

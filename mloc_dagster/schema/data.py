@@ -288,7 +288,8 @@ class UpstreamData(Block):
 
     where: str | None = None
     """Only rows for which this holds: `f1 < 0.5 and level in ["hard"]`. It reads the columns of the
-    upstream rows, their scores, `index`, `prompt`, `output`, `finish_reason` and `error`."""
+    upstream rows, their scores, `index`, `prompt`, `output`, `finish_reason` and `error`, of an
+    agent's also `steps` and `stop`."""
 
     on_upstream_error: OnUpstreamError = "skip"
     """What becomes of a row that failed upstream: `skip` it, so that it ends with that error and
@@ -315,10 +316,18 @@ class Preference(Block):
 
 
 class TrainingData(Block):
-    """Rows to train on: a dataset, inline preferences or inline prompts."""
+    """Rows to train on: a dataset, an earlier stage's rows, or rows written into the template."""
 
     dataset_name: Annotated[str | None, FileRef()] = None
     """A hub id, or a path or URL of jsonl, json, csv or parquet files."""
+
+    node: str | None = None
+    """The stage or node whose rows to take: `prompt` and `completion`, of an agent's `messages` and
+    `tools`, with the columns that they brought along and their scores. Rows that failed are left
+    out."""
+
+    where: str | None = None
+    """Only rows of `node` for which this holds, as for `UpstreamData`: `numeric == 1`."""
 
     config_name: str | None = None
     """The hub dataset's configuration."""
@@ -340,6 +349,9 @@ class TrainingData(Block):
 
     messages_column: str | None = None
     """The column with lists of chat messages."""
+
+    tools_column: str | None = None
+    """The column with the tools that the chat's assistant was offered, in OpenAI's form."""
 
     chosen_column: str | None = None
     """DPO: the column with the better answer."""
@@ -382,9 +394,11 @@ class TrainingData(Block):
 
     @model_validator(mode="after")
     def _has_rows(self) -> TrainingData:
-        given = [self.dataset_name, self.preferences, self.prompts, self.rows]
+        given = [self.dataset_name, self.node, self.preferences, self.prompts, self.rows]
         if sum(bool(each) for each in given) != 1:
-            raise ValueError("give one of dataset_name, preferences, prompts or rows")
+            raise ValueError("give one of dataset_name, node, preferences, prompts or rows")
+        if self.where is not None and self.node is None:
+            raise ValueError("where chooses among the rows of an earlier stage: give node")
         if self.only and not self.has_columns:
             raise ValueError("only selects by columns: give dataset_name or rows")
         return self

@@ -11,13 +11,25 @@ from typing import Any
 
 import pytest
 
-from mloc_dagster.errors import TaskCancelled, TransientError
+from mloc_dagster.data import open_training_rows
+from mloc_dagster.errors import DataError, TaskCancelled, TransientError
 from mloc_dagster.executors import AgentExecutor, ShardContext, ShardInput
-from mloc_dagster.planning import Shard
-from mloc_dagster.results import Folder, InputRow, Journal, Message, OutputRow, open_store
-from mloc_dagster.schema import AgentSpec
+from mloc_dagster.planning import Plan, Shard, cut_shards
+from mloc_dagster.results import (
+    Folder,
+    InputRow,
+    Journal,
+    Message,
+    OutputRow,
+    ShardWriter,
+    open_store,
+    read_examples,
+    write_plan,
+)
+from mloc_dagster.schema import AgentSpec, SftSpec, TrainingData
 from mloc_dagster.tools import ObservedToolset, idempotency_key
 
+SHARD = Shard(task_id="t", index=0, total=1, start=0, stop=1)
 CALL = {"tool_calls": [{"name": "add", "arguments": {"a": 1, "b": 2}}]}
 ANSWER = {"text": "It is {result}."}
 
@@ -182,6 +194,14 @@ def test_a_failing_tool_is_an_observation(tools: Tools, folder: Folder) -> None:
     (row,) = answers(folder, spec([{"tool_calls": [{"name": "fail"}]}, ANSWER]))
     assert row.output == "It is Error: RuntimeError: the disk is full."
     assert row.error is None
+
+
+def test_so_is_what_a_tool_says_went_wrong(folder: Folder) -> None:
+    call = {"name": "calculator", "arguments": {"expression": "1/0"}}
+    (row,) = answers(folder, spec([{"tool_calls": [call]}, ANSWER]))  # with the real tool
+    assert row.output == "It is Error: ValueError: '1/0' divides by zero."
+    (steps,) = Journal(folder, SHARD, 2, most=1, interval_s=60).read().values()
+    assert [each.failed for each in steps.results.values()] == [True]
 
 
 @pytest.mark.parametrize(
@@ -442,3 +462,81 @@ def test_what_breaks_the_loop_is_told_as_it_is(
     monkeypatch.setattr(Journal, "begin", full)
     with pytest.raises(OSError, match="No space left"):
         Attempt(folder, spec([WRITE, ANSWER]), ["a", "b"]).run()
+
+
+class TestExamples:
+    """Trajectories as chats to train on."""
+
+    def examples(self, folder: Folder, asked: AgentSpec, *rows: Any) -> list[dict[str, Any]]:
+        found = answers(folder, asked, *rows)
+        shards = tuple(cut_shards("t", len(found), 1))
+        plan = Plan(
+            task_id="t", source="", rows=len(found), data_version="", seed=7, chunks=(),
+            shards=shards,
+        )  # fmt: skip
+        write_plan(folder, plan)
+        with ShardWriter(folder, shards[0], 1, flush_rows=9, flush_interval_s=60) as writer:
+            for row in found:
+                writer.write(row)
+        return list(read_examples(folder))
+
+    def test_they_are_what_the_model_saw_and_said(self, tools: Tools, folder: Folder) -> None:
+        wrong = {"tool_calls": [{"name": "add", "arguments": {"a": "x", "b": 1}}]}
+        asked = spec([wrong, CALL, {"text": "It is {result}."}], {"instructions": "Be exact."})
+        (example,) = self.examples(folder, asked, "What is 1 + 2?")
+        chat = example["messages"]
+        assert [each["role"] for each in chat] == [
+            *("system", "user", "assistant", "tool", "assistant", "tool", "assistant")
+        ]  # fmt: skip
+        told = [each["content"] for each in chat]
+        assert told == ["Be exact.", "What is 1 + 2?", "", told[3], "", "3", "It is 3."]
+        assert "valid integer" in told[3]
+        assert chat[-1] == {"role": "assistant", "content": "It is 3."}
+        call = chat[4]["tool_calls"][0]
+        assert call["function"] == {"name": "add", "arguments": {"a": 1, "b": 2}}
+        assert chat[5]["tool_call_id"] == call["id"]
+        assert [each["function"]["name"] for each in example["tools"]] == [
+            *("add", "fail", "wait", "write")
+        ]  # fmt: skip
+        assert (example["steps"], example["stop"], example["output"]) == (3, "answer", "It is 3.")
+
+    def test_a_row_that_several_attempts_worked_on_has_one_chat(
+        self, tools: Tools, folder: Folder, interrupted: Callable[[AgentSpec], dict[int, OutputRow]]
+    ) -> None:
+        asked = spec([CALL, {"tool_calls": [{"name": "wait"}]}, ANSWER])
+        interrupted(asked)
+        chats = [each["messages"] for each in self.examples(folder, asked, "a", "b")]
+        assert [[each["role"] for each in chat] for chat in chats] == [
+            ["user", "assistant", "tool", "assistant", "tool", "assistant"]
+        ] * 2
+        assert tools.calls.count("add 1 2") == 2
+
+    def test_the_request_to_come_to_an_end_is_part_of_it(
+        self, tools: Tools, folder: Folder
+    ) -> None:
+        asked = spec([{**CALL, "text": "So far {result}"}], {"max_steps": 1})
+        (example,) = self.examples(folder, asked, "What is 1 + 2?")
+        roles = [each["role"] for each in example["messages"]]
+        assert roles == ["user", "assistant", "tool", "user", "assistant"]
+        assert "No tool can be called" in example["messages"][3]["content"]
+        assert example["stop"] == "max_steps"
+
+    def test_a_training_takes_those_for_which_a_condition_holds(
+        self, tools: Tools, folder: Folder
+    ) -> None:
+        asked = spec([CALL, {"text": "{prompt}"}], {"instructions": "Be exact."})
+        self.examples(folder, asked, "a", InputRow(1, "", error="no such file"), "c")
+        data = TrainingData(node="agent", where='output in ["a", "b"] and steps == 2')
+        found = open_training_rows(data, SftSpec.method, {"agent": folder})
+        assert found.source == (
+            'rows of agent where output in ["a", "b"] and steps == 2 (messages, tools)'
+        )
+        (row,) = found
+        assert row.keys() == {"messages", "tools"}
+        assert row["messages"][1]["content"] == "a"
+        every = open_training_rows(TrainingData(node="agent"), SftSpec.method, {"agent": folder})
+        assert [each["messages"][-1]["content"] for each in every] == ["a", "c"]
+        with pytest.raises(DataError, match="stepz"):
+            open_training_rows(
+                TrainingData(node="agent", where="stepz == 2"), SftSpec.method, {"agent": folder}
+            )

@@ -53,6 +53,7 @@ ROWS = {
     "core/tool_calls": [[40]],
     "core/agent_tools": [[40]],
     "core/grpo_tools": [[8]],
+    "core/agent_practice": [[40, 120, 40]],
     "agents/default": [[1]],
     "agents/simple_search": [[1]],
     "agents/search_agent": [[1]],

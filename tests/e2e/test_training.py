@@ -76,7 +76,7 @@ def train(
     on_progress: Callable[[Progress], None] = lambda _: None,
     cancelled: Callable[[], bool] = lambda: False,
 ) -> Finished:
-    plan = plan_training(folder, folder.name, spec)
+    plan = plan_training(folder, folder.name, spec, {})
     done = run_training(
         *(folder, folder.name, spec, plan.shards[0]),
         attempt=attempt,

@@ -123,7 +123,7 @@ def train(
         peak = max(peak, free - torch.cuda.mem_get_info(0)[0])
 
     folder = open_store().task(f"{task_type}-{uuid.uuid4().hex[:8]}")
-    plan = plan_training(folder, folder.name, spec)
+    plan = plan_training(folder, folder.name, spec, {})
     attempt = run_training(
         *(folder, folder.name, spec, plan.shards[0]),
         attempt=1,

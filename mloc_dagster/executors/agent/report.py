@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Iterator, Mapping
 
+import msgspec
 from pydantic import JsonValue
 
 from mloc_dagster.results import (
@@ -12,6 +13,7 @@ from mloc_dagster.results import (
     ModelTurn,
     OutputRow,
     Steps,
+    read_examples,
     read_rows,
     read_summary,
     read_trajectories,
@@ -22,7 +24,8 @@ OUTPUT_NAME = "agent_output.txt"
 LOGS_NAME = "batch_logs"
 SUMMARY_NAME = "batch_summary.json"
 PAPERS_NAME = "paper_summary.md"
-FILES = frozenset({OUTPUT_NAME, LOGS_NAME, SUMMARY_NAME, PAPERS_NAME})
+TRAJECTORIES_NAME = "trajectories.jsonl"
+FILES = frozenset({OUTPUT_NAME, LOGS_NAME, SUMMARY_NAME, PAPERS_NAME, TRAJECTORIES_NAME})
 
 _MOST_LOGGED = 1000
 """Rows of the execution log in `responses.json`; the items say the same of all rows."""
@@ -85,6 +88,11 @@ class AgentReport:
             for row, steps in read_trajectories(folder):
                 text = "\n".join(transcript(row, steps)) + "\n"
                 folder.write_bytes(f"{LOGS_NAME}/task_{row.index}_output.txt", text.encode())
+        if TRAJECTORIES_NAME in names:
+            encode = msgspec.json.Encoder(enc_hook=str).encode
+            with folder.create(TRAJECTORIES_NAME) as file:
+                for example in read_examples(folder):
+                    file.write(encode(example) + b"\n")
         if PAPERS_NAME in names:
             with folder.create(PAPERS_NAME) as file:
                 for row in read_rows(folder):

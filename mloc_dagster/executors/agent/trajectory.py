@@ -21,8 +21,10 @@ from mloc_dagster.executors.agent.engine_model import (
     user_content,
 )
 from mloc_dagster.executors.agent.turns import Turn, TurnQueue, UnansweredTurnError
+from mloc_dagster.executors.prompts import tool_definitions
 from mloc_dagster.executors.row_requests import row_seed, turn_seed
 from mloc_dagster.results import (
+    Brief,
     CallBegun,
     CallResult,
     InputRow,
@@ -126,6 +128,7 @@ class Trajectory:
         self._began = time.monotonic() - known.seconds
         self._turn = 0
         self._chat: list[Message] = []
+        self._heard = 0
         self.totals = Totals()
 
     @property
@@ -207,7 +210,10 @@ class Trajectory:
         """
         self._chat = chat
         self._check_limits()
-        turn = await self._next(chat, self._blocks.of(tools, None))
+        block = self._blocks.of(tools, None)
+        if self._journal is not None:
+            self._blocks.keep_brief(block, self.agent.instructions, self._journal)
+        turn = await self._next(chat, block)
         most = self.agent.budget.tool_calls
         if most is not None and len(self.totals.calls) > most:
             self._chat = [*chat, Message("assistant", turn.text)]
@@ -314,8 +320,15 @@ class Trajectory:
         if turn is None:
             turn = await self._compute(number, chat, block)
             await self._note(turn)
+        self._heard = len(chat) + 1
         self.totals.add(turn)
         return turn
+
+    def _told(self, number: int, chat: list[Message]) -> list[Message]:
+        """Returns what was said since the turn before, if the journal could not tell it anyway."""
+        news = chat[self._heard :] if self._heard else []
+        known = {call for turn, call in self.steps.results if turn == number - 1}
+        return news if any(each.tool_call_id not in known for each in news) else []
 
     async def _compute(self, number: int, chat: list[Message], block: Inference) -> ModelTurn:
         began = time.monotonic()
@@ -338,6 +351,7 @@ class Trajectory:
             seconds=time.monotonic() - began,
             row_s=self.seconds,
             ended_at=time.time(),
+            told=self._told(number, chat),
         )
 
     async def _note(self, entry: ModelTurn | CallResult, *, now: bool = False) -> None:
@@ -400,6 +414,7 @@ class Blocks:
     def __init__(self, inference: Inference) -> None:
         self._inference = inference
         self._known: dict[tuple[int, int], tuple[object, object, Inference]] = {}
+        self._brief: Inference | None = None
 
     def of(self, tools: Sequence[FunctionTool], form: object) -> Inference:
         """Returns the block with these tools, or for an answer of this form."""
@@ -413,6 +428,12 @@ class Blocks:
             block = Inference.model_validate({**given, **fields})
             known = self._known[key] = tools, form, block  # kept, so that the ids stay theirs
         return known[2]
+
+    def keep_brief(self, block: Inference, instructions: str | None, journal: Journal) -> None:
+        """Keeps, once, what the rows are told and offered."""
+        if block is not self._brief:
+            self._brief = block
+            journal.brief(Brief(instructions, tool_definitions(block)))
 
 
 async def _to_its_end[T](work: Coroutine[Any, Any, T]) -> T:

@@ -13,6 +13,7 @@ from mloc_dagster.executors.training.base import Row
 from mloc_dagster.executors.training.sequences import (
     Speech,
     TokenSequence,
+    Tools,
     answered,
     batched,
     class_logits,
@@ -28,7 +29,11 @@ from mloc_dagster.schema import BUILTIN_METRICS, CLASSIFIER_METRICS, Evaluation
 
 
 def greedy_answers(
-    model: Any, tokenizer: Any, prompts: Sequence[Speech], max_new_tokens: int
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Speech],
+    max_new_tokens: int,
+    tools: Sequence[Tools] = (),
 ) -> list[str]:
     """Returns the model's answer to each prompt, always of the likeliest tokens.
 
@@ -37,12 +42,16 @@ def greedy_answers(
         tokenizer: Its tokenizer.
         prompts: Texts or messages.
         max_new_tokens: Tokens of an answer at most.
+        tools: What each prompt offers, where one offers any.
 
     Raises:
         DataError: If the chat template refuses a prompt.
     """
     new, room = answer_room(model, tokenizer, max_new_tokens)
-    ids = [prompt_ids(tokenizer, each, room) for each in prompts]
+    offered = tools or [()] * len(prompts)
+    ids = [
+        prompt_ids(tokenizer, each, room, some) for each, some in zip(prompts, offered, strict=True)
+    ]
     written = greedy_tokens(model, tokenizer, ids, new)
     return tokenizer.batch_decode(written, skip_special_tokens=True)
 
@@ -203,6 +212,7 @@ class Measurement:
         self.classifies = is_classifier(model)
         self.cut = 0
         self._examples = [example_of(row) for row in rows]
+        self._tools: list[Tools] = [row.get("tools") or () for row in rows]
         self._limit = token_limit(model, tokenizer)
         self._given = reference_answers
         self._answer = answer
@@ -226,7 +236,9 @@ class Measurement:
         asked = [each for each in prompts if each is not None]
         if self._answer is not None:
             return self._answer(asked, self.evaluation.max_new_tokens)
-        return greedy_answers(self.model, self.tokenizer, asked, self.evaluation.max_new_tokens)
+        return greedy_answers(
+            self.model, self.tokenizer, asked, self.evaluation.max_new_tokens, self._tools
+        )
 
     @cached_property
     def likelihood(self) -> Likelihood:
@@ -275,7 +287,8 @@ class Measurement:
         for number, (prompt, answer) in enumerate(pairs):
             if answer is None:
                 raise DataError(_without_reference(number))
-            sequences.append(answered(self.tokenizer, prompt, answer, self._limit))
+            tools = self._tools[number % len(self._tools)]  # of a comparison both answers
+            sequences.append(answered(self.tokenizer, prompt, answer, self._limit, tools))
         self.cut += sum(each.cut for each in sequences)
         return sequences
 

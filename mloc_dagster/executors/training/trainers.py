@@ -74,6 +74,8 @@ def sft_trainer(run: TrainingRun) -> Any:
     rows, overrides = run.rows, dict[str, Any]()
     if form == ("messages",):
         form, rows, overrides = _conversations(run)
+    if any(row.get("tools") for row in rows):
+        form = (*form, "tools")
     return build_trainer(run, config_of(run, overrides), dataset_of(rows, form))
 
 

@@ -92,12 +92,24 @@ def dataset_of(rows: Sequence[Row], columns: Sequence[str]) -> Any:
     if not rows:
         raise DataError("there are no rows to train on")
     table = {column: [row.get(column) for row in rows] for column in columns}
+    # Calls of tools have arguments of any kind: without this, each would have those of all.
+    kept = "use_json" if any(map(_calls_tools, rows)) else None
     try:
-        return Dataset.from_dict(table)
+        return Dataset.from_dict(table, on_mixed_types=kept)
     except (ArrowException, TypeError, ValueError) as error:
         mixed = [name for name, values in table.items() if len({type(each) for each in values}) > 1]
         named = f"column {mixed[0]!r}" if mixed else "a column"
         raise DataError(f"{named} holds values of more than one type: {error}") from error
+
+
+def _calls_tools(row: Row) -> bool:
+    return bool(row.get("tools")) or any(
+        "tool_calls" in message
+        for value in row.values()
+        if isinstance(value, list)
+        for message in value
+        if isinstance(message, Mapping)
+    )
 
 
 def build_trainer(run: TrainingRun, config: Any, dataset: Any, **parts: Any) -> Any:

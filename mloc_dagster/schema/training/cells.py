@@ -5,6 +5,7 @@ Each reader returns the value, or raises `ValueError` with the reason that a per
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import cast
@@ -66,6 +67,30 @@ def read_messages(cell: object) -> Messages:
     if not any(str(message["content"]).strip() for message in messages):
         raise ValueError("has no message with any text")
     return messages
+
+
+def read_tools(cell: object) -> list[object]:
+    """Reads the tools of a chat: a list of their definitions, or its JSON text; none is no tools.
+
+    Raises:
+        ValueError: If it is neither.
+    """
+    if isinstance(cell, str):
+        try:
+            cell = cast("object", json.loads(cell))
+        except ValueError:
+            raise ValueError("holds text that is no JSON, where tools should be") from None
+    match cell:
+        case None:
+            return []
+        case list() | tuple():
+            given = cast("Sequence[object]", cell)
+        case _:
+            raise ValueError(f"holds {_kind(cell)}, not a list of tools")
+    wrong = next((each for each in given if not isinstance(each, Mapping)), None)
+    if wrong is not None:
+        raise ValueError(f"holds {_kind(wrong)} where a tool should be")
+    return list(given)
 
 
 def read_speech(cell: object) -> Speech:

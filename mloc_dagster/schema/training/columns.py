@@ -17,6 +17,7 @@ from mloc_dagster.schema.training.cells import (
     read_messages,
     read_speech,
     read_text,
+    read_tools,
 )
 
 PROMPT_COLUMNS = ("prompt", "question", "text", "input", "messages")
@@ -207,8 +208,10 @@ def language(columns: Columns) -> Layout:
     if len(asked) > 1:
         raise DataError(f"data gives {' and '.join(asked)}: rows are read in one of these ways")
     if data.messages_column is not None or (not asked and "messages" in names):
-        chosen = columns.choose("messages_column", "messages")
-        return simple_layout({"messages": chosen}, [read_conversation])
+        roles = chat_roles(columns)
+        return simple_layout(
+            {role: name for role, (name, _) in roles.items()}, [read for _, read in roles.values()]
+        )
     if columns.given("prompt_column", "response_column") or (
         not asked and {"prompt", "completion"} <= set(names)
     ):
@@ -221,6 +224,20 @@ def language(columns: Columns) -> Layout:
         f"{columns.where}: say which columns to learn from with data.prompt_column and "
         f"data.response_column, or data.text_column, or data.messages_column. {columns.listed}"
     )
+
+
+def chat_roles(columns: Columns) -> dict[str, tuple[str, Callable[[object], object]]]:
+    """Returns the columns of a chat by their role, each with what reads it.
+
+    Raises:
+        DataError: If a column is not there.
+    """
+    roles: dict[str, tuple[str, Callable[[object], object]]] = {
+        "messages": (columns.choose("messages_column", "messages"), read_conversation)
+    }
+    if columns.has("tools_column", "tools"):
+        roles["tools"] = (columns.choose("tools_column", "tools"), read_tools)
+    return roles
 
 
 def preferences(columns: Columns) -> Layout:

@@ -12,9 +12,9 @@ from mloc_dagster.schema.training.columns import (
     Layout,
     Record,
     TrainingRow,
+    chat_roles,
     described,
     preference_reader,
-    read_conversation,
     simple_layout,
 )
 
@@ -72,8 +72,7 @@ def evaluation_layout(columns: Columns, method: TrainingMethod, metrics: Collect
         return _with_others(*_comparison(columns))
     _check_pairs(columns, metrics, method)
     if data.messages_column is not None or ("messages" in names and not answers):
-        chosen = columns.choose("messages_column", "messages")
-        return _simple({"messages": (chosen, read_conversation)})
+        return _simple(chat_roles(columns))
     online = method.samples
     plain = "text" in names and "prompt" not in names and not answers and not online
     if data.text_column is not None or plain:

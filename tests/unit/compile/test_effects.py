@@ -427,6 +427,7 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "data.response_column": (DPO, {"data__response_column": "x"}, {}),
     "data.text_column": (KTO, {"data__text_column": "x"}, {}),
     "data.messages_column": (PPO, {"data__messages_column": "x"}, {}),
+    "data.tools_column": (PPO, {"data__tools_column": "x"}, {}),
     "output.destination.path": (
         ECHO,
         {"output__destination": {"type": "local", "path": "./"}},

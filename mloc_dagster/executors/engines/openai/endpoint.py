@@ -28,7 +28,7 @@ from mloc_dagster.executors.engines.openai.engine_type import OpenaiOptions
 from mloc_dagster.executors.engines.openai.traffic import LoopThread, Places, Rates
 from mloc_dagster.executors.engines.protocol import Completion, EngineRequest
 from mloc_dagster.executors.input_planning import estimate_tokens
-from mloc_dagster.net import LOCAL, OutOfReachError, Reach
+from mloc_dagster.net import LOCAL, OutOfReachError, Reach, current_reach
 from mloc_dagster.redaction import MASK, redact
 from mloc_dagster.schema import ModelSource
 
@@ -124,10 +124,18 @@ class Endpoint:
     Args:
         source: Where it is, and what it is called.
         options: How it is asked.
+
+    Attributes:
+        name: What the endpoint calls the model.
+
+    Raises:
+        OutOfReachError: If the task may not have a variable in the model's name.
+        InputError: If one is not set.
     """
 
     def __init__(self, source: ModelSource, options: OpenaiOptions) -> None:
         self._source = source
+        self.name = current_reach().filled_in(source.identifier)
         self._options = options
         self._loop = LoopThread()
         self._places = Places(options.max_concurrency)
@@ -150,6 +158,7 @@ class Endpoint:
         """
         source, given = self._source, self._options.default_headers
         reach.check_endpoint(source.base_url or "")
+        reach.check_variables(source.identifier)  # another task's reach may have filled it in
         url = reach.filled_in(source.base_url or "")
         _check_address(url)
         api_key = None if source.api_key is None else source.api_key.get_secret_value()
@@ -280,7 +289,7 @@ class Endpoint:
                 link.clean(f"{where}, a redirect, and none is followed: name the final address")
             )
         if status in (403, 404) and not self._health.answered:
-            name = self._source.identifier
+            name = self.name
             known = [each for each in self._told.names if each != name]
             hint = nearest_hint(name, known) if name not in self._told.names else ""
             what = f" to the model {name!r}{hint}" if status == 404 else ""
@@ -335,7 +344,7 @@ class Endpoint:
             raise TransientError(f"{link.shown} does not answer: {why}") from None
         except (AttributeError, TypeError, ValueError):
             return Told()  # it has an answer of its own to this
-        return _told(found, self._source.identifier)
+        return _told(found, self.name)
 
     def _note(self, reply: Any, listener: Listener, *, estimated: bool) -> None:
         health = self._health

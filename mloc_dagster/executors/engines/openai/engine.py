@@ -97,7 +97,7 @@ class OpenaiEngine:
         self._endpoint = Endpoint(source, self._options)
         self._source = source
         self.label = f"openai {version('openai')}"
-        self.name = source.identifier
+        self.name = self._endpoint.name
         self.revision = source.revision or ""
 
     def greet(self, spec: ModelSpec) -> None:
