@@ -56,10 +56,12 @@ from .history import (
 )
 from .journal import (
     CallBegun as CallBegun,
+    Caller as Caller,
     CallResult as CallResult,
     Journal as Journal,
     ModelTurn as ModelTurn,
     Steps as Steps,
+    journal_steps as journal_steps,
 )
 from .manifest import (
     MANIFEST_NAME as MANIFEST_NAME,
