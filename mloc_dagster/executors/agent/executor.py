@@ -52,13 +52,16 @@ class AgentExecutor(InferenceExecutor):
         Raises:
             TaskCancelled: If the task was asked to stop.
             TransientError: If the engine is lost and another attempt may help.
+            InputError: If the task that is replayed is not there.
         """
         check_tools(spec.agent.tools)  # a warm model was loaded for other tools
+        recorded = spec.agent.recorded if spec.agent.replay == "strict" else None
+        recording = None if recorded is None else Recording(recorded, shard.index)
         context.log(f"engine: {model.label} on {model.device}: {choose_engine(spec).reason}")
         context.log(f"model: {model.name}, revision {self.revision(model)}")
         loop = asyncio.new_event_loop()
         queue = TurnQueue(model, loop, context.emit)
-        rows = _Rows(shard, spec, model, context, queue)
+        rows = _Rows(shard, spec, model, context, queue, recording)
         # The thread has this one's context: what the task may reach is in it.
         run = partial(contextvars.copy_context().run, _run, loop, queue, rows)
         thread = threading.Thread(target=run, name="mloc-agent")
@@ -102,6 +105,7 @@ class _Rows:
         engine: Engine,
         context: ShardContext,
         queue: TurnQueue,
+        recording: Recording | None,
     ) -> None:
         self._shard = shard
         self._spec = spec
@@ -119,8 +123,7 @@ class _Rows:
             engine.label,
             content=spec.agent.trace_content,
         )
-        recorded = spec.agent.recorded if spec.agent.replay == "strict" else None
-        self._recording = None if recorded is None else Recording(recorded, shard.index)
+        self._recording = recording
         self._all: asyncio.Task[None] | None = None
 
     async def run(self) -> None:

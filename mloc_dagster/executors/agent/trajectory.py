@@ -472,7 +472,8 @@ def _chat(row: InputRow) -> list[Message]:
 
 
 def _text_of(output: object) -> str:
-    return output if isinstance(output, str) else _json(output)
+    # A plain one: msgspec encodes no subclasses, such as the text of a call that failed.
+    return str(output) if isinstance(output, str) else _json(output)
 
 
 def _json(value: object) -> str:
