@@ -56,7 +56,7 @@ from .history import (
 )
 from .journal import (
     CallBegun as CallBegun,
-    Caller as Caller,
+    CallKey as CallKey,
     CallResult as CallResult,
     Journal as Journal,
     ModelTurn as ModelTurn,

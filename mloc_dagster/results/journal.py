@@ -30,8 +30,8 @@ from mloc_dagster.results.batched_writer import BatchedWriter
 from mloc_dagster.results.rows import ToolCall
 from mloc_dagster.results.store import Folder
 
-Caller = tuple[int, str]
-"""A call that an agent answers: the turn whose answer has it, and its id."""
+CallKey = tuple[int, str]
+"""A call: the turn whose answer has it, and its id."""
 
 _PART = re.compile(r"journal/(\d{4,})/(\d+)-(\d+)-[0-9a-f]+-c([0-9a-f]{8})\.jsonl")
 
@@ -71,7 +71,7 @@ class ModelTurn(msgspec.Struct, frozen=True, omit_defaults=True, tag="model"):
     seconds: float = 0.0
     row_s: float = 0.0
     ended_at: float = 0.0
-    caller: Caller | None = None
+    caller: CallKey | None = None
 
 
 class CallBegun(msgspec.Struct, frozen=True, omit_defaults=True, tag="begun"):
@@ -89,7 +89,7 @@ class CallBegun(msgspec.Struct, frozen=True, omit_defaults=True, tag="begun"):
     turn: int
     call: str
     tool: str
-    caller: Caller | None = None
+    caller: CallKey | None = None
 
 
 class CallResult(msgspec.Struct, frozen=True, omit_defaults=True, tag="result"):
@@ -117,7 +117,7 @@ class CallResult(msgspec.Struct, frozen=True, omit_defaults=True, tag="result"):
     seconds: float = 0.0
     row_s: float = 0.0
     ended_at: float = 0.0
-    caller: Caller | None = None
+    caller: CallKey | None = None
 
 
 Entry = ModelTurn | CallBegun | CallResult
@@ -135,9 +135,9 @@ class Steps:
 
     def __init__(self) -> None:
         self.turns: dict[int, ModelTurn] = {}
-        self.results: dict[Caller, CallResult] = {}
-        self.begun: dict[Caller, CallBegun] = {}
-        self.workers: dict[Caller, Steps] = {}
+        self.results: dict[CallKey, CallResult] = {}
+        self.begun: dict[CallKey, CallBegun] = {}
+        self.workers: dict[CallKey, Steps] = {}
 
     def add(self, entry: Entry) -> None:
         """Takes an entry of the row; the first one of its kind and place counts."""
@@ -150,7 +150,7 @@ class Steps:
             case CallBegun():
                 steps.begun.setdefault((entry.turn, entry.call), entry)
 
-    def of_call(self, caller: Caller) -> Steps:
+    def of_call(self, caller: CallKey) -> Steps:
         """Returns the steps of the agent that answers a call; what is added to them stays."""
         return self.workers.setdefault(caller, Steps())
 
@@ -167,9 +167,9 @@ class Steps:
         below = (each.seconds for each in self.workers.values())
         return max((*(each.row_s for each in entries), *below), default=0.0)
 
-    def firsts(self) -> dict[Caller | None, int]:
+    def firsts(self) -> dict[CallKey | None, int]:
         """Returns the rank of the first entry, and of the first for each call; see `_rank`."""
-        found: dict[Caller | None, int] = {}
+        found: dict[CallKey | None, int] = {}
         for caller, steps in ((None, self), *self.workers.items()):
             ranks = [_rank(each) for each in steps.entries()]
             if caller is None:
@@ -283,7 +283,7 @@ def _lay_under(found: dict[int, Steps], entries: list[Entry]) -> None:
             found.setdefault(entry.index, Steps()).add(entry)
 
 
-def _ranks(entry: Entry) -> Iterator[tuple[Caller | None, int]]:
+def _ranks(entry: Entry) -> Iterator[tuple[CallKey | None, int]]:
     """Yields where an entry comes: in its row, and in the call whose agent it is of."""
     if entry.caller is not None:
         yield None, _rank_of_calls(entry.caller[0])

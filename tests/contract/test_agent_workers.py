@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import uuid
 from collections.abc import Iterator
@@ -136,6 +137,20 @@ def test_the_budget_of_a_row_holds_for_its_workers(tools: Tools, folder: Folder)
     assert row.error is None
     (row,) = answers(folder, planner([ASK, ANSWER], [CALL], budget={"tokens": 5}))
     assert (row.stop, row.error) == ("budget", None)
+
+
+def test_the_spans_of_a_worker_are_below_its_call(tools: Tools, folder: Folder) -> None:
+    answers(folder, planner([ASK, ANSWER], [CALL, ANSWER]))
+    (name,) = folder.list("traces", recursive=True)
+    request = json.loads(folder.read_bytes(name))
+    spans = request["resourceSpans"][0]["scopeSpans"][0]["spans"]
+    names = {each["spanId"]: each["name"] for each in spans}
+    assert len(names) == len(spans) == 8
+    below = {(each["name"], names.get(each.get("parentSpanId", ""), "")) for each in spans}
+    assert ("execute_tool adder", "invoke_agent agent") in below
+    assert ("invoke_agent adder", "execute_tool adder") in below
+    assert ("chat scripted", "invoke_agent adder") in below
+    assert ("execute_tool add", "invoke_agent adder") in below
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from itertools import zip_longest
 from mloc_dagster.errors import InputError
 from mloc_dagster.planning import Shard
 from mloc_dagster.results import (
-    Caller,
+    CallKey,
     Folder,
     ModelTurn,
     Steps,
@@ -79,7 +79,7 @@ class Record:
         within = f"of {call.function.name!r}, called in turn {turn}, "
         return Record(self._steps.workers.get(key, Steps()), self._task_id, within)
 
-    def _key(self, turn: int, place: int) -> Caller:
+    def _key(self, turn: int, place: int) -> CallKey:
         known = self._steps.turns.get(turn)
         calls = [] if known is None else tool_calls(known)
         return turn, calls[place].id if place < len(calls) else ""

@@ -24,7 +24,7 @@ from mloc_dagster.executors.agent.turns import Turn, TurnQueue, UnansweredTurnEr
 from mloc_dagster.executors.row_requests import row_seed, turn_seed, worker_seed
 from mloc_dagster.results import (
     CallBegun,
-    Caller,
+    CallKey,
     CallResult,
     InputRow,
     Journal,
@@ -138,7 +138,7 @@ class Trajectory:
         self.row = row
         self.agent: AgentLoop = spec.agent
         self.parent: Trajectory | None = None
-        self.caller: Caller | None = None
+        self.caller: CallKey | None = None
         self.record = record
         self._place = place
         self._inference = spec.inference
