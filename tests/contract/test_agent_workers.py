@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from mloc_dagster.errors import InputError
+from mloc_dagster.net import OutOfReachError, Reach
 from mloc_dagster.planning import Chunk, Plan, Shard
 from mloc_dagster.results import (
     Folder,
@@ -232,11 +233,22 @@ def test_what_was_spent_before_counts_after(held: Tools, folder: Folder) -> None
             "no agents among its own tools",
         ),
         ({"agent": {"instructions": "x"}}, "description"),
+        (
+            {"name": "calculator", "agent": {"description": "x"}},
+            "two tools are called 'calculator'",
+        ),
     ],
 )
 def test_what_no_worker_can_be_is_refused(tool: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        spec([ANSWER], {"tools": [tool]})
+        spec([ANSWER], {"tools": [tool, {"entry_point": "calculator"}]})
+
+
+def test_code_that_a_worker_runs_is_the_operators_to_allow() -> None:
+    below = {"description": "x", "tools": [{"entry_point": "my_tools.lookup"}]}
+    spec_of_task = {"taskType": "agent", "agent": {"tools": [{"agent": below}]}}
+    with pytest.raises(OutOfReachError, match=r"agent\.tools\.0\.agent\.tools\.0\.entry_point"):
+        Reach("api").check_spec(spec_of_task)
 
 
 # Replays
