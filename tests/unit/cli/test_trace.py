@@ -8,35 +8,43 @@ from typing import Any
 
 import pytest
 
-from mloc_dagster.api.trajectory import trajectory_view
 from mloc_dagster.cli import trace_command
-from mloc_dagster.results import CallResult, FunctionCall, ModelTurn, OutputRow, Steps, ToolCall
+from mloc_dagster.wire import TrajectoryCall, TrajectoryTurn, TrajectoryView
 
 
-def steps() -> Steps:
-    found = Steps()
-    asks = [ToolCall("c", FunctionCall("adder", '{"task": "Add"}'))]
-    adds = [ToolCall("d", FunctionCall("add", '{"a": 1}'))]
-    for entry in (
-        ModelTurn(0, 0, "I ask", tool_calls=asks, prompt_tokens=10, completion_tokens=1),
-        ModelTurn(0, 0, tool_calls=adds, prompt_tokens=20, completion_tokens=2, caller=(0, "c")),
-        CallResult(0, 0, "d", "add", "3", caller=(0, "c")),
-        ModelTurn(0, 1, "It is 3", prompt_tokens=30, completion_tokens=3, caller=(0, "c")),
-        CallResult(0, 0, "c", "adder", "It is 3"),
-        ModelTurn(0, 1, "Three", prompt_tokens=40, completion_tokens=4),
-    ):
-        found.add(entry)
-    return found
+def turn(number: int, text: str, tokens: int, *calls: TrajectoryCall) -> TrajectoryTurn:
+    return TrajectoryTurn(
+        turn=number,
+        text=text,
+        finish_reason="stop",
+        prompt_tokens=10 * tokens,
+        completion_tokens=tokens,
+        reasoning_tokens=0,
+        cached_tokens=0,
+        seconds=0.0,
+        calls=calls,
+    )
+
+
+def view() -> TrajectoryView:
+    add = TrajectoryCall(id="d", tool="add", arguments='{"a": 1}', output="3", seconds=0.0)
+    below = turn(0, "", 2, add), turn(1, "It is 3", 3)
+    asked = '{"task": "Add"}'
+    ask = TrajectoryCall(
+        id="c", tool="adder", arguments=asked, output="It is 3", seconds=0.0, turns=below
+    )
+    turns = turn(0, "I ask", 1, ask), turn(1, "Three", 4)
+    return TrajectoryView(
+        task_id="t", index=0, prompt="How much?", output="Three", stop="answer", turns=turns
+    )
 
 
 def test_the_turns_of_a_worker_stand_below_its_call(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    row = OutputRow(0, "How much?", "Three", stop="answer")
-
     class Client:
         def trajectory(self, task_id: str, index: int) -> Any:
-            return trajectory_view(task_id, index, row, steps())
+            return view()
 
     @contextmanager
     def opened(task: str | None = None) -> Iterator[Client]:
