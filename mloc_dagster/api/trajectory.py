@@ -17,7 +17,7 @@ def trajectory_view(
         row: What it became; None while it is under way.
         steps: What was done for it.
     """
-    turns = tuple(_turn(steps.turns[number], steps) for number in sorted(steps.turns))
+    turns = _turns(steps)
     if row is None:
         return TrajectoryView(task_id=task_id, index=index, prompt="", turns=turns)
     return TrajectoryView(
@@ -31,10 +31,15 @@ def trajectory_view(
     )
 
 
+def _turns(steps: Steps) -> tuple[TrajectoryTurn, ...]:
+    return tuple(_turn(steps.turns[number], steps) for number in sorted(steps.turns))
+
+
 def _turn(turn: ModelTurn, steps: Steps) -> TrajectoryTurn:
     calls: list[TrajectoryCall] = []
     for call in turn.tool_calls:
         result = steps.results.get((turn.turn, call.id))
+        below = steps.workers.get((turn.turn, call.id))
         calls.append(
             TrajectoryCall(
                 id=call.id,
@@ -43,6 +48,7 @@ def _turn(turn: ModelTurn, steps: Steps) -> TrajectoryTurn:
                 output=None if result is None else result.output,
                 failed=result is not None and result.failed,
                 seconds=None if result is None else result.seconds,
+                turns=() if below is None else _turns(below),
             )
         )
     return TrajectoryTurn(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from rich.console import Console
 from rich.padding import Padding
@@ -63,16 +63,28 @@ def _call(call: TrajectoryCall) -> Iterator[Padding]:
         answered = Text("no answer yet", style="dim")
     else:
         answered = Text(call.output, style="red" if call.failed else "green")
+    for turn in call.turns:
+        for line in _turn(turn):
+            yield Padding(line, (0, 0, 0, 2 * _INDENT), expand=False)
     yield Padding(answered, (0, 0, 0, 2 * _INDENT), expand=False)
 
 
 def _end(found: TrajectoryView) -> Text:
     if found.output is None:
         return Text("\nunder way", style="dim")
-    read = sum(each.prompt_tokens for each in found.turns)
-    written = sum(each.completion_tokens for each in found.turns)
-    calls = sum(len(each.calls) for each in found.turns)
-    spent = f"{len(found.turns)} turns, {calls} calls, {read:,} tokens read, {written:,} written"
+    turns = list(_all_turns(found.turns))
+    read = sum(each.prompt_tokens for each in turns)
+    written = sum(each.completion_tokens for each in turns)
+    calls = sum(len(each.calls) for each in turns)
+    spent = f"{len(turns)} turns, {calls} calls, {read:,} tokens read, {written:,} written"
     if found.error is not None:
         return Text.assemble("\n", (f"failed: {found.error}", "red"), (f"  {spent}", "dim"))
     return Text.assemble("\n", (f"ended: {found.stop}", "bold"), (f"  {spent}", "dim"))
+
+
+def _all_turns(turns: Iterable[TrajectoryTurn]) -> Iterator[TrajectoryTurn]:
+    """Yields turns, and those of agents that answer calls in them."""
+    for turn in turns:
+        yield turn
+        for call in turn.calls:
+            yield from _all_turns(call.turns)

@@ -57,6 +57,8 @@ def look_for_tools(templates: Iterable[CompiledTemplate]) -> list[Diagnostic]:
 
 
 def _missing(tool: AgentTool) -> str | None:
+    if tool.kind == "agent":  # its own tools come as well
+        return None
     try:
         check_tools([tool])
     except MlocError as error:

@@ -190,6 +190,14 @@ def turn_seed(block: Inference, row_seed: int, turn: int) -> int:
     return int.from_bytes(digest) >> 1
 
 
+def worker_seed(block: Inference, seed: int, turn: int, place: int) -> int:
+    """Returns what seeds the agent that answers a call, from what seeds the one that calls it."""
+    if block.seed is not None:
+        return seed
+    digest = blake2b(f"{seed}:{turn}:{place}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest) >> 1
+
+
 def _render(row: InputRow, block: RowBlock, engine: Engine) -> Rendered:
     if row.error is not None:
         raise ValueError(row.error)

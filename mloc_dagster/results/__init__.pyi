@@ -57,10 +57,12 @@ from .history import (
 from .journal import (
     Brief as Brief,
     CallBegun as CallBegun,
+    CallKey as CallKey,
     CallResult as CallResult,
     Journal as Journal,
     ModelTurn as ModelTurn,
     Steps as Steps,
+    journal_steps as journal_steps,
 )
 from .manifest import (
     MANIFEST_NAME as MANIFEST_NAME,

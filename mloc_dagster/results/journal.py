@@ -12,6 +12,9 @@ Nor may both make the same call. An attempt leaves `attempts/<attempt>-<token>` 
 earlier ones have noted, and a call is noted before a look at who came later. Whichever of the two
 comes first, one attempt sees the other: the later one finds the call and does not make it, or the
 earlier one finds that it was overtaken.
+
+A call may be answered by an agent, whose own turns and calls are noted as well: their entries name
+the call in `caller`, and are numbered from 0 again.
 """
 
 from __future__ import annotations
@@ -31,6 +34,9 @@ from mloc_dagster.planning import Shard
 from mloc_dagster.results.batched_writer import BatchedWriter
 from mloc_dagster.results.rows import Message, ToolCall
 from mloc_dagster.results.store import Folder
+
+CallKey = tuple[int, str]
+"""A call: the turn whose answer has it, and its id."""
 
 _PART = re.compile(r"journal/(\d{4,})/(\d+)-(\d+)-([0-9a-f]+)-c([0-9a-f]{8})\.jsonl")
 _ATTEMPT = re.compile(r"journal/\d{4,}/attempts/(\d+)-([0-9a-f]+)")
@@ -59,6 +65,7 @@ class ModelTurn(msgspec.Struct, frozen=True, omit_defaults=True, tag="model"):
         ended_at: When that was, in seconds since 1970.
         told: What the model was told after its turn before, where that was not just the answers to
             its calls: what was wrong with a call, or that it has to come to an end.
+        caller: The call whose agent it is; None of the row's own.
     """
 
     index: int
@@ -76,6 +83,7 @@ class ModelTurn(msgspec.Struct, frozen=True, omit_defaults=True, tag="model"):
     row_s: float = 0.0
     ended_at: float = 0.0
     told: list[Message] = []
+    caller: CallKey | None = None
 
 
 class CallBegun(msgspec.Struct, frozen=True, omit_defaults=True, tag="begun"):
@@ -86,12 +94,14 @@ class CallBegun(msgspec.Struct, frozen=True, omit_defaults=True, tag="begun"):
         turn: The turn whose answer has the call.
         call: The call's id.
         tool: What is called.
+        caller: The call whose agent it is; None of the row's own.
     """
 
     index: int
     turn: int
     call: str
     tool: str
+    caller: CallKey | None = None
 
 
 class CallResult(msgspec.Struct, frozen=True, omit_defaults=True, tag="result"):
@@ -107,6 +117,7 @@ class CallResult(msgspec.Struct, frozen=True, omit_defaults=True, tag="result"):
         seconds: How long it took.
         row_s: Seconds that workers have spent on the row when it was over.
         ended_at: When that was, in seconds since 1970.
+        caller: The call whose agent it is; None of the row's own.
     """
 
     index: int
@@ -118,6 +129,7 @@ class CallResult(msgspec.Struct, frozen=True, omit_defaults=True, tag="result"):
     seconds: float = 0.0
     row_s: float = 0.0
     ended_at: float = 0.0
+    caller: CallKey | None = None
 
 
 Entry = ModelTurn | CallBegun | CallResult
@@ -136,41 +148,62 @@ class Brief(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Steps:
-    """What a journal says of one row.
+    """What a journal says of one row, or of one call that an agent answers.
 
     Attributes:
         turns: What the model said, by turn.
         results: What tools answered, by turn and call.
         begun: Calls that were about to be made, by turn and call.
+        workers: What was done for calls that agents answer, by turn and call.
     """
 
     def __init__(self) -> None:
         self.turns: dict[int, ModelTurn] = {}
-        self.results: dict[tuple[int, str], CallResult] = {}
-        self.begun: dict[tuple[int, str], CallBegun] = {}
+        self.results: dict[CallKey, CallResult] = {}
+        self.begun: dict[CallKey, CallBegun] = {}
+        self.workers: dict[CallKey, Steps] = {}
 
     def add(self, entry: Entry) -> None:
-        """Takes an entry; the first one of its kind and place counts."""
+        """Takes an entry of the row; the first one of its kind and place counts."""
+        steps = self if entry.caller is None else self.of_call(entry.caller)
         match entry:
             case ModelTurn():
-                self.turns.setdefault(entry.turn, entry)
+                steps.turns.setdefault(entry.turn, entry)
             case CallResult():
-                self.results.setdefault((entry.turn, entry.call), entry)
+                steps.results.setdefault((entry.turn, entry.call), entry)
             case CallBegun():
-                self.begun.setdefault((entry.turn, entry.call), entry)
+                steps.begun.setdefault((entry.turn, entry.call), entry)
 
-    @property
-    def first(self) -> int:
-        """The rank of the first entry; see `_rank`."""
-        return min(map(_rank, self._entries()))
+    def of_call(self, caller: CallKey) -> Steps:
+        """Returns the steps of the agent that answers a call; what is added to them stays."""
+        return self.workers.setdefault(caller, Steps())
+
+    def workers_of(self, turn: int) -> list[Steps]:
+        """Returns the steps of the agents that a turn called, in the order of its calls."""
+        said = self.turns.get(turn)
+        calls = () if said is None else dict.fromkeys(each.id for each in said.tool_calls)
+        return [self.workers[turn, call] for call in calls if (turn, call) in self.workers]
 
     @property
     def seconds(self) -> float:
         """Seconds that workers have spent on the row."""
         entries = (*self.turns.values(), *self.results.values())
-        return max((each.row_s for each in entries), default=0.0)
+        below = (each.seconds for each in self.workers.values())
+        return max((*(each.row_s for each in entries), *below), default=0.0)
 
-    def _entries(self) -> Iterator[Entry]:
+    def firsts(self) -> dict[CallKey | None, int]:
+        """Returns the rank of the first entry, and of the first for each call; see `_rank`."""
+        found: dict[CallKey | None, int] = {}
+        for caller, steps in ((None, self), *self.workers.items()):
+            ranks = [_rank(each) for each in steps.entries()]
+            if caller is None:
+                ranks += [_rank_of_calls(turn) for turn, _ in self.workers]
+            if ranks:
+                found[caller] = min(ranks)
+        return found
+
+    def entries(self) -> Iterator[Entry]:
+        """Yields what was done, without what agents did for calls."""
         yield from (*self.turns.values(), *self.results.values(), *self.begun.values())
 
 
@@ -308,12 +341,24 @@ def journal_entries(folder: Folder, shard: Shard) -> Iterator[tuple[_Attempt, En
 
 def _lay_under(found: dict[int, Steps], entries: list[Entry]) -> None:
     """Adds what an earlier attempt noted, as far as later ones began from it."""
-    begun_at = {index: steps.first for index, steps in found.items()}
+    begun_at = {index: steps.firsts() for index, steps in found.items()}
     for entry in entries:
-        if _rank(entry) <= begun_at.get(entry.index, _rank(entry)):
+        begun = begun_at.get(entry.index, {})
+        if all(rank <= begun.get(caller, rank) for caller, rank in _ranks(entry)):
             found.setdefault(entry.index, Steps()).add(entry)
 
 
+def _ranks(entry: Entry) -> Iterator[tuple[CallKey | None, int]]:
+    """Yields where an entry comes: in its row, and in the call whose agent it is of."""
+    if entry.caller is not None:
+        yield None, _rank_of_calls(entry.caller[0])
+    yield entry.caller, _rank(entry)
+
+
 def _rank(entry: Entry) -> int:
-    """Returns where an entry comes in its row: a turn of the model, then the calls in it."""
-    return 2 * entry.turn + (not isinstance(entry, ModelTurn))
+    """Returns where an entry comes among its own: a turn of the model, then the calls in it."""
+    return 2 * entry.turn if isinstance(entry, ModelTurn) else _rank_of_calls(entry.turn)
+
+
+def _rank_of_calls(turn: int) -> int:
+    return 2 * turn + 1

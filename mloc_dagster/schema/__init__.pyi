@@ -1,4 +1,11 @@
-from .agent import Agent as Agent, AgentSpec as AgentSpec
+from .agent import (
+    Agent as Agent,
+    AgentBudget as AgentBudget,
+    AgentLoop as AgentLoop,
+    AgentSpec as AgentSpec,
+    ToolOrWorker as ToolOrWorker,
+    Worker as Worker,
+)
 from .agent_tools import (
     TOOL_SECRETS as TOOL_SECRETS,
     AgentTool as AgentTool,

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, Self, cast
+from typing import Annotated, Any, ClassVar, Literal, Self, cast
 
-from pydantic import ConfigDict, Field, JsonValue, model_validator
+from pydantic import (
+    AfterValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    field_validator,
+    model_validator,
+)
 
-from mloc_dagster.schema.agent_tools import AgentTools
+from mloc_dagster.schema.agent_tools import AgentTool, AgentTools, Effect, distinct
 from mloc_dagster.schema.base import Block
 from mloc_dagster.schema.data import InferenceData
 from mloc_dagster.schema.inference import Inference
@@ -24,42 +31,100 @@ class AgentBudget(Block):
     """Calls of tools."""
 
 
-class Agent(Block):
-    """What an agent is told, what it may call, and when it has to end."""
+class AgentLoop(Block):
+    """What an agent is told, and when it has to end."""
 
     instructions: str | None = None
-    """Stands before each row, as a system message."""
-
-    tools: AgentTools = ()
-    """What the model may call."""
+    """Stands before each row, as a system message; of a worker, before what it is asked."""
 
     output_schema: Mapping[str, JsonValue] | None = None
     """A JSON Schema that the final answer fits."""
 
-    concurrency: int = Field(default=64, ge=1, le=10_000)
-    """Rows that a worker works on at the same time."""
-
     max_steps: int = Field(default=20, ge=1)
-    """Turns of the model for one row."""
+    """Turns of the model for one row, or for one call of a worker."""
 
     timeout: float = Field(default=300.0, gt=0)
-    """Seconds that workers may spend on one row; time while none has it does not count."""
-
-    tool_timeout: float = Field(default=30.0, gt=0)
-    """Seconds that one call of a tool may take."""
+    """Seconds that may be spent on one row, or on one call of a worker; time while no process has
+    it does not count."""
 
     budget: AgentBudget = AgentBudget()
 
     on_limit: Literal["answer", "fail"] = "answer"
     """What happens at `max_steps` or at the end of a budget: the model is asked once more, for an
-    answer without tools; or the row fails."""
-
-    trace_content: bool = False
-    """Put prompts, answers, arguments and results into the spans of `traces/` as well."""
+    answer without tools; or the row, or the call, fails."""
 
     retries: int = Field(default=3, ge=0)
     """How often in a row the model may call a tool wrongly, or answer in a wrong form, and is told
     so."""
+
+
+class Worker(AgentLoop):
+    """An agent that another one calls as a tool, each time with a task in words."""
+
+    description: str = Field(min_length=1)
+    """What the calling model reads: what to ask it for."""
+
+    tools: AgentTools = ()
+    """What it may call itself: no agents."""
+
+    @field_validator("tools", mode="before")
+    @classmethod
+    def _no_agents(cls, value: object) -> object:
+        items = cast("list[object]", value) if isinstance(value, list | tuple) else []
+        if any(isinstance(each, dict) and "agent" in each for each in items):
+            raise ValueError("an agent that is a tool has no agents among its own tools")
+        return cast("object", value)
+
+
+class ToolOrWorker(AgentTool):
+    """A tool: exactly one of `python`, `mcp`, `search`, `http`, `entry_point` and `agent`."""
+
+    kinds: ClassVar[tuple[str, ...]] = (*AgentTool.kinds, "agent")
+
+    agent: Worker | None = None
+    """A worker: an agent with instructions and tools of its own, on the same model."""
+
+    @model_validator(mode="after")
+    def _no_effect_of_its_own(self) -> Self:
+        if self.agent is not None and self.effect is not None:
+            raise ValueError("an agent has no effect of its own: each of its tools has one")
+        return self
+
+    @property
+    def call_effect(self) -> Effect:
+        """What a call changes; of an agent nothing, beyond what its own calls do."""
+        return "read" if self.agent is not None else super().call_effect
+
+
+class Agent(AgentLoop):
+    """What an agent is told, what it may call, and when it has to end."""
+
+    tools: Annotated[tuple[ToolOrWorker, ...], AfterValidator(distinct)] = ()
+    """What the model may call."""
+
+    concurrency: int = Field(default=64, ge=1, le=10_000)
+    """Rows that a worker works on at the same time."""
+
+    tool_timeout: float = Field(default=30.0, gt=0)
+    """Seconds that one call of a tool may take; an agent that is a tool has its `timeout`."""
+
+    trace_content: bool = False
+    """Put prompts, answers, arguments and results into the spans of `traces/` as well."""
+
+    replay: Literal["auto", "strict"] = "auto"
+    """`strict` answers calls from the task `recorded`, and calls no tool; a row whose model calls
+    otherwise than the recorded one ends with an error that says where."""
+
+    recorded: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    """The id of the task that `replay: strict` answers from."""
+
+    @model_validator(mode="after")
+    def _replays_something(self) -> Self:
+        if self.replay == "strict" and self.recorded is None:
+            raise ValueError("replay: strict answers from a task: name it as agent.recorded")
+        if self.replay == "auto" and self.recorded is not None:
+            raise ValueError("agent.recorded is for agent.replay: strict")
+        return self
 
 
 def _model_of_a_preset(schema: dict[str, Any]) -> None:

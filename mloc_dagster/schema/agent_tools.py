@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
-from typing import Annotated, Literal, Self, cast
+from typing import Annotated, ClassVar, Literal, Self, cast
 
 from pydantic import (
     AfterValidator,
@@ -138,6 +138,8 @@ class HttpTool(Block):
 class AgentTool(Block):
     """A tool of an agent, exactly one of `python`, `mcp`, `search`, `http` and `entry_point`."""
 
+    kinds: ClassVar[tuple[str, ...]] = _KINDS
+
     python: PythonTool | None = None
     mcp: McpTool | None = None
     search: SearchTool | None = None
@@ -168,24 +170,24 @@ class AgentTool(Block):
         """Takes `- python:` for a sandbox with the usual limits."""
         if isinstance(value, dict):
             given = cast("dict[str, object]", value)
-            if "python" in given and given["python"] is None and not _given(given):
+            if "python" in given and given["python"] is None and not cls._given(given):
                 return dict[str, object](given, python={})
         return cast("object", value)
 
     @model_validator(mode="after")
     def _one_kind(self) -> Self:
-        given = _given({each: getattr(self, each) for each in _KINDS})
+        given = self._given({each: getattr(self, each) for each in self.kinds})
         if len(given) != 1:
             which = " and ".join(given) + " are given" if given else "none is given"
-            raise ValueError(f"a tool is one of {', '.join(_KINDS)}: {which}")
+            raise ValueError(f"a tool is one of {', '.join(self.kinds)}: {which}")
         if self.options and self.entry_point is None:
             raise ValueError(f"options are for an entry_point; {given[0]} has fields of its own")
         return self
 
     @property
-    def kind(self) -> Literal["python", "mcp", "search", "http", "entry_point"]:
+    def kind(self) -> str:
         """Which of them it is."""
-        return next(each for each in _KINDS if getattr(self, each) is not None)
+        return next(each for each in self.kinds if getattr(self, each) is not None)
 
     @property
     def tool_name(self) -> str | None:
@@ -205,12 +207,17 @@ class AgentTool(Block):
             return "read"
         return "write"
 
+    @classmethod
+    def _given(cls, kinds: Mapping[str, object]) -> list[str]:
+        return [each for each in cls.kinds if kinds.get(each) is not None]
 
-def _given(kinds: Mapping[str, object]) -> list[str]:
-    return [each for each in _KINDS if kinds.get(each) is not None]
 
+def distinct[T: AgentTool](tools: tuple[T, ...]) -> tuple[T, ...]:
+    """Returns tools, if no two of them have the same name.
 
-def _distinct(tools: tuple[AgentTool, ...]) -> tuple[AgentTool, ...]:
+    Raises:
+        ValueError: If two have.
+    """
     names = [each.tool_name for each in tools if each.tool_name is not None]
     twice = next((each for each in names if names.count(each) > 1), None)
     if twice is not None:
@@ -218,7 +225,7 @@ def _distinct(tools: tuple[AgentTool, ...]) -> tuple[AgentTool, ...]:
     return tools
 
 
-AgentTools = Annotated[tuple[AgentTool, ...], AfterValidator(_distinct)]
+AgentTools = Annotated[tuple[AgentTool, ...], AfterValidator(distinct)]
 """All tools of an agent, no two of them with the same name."""
 
 
@@ -226,7 +233,7 @@ def tools_in(value: object, path: Path = ()) -> Iterator[tuple[Path, AgentTool]]
     """Yields every tool of a typed spec, whichever task type it is, with its place."""
     if isinstance(value, AgentTool):
         yield path, value
-    elif isinstance(value, BaseModel):
+    if isinstance(value, BaseModel):  # an agent among the tools has tools of its own
         for name, info in type(value).model_fields.items():
             yield from tools_in(getattr(value, name), (*path, info.alias or name))
     elif isinstance(value, tuple) and value and isinstance(value[0], BaseModel):

@@ -13,7 +13,7 @@ from pydantic import SecretStr
 
 from mloc_dagster.errors import InputError, MissingExtraError, nearest_hint
 from mloc_dagster.net import current_reach
-from mloc_dagster.schema import AgentTool, McpTool, SearchTool
+from mloc_dagster.schema import AgentTool, McpTool, SearchTool, ToolOrWorker
 from mloc_dagster.tools.registered import check_registered
 
 SEARCH_KEYS: Mapping[str, str] = {"serper": "SERPER_API_KEY", "jina": "JINA_API_KEY"}
@@ -27,6 +27,7 @@ _PACKAGES = {
     "search": ("pydantic_ai", "httpx2", "ddgs"),
     "http": ("pydantic_ai", "httpx2"),
     "entry_point": ("pydantic_ai",),
+    "agent": ("pydantic_ai",),
 }
 
 
@@ -46,6 +47,8 @@ def check_tools(tools: Sequence[AgentTool], *, load: bool = True) -> None:
     """
     for tool in tools:
         _check_packages(tool)
+        if isinstance(tool, ToolOrWorker) and tool.agent is not None:
+            check_tools(tool.agent.tools, load=load)
         if tool.mcp is not None:
             _check_mcp(tool.mcp)
         elif tool.search is not None:

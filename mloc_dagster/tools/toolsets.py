@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +31,7 @@ async def open_toolsets(
     tools: Sequence[AgentTool],
     *,
     tool_timeout: float = TOOL_TIMEOUT_S,
+    taken: Collection[str] = (),
     log: Callable[[str], None] = lambda line: None,
 ) -> AsyncGenerator[list[ObservedToolset]]:
     """Opens tools for as long as the block runs; what they start ends with it, however it ends.
@@ -45,6 +46,7 @@ async def open_toolsets(
     Args:
         tools: The tools of a task.
         tool_timeout: Seconds that one call may take.
+        taken: Names that the model has for something else.
         log: Takes lines for the task's log, from any thread: what programs say.
 
     Yields:
@@ -58,7 +60,7 @@ async def open_toolsets(
     check_tools(tools)
     async with AsyncExitStack() as stack:
         opened = [await _open(each, tool_timeout, log, stack) for each in tools]
-        await _check_names(opened)
+        await _check_names(opened, taken)
         yield opened
 
 
@@ -137,10 +139,10 @@ def _secrets(tool: AgentTool) -> frozenset[str]:
     return mcp_secrets(tool.mcp)
 
 
-async def _check_names(opened: Sequence[AbstractToolset[Any]]) -> None:
+async def _check_names(opened: Sequence[AbstractToolset[Any]], taken: Collection[str]) -> None:
     from mloc_dagster.tools.context import bare_context
 
-    names: set[str] = set()
+    names = set(taken)
     for toolset in opened:
         for name in await toolset.get_tools(bare_context()):
             if name in names:

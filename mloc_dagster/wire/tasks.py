@@ -323,6 +323,8 @@ class TrajectoryCall(Wire):
     """Whether `output` says what went wrong."""
 
     seconds: float | None = None
+    turns: tuple[TrajectoryTurn, ...] = ()
+    """The turns of the agent that answers it, where one does."""
 
 
 class TrajectoryTurn(Wire):

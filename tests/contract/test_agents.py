@@ -200,7 +200,7 @@ def test_so_is_what_a_tool_says_went_wrong(folder: Folder) -> None:
     call = {"name": "calculator", "arguments": {"expression": "1/0"}}
     (row,) = answers(folder, spec([{"tool_calls": [call]}, ANSWER]))  # with the real tool
     assert row.output == "It is Error: ValueError: '1/0' divides by zero."
-    (steps,) = Journal(folder, SHARD, 2, most=1, interval_s=60).read().values()
+    (steps,) = Journal(folder, SHARD, 2, most=1, interval_s=60).take_over().values()
     assert [each.failed for each in steps.results.values()] == [True]
 
 

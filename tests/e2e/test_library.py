@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import threading
@@ -12,11 +13,12 @@ from pathlib import Path
 
 import dagster as dg
 import pytest
+import yaml
 
 from mloc_dagster.compile import apply_sets, compile_document, load_documents, with_partition
 from mloc_dagster.library import library_files
 from mloc_dagster.local_run import run_template
-from mloc_dagster.results import open_store, verify_manifest
+from mloc_dagster.results import open_store, read_trajectories, verify_manifest
 from tests.e2e.conftest import ROOT
 from tests.endpoint_server import endpoint
 
@@ -58,6 +60,7 @@ ROWS = {
     "agents/simple_search": [[1]],
     "agents/search_agent": [[1]],
     "agents/paper_collector": [[1]],
+    "agents/planner": [[1]],
     "experiments/gsm8k_scored": [[24, 6]],
     "experiments/gsm8k_single": [[24]],
     "experiments/gsm8k_two_branch": [[24, 24, 24]],
@@ -179,3 +182,47 @@ def test_the_template_runs(
     if name == "core/http_delivery":
         assert len(heard := receiver) == 4  # the result, responses.json, and a log per shard
         assert {authorization for _, authorization in heard} == {"Bearer sesame"}
+
+
+PLANNED = """\
+apiVersion: mloc/v1
+kind: AgentTask
+metadata: {name: planned}
+spec:
+  configName: examples/planner
+  task: How much is 6 * 7?
+  output: {artifacts: [responses.json, agent_output.txt]}
+  model:
+    source: {identifier: scripted}
+    scripted:
+      turns:
+        - tool_calls: [{name: python_worker, arguments: {task: Multiply 6 by 7}}]
+        - text: "It is {result}"
+      agents:
+        INSTRUCTIONS:
+          - tool_calls: [{name: python, arguments: {code: print(6 * 7)}}]
+          - text: "{prompt}: {result}"
+"""
+
+
+def test_the_planner_asks_its_workers(
+    instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for variable in ("UTU_LLM_MODEL", "UTU_LLM_BASE_URL", "UTU_LLM_API_KEY", "SERPER_API_KEY"):
+        monkeypatch.setenv(variable, "unused")
+    preset = yaml.safe_load(library_files()["agents/planner"].read_text())
+    worker = preset["spec"]["agent"]["tools"][1]["agent"]["instructions"]
+    path = tmp_path / "planned.yaml"
+    path.write_text(PLANNED.replace("INSTRUCTIONS", json.dumps(worker)))
+    outcome = run_template(compile_document(load_documents(path)[0]), instance)
+    assert outcome.succeeded, outcome.failures
+    folder = open_store().task(outcome.tasks[0].task_id)
+    ((row, steps),) = read_trajectories(folder)
+    assert row.output == "It is Multiply 6 by 7: 42"
+    (below,) = steps.workers.values()
+    assert [each.tool for each in below.results.values()] == ["python"]
+
+    # The worker's turns stand below its call.
+    text = folder.read_bytes("agent_output.txt").decode()
+    assert '> python_worker {"task":"Multiply 6 by 7"}\n    -- turn 0: ' in text
+    assert "\n    < 42\n" in text

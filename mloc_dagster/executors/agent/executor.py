@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from mloc_dagster.errors import TaskCancelled
+from mloc_dagster.executors.agent.replay import Recording
 from mloc_dagster.executors.agent.traces import Traces
 from mloc_dagster.executors.agent.turns import TurnQueue
 from mloc_dagster.executors.base import ShardContext, ShardInput
@@ -20,7 +21,7 @@ from mloc_dagster.executors.engines.protocol import Engine, Replies
 from mloc_dagster.executors.inference import InferenceExecutor
 from mloc_dagster.planning import shard_key
 from mloc_dagster.results import InputRow, Steps, failed_row
-from mloc_dagster.schema import AgentSpec, ModelSpec
+from mloc_dagster.schema import AgentSpec, AgentTool, ModelSpec, ToolOrWorker
 from mloc_dagster.tools import check_tools, open_toolsets
 
 # Whoever builds a task's job asks this executor for the key of its model: pydantic-ai takes
@@ -54,13 +55,16 @@ class AgentExecutor(InferenceExecutor):
         Raises:
             TaskCancelled: If the task was asked to stop.
             TransientError: If the engine is lost and another attempt may help.
+            InputError: If the task that is replayed is not there.
         """
         check_tools(spec.agent.tools)  # a warm model was loaded for other tools
+        recorded = spec.agent.recorded if spec.agent.replay == "strict" else None
+        recording = None if recorded is None else Recording(recorded, shard.index)
         context.log(f"engine: {model.label} on {model.device}: {choose_engine(spec).reason}")
         context.log(f"model: {model.name}, revision {self.revision(model)}")
         loop = asyncio.new_event_loop()
         queue = TurnQueue(model, loop, context.emit)
-        rows = _Rows(shard, spec, model, context, queue)
+        rows = _Rows(shard, spec, model, context, queue, recording)
         # The thread has this one's context: what the task may reach is in it.
         run = partial(contextvars.copy_context().run, _run, loop, queue, rows)
         thread = threading.Thread(target=run, name="mloc-agent")
@@ -106,6 +110,7 @@ class _Rows:
         engine: Engine,
         context: ShardContext,
         queue: TurnQueue,
+        recording: Recording | None,
     ) -> None:
         from mloc_dagster.executors.agent.trajectory import Blocks
 
@@ -125,14 +130,18 @@ class _Rows:
             engine.label,
             content=spec.agent.trace_content,
         )
+        self._recording = recording
         self._all: asyncio.Task[None] | None = None
 
     async def run(self) -> None:
         """Works on all rows."""
+        from mloc_dagster.executors.agent.workers import agent_of
+
         self._all = asyncio.current_task()
         async with AsyncExitStack() as around:
             around.enter_context(self._traces)
-            agent = self._agent(await self._toolsets(around))
+            given = self._spec.agent
+            agent = agent_of(given, "agent", await self._toolsets(around, given.tools))
             rows = enumerate(self._shard.rows)
             workers = min(self._spec.agent.concurrency, self._shard.count)
             async with asyncio.TaskGroup() as group:
@@ -163,53 +172,32 @@ class _Rows:
                 self._shard.seed,
                 self._blocks,
                 self._shard.task_id,
+                None if self._recording is None else self._recording.of(row.index),
             )
             done = await trajectory.run(agent, self._engine.name, self._engine.label)
             self._traces.add(done, trajectory.steps)
             self._queue.finish(done)
 
-    async def _toolsets(self, around: AsyncExitStack) -> list[AbstractToolset[Trajectory]]:
+    async def _toolsets(
+        self, around: AsyncExitStack, tools: Sequence[AgentTool]
+    ) -> list[AbstractToolset[Trajectory]]:
+        """Returns tools as toolsets that are open for as long as the shard is worked on."""
         from mloc_dagster.executors.agent.trajectory import JournaledTools
+        from mloc_dagster.executors.agent.workers import worker_toolset
 
+        workers = {
+            each.tool_name or "": each.agent
+            for each in tools
+            if isinstance(each, ToolOrWorker) and each.agent is not None
+        }
         opened = open_toolsets(
-            self._spec.agent.tools,
+            [each for each in tools if each.tool_name not in workers],
             tool_timeout=self._spec.agent.tool_timeout,
+            taken=workers,
             log=self._context.log,
         )
-        return [JournaledTools(each) for each in await around.enter_async_context(opened)]
-
-    def _agent(self, toolsets: list[AbstractToolset[Trajectory]]) -> Agent[Trajectory, Any]:
-        from pydantic_ai import Agent
-        from pydantic_ai.output import StructuredDict
-
-        from mloc_dagster.executors.agent.trajectory import Trajectory
-
-        given = self._spec.agent
-        schema = given.output_schema
-        agent: Agent[Trajectory, Any] = Agent(
-            deps_type=Trajectory,
-            output_type=str if schema is None else StructuredDict(dict(schema), name="answer"),
-            instructions=given.instructions,
-            toolsets=toolsets,
-            retries=given.retries,
-            name="agent",
-        )
-        if schema is not None:
-            agent.output_validator(_fits(schema))
-        return agent
-
-
-def _fits(schema: Any) -> Any:
-    """Returns a check that an answer fits a JSON Schema, which the model is told of."""
-    from jsonschema.validators import validator_for
-    from pydantic_ai import ModelRetry
-
-    validator = validator_for(schema)(schema)
-
-    def check(output: Any) -> Any:
-        wrong = [f"{each.json_path}: {each.message}" for each in validator.iter_errors(output)]
-        if wrong:
-            raise ModelRetry("; ".join(wrong[:5]))
-        return output
-
-    return check
+        found: list[AbstractToolset[Trajectory]] = [*await around.enter_async_context(opened)]
+        for name, worker in workers.items():
+            below = await self._toolsets(around, worker.tools)
+            found.append(worker_toolset(worker, name, below))
+        return [JournaledTools(each) for each in found]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterator, Mapping
+from textwrap import indent
 
 import msgspec
 from pydantic import JsonValue
@@ -107,6 +108,13 @@ def _counts(rows: int, failed: int) -> dict[str, JsonValue]:
 def transcript(row: OutputRow, steps: Steps) -> Iterator[str]:
     """Yields the lines of one trajectory: what was asked, thought, called, found out, answered."""
     yield f"== {row.index}: {_title(row)}"
+    yield from _of_steps(steps)
+    yield f"-- {row.stop}, {row.steps} steps, {row.latency_s:.1f} s"
+    if row.error is not None:
+        yield f"error: {row.error}"
+
+
+def _of_steps(steps: Steps) -> Iterator[str]:
     for number in sorted(steps.turns):
         turn = steps.turns[number]
         yield f"-- turn {number}: {_figures(turn)}"
@@ -116,12 +124,12 @@ def transcript(row: OutputRow, steps: Steps) -> Iterator[str]:
             yield turn.text
         for call in turn.tool_calls:
             yield f"> {call.function.name} {call.function.arguments}"
+            below = steps.workers.get((number, call.id))
+            if below is not None:
+                yield from (indent(each, "    ") for each in _of_steps(below))
             answer = steps.results.get((number, call.id))
             if answer is not None:
                 yield f"< {answer.output}"
-    yield f"-- {row.stop}, {row.steps} steps, {row.latency_s:.1f} s"
-    if row.error is not None:
-        yield f"error: {row.error}"
 
 
 def _figures(turn: ModelTurn) -> str:

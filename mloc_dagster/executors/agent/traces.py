@@ -1,6 +1,7 @@
 """Trajectories as OpenTelemetry spans, by the semantic conventions for generative AI.
 
-task → `invoke_agent` (a row) → `chat` (a turn of the model), `execute_tool` (a call). They are made
+task → `invoke_agent` (a row) → `chat` (a turn of the model), `execute_tool` (a call), and below a
+call that an agent answers its `invoke_agent` with spans of its own. They are made
 of what the journal has when a row ends, so a row that several workers worked on has all its spans,
 and their ids follow from the task: a row that is traced again has the same ones.
 
@@ -21,7 +22,7 @@ from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Self
 
 from mloc_dagster import __version__
-from mloc_dagster.results import CallResult, ModelTurn, OutputRow, Steps
+from mloc_dagster.results import CallResult, FunctionCall, ModelTurn, OutputRow, Steps
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import ReadableSpan
@@ -114,12 +115,48 @@ class Traces:
             },
             row.error,
         )
-        for number, turn in sorted(steps.turns.items()):
-            yield self._turn(name, number, turn)
-        for (number, call), result in sorted(steps.results.items()):
-            yield self._call(name, number, call, result, _arguments(steps, number, call))
+        yield from self._of_steps((name,), steps)
 
-    def _turn(self, row: str, number: int, turn: ModelTurn) -> ReadableSpan:
+    def _of_steps(self, agent: Sequence[str], steps: Steps) -> Iterator[ReadableSpan]:
+        """Yields the spans below that of an agent, by the place of its own."""
+        for number, turn in sorted(steps.turns.items()):
+            yield self._turn(agent, number, turn)
+        for (number, call), result in sorted(steps.results.items()):
+            yield self._call(agent, number, call, result, _arguments(steps, number, call))
+        for (number, call), below in sorted(steps.workers.items()):
+            if below.turns:
+                yield from self._of_worker(agent, number, call, steps, below)
+
+    def _of_worker(
+        self, agent: Sequence[str], number: int, call: str, steps: Steps, below: Steps
+    ) -> Iterator[ReadableSpan]:
+        result = steps.results.get((number, call))
+        name = _tool_of(steps, number, call)
+        path = (*agent, str(number), call, "agent")
+        entries = (*below.turns.values(), *below.results.values())
+        yield self._span(
+            f"invoke_agent {name}",
+            path,
+            path[:-1] if result is not None else agent,  # cut off, the call has no span
+            (min(_span_of(each)[0] for each in entries), max(each.ended_at for each in entries)),
+            {
+                "gen_ai.operation.name": "invoke_agent",
+                "gen_ai.agent.name": name,
+                "gen_ai.request.model": self._model,
+                "gen_ai.provider.name": self._engine,
+                "gen_ai.usage.input_tokens": sum(
+                    each.prompt_tokens for each in below.turns.values()
+                ),
+                "gen_ai.usage.output_tokens": sum(
+                    each.completion_tokens for each in below.turns.values()
+                ),
+                "mloc.agent.steps": len(below.turns),
+            },
+            None if result is not None and not result.failed else "it came to no answer",
+        )
+        yield from self._of_steps(path, below)
+
+    def _turn(self, agent: Sequence[str], number: int, turn: ModelTurn) -> ReadableSpan:
         attributes: dict[str, Any] = {
             "gen_ai.operation.name": "chat",
             "gen_ai.request.model": self._model,
@@ -132,11 +169,11 @@ class Traces:
         if self._content:
             attributes["gen_ai.output.messages"] = turn.text
         return self._span(
-            f"chat {self._model}", (row, str(number)), (row,), _span_of(turn), attributes
+            f"chat {self._model}", (*agent, str(number)), agent, _span_of(turn), attributes
         )
 
     def _call(
-        self, row: str, number: int, call: str, result: CallResult, arguments: str
+        self, agent: Sequence[str], number: int, call: str, result: CallResult, arguments: str
     ) -> ReadableSpan:
         attributes: dict[str, Any] = {
             "gen_ai.operation.name": "execute_tool",
@@ -151,8 +188,8 @@ class Traces:
             }
         return self._span(
             f"execute_tool {result.tool}",
-            (row, str(number), call),
-            (row,),
+            (*agent, str(number), call),
+            agent,
             _span_of(result),
             attributes,
             "the tool failed" if result.failed else None,
@@ -244,9 +281,17 @@ def _span_of(entry: ModelTurn | CallResult) -> tuple[float, float]:
 
 
 def _arguments(steps: Steps, turn: int, call: str) -> str:
+    return next((each.arguments for each in _functions(steps, turn, call)), "")
+
+
+def _tool_of(steps: Steps, turn: int, call: str) -> str:
+    return next((each.name for each in _functions(steps, turn, call)), "agent")
+
+
+def _functions(steps: Steps, turn: int, call: str) -> Iterator[FunctionCall]:
     said = steps.turns.get(turn)
     calls = () if said is None else said.tool_calls
-    return next((each.function.arguments for each in calls if each.id == call), "")
+    return (each.function for each in calls if each.id == call)
 
 
 def _number(text: str, size: int) -> int:

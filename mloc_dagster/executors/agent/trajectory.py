@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote
@@ -20,12 +21,14 @@ from mloc_dagster.executors.agent.engine_model import (
     history_of,
     user_content,
 )
+from mloc_dagster.executors.agent.replay import Record, RowFailedError, tool_calls
 from mloc_dagster.executors.agent.turns import Turn, TurnQueue, UnansweredTurnError
 from mloc_dagster.executors.prompts import tool_definitions
-from mloc_dagster.executors.row_requests import row_seed, turn_seed
+from mloc_dagster.executors.row_requests import row_seed, turn_seed, worker_seed
 from mloc_dagster.results import (
     Brief,
     CallBegun,
+    CallKey,
     CallResult,
     InputRow,
     Journal,
@@ -35,7 +38,7 @@ from mloc_dagster.results import (
     Steps,
     ToolCall,
 )
-from mloc_dagster.schema import AgentSpec, FunctionTool, Inference
+from mloc_dagster.schema import AgentBudget, AgentLoop, AgentSpec, FunctionTool, Inference, Worker
 from mloc_dagster.tools import FailedCall, ObservedToolset, ToolFailure, calling
 
 ANSWER_NOW = (
@@ -46,6 +49,9 @@ ANSWER_NOW = (
 _NO_LIMITS = UsageLimits(request_limit=None)
 
 UNKNOWN_OUTCOME = "outcome unknown"
+
+AGENT_EFFECT = "agent"
+"""The effect of tools that agents answer: what they change, their own calls say."""
 
 
 class LimitReachedError(Exception):
@@ -61,8 +67,19 @@ class LimitReachedError(Exception):
         self.stop = stop
 
 
-class RowFailedError(Exception):
-    """The row ends with an error."""
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How a trajectory ended.
+
+    Attributes:
+        output: The answer; empty where there is none.
+        stop: What ended it.
+        error: Why there is no answer.
+    """
+
+    output: str
+    stop: str
+    error: str | None = None
 
 
 @dataclass(slots=True)
@@ -77,6 +94,16 @@ class Totals:
     engine_s: float = 0.0
     calls: list[ToolCall] = field(default_factory=list[ToolCall])
 
+    @property
+    def tokens(self) -> int:
+        """Tokens read and written."""
+        return self.prompt_tokens + self.completion_tokens
+
+    def add_all(self, steps: Steps) -> None:
+        """Counts all turns of an agent that answered a call."""
+        for turn in steps.turns.values():
+            self.add(turn)
+
     def add(self, turn: ModelTurn) -> None:
         """Counts a turn."""
         self.steps += 1
@@ -89,7 +116,7 @@ class Totals:
 
 
 class Trajectory:
-    """A row on its way.
+    """A row on its way, or a call that an agent answers.
 
     Args:
         row: The row.
@@ -101,6 +128,7 @@ class Trajectory:
         seed: The plan's.
         blocks: Blocks with tools, shared by all trajectories of the shard.
         task_id: Stands in the keys of calls.
+        record: What was done in the task that this one replays; None where it replays none.
     """
 
     def __init__(
@@ -114,19 +142,47 @@ class Trajectory:
         seed: int,
         blocks: Blocks,
         task_id: str,
+        record: Record | None = None,
     ) -> None:
         self.row = row
         self._task_id = task_id
-        self.agent = spec.agent
+        self.agent: AgentLoop = spec.agent
+        self.parent: Trajectory | None = None
+        self.caller: CallKey | None = None
+        self.record = record
         self._place = place
         self._inference = spec.inference
         self._queue = queue
         self._journal = journal
         self.steps = known
-        self._seed = row_seed(spec.inference, seed, row.index)
         self._blocks = blocks
         self._began = time.monotonic() - known.seconds
+        self.begin(row_seed(spec.inference, seed, row.index))
+
+    def of_worker(self, worker: Worker, call_id: str, task: str) -> Trajectory:
+        """Returns the trajectory of an agent that answers a call of this one.
+
+        Args:
+            worker: The agent.
+            call_id: The call.
+            task: What it is asked.
+        """
+        found = copy(self)
+        found.row = msgspec.structs.replace(self.row, prompt=task)
+        turn = self.turn
+        found.agent, found.parent, found.caller = worker, self, (turn, call_id)
+        found.steps = self.steps.of_call(found.caller)
+        place = self.place_of(call_id)
+        seed = worker_seed(self._inference, self._seed, turn, place)
+        found.record = None if self.record is None else self.record.of_call(turn, place)
+        found.begin(seed)
+        return found
+
+    def begin(self, seed: int) -> None:
+        """Starts with the first turn."""
+        self._seed = seed
         self._turn = 0
+        self._counted = -1
         self._chat: list[Message] = []
         self._heard = 0
         self.totals = Totals()
@@ -136,6 +192,14 @@ class Trajectory:
         """Seconds that workers have spent on the row."""
         return time.monotonic() - self._began
 
+    @property
+    def own_seconds(self) -> float:
+        """Seconds that workers have spent on this trajectory, of a call on its agent's alone."""
+        if self.parent is None:
+            return self.seconds
+        asked = self.parent.steps.turns[self.parent.turn].row_s
+        return max(0.0, self.steps.seconds - asked)
+
     async def run(self, agent: Agent[Trajectory, Any], name: str, label: str) -> OutputRow:
         """Carries the row on to its end.
 
@@ -144,26 +208,18 @@ class Trajectory:
             name: The model.
             label: The engine.
         """
-        error = None
-        output, stop = "", "answer"
         try:
-            async with asyncio.timeout(max(0.0, self.agent.timeout - self.seconds)):
-                output, stop = await self._answered(agent, EngineModel(self.ask, name, label))
-        except TimeoutError:
-            stop, error = "timeout", f"no answer within {self.agent.timeout:g} s"
-        except LimitReachedError as limit:
-            stop, error = limit.stop, str(limit)
-        except (RowFailedError, UnansweredTurnError) as failure:
-            stop, error = "error", str(failure)
-        except AgentRunError as failure:
-            stop, error = "error", f"the model does not come to an answer: {failure}"
+            ending = await self.carried_on(agent, EngineModel(self.ask, name, label))
+        except RowFailedError as failure:
+            ending = Ending("", "error", str(failure))
+        self._count_workers()
         totals = self.totals
         return OutputRow(
             index=self.row.index,
             prompt=self.row.prompt,
-            output=output,
-            finish_reason="completed" if error is None else "failed",
-            error=error,
+            output=ending.output,
+            finish_reason="completed" if ending.error is None else "failed",
+            error=ending.error,
             prompt_tokens=totals.prompt_tokens,
             completion_tokens=totals.completion_tokens,
             reasoning_tokens=totals.reasoning_tokens,
@@ -174,10 +230,32 @@ class Trajectory:
             custom_id=self.row.custom_id,
             tool_calls=totals.calls or None,
             steps=totals.steps,
-            stop=stop,
+            stop=ending.stop,
         )
 
-    async def _answered(self, agent: Agent[Trajectory, Any], model: EngineModel) -> tuple[str, str]:
+    async def carried_on(self, agent: Agent[Trajectory, Any], model: EngineModel) -> Ending:
+        """Goes on to the end.
+
+        Args:
+            agent: The loop.
+            model: Asks this trajectory for turns.
+
+        Raises:
+            RowFailedError: If the whole row has to end.
+        """
+        try:
+            async with asyncio.timeout(max(0.0, self.agent.timeout - self.own_seconds)):
+                return await self._answered(agent, model)
+        except TimeoutError:
+            return Ending("", "timeout", f"no answer within {self.agent.timeout:g} s")
+        except LimitReachedError as limit:
+            return Ending("", limit.stop, str(limit))
+        except UnansweredTurnError as failure:
+            return Ending("", "error", str(failure))
+        except AgentRunError as failure:
+            return Ending("", "error", f"the model does not come to an answer: {failure}")
+
+    async def _answered(self, agent: Agent[Trajectory, Any], model: EngineModel) -> Ending:
         *before, last = _chat(self.row)
         try:
             result = await agent.run(
@@ -190,9 +268,9 @@ class Trajectory:
         except LimitReachedError as limit:
             if self.agent.on_limit == "fail":
                 raise
-            return await self._answer_now(), limit.stop
+            return Ending(await self._answer_now(), limit.stop)
         output = result.output
-        return output if isinstance(output, str) else _json(output), "answer"
+        return Ending(output if isinstance(output, str) else _json(output), "answer")
 
     async def _answer_now(self) -> str:
         """Asks once more, without tools."""
@@ -207,17 +285,22 @@ class Trajectory:
 
         Raises:
             LimitReachedError: If the row may not have another one, or not the calls in it.
+            RowFailedError: If it calls otherwise than the one that is replayed.
         """
         self._chat = chat
+        self._count_workers()
         self._check_limits()
         block = self._blocks.of(tools, None)
-        if self._journal is not None:
+        if self._journal is not None and self.parent is None:
             self._blocks.keep_brief(block, self.agent.instructions, self._journal)
         turn = await self._next(chat, block)
-        most = self.agent.budget.tool_calls
-        if most is not None and len(self.totals.calls) > most:
-            self._chat = [*chat, Message("assistant", turn.text)]
-            raise LimitReachedError("budget", f"more than {most} calls of tools (agent.budget)")
+        for budget, spent in self._purses():
+            most = budget.tool_calls
+            if most is not None and sum(len(each.calls) for each in spent) > most:
+                self._chat = [*chat, Message("assistant", turn.text)]
+                raise LimitReachedError("budget", f"more than {most} calls of tools (agent.budget)")
+        if self.record is not None:
+            self.record.check(turn)
         return turn
 
     async def call(
@@ -240,19 +323,27 @@ class Trajectory:
             ask: Says what came of the call of a key; None if nothing did.
 
         Raises:
-            RowFailedError: If an earlier attempt may have made a call that changes something.
+            RowFailedError: If an earlier attempt may have made a call that changes something, or
+                the row has to end for what a worker met.
         """
         known = self.steps.results.get((turn, call_id))
         if known is not None:
             return known.output
-        key = f"{self._task_id}/{self.row.index}/{turn}/{quote(call_id, safe='')}"
-        begun = CallBegun(self.row.index, turn, call_id, tool)
+        key = self._key_of(turn, call_id)
+        begun = CallBegun(self.row.index, turn, call_id, tool, self.caller)
         with calling(key):
             if effect != "write":
                 return await self._called(begun, effect, run)
             if (turn, call_id) in self.steps.begun:
                 run = await self._not_again(begun, run, lambda: ask(key))
             return await _to_its_end(self._called(begun, effect, run))
+
+    def _key_of(self, turn: int, call_id: str) -> str:
+        """Returns what tells a call from all others, the same in each attempt."""
+        above = f"{self._task_id}/{self.row.index}"
+        if self.parent is not None and self.caller is not None:
+            above = self.parent._key_of(*self.caller)  # noqa: SLF001
+        return f"{above}/{turn}/{quote(call_id, safe='')}"
 
     async def _not_again(
         self,
@@ -281,12 +372,14 @@ class Trajectory:
     async def _called(
         self, begun: CallBegun, effect: str, run: Callable[[], Awaitable[Any]]
     ) -> str:
-        if effect != "read":
+        if effect in ("idempotent", "write"):
             await self._begin(begun)
         began = time.monotonic()
         try:
             answer = await run()  # tools keep to their time limit themselves
             output, failed = _text_of(answer), isinstance(answer, FailedCall)
+        except RowFailedError:
+            raise
         except Exception as error:  # noqa: BLE001  the model hears of it, and goes on
             output, failed = f"{begun.tool} failed: {error}", True
         result = CallResult(
@@ -299,12 +392,13 @@ class Trajectory:
             seconds=time.monotonic() - began,
             row_s=self.seconds,
             ended_at=time.time(),
+            caller=self.caller,
         )
         await self._note(result, now=effect == "write")
         return output
 
     async def _begin(self, call: CallBegun) -> None:
-        self.steps.add(call)
+        self._add(call)
         if self._journal is not None:
             # The store may be slow, and other trajectories go on meanwhile.
             await asyncio.to_thread(self._journal.begin, call)
@@ -313,6 +407,22 @@ class Trajectory:
     def turn(self) -> int:
         """The turn whose calls are being made."""
         return self._turn - 1
+
+    def place_of(self, call_id: str) -> int:
+        """Returns which of that turn's calls one is."""
+        return [each.id for each in tool_calls(self.steps.turns[self.turn])].index(call_id)
+
+    def _count_workers(self) -> None:
+        """Counts what the agents have taken that the last turn called.
+
+        Not as they go: what one of them may still take does not depend on how far others are, so
+        that a replay ends where the first attempt did.
+        """
+        if self._counted == self.turn:
+            return
+        self._counted = self.turn
+        for each in self.steps.workers_of(self.turn):
+            self.totals.add_all(each)
 
     async def _next(self, chat: list[Message], block: Inference) -> ModelTurn:
         number, self._turn = self._turn, self._turn + 1
@@ -352,10 +462,11 @@ class Trajectory:
             row_s=self.seconds,
             ended_at=time.time(),
             told=self._told(number, chat),
+            caller=self.caller,
         )
 
     async def _note(self, entry: ModelTurn | CallResult, *, now: bool = False) -> None:
-        self.steps.add(entry)
+        self._add(entry)
         if self._journal is None:
             return
         if now:
@@ -364,19 +475,33 @@ class Trajectory:
         else:
             self._journal.add(entry)
 
+    def _add(self, entry: ModelTurn | CallBegun | CallResult) -> None:
+        row = self if self.parent is None else self.parent
+        row.steps.add(entry)
+
     def _check_limits(self) -> None:
-        totals, budget = self.totals, self.agent.budget
-        if totals.steps >= self.agent.max_steps:
+        if self._turn >= self.agent.max_steps:
             raise LimitReachedError("max_steps", f"no answer in {self.agent.max_steps} steps")
-        spent = totals.prompt_tokens + totals.completion_tokens
-        if budget.tokens is not None and spent >= budget.tokens:
-            raise LimitReachedError(
-                "budget", f"{spent:,} tokens were spent of {budget.tokens:,} (agent.budget)"
-            )
+        for budget, totals in self._purses():
+            spent = sum(each.tokens for each in totals)
+            if budget.tokens is not None and spent >= budget.tokens:
+                raise LimitReachedError(
+                    "budget", f"{spent:,} tokens were spent of {budget.tokens:,} (agent.budget)"
+                )
+
+    def _purses(self) -> Iterator[tuple[AgentBudget, Sequence[Totals]]]:
+        """Yields the budgets that hold here, each with what counts for it."""
+        yield self.agent.budget, (self.totals,)
+        if self.parent is not None:
+            yield self.parent.agent.budget, (self.parent.totals, self.totals)
 
 
 class JournaledTools(WrapperToolset[Trajectory]):
-    """Tools whose answers are noted in the journal of the trajectory that calls them."""
+    """Tools whose answers are noted in the journal of the trajectory that calls them.
+
+    One that replays another task has their answers from there. Agents among them are asked in any
+    case, as they have a trajectory of their own.
+    """
 
     async def call_tool(
         self,
@@ -387,7 +512,13 @@ class JournaledTools(WrapperToolset[Trajectory]):
     ) -> str:
         """Calls a tool, once."""
         effect = (tool.tool_def.metadata or {}).get("effect", "write")
-        row, tools = ctx.deps, self.wrapped
+        row, tools, call_id = ctx.deps, self.wrapped, ctx.tool_call_id or ""
+        record = None if effect == AGENT_EFFECT else row.record
+
+        async def run() -> object:
+            if record is None:
+                return await tools.call_tool(name, tool_args, ctx, tool)
+            return record.answer(row.turn, row.place_of(call_id))
 
         async def ask(key: str) -> str | None:
             if not isinstance(tools, ObservedToolset):
@@ -395,12 +526,7 @@ class JournaledTools(WrapperToolset[Trajectory]):
             return await tools.outcome_of(name, key)
 
         return await row.call(
-            row.turn,
-            ctx.tool_call_id or "",
-            name,
-            effect,
-            lambda: tools.call_tool(name, tool_args, ctx, tool),
-            ask,
+            row.turn, call_id, name, effect if record is None else "read", run, ask
         )
 
 
@@ -458,7 +584,7 @@ def _chat(row: InputRow) -> list[Message]:
 
 
 def _text_of(output: object) -> str:
-    # A `FailedCall` is no plain string, as the journal wants one.
+    # A plain one: msgspec encodes no subclasses, such as the text of a call that failed.
     return str(output) if isinstance(output, str) else _json(output)
 
 

@@ -65,7 +65,7 @@ class TurnQueue(Iterator[EngineRequest | None]):
         self._waiting: list[tuple[int, int, Turn]] = []
         self._number = count()
         self._rows: deque[OutputRow] = deque()
-        self._out: dict[int, Turn] = {}
+        self._out: dict[int, Turn] = {}  # by the identity of their rows: of one row, several
         self._closed = False
         self._problem: BaseException | None = None
 
@@ -120,7 +120,7 @@ class TurnQueue(Iterator[EngineRequest | None]):
                 turn = heapq.heappop(self._waiting)[2]
             request = self._request(turn)
             if request is not None:
-                self._out[turn.row.index] = turn
+                self._out[id(turn.row)] = turn
                 return request
 
     def emit_finished(self) -> None:
@@ -130,12 +130,12 @@ class TurnQueue(Iterator[EngineRequest | None]):
 
     def done(self, request: EngineRequest, completion: Completion) -> None:
         """Takes an answer."""
-        turn = self._out.pop(request.row.index)
+        turn = self._out.pop(id(request.row))
         self._loop.call_soon_threadsafe(_answer, turn, completion)
 
     def failed(self, request: EngineRequest, reason: str) -> None:
         """Takes the reason why there is no answer."""
-        self._refuse(self._out.pop(request.row.index), reason)
+        self._refuse(self._out.pop(id(request.row)), reason)
 
     def _request(self, turn: Turn) -> EngineRequest | None:
         try:

@@ -20,11 +20,13 @@ from mloc_dagster.errors import (
     TransientError,
 )
 from mloc_dagster.executors.base import ShardContext, ShardInput
+from mloc_dagster.executors.engines.protocol import Completion, EngineRequest, Replies
 from mloc_dagster.executors.engines.transformers import engine as batch_run
 from mloc_dagster.executors.engines.transformers.engine import TransformersEngine, load_engine
 from mloc_dagster.executors.engines.transformers.generation import Slot
 from mloc_dagster.executors.engines.transformers.model import LoadedModel, options_of
 from mloc_dagster.executors.inference import InferenceExecutor
+from mloc_dagster.executors.row_requests import single_request
 from mloc_dagster.results import InputRow, Message, OutputRow, Prompt
 from mloc_dagster.schema import InferenceSpec
 from mloc_dagster.settings import settings
@@ -124,6 +126,20 @@ def test_greedy_is_what_generate_gives(loaded: LoadedModel) -> None:
     assert row.output == expected
     assert row.prompt_tokens == ids["input_ids"].shape[1]
     assert output(loaded, do_sample=False).output == expected
+
+
+def test_several_turns_of_one_row_are_kept_apart(loaded: LoadedModel) -> None:
+    engine = TransformersEngine(loaded, options_of(make_spec("unused").model))
+    block = make_spec("unused", temperature=0).inference
+    texts = ["hello", "what is this", "hello there"]
+    requests = [single_request(InputRow(0, text), block, 1, engine) for text in texts]
+    found: dict[str, str] = {}
+
+    def done(request: EngineRequest, completion: Completion) -> None:
+        found[str(request.row.prompt)] = completion.answers[0].text
+
+    engine.run(iter(requests), Replies(done, lambda *_: None, lambda: False, lambda _: None))
+    assert found == {text: output(loaded, text, temperature=0).output for text in texts}
 
 
 def test_a_seed_repeats_and_another_differs(loaded: LoadedModel) -> None:

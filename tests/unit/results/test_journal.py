@@ -150,3 +150,73 @@ def test_a_damaged_file_is_said(folder: Folder) -> None:
     folder.write_bytes(name, folder.read_bytes(name).replace(b'"a"', b'"b"'))
     with pytest.raises(DamagedFileError, match="checksum"):
         steps(folder)
+
+
+# Calls that an agent answers
+
+
+CALLED = (0, "c")
+
+
+def below(number: int, text: str, call: str = "c") -> ModelTurn:
+    return ModelTurn(0, number, text, caller=(0, call))
+
+
+def found_below(folder: Folder, call: str = "c") -> list[str]:
+    return texts(steps(folder).workers[0, call])
+
+
+def test_what_an_agent_did_for_a_call_is_the_calls(folder: Folder) -> None:
+    done = CallResult(0, 0, "c", "tool", "5", row_s=4.0, caller=CALLED)
+    write(folder, 1, turn(0, "a"), below(0, "x"), CallBegun(0, 0, "c", "tool", CALLED), done)
+
+    found = steps(folder)
+
+    assert texts(found) == ["a"]
+    assert (found.results, found.begun) == ({}, {})
+    (worker,) = found.workers.values()
+    assert worker.results == {(0, "c"): done}
+    assert list(worker.begun) == [(0, "c")]
+    assert found.seconds == 4.0
+
+
+def test_agents_are_found_in_the_order_of_their_calls(folder: Folder) -> None:
+    calls = [ToolCall(name, FunctionCall("tool", "{}")) for name in ("c1", "c2", "c3")]
+    said = ModelTurn(0, 0, tool_calls=calls)
+    write(folder, 1, said, below(0, "y", "c3"), below(0, "x", "c1"))
+    found = steps(folder)
+    assert [texts(each) for each in found.workers_of(0)] == [["x"], ["y"]]
+    assert found.workers_of(1) == found.workers_of(-1) == []
+
+
+def test_a_later_attempt_goes_on_within_a_call(folder: Folder) -> None:
+    write(folder, 1, turn(0, "a"), below(0, "x"), below(0, "p", "d"), below(1, "q", "d"))
+    write(folder, 2, below(1, "y"), below(2, "r", "d"))
+    assert found_below(folder) == ["x", "y"]
+    assert found_below(folder, "d") == ["p", "q", "r"]
+
+
+def test_a_ghosts_steps_within_a_call_do_not_count_either(folder: Folder) -> None:
+    with ghost(folder, turn(0, "a"), below(0, "x"), below(0, "p", "d")) as first:
+        write(folder, 2, below(1, "y"))
+        # The first attempt lives on: in the same call, in another one, and after them.
+        late = (below(1, "ghost"), below(2, "ghost"), below(1, "q", "d"))
+        for each in (*late, result(0, "5"), turn(1, "ghost")):
+            first.add(each)
+
+    assert found_below(folder) == ["x", "y"]
+    assert found_below(folder, "d") == ["p", "q"]
+    assert texts(steps(folder)) == ["a"]
+    assert list(steps(folder).results) == [(0, "c")]
+
+
+def test_a_ghosts_agents_do_not_count_where_another_attempt_is_past_them(folder: Folder) -> None:
+    with ghost(folder, turn(0, "a")) as first:
+        write(folder, 2, result(0, "5"), turn(1, "b"))
+        write(folder, 3, turn(2, "c"))
+        for each in (below(0, "late"), ModelTurn(0, 0, "ghost", caller=(1, "e"))):
+            first.add(each)
+    found = steps(folder)
+    assert texts(found) == ["a", "b", "c"]
+    # Of the call that is answered they are told, but nothing follows from them.
+    assert (1, "e") not in found.workers

@@ -26,7 +26,7 @@ from mloc_dagster.executors.engines.scripted.engine_type import (
 )
 from mloc_dagster.executors.engines.turn import LOOK_EVERY_S
 from mloc_dagster.executors.prompts import RowBlock, last_user_text, plain_text
-from mloc_dagster.results import FunctionCall, InputRow, Message, ToolCall
+from mloc_dagster.results import FunctionCall, InputRow, Message, Prompt, ToolCall
 from mloc_dagster.schema import ModelSpec, canonical_json, digest_of
 
 
@@ -52,6 +52,7 @@ class ScriptedEngine:
 
     def __init__(self, options: ScriptedOptions) -> None:
         self._turns = options.turns or (ScriptedTurn(),)
+        self._agents = options.agents
         self._most = options.max_concurrency
         self.revision = f"sha256:{digest_of(options.model_dump_json()).hex()}"
 
@@ -102,7 +103,8 @@ class ScriptedEngine:
     def _turn(self, request: EngineRequest) -> ScriptedTurn:
         chat = request.row.prompt
         said = 0 if isinstance(chat, str) else sum(each.role == "assistant" for each in chat)
-        return self._turns[min(said, len(self._turns) - 1)]
+        turns = self._agents.get(_instructions(chat)) or self._turns
+        return turns[min(said, len(turns) - 1)]
 
     def _completion(self, request: EngineRequest, latency_s: float) -> Completion:
         turn, block, row = self._turn(request), request.sampling, request.row
@@ -144,6 +146,11 @@ def _filled(value: JsonValue | Mapping[str, JsonValue], values: Mapping[str, str
     if isinstance(value, list):
         return [_filled(each, values) for each in value]
     return value
+
+
+def _instructions(chat: Prompt) -> str:
+    first = chat[0] if isinstance(chat, list) and chat else None
+    return plain_text([first]) if first is not None and first.role == "system" else ""
 
 
 def _last_result(chat: list[Message]) -> str:

@@ -45,6 +45,9 @@ class ScriptedOptions(Block):
     turns: tuple[ScriptedTurn, ...] = ()
     """Turn by turn; the last one is said again and again."""
 
+    agents: Mapping[str, tuple[ScriptedTurn, ...]] = Field(default_factory=dict)
+    """The turns of agents that say something else, by their instructions: of workers, for one."""
+
     max_concurrency: int = Field(default=1024, ge=1)
     """Turns that pass at the same time."""
 

@@ -8,7 +8,6 @@ on a batch's shape (see `sampling`).
 from __future__ import annotations
 
 import time
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -256,7 +255,7 @@ class BatchRunner:
         self._turn = turn
         self._urgent = urgent
         self._most: int | None = None
-        self._open: dict[int, _OpenRequest] = defaultdict(_OpenRequest)
+        self._open: dict[int, _OpenRequest] = {}
 
     def run(self, batch: list[Slot]) -> None:
         """Generates a batch, in parts if need be.
@@ -290,8 +289,8 @@ class BatchRunner:
     def _generate(self, part: list[Slot], ticket: Ticket) -> tuple[str | None, bool]:
         started = time.monotonic()
         for each in part:
-            request = self._open[each.request.row.index]
-            request.started_s = request.started_s or started
+            state = self._state(each.request)
+            state.started_s = state.started_s or started
         self._replies.started([each.request for each in part])
         try:
             answers = generate(
@@ -322,7 +321,7 @@ class BatchRunner:
         request = slot.request
         if slot.pieces is not None:
             slot.pieces.end(answer.text)
-        state = self._open[request.row.index]
+        state = self._state(request)
         state.answers[slot.answer] = answer
         state.engine_s += share_s
         state.padding += padding
@@ -330,7 +329,7 @@ class BatchRunner:
         if state.failed or len(state.answers) < sampling.draws:
             return
         answers = tuple(state.answers[number] for number in sorted(state.answers))
-        del self._open[request.row.index]
+        del self._open[id(request.row)]
         self._replies.done(
             request,
             Completion(
@@ -343,16 +342,25 @@ class BatchRunner:
         )
 
     def _fail(self, request: EngineRequest, error: str) -> None:
-        state = self._open[request.row.index]
+        state = self._state(request)
         if not state.failed:
             state.failed = True
             self._replies.failed(request, ServerFault(error))
 
+    def _state(self, request: EngineRequest) -> _OpenRequest:
+        # By the row itself: several turns of one row may be under way.
+        return self._open.setdefault(id(request.row), _OpenRequest(request.row))
+
 
 class _OpenRequest:
-    """A request some of whose answers are still to come."""
+    """A request some of whose answers are still to come.
 
-    def __init__(self) -> None:
+    Args:
+        row: Its row; kept, so that its identity stays its own.
+    """
+
+    def __init__(self, row: InputRow) -> None:
+        self.row = row
         self.answers: dict[int, Answer] = {}
         self.started_s = 0.0
         self.engine_s = 0.0
