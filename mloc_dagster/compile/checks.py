@@ -20,6 +20,7 @@ from mloc_dagster.schema import (
     FINAL_LORA,
     FINAL_MODEL,
     UPSTREAM_VALUES,
+    AgentSpec,
     ChatMessage,
     DatasetData,
     FileRef,
@@ -103,8 +104,11 @@ def check_budget(spec: Tree, typed: TaskSpec, findings: Findings) -> None:
     if not isinstance(typed, RowSpec):
         return
     budget = typed.budget
-    if budget.cost is not None and prices.cost_per_token is None and prices.cost_per_hour is None:
-        findings.add(at_key(nearest(spec, ("budget", "cost")), NO_PRICE))
+    if prices.cost_per_token is None and prices.cost_per_hour is None:
+        if budget.cost is not None:
+            findings.add(at_key(nearest(spec, ("budget", "cost")), NO_PRICE))
+        if isinstance(typed, AgentSpec) and typed.agent.budget.cost is not None:
+            findings.add(at_key(nearest(spec, ("agent", "budget", "cost")), NO_PRICE))
     for name in budget.per_row.given:
         place = nearest(spec, ("budget", "per_row", name))
         if name not in typed.row_limits:

@@ -27,6 +27,10 @@ class TaskReport(Protocol):
         """
         ...
 
+    def counts(self) -> Mapping[str, int]:
+        """Returns how often what the task type counts has happened, by name."""
+        ...
+
     def write_files(self, folder: Folder, wanted: Collection[str]) -> None:
         """Writes the files of its own that the template names in `output.artifacts`."""
         ...

@@ -109,6 +109,8 @@ def _task_json(run: TemplateRun, task: TaskOutcome) -> dict[str, object]:
             "seconds": usage.latency_sec,
             "usage": usage.model_dump(mode="json"),
         }
+        if task.summary.counts:
+            found["counts"] = task.summary.counts
         if task.summary.budget is not None:
             found["budget"] = task.summary.budget.model_dump(mode="json")
         if task.summary.scores is not None:
@@ -134,6 +136,9 @@ def print_report(run: TemplateRun, out: Console) -> None:
             for heading, show in _COLUMNS.items()
             if any(cells := [show(summary) for summary in summaries])
         }
+        for name in dict.fromkeys(name for summary in summaries for name in summary.counts):
+            cells = [_number(summary.counts.get(name)) for summary in summaries]
+            columns[name.replace("_", " ")] = cells
         out.print()
         print_table(
             ("task", *columns),
@@ -216,6 +221,10 @@ def _reused(summary: TaskSummary) -> str:
 
 def _hits(summary: TaskSummary) -> str:
     return f"{summary.usage.cache_hit_rate:.0%}" if summary.usage.cached_tokens else ""
+
+
+def _number(number: int | None) -> str:
+    return "" if number is None else f"{number:,}"
 
 
 def _cost(summary: TaskSummary) -> str:

@@ -15,6 +15,7 @@ from pydantic_ai.output import StructuredDict
 from pydantic_ai.toolsets import AbstractToolset
 
 from mloc_dagster.errors import TaskCancelled
+from mloc_dagster.executors.agent.counts import Counts
 from mloc_dagster.executors.agent.traces import Traces
 from mloc_dagster.executors.agent.trajectory import Blocks, JournaledTools, Trajectory
 from mloc_dagster.executors.agent.turns import TurnQueue
@@ -107,9 +108,9 @@ class _Rows:
         self._engine = engine
         self._context = context
         self._queue = queue
-        self._journal = context.journal
         self._known = {} if context.journal is None else context.journal.read()
         self._blocks = Blocks(spec.inference)
+        self._counts = Counts(context.count, self._known.values())
         self._traces = Traces(
             context.save,
             shard.task_id,
@@ -149,10 +150,11 @@ class _Rows:
                 place,
                 self._spec,
                 self._queue,
-                self._journal,
+                self._context,
                 self._known.pop(row.index, Steps()),
                 self._shard.seed,
                 self._blocks,
+                self._counts,
             )
             done = await trajectory.run(agent, self._engine.name, self._engine.label)
             self._traces.add(done, trajectory.steps)

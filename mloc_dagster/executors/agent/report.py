@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterator, Mapping
 
 from pydantic import JsonValue
 
+from mloc_dagster.executors.agent.counts import COUNTS, FAILED_CALLS, TOOL_CALLS, TURNS
 from mloc_dagster.results import (
     Folder,
     ModelTurn,
@@ -39,11 +40,15 @@ class AgentReport:
         self._config = spec.config_name
         self._log: list[JsonValue] = []
         self._rows = self._failed = 0
+        self._counts: dict[str, int] = dict.fromkeys(COUNTS, 0)
 
     def add(self, row: OutputRow) -> None:
         """Counts a row."""
         self._rows += 1
         self._failed += row.error is not None
+        self._counts[TURNS] += row.steps
+        self._counts[TOOL_CALLS] += len(row.tool_calls or ())
+        self._counts[FAILED_CALLS] += row.failed_calls
         if len(self._log) < _MOST_LOGGED:
             self._log.append(
                 {
@@ -69,6 +74,10 @@ class AgentReport:
                 "batch_summary": _counts(self._rows, self._failed),
             },
         }
+
+    def counts(self) -> Mapping[str, int]:
+        """Returns how many turns and calls there were."""
+        return self._counts
 
     def write_files(self, folder: Folder, wanted: Collection[str]) -> None:
         """Writes what the template names."""

@@ -13,21 +13,24 @@ from pydantic_ai import Agent, RunContext
 from pydantic_ai.exceptions import AgentRunError
 from pydantic_ai.toolsets import ToolsetTool, WrapperToolset
 
+from mloc_dagster.executors.agent.counts import Counts
 from mloc_dagster.executors.agent.engine_model import (
     EngineModel,
     history_of,
     user_content,
 )
 from mloc_dagster.executors.agent.turns import Turn, TurnQueue, UnansweredTurnError
+from mloc_dagster.executors.base import ShardContext
 from mloc_dagster.executors.row_requests import row_seed, turn_seed
 from mloc_dagster.results import (
     CallBegun,
     CallResult,
     InputRow,
-    Journal,
     Message,
     ModelTurn,
     OutputRow,
+    Rates,
+    Spend,
     Steps,
     ToolCall,
 )
@@ -68,7 +71,13 @@ class Totals:
     reasoning_tokens: int = 0
     cached_tokens: int = 0
     engine_s: float = 0.0
+    failed_calls: int = 0
     calls: list[ToolCall] = field(default_factory=list[ToolCall])
+
+    @property
+    def spend(self) -> Spend:
+        """What of it is paid for."""
+        return Spend(self.prompt_tokens, self.cached_tokens, self.completion_tokens, self.engine_s)
 
     def add(self, turn: ModelTurn) -> None:
         """Counts a turn."""
@@ -89,10 +98,11 @@ class Trajectory:
         place: Its place among the rows that were begun.
         spec: The task.
         queue: Takes turns to the engine.
-        journal: Keeps what is done; None where nothing is kept.
+        context: The shard's, which keeps what is done and hears what was spent.
         known: What earlier attempts have done; what is done here is added.
         seed: The plan's.
         blocks: Blocks with tools, shared by all trajectories of the shard.
+        counts: Hears of each step, of all of them.
     """
 
     def __init__(
@@ -101,20 +111,24 @@ class Trajectory:
         place: int,
         spec: AgentSpec,
         queue: TurnQueue,
-        journal: Journal | None,
+        context: ShardContext,
         known: Steps,
         seed: int,
         blocks: Blocks,
+        counts: Counts,
     ) -> None:
         self.row = row
         self.agent = spec.agent
         self._place = place
         self._inference = spec.inference
+        self._rates = Rates.of(spec.resources)
         self._queue = queue
-        self._journal = journal
+        self._journal = context.journal
+        self._spend = context.spend
         self.steps = known
         self._seed = row_seed(spec.inference, seed, row.index)
         self._blocks = blocks
+        self._counts = counts
         self._began = time.monotonic() - known.seconds
         self._turn = 0
         self._chat: list[Message] = []
@@ -164,6 +178,7 @@ class Trajectory:
             tool_calls=totals.calls or None,
             steps=totals.steps,
             stop=stop,
+            failed_calls=totals.failed_calls,
         )
 
     async def _answered(self, agent: Agent[Trajectory, Any], model: EngineModel) -> tuple[str, str]:
@@ -214,6 +229,7 @@ class Trajectory:
         key = (turn, call_id)
         known = self.steps.results.get(key)
         if known is not None:
+            self.totals.failed_calls += known.failed
             return known.output
         if effect == "write":
             if key in self.steps.begun:
@@ -239,6 +255,7 @@ class Trajectory:
             row_s=self.seconds,
             ended_at=time.time(),
         )
+        self.totals.failed_calls += failed
         await self._note(result, now=effect == "write")
         return output
 
@@ -254,6 +271,7 @@ class Trajectory:
             turn = await self._compute(number, chat, block)
             await self._note(turn)
         self.totals.add(turn)
+        self._spend(self.row.index, self.totals.spend)
         return turn
 
     async def _compute(self, number: int, chat: list[Message], block: Inference) -> ModelTurn:
@@ -281,6 +299,7 @@ class Trajectory:
 
     async def _note(self, entry: ModelTurn | CallBegun | CallResult, *, now: bool = False) -> None:
         self.steps.add(entry)
+        self._counts.add(entry)
         if self._journal is None:
             return
         if now:
@@ -297,6 +316,11 @@ class Trajectory:
         if budget.tokens is not None and spent >= budget.tokens:
             raise LimitReachedError(
                 "budget", f"{spent:,} tokens were spent of {budget.tokens:,} (agent.budget)"
+            )
+        cost = self._rates.cost(totals) or 0.0
+        if budget.cost is not None and cost >= budget.cost:
+            raise LimitReachedError(
+                "budget", f"{cost:.6g} were spent of {budget.cost:.6g} (agent.budget.cost)"
             )
 
 
