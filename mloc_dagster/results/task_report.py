@@ -32,5 +32,8 @@ class TaskReport(Protocol):
         ...
 
     def write_files(self, folder: Folder, wanted: Collection[str]) -> None:
-        """Writes the files of its own that the template names in `output.artifacts`."""
+        """Writes the files of its own that the template names in `output.artifacts`.
+
+        Those that the task type leaves anyway are written here as well.
+        """
         ...

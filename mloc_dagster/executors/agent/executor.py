@@ -117,7 +117,7 @@ class _Rows:
             shard_key(shard.index),
             engine.name,
             engine.label,
-            content=spec.agent.trace_content,
+            spec,
         )
         self._all: asyncio.Task[None] | None = None
 
@@ -157,7 +157,7 @@ class _Rows:
                 self._counts,
             )
             done = await trajectory.run(agent, self._engine.name, self._engine.label)
-            self._traces.add(done, trajectory.steps)
+            self._traces.add(done, trajectory.steps, trajectory.tools)
             self._queue.finish(done)
 
     async def _toolsets(self, around: AsyncExitStack) -> list[AbstractToolset[Trajectory]]:

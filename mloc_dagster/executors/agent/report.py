@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterator, Mapping
 from pydantic import JsonValue
 
 from mloc_dagster.executors.agent.counts import COUNTS, FAILED_CALLS, TOOL_CALLS, TURNS
+from mloc_dagster.executors.agent.traces import trace_task
 from mloc_dagster.results import (
     Folder,
     ModelTurn,
@@ -80,7 +81,8 @@ class AgentReport:
         return self._counts
 
     def write_files(self, folder: Folder, wanted: Collection[str]) -> None:
-        """Writes what the template names."""
+        """Writes what the template names, and the span of the task."""
+        trace_task(folder)
         names = {name.split("/")[0] for name in wanted}
         if SUMMARY_NAME in names:
             summary = read_summary(folder)

@@ -132,6 +132,7 @@ class Trajectory:
         self._began = time.monotonic() - known.seconds
         self._turn = 0
         self._chat: list[Message] = []
+        self.tools: Sequence[FunctionTool] = ()
         self.totals = Totals()
 
     @property
@@ -211,7 +212,7 @@ class Trajectory:
         Raises:
             LimitReachedError: If the row may not have another one, or not the calls in it.
         """
-        self._chat = chat
+        self._chat, self.tools = chat, tools
         self._check_limits()
         turn = await self._next(chat, self._blocks.of(tools, None))
         most = self.agent.budget.tool_calls
