@@ -148,6 +148,7 @@ def _in_words(figures: Mapping[str, int | float], counts: Mapping[str, int]) -> 
 
 
 INTERVAL_S = 0.2
+_NOTHING: Mapping[str, int] = {}
 
 
 class ProgressBatches:
@@ -174,12 +175,12 @@ class ProgressBatches:
         self._clock = clock
         self._lock = threading.Lock()
         self._waiting_since = self._published_at = clock()
+        self._counts = self._told_counts = _NOTHING
         self._clear()
 
     def _clear(self) -> None:
         self._rows = self._tokens = self._errors = 0
         self._prompt_tokens = self._cached_tokens = self._reused = 0
-        self._counts: Mapping[str, int] = {}
 
     def resumed(self, rows: int) -> None:
         """Publishes how many rows earlier attempts had finished, before the first row."""
@@ -203,9 +204,11 @@ class ProgressBatches:
                 self._publish()
 
     def count(self, counts: Mapping[str, int]) -> None:
-        """Takes what has happened in the shard; it is published with the next look or row."""
-        with self._lock:
-            self._counts = counts
+        """Takes what has happened in the shard; it is published with the next look or row.
+
+        It never waits: whoever counts may be the loop on which all rows go on.
+        """
+        self._counts = counts
 
     def look(self) -> None:
         """Publishes what waits, unless there was a sum a moment ago.
@@ -214,11 +217,12 @@ class ProgressBatches:
         as it has ended, and not with the next one's.
         """
         with self._lock:
-            waits = self._rows or self._counts
+            waits = self._rows or self._counts is not self._told_counts
             if waits and self._clock() - self._published_at >= INTERVAL_S:
                 self._publish()
 
     def _publish(self) -> None:
+        counts = self._counts
         payload = Payload(
             rows=self._rows,
             tokens=self._tokens,
@@ -226,11 +230,12 @@ class ProgressBatches:
             prompt_tokens=self._prompt_tokens,
             cached_tokens=self._cached_tokens,
             reused=self._reused,
-            counts=dict(self._counts),
+            counts={} if counts is self._told_counts else dict(counts),
         )
         eta_s = None if self._also is None else self._also(payload)
         self._send(payload.model_copy(update={"eta_s": eta_s}))
         self._published_at = self._clock()
+        self._told_counts = counts
         self._clear()
 
     def _send(self, payload: Payload) -> None:
@@ -251,5 +256,5 @@ class ProgressBatches:
         trace: TracebackType | None,
     ) -> None:
         with self._lock:
-            if self._rows or self._counts:
+            if self._rows or self._counts is not self._told_counts:
                 self._publish()
