@@ -16,6 +16,7 @@ from mloc_dagster.executors import ModelCache, run_shard
 from mloc_dagster.planning import Plan
 from mloc_dagster.results import OutputRow, Rates, aggregate_rows, open_store, read_rows
 from mloc_dagster.schema import AgentSpec, find_task_type
+from mloc_dagster.tools import FailedCall
 from tests.contract.test_agents import ANSWER, CALL, Tools, spec, tools, until
 
 __all__ = ["tools"]
@@ -145,3 +146,15 @@ def test_turns_and_calls_are_told_while_rows_are_worked_on(tools: Tools, cache: 
     assert task.counts[-1] == {"turns": 4, "tool_calls": 3, "failed_calls": 1}
     assert (row.steps, row.failed_calls) == (4, 1)
     assert task.summary().counts == task.counts[-1]
+
+
+def test_a_tool_that_says_that_it_failed_is_noted_as_well(
+    tools: Tools, cache: ModelCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> str:
+        """Fails, and says so."""
+        return FailedCall("there is no such page")
+
+    monkeypatch.setattr(tools, "fail", fail)
+    (row,) = Task(cache, spec([FAIL, ANSWER])).run()
+    assert (row.output, row.failed_calls) == ("It is there is no such page.", 1)

@@ -379,7 +379,8 @@ def _chat(row: InputRow) -> list[Message]:
 
 
 def _text_of(output: object) -> str:
-    return output if isinstance(output, str) else _json(output)
+    # A tool's own class of text is written as text: the journal takes no other.
+    return str(output) if isinstance(output, str) else _json(output)
 
 
 def _json(value: object) -> str:
