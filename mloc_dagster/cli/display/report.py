@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.text import Text
 
 from mloc_dagster.compile import Diagnostic
-from mloc_dagster.display import count, duration, print_table, rate, shorten
+from mloc_dagster.display import count, counts_in_words, duration, print_table, rate, shorten
 from mloc_dagster.results import ModelUsage, TrainingSummary, compared, usage_by_model
 
 if TYPE_CHECKING:
@@ -136,9 +136,6 @@ def print_report(run: TemplateRun, out: Console) -> None:
             for heading, show in _COLUMNS.items()
             if any(cells := [show(summary) for summary in summaries])
         }
-        for name in dict.fromkeys(name for summary in summaries for name in summary.counts):
-            cells = [_number(summary.counts.get(name)) for summary in summaries]
-            columns[name.replace("_", " ")] = cells
         out.print()
         print_table(
             ("task", *columns),
@@ -149,6 +146,9 @@ def print_report(run: TemplateRun, out: Console) -> None:
         if len(summaries) > 1:
             _print_models(usage_by_model(summaries), out)
         _print_scores(tasks, out)
+    for task in tasks:
+        if task.summary is not None and (counted := counts_in_words(task.summary.counts)):
+            out.print(f"{task.node}: {', '.join(counted)}", markup=False, soft_wrap=True)
     _print_slo(run.outcome.tasks, out)
     for task in tasks:
         if task.summary is not None and task.summary.budget is not None:
@@ -221,10 +221,6 @@ def _reused(summary: TaskSummary) -> str:
 
 def _hits(summary: TaskSummary) -> str:
     return f"{summary.usage.cache_hit_rate:.0%}" if summary.usage.cached_tokens else ""
-
-
-def _number(number: int | None) -> str:
-    return "" if number is None else f"{number:,}"
 
 
 def _cost(summary: TaskSummary) -> str:
