@@ -9,7 +9,13 @@ from threading import Lock
 from typing import TYPE_CHECKING
 
 from mloc_dagster.errors import InputError, MlocError, TransientError
-from mloc_dagster.events import STREAM_AWAY, LastProgress, last_training_progress, open_redis
+from mloc_dagster.events import (
+    STREAM_AWAY,
+    LastProgress,
+    last_counts,
+    last_training_progress,
+    open_redis,
+)
 from mloc_dagster.fleet import FleetEngine, WorkerInfo, fleet_url, open_engine, require_fleet
 
 if TYPE_CHECKING:
@@ -97,3 +103,11 @@ class FleetAccess:
                 return last_training_progress(client, task_id, since)
         except (InputError, *STREAM_AWAY):  # its checkpoints still tell
             return None
+
+    def last_counts(self, task_id: str, since: datetime) -> Mapping[str, int]:
+        """Returns what the shards of a task said that they have counted."""
+        try:
+            with open_redis(fleet_url()) as client:
+                return last_counts(client, task_id, since)
+        except (InputError, *STREAM_AWAY):
+            return {}

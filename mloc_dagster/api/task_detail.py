@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -83,6 +83,8 @@ def task_reply(api: ApiState, entry: TaskEntry) -> TaskReply:
     folder = api.store.task(entry.task_id)
     fields["folder"] = folder.url
     fields["training"] = _training(api, entry)
+    if entry.state is not TaskState.DONE:
+        fields["counts"] = _counts(api, entry)
     status = live_status(api, entry)
     if status is not None:
         fields |= _of_status(status)
@@ -105,6 +107,7 @@ def _of_summary(folder: Folder) -> dict[str, object]:
     return {
         "metrics": {} if summary.scores is None else summary.scores.metrics,
         "budget": "" if summary.budget is None else str(summary.budget),
+        "counts": summary.counts,
     }
 
 
@@ -116,6 +119,14 @@ def _training(api: ApiState, entry: TaskEntry) -> TrainingView | None:
 
     runs = entry.state is TaskState.RUNNING
     return training_status(entry.task_id, entry.submitted_at, api.fleet.last_progress, runs=runs)
+
+
+def _counts(api: ApiState, entry: TaskEntry) -> Mapping[str, int]:
+    """Returns what its shards have counted, as they told last."""
+    known = task_types().get(entry.task_type)
+    if known is None or not known.counts:
+        return {}
+    return api.fleet.last_counts(entry.task_id, entry.submitted_at)
 
 
 def _of_status(status: TaskDetail) -> dict[str, object]:
@@ -196,6 +207,7 @@ def progress_reply(api: ApiState, entry: TaskEntry) -> ProgressReply:
         rows_finished=finished,
         errors=errors,
         shards=task.shards,
+        counts=task.counts,
         fraction=_fraction(task.status, rows, finished),
         rows_per_s=rate,
         eta_s=missing / rate if missing is not None and rate else None,

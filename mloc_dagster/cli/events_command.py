@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.text import Text
 
 from mloc_dagster.cli.terminal import OK
-from mloc_dagster.display import count
+from mloc_dagster.display import count, counts_in_words
 from mloc_dagster.errors import InputError
 from mloc_dagster.events import (
     STREAM_AWAY,
@@ -194,6 +194,7 @@ def _payload(payload: Payload) -> str:
     parts = [
         f"{count(payload.resumed, 'row')} already there" if payload.resumed else "",
         count(payload.rows, "row") if payload.rows else "",
+        *counts_in_words(payload.counts),
         count(payload.tokens, "token") if payload.tokens else "",
         count(payload.errors, "error") if payload.errors else "",
         f"{payload.reused:,} reused" if payload.reused else "",

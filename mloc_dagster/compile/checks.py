@@ -20,6 +20,7 @@ from mloc_dagster.schema import (
     FINAL_LORA,
     FINAL_MODEL,
     UPSTREAM_VALUES,
+    AgentSpec,
     ChatMessage,
     DatasetData,
     FileRef,
@@ -104,8 +105,11 @@ def check_budget(spec: Tree, typed: TaskSpec, findings: Findings) -> None:
     if not isinstance(typed, RowSpec):
         return
     budget = typed.budget
-    if budget.cost is not None and prices.cost_per_token is None and prices.cost_per_hour is None:
-        findings.add(at_key(nearest(spec, ("budget", "cost")), NO_PRICE))
+    if prices.cost_per_token is None and prices.cost_per_hour is None:
+        if budget.cost is not None:
+            findings.add(at_key(nearest(spec, ("budget", "cost")), NO_PRICE))
+        for place in _costs_of_rows(typed):
+            findings.add(at_key(nearest(spec, place), NO_PRICE))
     for name in budget.per_row.given:
         place = nearest(spec, ("budget", "per_row", name))
         if name not in typed.row_limits:
@@ -114,6 +118,19 @@ def check_budget(spec: Tree, typed: TaskSpec, findings: Findings) -> None:
             findings.add(at_key(place, f"{message}; limits of its rows: {kept}"))
         elif name == "cost" and prices.cost_per_token is None:
             findings.add(at_key(place, UNPRICED_ROWS))
+
+
+def _costs_of_rows(typed: TaskSpec) -> list[Path]:
+    """Returns where an agent task says what a row, or a worker's call, may cost."""
+    if not isinstance(typed, AgentSpec):
+        return []
+    found: list[Path] = []
+    if typed.agent.budget.cost is not None:
+        found.append(("agent", "budget", "cost"))
+    for number, tool in enumerate(typed.agent.tools):
+        if tool.agent is not None and tool.agent.budget.cost is not None:
+            found.append(("agent", "tools", number, "agent", "budget", "cost"))
+    return found
 
 
 def nearest(tree: Tree, path: Path) -> Tree:

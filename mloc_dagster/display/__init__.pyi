@@ -6,6 +6,7 @@ from .progress import (
 )
 from .tables import (
     count as count,
+    counts_in_words as counts_in_words,
     duration as duration,
     print_table as print_table,
     rate as rate,

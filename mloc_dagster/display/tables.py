@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from rich import box
 from rich.console import Console
@@ -13,6 +13,15 @@ from rich.table import Table
 def count(number: int, noun: str) -> str:
     """Returns `1 row`, `1,024 rows`."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def counts_in_words(counts: Mapping[str, int]) -> list[str]:
+    """Returns `41 turns`, `1 tool call`, of names that are plurals; what is 0 is left out."""
+    return [
+        count(number, name.replace("_", " ").removesuffix("s"))
+        for name, number in counts.items()
+        if number
+    ]
 
 
 def rate(per_second: float) -> str:

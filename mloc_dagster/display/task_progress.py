@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections import Counter, deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from time import monotonic
 
-from mloc_dagster.display.tables import count, duration, rate, short_rate
+from mloc_dagster.display.tables import count, counts_in_words, duration, rate, short_rate
 from mloc_dagster.events import Payload, TaskEvent, TaskEventType, TrainingFigures
 
 WINDOW_S = 20.0
@@ -47,6 +47,7 @@ class _Mark:
 class _Shard:
     rows: int = 0
     rows_this_attempt: int = 0
+    counts: dict[str, int] = field(default_factory=dict[str, int])
 
 
 class TaskProgress:
@@ -105,6 +106,14 @@ class TaskProgress:
         return self._rows_computed
 
     @property
+    def counts(self) -> Mapping[str, int]:
+        """What has happened of what the task type counts, as far as this run tells."""
+        total: Counter[str] = Counter()
+        for shard in self._shards.values():
+            total.update(shard.counts)
+        return total
+
+    @property
     def finishing(self) -> bool:
         """Whether all rows are there and the result files are being written."""
         return not self.succeeded and 0 < self.total_shards == self.shards_done
@@ -144,7 +153,9 @@ class TaskProgress:
                 self._set_rows(shard, before + event.payload.rows)
                 self._rows_computed += event.payload.rows
                 self._add(event.payload)
-                self._mark()
+                shard.counts = event.payload.counts or shard.counts
+                if event.payload.rows or event.payload.resumed:  # speeds are those of rows
+                    self._mark()
             case TaskEventType.SHARD_SUCCEEDED:
                 # An event may be missed; this one has the whole shard.
                 self._set_rows(shard, event.payload.rows + shard.rows_this_attempt)
@@ -242,6 +253,7 @@ def task_figures(task: TaskProgress, width: int | None = None) -> str:
     figures = [
         *_training_figures(task),
         *_speed_figures(task),
+        *_count_figures(task),
         *_saving_figures(task),
         *_shard_figures(task),
         *_outlook(task),
@@ -294,6 +306,10 @@ def _speed_figures(task: TaskProgress) -> list[Figure]:
             ),
         ),
     ]
+
+
+def _count_figures(task: TaskProgress) -> list[Figure]:
+    return [Figure(5, (text,)) for text in counts_in_words(task.counts)]
 
 
 def _saving_figures(task: TaskProgress) -> list[Figure]:

@@ -1,6 +1,7 @@
 from .bus import MemoryEventLog as MemoryEventLog, listening as listening, publish as publish
 from .last_progress import (
     LastProgress as LastProgress,
+    last_counts as last_counts,
     last_training_progress as last_training_progress,
 )
 from .log import (

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import cast
@@ -50,23 +51,56 @@ def last_training_progress(
         redis.RedisError: If Redis cannot be reached.
     """
     restarted: datetime | None = None
+    for event in _events_of(client, task_id, since, looked_at):
+        if event.type in _RESTARTS:
+            restarted = max(restarted or event.ts, event.ts)
+        elif event.payload.training is not None:
+            superseded = restarted is not None and restarted > event.ts
+            return LastProgress(event, superseded)
+    return None
+
+
+def last_counts(
+    client: StreamClient, task_id: str, since: datetime, *, looked_at: int = LOOKED_AT
+) -> Mapping[str, int]:
+    """Returns what the shards of a task have counted, by the newest word of each.
+
+    Args:
+        client: Redis.
+        task_id: The task.
+        since: Before that it said nothing.
+        looked_at: Events to look at, at most.
+
+    Raises:
+        redis.RedisError: If Redis cannot be reached.
+    """
+    total: Counter[str] = Counter()
+    heard: set[int] = set()
+    for event in _events_of(client, task_id, since, looked_at):
+        if event.shard is None or event.shard.index in heard or not event.payload.counts:
+            continue
+        heard.add(event.shard.index)
+        total.update(event.payload.counts)
+        if len(heard) == event.shard.total:
+            break
+    return total
+
+
+def _events_of(
+    client: StreamClient, task_id: str, since: datetime, looked_at: int
+) -> Iterator[TaskEvent]:
+    """Yields the events of a task, the newest first."""
     oldest = str(max(0, int(since.timestamp() * 1000)))
     position = "+"
     for _ in range(0, looked_at, _PAGE):
         page = _page_before(client, position, oldest)
         for _, data in page:
             event = _event_of(task_id, data)
-            if event is None:
-                continue
-            if event.type in _RESTARTS:
-                restarted = max(restarted or event.ts, event.ts)
-            elif event.payload.training is not None:
-                superseded = restarted is not None and restarted > event.ts
-                return LastProgress(event, superseded)
+            if event is not None:
+                yield event
         if len(page) < _PAGE:
-            return None
+            return
         position = f"({page[-1][0]}"
-    return None
 
 
 def _page_before(client: StreamClient, position: str, oldest: str) -> list[tuple[str, bytes]]:

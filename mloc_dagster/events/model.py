@@ -28,6 +28,10 @@ def _is_none(value: object) -> bool:
     return value is None
 
 
+def _is_empty(value: object) -> bool:
+    return not value
+
+
 def _is_zero(value: object) -> bool:
     return value == 0
 
@@ -94,6 +98,10 @@ class Payload(BaseModel):
 
     errors: int = 0
     """Rows that ended with an error since the last event of the shard."""
+
+    counts: dict[str, int] = Field(default_factory=dict, exclude_if=_is_empty)
+    """What has happened in the shard by now of what its task type counts, all its attempts
+    included, in TASK_PROGRESS: an agent's `turns`, `tool_calls` and `failed_calls`."""
 
     eta_s: float | None = Field(default=None, exclude_if=_is_none)
     """Seconds until the shard's last row, at its speed of late, in TASK_PROGRESS; absent while no

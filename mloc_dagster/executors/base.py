@@ -12,14 +12,14 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 from mloc_dagster.errors import DataError, TaskCancelled
-from mloc_dagster.results import InputRow, Journal, OutputRow, ToolCallDelta, failed_row
+from mloc_dagster.results import InputRow, Journal, OutputRow, Spend, ToolCallDelta, failed_row
 from mloc_dagster.schema import RowSpec
 
 _question: ContextVar[Callable[[], bool] | None] = ContextVar("cancel_requested", default=None)
@@ -102,6 +102,10 @@ class ShardContext:
             no others. Without it all rows drawn and not emitted count as being computed.
         save: Keeps a file of the executor's own in the task's folder, under that name.
         journal: Keeps what is done of rows that take many steps; None where nothing is kept.
+        count: Takes what of the task type's `counts` has happened in the shard by now, earlier
+            attempts included, as often as that changes, from any thread: it is shown.
+        spend: Takes what a row that takes many steps has taken by now, under its index, from any
+            thread: it counts for the task's budget before the row has ended.
     """
 
     emit: Callable[[OutputRow], None]
@@ -110,6 +114,8 @@ class ShardContext:
     started: Callable[[Sequence[int]], None] = lambda _: None
     journal: Journal | None = None
     save: Callable[[str, bytes], None] = lambda *_: None
+    count: Callable[[Mapping[str, int]], None] = lambda _: None
+    spend: Callable[[int, Spend], None] = lambda *_: None
 
 
 class TaskExecutor[SpecT, ModelT](Protocol):

@@ -81,6 +81,7 @@ class Purse(AbstractContextManager["Purse"]):
         self._log = log
         self._share_every_s = share_every_s
         self._own = Spend()
+        self._open: dict[int, Spend] = {}
         self._earlier: list[Span] = []
         self._notes: dict[int, ShardSpend] = {}
         self._elsewhere = Spend()
@@ -122,7 +123,18 @@ class Purse(AbstractContextManager["Purse"]):
     def add(self, row: OutputRow) -> None:
         """Counts a row that was computed here."""
         with self._lock:
+            self._open.pop(row.index, None)
             self._own.add(row)
+
+    def open(self, index: int, spend: Spend) -> None:
+        """Takes what a row that is not finished has taken by now."""
+        with self._lock:
+            self._open[index] = spend
+
+    def taken(self, index: int) -> Spend:
+        """Returns what a row that is not finished has taken."""
+        with self._lock:
+            return self._open.get(index, Spend())
 
     def reached(self) -> str:
         """Returns why nothing more is computed, as the error of rows; empty while something is.
@@ -138,8 +150,7 @@ class Purse(AbstractContextManager["Purse"]):
     def spent(self) -> Spent:
         """Returns what the task has spent, as far as is known here."""
         with self._lock:
-            total = Spend()
-            total.plus(self._own)
+            total = self._spent_here()
             total.plus(self._elsewhere)
             notes = list(self._notes.values())
         if self._limits.seconds is None:
@@ -161,8 +172,14 @@ class Purse(AbstractContextManager["Purse"]):
     def _tell(self) -> None:
         spans = [(each.start_s, each.stop_s) for each in self._spans()]
         with self._lock:
-            note = ShardSpend(msgspec.structs.replace(self._own), spans)
+            note = ShardSpend(self._spent_here(), spans)
         write_spend(self._folder, self._shard, note)
+
+    def _spent_here(self) -> Spend:
+        total = Spend()
+        for each in (self._own, *self._open.values()):
+            total.plus(each)
+        return total
 
     def _look(self) -> None:
         found = {shard.index: read_spend(self._folder, shard) for shard in self._others}
@@ -198,6 +215,13 @@ class NoPurse(AbstractContextManager["NoPurse"]):
     def add(self, row: OutputRow) -> None:
         """Counts nothing."""
 
+    def open(self, index: int, spend: Spend) -> None:
+        """Counts nothing."""
+
+    def taken(self, index: int) -> Spend:
+        """Returns nothing."""
+        return Spend()
+
     def reached(self) -> str:
         """Returns that more may be computed."""
         return ""
@@ -207,16 +231,26 @@ class NoPurse(AbstractContextManager["NoPurse"]):
         return iter(rows)
 
 
-def unaffordable_row(row: InputRow, reason: str) -> OutputRow:
-    """Returns the output of a row that is not computed for the task's budget.
+def unaffordable_row(row: InputRow, reason: str, taken: Spend) -> OutputRow:
+    """Returns the output of a row that is not computed, or not to its end, for the task's budget.
 
     Args:
         row: The input; one that could not be computed anyway keeps its own error.
         reason: As `Purse.reached` gives it.
+        taken: What was computed of it: it has been spent.
     """
     if row.error is not None:
         return failed_row(row, row.error)
-    return msgspec.structs.replace(failed_row(row, reason), fault=BUDGET_FAULT)
+    if taken.tokens:
+        reason = reason.replace("not computed", "not finished", 1)
+    return msgspec.structs.replace(
+        failed_row(row, reason),
+        fault=BUDGET_FAULT,
+        prompt_tokens=taken.prompt_tokens,
+        cached_tokens=taken.cached_tokens,
+        completion_tokens=taken.completion_tokens,
+        engine_s=taken.engine_s,
+    )
 
 
 def most_new_tokens(limits: Limits, rates: Rates, prompt_tokens: int) -> int | None:

@@ -6,7 +6,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -143,6 +143,7 @@ def run_shard(
     on_rows: Callable[[OutputRow], None] | None = None,
     on_resumed: Callable[[int], None] | None = None,
     on_damaged: Callable[[str], None] | None = None,
+    on_counts: Callable[[Mapping[str, int]], None] = lambda _: None,
     retry_errors: bool = False,
     accept_changed_model: bool = False,
 ) -> ShardReport:
@@ -164,6 +165,7 @@ def run_shard(
         on_resumed: Called once, before the first row, with how many rows were there already.
         on_damaged: Called with a warning for each part file that is not what was written; it is
             deleted, and its rows are computed again.
+        on_counts: Called with what of the task type's `counts` has happened; see `ShardContext`.
         retry_errors: Whether rows that ended with an error are computed again.
         accept_changed_model: Whether another model may go on than the one that began.
 
@@ -195,7 +197,8 @@ def run_shard(
     purse = _purse(folder, plan, shard, spec, log, started_at)
     work = _Attempt(
         *(folder, task_id, spec, plan, shard, attempt, started_at, started),
-        *(gate, purse, shard.rows - finished.count, log, cancelled, on_rows, accept_changed_model),
+        *(gate, purse, shard.rows - finished.count, log, cancelled, on_rows, on_counts),
+        accept_changed_model,
     )
     log.line(
         f"{worker} starts attempt {attempt} at shard {shard.key} of {shard.total}: "
@@ -258,6 +261,7 @@ class _Attempt:
     log: ShardLog
     cancelled: Callable[[], bool]
     on_rows: Callable[[OutputRow], None] | None
+    on_counts: Callable[[Mapping[str, int]], None]
     accept_changed_model: bool
 
     def run(self, cache: ModelCache) -> float:
@@ -297,6 +301,8 @@ class _Attempt:
                     self.log.line,
                     journal=journal,
                     save=self.folder.write_bytes,
+                    count=self.on_counts,
+                    spend=self.purse.open,
                 )
                 runs = watch.runs(self._read, self.gate.watch, self.missing, context)
                 try:
@@ -328,7 +334,7 @@ class _Attempt:
         with self._open_writer() as writer:
             emit = self.gate.emit_to(writer.write, self._hear)
             for row in self.gate.watch(self._read()):
-                emit(unaffordable_row(row, reason))
+                emit(unaffordable_row(row, reason, self.purse.taken(row.index)))
                 left += 1
         self.log.line(f"{reason}: {left} rows are left out")
 

@@ -149,6 +149,7 @@ def responses_metadata(summary: TaskSummary, path: str) -> dict[str, dg.Metadata
         "dagster/row_count": dg.MetadataValue.int(summary.rows),
         "errors": dg.MetadataValue.int(summary.errors),
         "tokens_per_s": dg.MetadataValue.float(round(summary.tokens_per_s, 1)),
+        **{name: dg.MetadataValue.int(number) for name, number in summary.counts.items()},
         **_scores_metadata(summary),
         **_cost_metadata(summary.usage),
         **_budget_metadata(summary),

@@ -68,7 +68,7 @@ class ProgressNotes:
         eta_s = self._eta_s(now)
         if now - self._said_at >= self._interval_s:
             figures = self._figures(now)
-            self._say(_in_words(figures), figures)
+            self._say(_in_words(figures, self._sum.counts), figures)
             self._said_at = now
             if self._is_settled(now):
                 self._mark_before, self._mark = self._mark, _Mark(now, self._sum)
@@ -116,6 +116,7 @@ class ProgressNotes:
             figures["cache_hit_rate"] = total.cached_tokens / total.prompt_tokens
         figures |= {"rows_reused": total.reused} if total.reused else {}
         figures |= {"errors": total.errors} if total.errors else {}
+        figures |= total.counts
         return {
             name: round(value, 3) if isinstance(value, float) else value
             for name, value in figures.items()
@@ -130,11 +131,13 @@ def _plus(one: Payload, other: Payload) -> Payload:
         cached_tokens=one.cached_tokens + other.cached_tokens,
         reused=one.reused + other.reused,
         errors=one.errors + other.errors,
+        counts=other.counts or one.counts,  # they are sums already
     )
 
 
-def _in_words(figures: Mapping[str, int | float]) -> str:
+def _in_words(figures: Mapping[str, int | float], counts: Mapping[str, int]) -> str:
     parts = [f"{figures['rows']:,} of {figures['rows_total']:,} rows"]
+    parts += [f"{number:,} {name.replace('_', ' ')}" for name, number in counts.items() if number]
     if "rows_per_s" in figures:
         parts.append(f"{figures['rows_per_s']:.1f} rows/s")
     if "eta_s" in figures:
@@ -145,6 +148,7 @@ def _in_words(figures: Mapping[str, int | float]) -> str:
 
 
 INTERVAL_S = 0.2
+_NOTHING: Mapping[str, int] = {}
 
 
 class ProgressBatches:
@@ -171,6 +175,7 @@ class ProgressBatches:
         self._clock = clock
         self._lock = threading.Lock()
         self._waiting_since = self._published_at = clock()
+        self._counts = self._told_counts = _NOTHING
         self._clear()
 
     def _clear(self) -> None:
@@ -198,17 +203,26 @@ class ProgressBatches:
             if self._clock() - self._waiting_since >= INTERVAL_S:
                 self._publish()
 
+    def count(self, counts: Mapping[str, int]) -> None:
+        """Takes what has happened in the shard; it is published with the next look or row.
+
+        It never waits: whoever counts may be the loop on which all rows go on.
+        """
+        self._counts = counts
+
     def look(self) -> None:
-        """Publishes the rows that wait, unless there was a sum a moment ago.
+        """Publishes what waits, unless there was a sum a moment ago.
 
         To be called now and then, between two batches above all: the rows of one are known as soon
         as it has ended, and not with the next one's.
         """
         with self._lock:
-            if self._rows and self._clock() - self._published_at >= INTERVAL_S:
+            waits = self._rows or self._counts is not self._told_counts
+            if waits and self._clock() - self._published_at >= INTERVAL_S:
                 self._publish()
 
     def _publish(self) -> None:
+        counts = self._counts
         payload = Payload(
             rows=self._rows,
             tokens=self._tokens,
@@ -216,10 +230,12 @@ class ProgressBatches:
             prompt_tokens=self._prompt_tokens,
             cached_tokens=self._cached_tokens,
             reused=self._reused,
+            counts={} if counts is self._told_counts else dict(counts),
         )
         eta_s = None if self._also is None else self._also(payload)
         self._send(payload.model_copy(update={"eta_s": eta_s}))
         self._published_at = self._clock()
+        self._told_counts = counts
         self._clear()
 
     def _send(self, payload: Payload) -> None:
@@ -240,5 +256,5 @@ class ProgressBatches:
         trace: TracebackType | None,
     ) -> None:
         with self._lock:
-            if self._rows:
+            if self._rows or self._counts is not self._told_counts:
                 self._publish()

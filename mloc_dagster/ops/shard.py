@@ -237,6 +237,7 @@ def _compute_rows(
             on_rows=progress.add,
             on_resumed=resumed,
             on_damaged=damaged,
+            on_counts=progress.count,
             retry_errors=retries_errors(context.run),
             accept_changed_model=context.run.tags.get(CHANGED_MODEL_TAG) == "true",
         )

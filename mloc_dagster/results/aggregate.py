@@ -111,6 +111,7 @@ class _Item(msgspec.Struct, omit_defaults=True):
     all_reasoning: list[str | None] | None = None
     steps: int = 0
     stop: str = ""
+    failed_calls: int = 0
     columns: object = None
 
 
@@ -220,6 +221,7 @@ def aggregate_rows(
         at_once=mean_at_once(timed),
         scores=scores,
         budget=_reached(folder, parts, plan, tally.unaffordable, limits, rates),
+        counts={} if report is None else dict(report.counts()),
     )
     folder.write_bytes(SUMMARY_NAME, summary.model_dump_json(indent=2).encode() + b"\n")
     return summary
@@ -312,7 +314,7 @@ def _item(row: OutputRow, columns: Mapping[str, object] | None = None) -> _Item:
         *(row.index, row.output, row.finish_reason, row.error, row.outputs),
         *(row.custom_id, row.embedding, row.finish_reasons),
         *(row.tool_calls, row.reasoning, row.all_tool_calls, row.all_reasoning),
-        *(row.steps, row.stop),
+        *(row.steps, row.stop, row.failed_calls),
         columns=columns or None,
     )
 

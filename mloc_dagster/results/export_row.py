@@ -45,6 +45,15 @@ ROW_COLUMNS: Mapping[str, RowColumn] = MappingProxyType(
         ),
         "reasoning": RowColumn("string", "What it thought before it answered.", nullable=True),
         "finish_reason": RowColumn("string", "`stop`, `length`, `tool_calls` or `error`."),
+        "stop": RowColumn(
+            "string",
+            "What ended an agent's row: `answer`, `max_steps`, `budget`, `timeout` or `error`.",
+            nullable=True,
+        ),
+        "steps": RowColumn("int32", "Turns of the model, of an agent's row.", nullable=True),
+        "failed_calls": RowColumn(
+            "int32", "Those of an agent's calls of tools that failed.", nullable=True
+        ),
         "error": RowColumn("string", "Why there is no output.", nullable=True),
         "model": RowColumn("string", "What answered."),
         "revision": RowColumn(
@@ -102,6 +111,9 @@ class ExportRow(msgspec.Struct):
     tool_calls: list[ToolCall] | None
     reasoning: str | None
     finish_reason: str
+    stop: str | None
+    steps: int | None
+    failed_calls: int | None
     error: str | None
     model: str
     revision: str | None
@@ -181,6 +193,9 @@ def export_rows(
             row.tool_calls,
             row.reasoning,
             row.finish_reason,
+            row.stop or None,
+            row.steps if row.stop else None,
+            row.failed_calls if row.stop else None,
             row.error,
             model,
             row.revision or revision,

@@ -184,6 +184,12 @@ class Steps:
         calls = () if said is None else dict.fromkeys(each.id for each in said.tool_calls)
         return [self.workers[turn, call] for call in calls if (turn, call) in self.workers]
 
+    def with_workers(self) -> Iterator[Steps]:
+        """Yields these, and those of all agents below."""
+        yield self
+        for each in self.workers.values():
+            yield from each.with_workers()
+
     @property
     def seconds(self) -> float:
         """Seconds that workers have spent on the row."""

@@ -189,6 +189,7 @@ class OutputRow(msgspec.Struct, frozen=True, omit_defaults=True):
         reasoning_tokens: Those of `completion_tokens` that were thoughts.
         steps: Turns of the model, of an agent's row.
         stop: What ended an agent's row: `answer`, `max_steps`, `budget`, `timeout` or `error`.
+        failed_calls: Calls of tools that failed, of an agent's row.
         place: Its place in the plan's order; -1 when that is its index.
         custom_id: What its sender calls it.
         embedding: The vector, of an embedding task.
@@ -242,6 +243,7 @@ class OutputRow(msgspec.Struct, frozen=True, omit_defaults=True):
     reasoning_tokens: int = 0
     steps: int = 0
     stop: str = ""
+    failed_calls: int = 0
 
 
 def failed_row(row: InputRow, error: str, engine: str = "", prompt_tokens: int = 0) -> OutputRow:

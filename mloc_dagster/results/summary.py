@@ -176,6 +176,7 @@ class TaskSummary(_Frozen):
         fingerprint: Changes when a row, or anything else that goes into the files, changes.
         scores: What the template's `evaluation` came to; None without one.
         budget: The budget that was reached before all rows were computed; None if none was.
+        counts: How often what the task type counts has happened, by name.
     """
 
     task_id: str
@@ -205,6 +206,7 @@ class TaskSummary(_Frozen):
     at_once: float | None = None  # summaries of earlier versions have none
     scores: Scores | None = None
     budget: BudgetReached | None = None
+    counts: dict[str, int] = {}
 
 
 class UsageCounter:

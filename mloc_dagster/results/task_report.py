@@ -27,6 +27,13 @@ class TaskReport(Protocol):
         """
         ...
 
+    def counts(self) -> Mapping[str, int]:
+        """Returns how often what the task type counts has happened, by name."""
+        ...
+
     def write_files(self, folder: Folder, wanted: Collection[str]) -> None:
-        """Writes the files of its own that the template names in `output.artifacts`."""
+        """Writes the files of its own that the template names in `output.artifacts`.
+
+        Those that the task type leaves anyway are written here as well.
+        """
         ...

@@ -30,6 +30,9 @@ class AgentBudget(Block):
     tool_calls: int | None = Field(default=None, ge=0)
     """Calls of tools."""
 
+    cost: float | None = Field(default=None, gt=0)
+    """What its turns may cost, by the price in `resources`."""
+
 
 class AgentLoop(Block):
     """What an agent is told, and when it has to end."""

@@ -136,6 +136,9 @@ class AgentItem(ResultItem):
     stop: str = ""
     """What ended it: `answer`, `max_steps`, `budget`, `timeout` or `error`."""
 
+    failed_calls: int = 0
+    """Those of its calls of tools that failed."""
+
 
 class AgentCounts(Block):
     """How many rows ended how."""

@@ -73,6 +73,8 @@ class TaskType:
             a template of this task type, over whose spec a task's own is laid.
         whole_keys: Blocks that replace the preset's as a whole.
         files: Files and folders that the report can write, for `output.artifacts`.
+        counts: Names, in the plural, of what it counts beside rows, such as `turns`: its executor
+            tells of them while it works (`ShardContext.count`), and its report in the end.
     """
 
     name: str
@@ -86,6 +88,7 @@ class TaskType:
     preset: tuple[str, str] | None = None
     whole_keys: frozenset[str] = frozenset()
     files: frozenset[str] = frozenset()
+    counts: tuple[str, ...] = ()
 
     @property
     def has_rows(self) -> bool:

@@ -228,6 +228,8 @@ def _row_figures(summary: TaskSummary) -> Iterable[Figure]:
     yield Figure("errors", summary.errors, f"{summary.allowed_errors:,} allowed")
     if summary.budget is not None:
         yield Figure("budget reached", summary.budget.amounts, summary.budget.progress)
+    for name, number in summary.counts.items():
+        yield Figure(name.replace("_", " "), number)
     for name, mean in (summary.scores.metrics if summary.scores else {}).items():
         scored = summary.scores.scored.get(name.partition("/")[0], 0) if summary.scores else 0
         yield Figure(name, mean, f"mean of {scored:,} rows")

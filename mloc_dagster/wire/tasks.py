@@ -162,6 +162,9 @@ class TaskDetail(TaskView):
     """Who computes which shard now."""
     folder: str = ""
     """Where its results are."""
+    counts: Mapping[str, int] = {}
+    """What has happened so far of what its task type counts: an agent's `turns`, `tool_calls` and
+    `failed_calls`."""
     training: TrainingView | None = None
     """Of a task that trains."""
     metrics: Mapping[str, float] = {}
@@ -242,6 +245,8 @@ class ProgressReply(Reply):
     rows_finished: int | None = None
     errors: int | None = None
     shards: Shards = Shards()
+    counts: Mapping[str, int] = {}
+    """As in `TaskDetail`."""
     fraction: float | None = None
     """0 to 1; null before the rows are known."""
     rows_per_s: float | None = None

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.text import Text
 
 from mloc_dagster.compile import Diagnostic
-from mloc_dagster.display import count, duration, print_table, rate, shorten
+from mloc_dagster.display import count, counts_in_words, duration, print_table, rate, shorten
 from mloc_dagster.results import ModelUsage, TrainingSummary, compared, usage_by_model
 
 if TYPE_CHECKING:
@@ -109,6 +109,8 @@ def _task_json(run: TemplateRun, task: TaskOutcome) -> dict[str, object]:
             "seconds": usage.latency_sec,
             "usage": usage.model_dump(mode="json"),
         }
+        if task.summary.counts:
+            found["counts"] = task.summary.counts
         if task.summary.budget is not None:
             found["budget"] = task.summary.budget.model_dump(mode="json")
         if task.summary.scores is not None:
@@ -144,6 +146,9 @@ def print_report(run: TemplateRun, out: Console) -> None:
         if len(summaries) > 1:
             _print_models(usage_by_model(summaries), out)
         _print_scores(tasks, out)
+    for task in tasks:
+        if task.summary is not None and (counted := counts_in_words(task.summary.counts)):
+            out.print(f"{task.node}: {', '.join(counted)}", markup=False, soft_wrap=True)
     _print_slo(run.outcome.tasks, out)
     for task in tasks:
         if task.summary is not None and task.summary.budget is not None:

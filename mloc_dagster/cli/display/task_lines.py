@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from mloc_dagster.display import count, duration, print_table, shorten
+from mloc_dagster.display import count, counts_in_words, duration, print_table, shorten
 from mloc_dagster.planning import shard_key
 
 if TYPE_CHECKING:
@@ -73,6 +73,9 @@ def _progress(task: TaskDetail) -> Iterator[tuple[str, str]]:
     else:
         errors = f", {count(task.errors, 'error')}" if task.errors else ""
         yield "rows", f"{task.rows_finished or 0:,} of {task.rows:,}{errors}"
+    counted = counts_in_words(task.counts)
+    if counted:
+        yield "counted", ", ".join(counted)
 
 
 def _shards(counts: Shards, *, ended: bool) -> str:

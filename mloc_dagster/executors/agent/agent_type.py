@@ -6,6 +6,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from mloc_dagster.errors import MissingExtraError
+from mloc_dagster.executors.agent.counts import COUNTS
 from mloc_dagster.executors.agent.report import FILES, AgentReport
 from mloc_dagster.schema import AgentResult, AgentSpec, Idle, TaskType
 
@@ -35,4 +36,5 @@ AGENT = TaskType(
     preset=("configName", "agents"),
     whole_keys=frozenset({"model"}),
     files=FILES,
+    counts=COUNTS,
 )

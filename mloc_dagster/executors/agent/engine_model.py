@@ -7,7 +7,7 @@ schemas, runs the tools, and tells the model of what was wrong.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from functools import lru_cache
+from typing import Any
 
 from pydantic_ai.messages import (
     FinishReason,
@@ -71,8 +71,8 @@ class EngineModel(Model):
     ) -> ModelResponse:
         """Asks for the next turn."""
         _, known = self.prepare_request(model_settings, model_request_parameters)
-        offered = [*known.declared_function_tools, *known.output_tools]
-        turn = await self._ask(chat_of(messages), _offered(tuple(map(_Definition, offered))))
+        tools = [*known.declared_function_tools, *known.output_tools]
+        turn = await self._ask(chat_of(messages), offered(tools))
         return response_of(turn, self._model_name)
 
 
@@ -197,32 +197,39 @@ def response_of(turn: ModelTurn, model: str) -> ModelResponse:
 _REASONS: dict[str, FinishReason] = {"tool_calls": "tool_call", "length": "length"}
 
 
-class _Definition:
-    """A tool's definition by its content: equal ones are offered as one and the same block."""
-
-    def __init__(self, tool: ToolDefinition) -> None:
-        self.tool = tool
-        self._text = canonical_json([tool.name, tool.description, tool.parameters_json_schema])
-
-    def __hash__(self) -> int:
-        return hash(self._text)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Definition) and self._text == other._text
+_MOST_OFFERS = 1024
+_offers: dict[tuple[object, ...], tuple[Sequence[ToolDefinition], tuple[FunctionTool, ...]]] = {}
+_equal_offers: dict[str, tuple[FunctionTool, ...]] = {}
 
 
-@lru_cache(maxsize=256)
-def _offered(tools: tuple[_Definition, ...]) -> tuple[FunctionTool, ...]:
-    """Returns tools as an `inference` block has them; the same object for equal ones."""
-    return tuple(
-        FunctionTool.model_validate(
-            {
-                "function": {
-                    "name": each.tool.name,
-                    "description": each.tool.description,
-                    "parameters": each.tool.parameters_json_schema,
-                }
-            }
-        )
+def offered(tools: Sequence[ToolDefinition]) -> tuple[FunctionTool, ...]:
+    """Returns tools as an `inference` block has them; the same object for equal ones.
+
+    Toolsets give the same schemas turn after turn, so these are read only when they are new.
+    """
+    key = tuple(
+        part
         for each in tools
+        for part in (each.name, each.description, id(each.parameters_json_schema))
     )
+    known = _offers.get(key)
+    if known is None:
+        if len(_offers) >= _MOST_OFFERS:
+            _offers.clear()
+            _equal_offers.clear()
+        # The definitions are kept, so that the ids of their schemas stay theirs.
+        known = _offers[key] = list(tools), _as_functions(tools)
+    return known[1]
+
+
+def _as_functions(tools: Sequence[ToolDefinition]) -> tuple[FunctionTool, ...]:
+    fields: list[Any] = [
+        {
+            "name": each.name,
+            "description": each.description,
+            "parameters": each.parameters_json_schema,
+        }
+        for each in tools
+    ]
+    made = tuple(FunctionTool.model_validate({"function": each}) for each in fields)
+    return _equal_offers.setdefault(canonical_json(fields), made)

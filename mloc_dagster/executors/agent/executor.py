@@ -11,6 +11,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from mloc_dagster.errors import TaskCancelled
+from mloc_dagster.executors.agent.blocks import Blocks
+from mloc_dagster.executors.agent.counts import Counts
 from mloc_dagster.executors.agent.replay import Recording
 from mloc_dagster.executors.agent.traces import Traces
 from mloc_dagster.executors.agent.turns import TurnQueue
@@ -112,23 +114,21 @@ class _Rows:
         queue: TurnQueue,
         recording: Recording | None,
     ) -> None:
-        from mloc_dagster.executors.agent.trajectory import Blocks
-
         self._shard = shard
         self._spec = spec
         self._engine = engine
         self._context = context
         self._queue = queue
-        self._journal = context.journal
         self._known = {} if context.journal is None else context.journal.take_over()
         self._blocks = Blocks(spec.inference)
+        self._counts = Counts(context.count, self._known.values())
         self._traces = Traces(
             context.save,
             shard.task_id,
             shard_key(shard.index),
             engine.name,
             engine.label,
-            content=spec.agent.trace_content,
+            spec,
         )
         self._recording = recording
         self._all: asyncio.Task[None] | None = None
@@ -167,22 +167,23 @@ class _Rows:
                 place,
                 self._spec,
                 self._queue,
-                self._journal,
+                self._context,
                 self._known.pop(row.index, Steps()),
                 self._shard.seed,
                 self._blocks,
+                self._counts,
                 self._shard.task_id,
                 None if self._recording is None else self._recording.of(row.index),
             )
             done = await trajectory.run(agent, self._engine.name, self._engine.label)
-            self._traces.add(done, trajectory.steps)
+            self._traces.add(done, trajectory.steps, trajectory.tools)
             self._queue.finish(done)
 
     async def _toolsets(
         self, around: AsyncExitStack, tools: Sequence[AgentTool]
     ) -> list[AbstractToolset[Trajectory]]:
         """Returns tools as toolsets that are open for as long as the shard is worked on."""
-        from mloc_dagster.executors.agent.trajectory import JournaledTools
+        from mloc_dagster.executors.agent.journaled_tools import JournaledTools
         from mloc_dagster.executors.agent.workers import worker_toolset
 
         workers = {

@@ -9,6 +9,8 @@ from textwrap import indent
 import msgspec
 from pydantic import JsonValue
 
+from mloc_dagster.executors.agent.counts import COUNTS, FAILED_CALLS, TOOL_CALLS, TURNS
+from mloc_dagster.executors.agent.traces import trace_task
 from mloc_dagster.results import (
     Folder,
     ModelTurn,
@@ -43,11 +45,15 @@ class AgentReport:
         self._config = spec.config_name
         self._log: list[JsonValue] = []
         self._rows = self._failed = 0
+        self._counts: dict[str, int] = dict.fromkeys(COUNTS, 0)
 
     def add(self, row: OutputRow) -> None:
         """Counts a row."""
         self._rows += 1
         self._failed += row.error is not None
+        self._counts[TURNS] += row.steps
+        self._counts[TOOL_CALLS] += len(row.tool_calls or ())
+        self._counts[FAILED_CALLS] += row.failed_calls
         if len(self._log) < _MOST_LOGGED:
             self._log.append(
                 {
@@ -74,8 +80,13 @@ class AgentReport:
             },
         }
 
+    def counts(self) -> Mapping[str, int]:
+        """Returns how many turns and calls there were."""
+        return self._counts
+
     def write_files(self, folder: Folder, wanted: Collection[str]) -> None:
-        """Writes what the template names."""
+        """Writes what the template names, and the span of the task."""
+        trace_task(folder)
         names = {name.split("/")[0] for name in wanted}
         if SUMMARY_NAME in names:
             summary = read_summary(folder)

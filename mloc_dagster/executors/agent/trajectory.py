@@ -6,40 +6,40 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from copy import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
 import msgspec
-from pydantic_ai import Agent, RunContext
+from pydantic_ai import Agent
 from pydantic_ai.exceptions import AgentRunError
-from pydantic_ai.toolsets import ToolsetTool, WrapperToolset
 from pydantic_ai.usage import UsageLimits
 
+from mloc_dagster.executors.agent.blocks import Blocks
+from mloc_dagster.executors.agent.counts import Counts
 from mloc_dagster.executors.agent.engine_model import (
     EngineModel,
     history_of,
     user_content,
 )
 from mloc_dagster.executors.agent.replay import Record, RowFailedError, tool_calls
+from mloc_dagster.executors.agent.totals import Totals
 from mloc_dagster.executors.agent.turns import Turn, TurnQueue, UnansweredTurnError
-from mloc_dagster.executors.prompts import tool_definitions
+from mloc_dagster.executors.base import ShardContext
 from mloc_dagster.executors.row_requests import row_seed, turn_seed, worker_seed
 from mloc_dagster.results import (
-    Brief,
     CallBegun,
     CallKey,
     CallResult,
     InputRow,
-    Journal,
     Message,
     ModelTurn,
     OutputRow,
+    Rates,
     Steps,
-    ToolCall,
 )
 from mloc_dagster.schema import AgentBudget, AgentLoop, AgentSpec, FunctionTool, Inference, Worker
-from mloc_dagster.tools import FailedCall, ObservedToolset, ToolFailure, calling
+from mloc_dagster.tools import FailedCall, ToolFailure, calling
 
 ANSWER_NOW = (
     "No tool can be called any more. Answer now, as well as you can, with what you have found out."
@@ -82,39 +82,6 @@ class Ending:
     error: str | None = None
 
 
-@dataclass(slots=True)
-class Totals:
-    """What a trajectory has taken so far."""
-
-    steps: int = 0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    reasoning_tokens: int = 0
-    cached_tokens: int = 0
-    engine_s: float = 0.0
-    calls: list[ToolCall] = field(default_factory=list[ToolCall])
-
-    @property
-    def tokens(self) -> int:
-        """Tokens read and written."""
-        return self.prompt_tokens + self.completion_tokens
-
-    def add_all(self, steps: Steps) -> None:
-        """Counts all turns of an agent that answered a call."""
-        for turn in steps.turns.values():
-            self.add(turn)
-
-    def add(self, turn: ModelTurn) -> None:
-        """Counts a turn."""
-        self.steps += 1
-        self.prompt_tokens += turn.prompt_tokens
-        self.completion_tokens += turn.completion_tokens
-        self.reasoning_tokens += turn.reasoning_tokens
-        self.cached_tokens += turn.cached_tokens
-        self.engine_s += turn.engine_s
-        self.calls += turn.tool_calls
-
-
 class Trajectory:
     """A row on its way, or a call that an agent answers.
 
@@ -123,10 +90,11 @@ class Trajectory:
         place: Its place among the rows that were begun.
         spec: The task.
         queue: Takes turns to the engine.
-        journal: Keeps what is done; None where nothing is kept.
+        context: The shard's, which keeps what is done and hears what was spent.
         known: What earlier attempts have done; what is done here is added.
         seed: The plan's.
         blocks: Blocks with tools, shared by all trajectories of the shard.
+        counts: Hears of each step, of all of them.
         task_id: Stands in the keys of calls.
         record: What was done in the task that this one replays; None where it replays none.
     """
@@ -137,10 +105,11 @@ class Trajectory:
         place: int,
         spec: AgentSpec,
         queue: TurnQueue,
-        journal: Journal | None,
+        context: ShardContext,
         known: Steps,
         seed: int,
         blocks: Blocks,
+        counts: Counts,
         task_id: str,
         record: Record | None = None,
     ) -> None:
@@ -152,10 +121,16 @@ class Trajectory:
         self.record = record
         self._place = place
         self._inference = spec.inference
+        self._rates = Rates.of(spec.resources)
         self._queue = queue
-        self._journal = journal
+        self._journal = context.journal
+        self._spend = context.spend
         self.steps = known
+        self._spent = Totals()  # with what workers take as they go; of copies it is the same one
+        for each in known.with_workers():
+            self._spent.add_all(each)
         self._blocks = blocks
+        self._counts = counts
         self._began = time.monotonic() - known.seconds
         self.begin(row_seed(spec.inference, seed, row.index))
 
@@ -185,6 +160,7 @@ class Trajectory:
         self._counted = -1
         self._chat: list[Message] = []
         self._heard = 0
+        self.tools: Sequence[FunctionTool] = ()
         self.totals = Totals()
 
     @property
@@ -231,6 +207,7 @@ class Trajectory:
             tool_calls=totals.calls or None,
             steps=totals.steps,
             stop=ending.stop,
+            failed_calls=totals.failed_calls,
         )
 
     async def carried_on(self, agent: Agent[Trajectory, Any], model: EngineModel) -> Ending:
@@ -287,7 +264,7 @@ class Trajectory:
             LimitReachedError: If the row may not have another one, or not the calls in it.
             RowFailedError: If it calls otherwise than the one that is replayed.
         """
-        self._chat = chat
+        self._chat, self.tools = chat, tools
         self._count_workers()
         self._check_limits()
         block = self._blocks.of(tools, None)
@@ -328,6 +305,7 @@ class Trajectory:
         """
         known = self.steps.results.get((turn, call_id))
         if known is not None:
+            self.totals.failed_calls += known.failed
             return known.output
         key = self._key_of(turn, call_id)
         begun = CallBegun(self.row.index, turn, call_id, tool, self.caller)
@@ -394,6 +372,7 @@ class Trajectory:
             ended_at=time.time(),
             caller=self.caller,
         )
+        self.totals.failed_calls += failed
         await self._note(result, now=effect == "write")
         return output
 
@@ -430,8 +409,10 @@ class Trajectory:
         if turn is None:
             turn = await self._compute(number, chat, block)
             await self._note(turn)
+            self._spent.add(turn)
         self._heard = len(chat) + 1
         self.totals.add(turn)
+        self._spend(self.row.index, self._spent.spend)
         return turn
 
     def _told(self, number: int, chat: list[Message]) -> list[Message]:
@@ -467,6 +448,7 @@ class Trajectory:
 
     async def _note(self, entry: ModelTurn | CallResult, *, now: bool = False) -> None:
         self._add(entry)
+        self._counts.add(entry)
         if self._journal is None:
             return
         if now:
@@ -488,78 +470,17 @@ class Trajectory:
                 raise LimitReachedError(
                     "budget", f"{spent:,} tokens were spent of {budget.tokens:,} (agent.budget)"
                 )
+            cost = sum(self._rates.cost(each) or 0.0 for each in totals)
+            if budget.cost is not None and cost >= budget.cost:
+                raise LimitReachedError(
+                    "budget", f"{cost:.6g} were spent of {budget.cost:.6g} (agent.budget.cost)"
+                )
 
     def _purses(self) -> Iterator[tuple[AgentBudget, Sequence[Totals]]]:
         """Yields the budgets that hold here, each with what counts for it."""
         yield self.agent.budget, (self.totals,)
         if self.parent is not None:
             yield self.parent.agent.budget, (self.parent.totals, self.totals)
-
-
-class JournaledTools(WrapperToolset[Trajectory]):
-    """Tools whose answers are noted in the journal of the trajectory that calls them.
-
-    One that replays another task has their answers from there. Agents among them are asked in any
-    case, as they have a trajectory of their own.
-    """
-
-    async def call_tool(
-        self,
-        name: str,
-        tool_args: dict[str, Any],
-        ctx: RunContext[Trajectory],
-        tool: ToolsetTool[Trajectory],
-    ) -> str:
-        """Calls a tool, once."""
-        effect = (tool.tool_def.metadata or {}).get("effect", "write")
-        row, tools, call_id = ctx.deps, self.wrapped, ctx.tool_call_id or ""
-        record = None if effect == AGENT_EFFECT else row.record
-
-        async def run() -> object:
-            if record is None:
-                return await tools.call_tool(name, tool_args, ctx, tool)
-            return record.answer(row.turn, row.place_of(call_id))
-
-        async def ask(key: str) -> str | None:
-            if not isinstance(tools, ObservedToolset):
-                raise ToolFailure("nobody can be asked")
-            return await tools.outcome_of(name, key)
-
-        return await row.call(
-            row.turn, call_id, name, effect if record is None else "read", run, ask
-        )
-
-
-class Blocks:
-    """The `inference` block with the tools that a turn offers; equal ones are one object.
-
-    Args:
-        inference: The task's.
-    """
-
-    def __init__(self, inference: Inference) -> None:
-        self._inference = inference
-        self._known: dict[tuple[int, int], tuple[object, object, Inference]] = {}
-        self._brief: Inference | None = None
-
-    def of(self, tools: Sequence[FunctionTool], form: object) -> Inference:
-        """Returns the block with these tools, or for an answer of this form."""
-        key = (id(tools), id(form))
-        known = self._known.get(key)
-        if known is None:
-            fields: dict[str, Any] = {"tools": tools}
-            if form is not None:
-                fields["structured_outputs"] = {"json": form}
-            given = self._inference.model_dump(by_alias=True, exclude_unset=True)
-            block = Inference.model_validate({**given, **fields})
-            known = self._known[key] = tools, form, block  # kept, so that the ids stay theirs
-        return known[2]
-
-    def keep_brief(self, block: Inference, instructions: str | None, journal: Journal) -> None:
-        """Keeps, once, what the rows are told and offered."""
-        if block is not self._brief:
-            self._brief = block
-            journal.brief(Brief(instructions, tool_definitions(block)))
 
 
 async def _to_its_end[T](work: Coroutine[Any, Any, T]) -> T:

@@ -66,6 +66,8 @@ class TurnQueue(Iterator[EngineRequest | None]):
         self._number = count()
         self._rows: deque[OutputRow] = deque()
         self._out: dict[int, Turn] = {}  # by the identity of their rows: of one row, several
+        self._answered: deque[tuple[Turn, Completion | Exception]] = deque()
+        self._delivering = False
         self._closed = False
         self._problem: BaseException | None = None
 
@@ -130,8 +132,7 @@ class TurnQueue(Iterator[EngineRequest | None]):
 
     def done(self, request: EngineRequest, completion: Completion) -> None:
         """Takes an answer."""
-        turn = self._out.pop(id(request.row))
-        self._loop.call_soon_threadsafe(_answer, turn, completion)
+        self._hand_back(self._out.pop(id(request.row)), completion)
 
     def failed(self, request: EngineRequest, reason: str) -> None:
         """Takes the reason why there is no answer."""
@@ -145,14 +146,22 @@ class TurnQueue(Iterator[EngineRequest | None]):
             return None
 
     def _refuse(self, turn: Turn, reason: str) -> None:
-        self._loop.call_soon_threadsafe(_fail, turn, UnansweredTurnError(reason))
+        self._hand_back(turn, UnansweredTurnError(reason))
 
+    def _hand_back(self, turn: Turn, answer: Completion | Exception) -> None:
+        """Wakes the event loop once for all answers that it has not taken yet."""
+        self._answered.append((turn, answer))
+        if not self._delivering:
+            self._delivering = True
+            self._loop.call_soon_threadsafe(self._deliver)
 
-def _answer(turn: Turn, completion: Completion) -> None:
-    if not turn.answer.done():
-        turn.answer.set_result(completion)
-
-
-def _fail(turn: Turn, error: Exception) -> None:
-    if not turn.answer.done():
-        turn.answer.set_exception(error)
+    def _deliver(self) -> None:
+        self._delivering = False  # first: what comes from now on is told of anew
+        while self._answered:
+            turn, answer = self._answered.popleft()
+            if turn.answer.done():
+                continue
+            if isinstance(answer, Exception):
+                turn.answer.set_exception(answer)
+            else:
+                turn.answer.set_result(answer)

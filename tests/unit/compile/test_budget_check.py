@@ -15,6 +15,11 @@ metadata: {name: t}
   data: {type: list, items: [a]}
 """
 ECHO = "kind: EchoTask\nspec:\n"
+AGENT = """kind: AgentTask
+spec:
+  model: {source: {type: builtin, identifier: tiny-chat}}
+  agent: {budget: {cost: 3}}
+"""
 MODEL = """kind: InferenceTask
 spec:
   model: {source: {type: builtin, identifier: tiny-chat}}
@@ -30,6 +35,7 @@ def compiled(text: str) -> CompiledTemplate:
     ("text", "place", "message"),
     [
         (ECHO + "  budget: {cost: 3}", "5:12", "nothing tells what the task costs: give resources"),
+        (AGENT, "6:20", "nothing tells what the task costs: give resources"),
         (ECHO + "  budget: {tokens: -1}", "5:20", "expected at least 1, got -1"),
         (ECHO + "  budget: {seconds: 0}", "5:21", "expected more than 0.0, got 0"),
         (ECHO + "  budget: {token: 9}", "5:12", "did you mean 'tokens'"),
@@ -66,6 +72,8 @@ def test_what_is_refused(text: str, place: str, message: str) -> None:
         ECHO + "  resources: {cost_per_hour: 2}\n  budget: {cost: 1}",
         ECHO + PRICES + "  budget: {cost: 1, per_row: {cost: 1}}",
         MODEL + PRICES + "  budget: {cost: 1, per_row: {cost: 1, tokens: 9}}",
+        AGENT + PRICES,
+        AGENT + "  resources: {cost_per_hour: 2}",
         ECHO + "  resources: {cost_per_hour: null, cost_per_token: {input: 1.0e-7, output: 1e-7}}",
     ],
 )

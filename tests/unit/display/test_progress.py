@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 from datetime import timedelta
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -33,7 +34,7 @@ def task(clock: Clock) -> TaskProgress:
     return TaskProgress("draft", clock)
 
 
-def event(kind: str, shard: int | None = None, attempt: int = 1, **numbers: int) -> TaskEvent:
+def event(kind: str, shard: int | None = None, attempt: int = 1, **numbers: Any) -> TaskEvent:
     return TaskEvent(
         type=TaskEventType(kind),
         task_id="t",
@@ -55,6 +56,21 @@ def test_figures_show_speed_and_time_left(task: TaskProgress, clock: Clock) -> N
     assert task_figures(task) == (
         "10.0 rows/s · 1,000 prompt + 200 output tokens/s · 0/2 shards · 8.0 s left"
     )
+
+
+def test_what_a_task_type_counts_is_shown_beside(task: TaskProgress, clock: Clock) -> None:
+    task.take(event("TASK_STARTED", rows=100))
+    for shard in (0, 1):
+        task.take(event("SHARD_STARTED", shard))
+    counts = {"turns": 40, "tool_calls": 1, "failed_calls": 0}
+    task.take(event("TASK_PROGRESS", 0, counts=counts))
+    task.take(event("TASK_PROGRESS", 1, counts={"turns": 2}))
+    assert task_figures(task) == "42 turns · 1 tool call · 0/2 shards", "before the first row"
+    clock.now += 2
+    task.take(event("TASK_PROGRESS", 0, rows=20, counts={**counts, "failed_calls": 3}))
+    shown = task_figures(task)
+    assert shown.startswith("10.0 rows/s"), "in 2 s, and not since the last word"
+    assert "42 turns · 1 tool call · 3 failed calls" in shown
 
 
 def test_speed_is_that_of_the_last_seconds(task: TaskProgress, clock: Clock) -> None:

@@ -239,7 +239,7 @@ def test_who_cancels_a_task_cancels_it(monkeypatch: pytest.MonkeyPatch, cache: M
 
 
 def test_rows_that_cannot_be_read_keep_their_own_error() -> None:
-    unread = unaffordable_row(InputRow(3, "", error="row 3 is no JSON"), "not computed")
+    unread = unaffordable_row(InputRow(3, "", error="row 3 is no JSON"), "not computed", Spend())
     assert (unread.error, unread.fault) == ("row 3 is no JSON", "")
 
 

@@ -76,3 +76,19 @@ def test_progress_says_the_time_left(shard: Shard) -> None:
         shard.burst(1)
     (event,) = shard.heard
     assert (event.type, event.payload.eta_s) == (TaskEventType.TASK_PROGRESS, 7.5)
+
+
+def test_counts_are_told_though_no_row_has_ended(shard: Shard) -> None:
+    shard.batches.count({"turns": 1})
+    shard.batches.look()
+    assert not shard.heard, "a moment ago nothing had happened"
+    shard.batches.count({"turns": 2})
+    shard.now += INTERVAL_S
+    shard.batches.look()
+    shard.now += INTERVAL_S
+    shard.batches.look()
+    assert [event.payload.counts for event in shard.heard] == [{"turns": 2}]
+    shard.batches.count({"turns": 3})
+    with shard.batches:
+        pass
+    assert shard.heard[-1].payload.counts == {"turns": 3}

@@ -116,3 +116,11 @@ def test_a_moment_tells_no_speed() -> None:
     assert listener.add(BATCH, after_s=0.25) is None
     assert listener.heard == [{"rows": 30, "rows_total": 100, "cache_hit_rate": 0.25}]
     assert listener.add(BATCH, after_s=0.15) == 1.2, "30 rows in 0.6 s since the first ones"
+
+
+def test_a_note_has_what_the_task_type_counts() -> None:
+    listener = Listener(interval_s=10)
+    listener.add(Payload(counts={"turns": 7, "failed_calls": 0}), after_s=1)
+    listener.add(Payload(rows=10), after_s=9)
+    assert listener.lines == ["10 of 100 rows, 7 turns, 1.1 rows/s, about 81 s left"]
+    assert listener.heard[0]["turns"] == 7

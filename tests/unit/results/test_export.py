@@ -72,6 +72,9 @@ def test_parquet_has_every_row_with_where_it_came_from(folder: Folder, plan: Pla
         "tool_calls": None,
         "reasoning": None,
         "finish_reason": "stop",
+        "stop": None,
+        "steps": None,
+        "failed_calls": None,
         "error": None,
         "model": "tiny",
         "revision": "main",
@@ -120,3 +123,21 @@ def test_only_what_was_asked_for_is_written(folder: Folder, plan: Plan) -> None:
     assert export_results(folder, plan, ["json"], model="tiny") == []
     assert export_results(folder, plan, ["jsonl"], model="tiny") == ["responses.jsonl"]
     assert folder.list() == ["responses.jsonl", "shards"]
+
+
+def test_rows_of_agents_say_how_they_ended(plan: Plan) -> None:
+    folder = open_store(f"memory://{uuid.uuid4().hex}").task("t")
+    done = OutputRow(0, "p", "o", "completed", stop="answer", steps=3, failed_calls=1)
+    rows = [done, OutputRow(1, "p", "o", stop="budget", steps=2), OutputRow(2, "p", error="none")]
+    for shard in plan.shards:
+        with ShardWriter(folder, shard, 1, flush_rows=9, flush_interval_s=60) as writer:
+            for row in rows[shard.start : shard.stop]:
+                writer.write(row)
+    export_results(folder, plan, ["parquet", "csv"], model="tiny")
+    table = pq.read_table(io.BytesIO(folder.read_bytes("responses.parquet")))
+    shown = table.select(["stop", "steps", "failed_calls"]).to_pylist()
+    assert [tuple(each.values()) for each in shown] == [
+        ("answer", 3, 1), ("budget", 2, 0), (None, None, None)
+    ]  # fmt: skip
+    lines = csv.DictReader(io.StringIO(folder.read_bytes("responses.csv").decode()))
+    assert [each["stop"] for each in lines] == ["answer", "budget", ""]

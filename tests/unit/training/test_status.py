@@ -19,6 +19,7 @@ from mloc_dagster.events import (
     TaskEvent,
     TaskEventType,
     TrainingFigures,
+    last_counts,
     last_training_progress,
     open_redis,
     send,
@@ -166,6 +167,22 @@ def test_the_last_word_is_found_among_those_of_others(client: redis.Redis) -> No
     assert last_training_progress(client, "min", NOW - timedelta(minutes=1)) is None
     assert last_training_progress(client, "mine", NOW + timedelta(days=1)) is None
     assert last_training_progress(client, "mine", NOW - timedelta(minutes=1), looked_at=500) is None
+
+
+def test_what_shards_counted_is_the_newest_word_of_each(client: redis.Redis) -> None:
+    def counted(shard: int, second: int, **counts: int) -> TaskEvent:
+        at = NOW + timedelta(seconds=second)
+        told = happened("agents", TaskEventType.TASK_PROGRESS, at)
+        place = ShardPlace(index=shard, total=2)
+        return told.model_copy(update={"shard": place, "payload": Payload(counts=counts)})
+
+    since = NOW - timedelta(minutes=1)
+    assert last_counts(client, "agents", since) == {}
+    send(client, [counted(0, 1, turns=1), counted(1, 2, turns=5), counted(0, 3, turns=2)])
+    send(client, [happened("agents", TaskEventType.TASK_PROGRESS, LATER)])
+    assert last_counts(client, "agents", since) == {"turns": 7}
+    running = submitted("agent").model_copy(update={"counts": {"turns": 7, "failed_calls": 0}})
+    assert dict(task_lines(running))["counted"] == "7 turns"
 
 
 @pytest.mark.parametrize(
