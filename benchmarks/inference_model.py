@@ -1,4 +1,4 @@
-"""A model for measuring: real size and shape, random weights, the tokenizer of tiny-chat."""
+"""A model for measuring: real size and shape, random weights, a shipped model's tokenizer."""
 
 from __future__ import annotations
 
@@ -11,7 +11,13 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jin
 
 
 def build_model(
-    folder: Path, *, hidden: int, layers: int, context: int = 8192, dtype: str = "float32"
+    folder: Path,
+    *,
+    hidden: int,
+    layers: int,
+    context: int = 8192,
+    dtype: str = "float32",
+    source: str = "tiny-chat",
 ) -> int:
     """Writes a Llama with random weights to a folder; returns how many parameters it has.
 
@@ -21,13 +27,14 @@ def build_model(
         layers: Depth.
         context: Most positions.
         dtype: Of the weights, as torch names it.
+        source: The shipped model whose tokenizer and chat template it has.
     """
     import torch
     import transformers
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-    source = builtin_model_path("tiny-chat")
-    tokenizer = AutoTokenizer.from_pretrained(source)
+    shipped = builtin_model_path(source)
+    tokenizer = AutoTokenizer.from_pretrained(shipped)
     config = LlamaConfig(
         vocab_size=1152,
         hidden_size=hidden,
@@ -47,5 +54,5 @@ def build_model(
     transformers.utils.logging.disable_progress_bar()
     model.save_pretrained(folder)
     for name in TOKENIZER_FILES:
-        shutil.copy(source / name, folder / name)
+        shutil.copy(shipped / name, folder / name)
     return model.num_parameters()
