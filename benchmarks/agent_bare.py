@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 import time
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from agent_workload import FOUND, INSTRUCTIONS, QUESTION
+from bare_process import BareProcess, say
 
 _TOOL = {
     "type": "function",
@@ -31,7 +30,7 @@ _TOOL = {
 }
 
 
-class BareChats:
+class BareChats(BareProcess):
     """Bare vLLM in a child process.
 
     Args:
@@ -41,49 +40,18 @@ class BareChats:
     """
 
     def __init__(self, model: Path, environment: dict[str, str], arguments: dict[str, Any]) -> None:
-        self._child = subprocess.Popen(
-            [sys.executable, __file__, str(model), json.dumps(arguments)],
-            env=environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
-        self._answer()
+        super().__init__([__file__, str(model), json.dumps(arguments)], environment)
 
     def run(self, rows: int, turns: int, new_tokens: int) -> dict[str, Any]:
         """Returns seconds and tokens of all chats, one call for each turn."""
-        assert self._child.stdin is not None
-        asked = {"rows": rows, "turns": turns, "new_tokens": new_tokens}
-        self._child.stdin.write(json.dumps(asked) + "\n")
-        self._child.stdin.flush()
-        return self._answer()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._child.terminate()
-        self._child.wait()
-
-    def _answer(self) -> dict[str, Any]:
-        assert self._child.stdout is not None
-        for line in self._child.stdout:
-            if line.startswith('{"bare":'):
-                return json.loads(line)["bare"]
-        raise SystemExit("the bare engine ended early")
+        return self.ask({"rows": rows, "turns": turns, "new_tokens": new_tokens})
 
 
 def _serve(model: str, arguments: dict[str, Any]) -> None:
     from vllm import LLM, SamplingParams
 
     llm = LLM(model=model, **arguments)
-    _say({})
+    say({})
     for line in sys.stdin:
         asked = json.loads(line)
         how = SamplingParams(temperature=0, max_tokens=asked["new_tokens"], ignore_eos=True)
@@ -106,7 +74,7 @@ def _serve(model: str, arguments: dict[str, Any]) -> None:
                     later += len(output.prompt_token_ids or [])
                     cached += output.num_cached_tokens or 0
                 chat += _told(output.outputs[0].text, turn)
-        _say(
+        say(
             {
                 "seconds": time.perf_counter() - begun,
                 "tokens": tokens,
@@ -123,10 +91,6 @@ def _told(text: str, turn: int) -> list[dict[str, Any]]:
         {"role": "assistant", "content": text, "tool_calls": [call]},
         {"role": "tool", "content": FOUND, "tool_call_id": f"call_{turn}"},
     ]
-
-
-def _say(figures: dict[str, Any]) -> None:
-    print(json.dumps({"bare": figures}), flush=True)
 
 
 if __name__ == "__main__":

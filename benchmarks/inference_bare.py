@@ -8,20 +8,20 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 import time
 from itertools import batched
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal
+
+from bare_process import BareProcess, say
 
 EngineName = Literal["vllm", "transformers"]
 BATCH_ROWS = 64
 """Rows that the loop over transformers pads to one length; what `max_batch_size` defaults to."""
 
 
-class BareEngine:
+class BareEngine(BareProcess):
     """All prompts at once through a warm engine, in a child process.
 
     Args:
@@ -38,42 +38,11 @@ class BareEngine:
         arguments: dict[str, Any],
         engine: EngineName = "vllm",
     ) -> None:
-        self._child = subprocess.Popen(
-            [sys.executable, __file__, engine, str(model), json.dumps(arguments)],
-            env=environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
-        self.started = self._answer()
+        super().__init__([__file__, engine, str(model), json.dumps(arguments)], environment)
 
     def generate(self, prompts: Path, new_tokens: int) -> dict[str, Any]:
         """Returns seconds and tokens of one pass over a workload, rendering included."""
-        assert self._child.stdin is not None
-        asked = {"prompts": str(prompts), "new_tokens": new_tokens}
-        self._child.stdin.write(json.dumps(asked) + "\n")
-        self._child.stdin.flush()
-        return self._answer()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._child.terminate()
-        self._child.wait()
-
-    def _answer(self) -> dict[str, Any]:
-        assert self._child.stdout is not None
-        for line in self._child.stdout:
-            if line.startswith('{"bare":'):
-                return json.loads(line)["bare"]
-        raise SystemExit("the bare engine ended early")
+        return self.ask({"prompts": str(prompts), "new_tokens": new_tokens})
 
 
 class _Vllm:
@@ -136,7 +105,7 @@ def _serve(engine: EngineName, model: str, arguments: dict[str, Any]) -> None:
         import transformers  # noqa: F401
     imported = time.perf_counter()
     bare = _Vllm(model, arguments) if engine == "vllm" else _Transformers(model, arguments)
-    _say({"import_s": imported - started, "start_s": time.perf_counter() - imported})
+    say({"import_s": imported - started, "start_s": time.perf_counter() - imported})
     for line in sys.stdin:
         asked = json.loads(line)
         with Path(asked["prompts"]).open() as lines:
@@ -149,11 +118,7 @@ def _serve(engine: EngineName, model: str, arguments: dict[str, Any]) -> None:
             for question in questions
         ]
         counts = bare.generate(texts, asked["new_tokens"])
-        _say({"seconds": time.perf_counter() - begun, **counts})
-
-
-def _say(figures: dict[str, Any]) -> None:
-    print(json.dumps({"bare": figures}), flush=True)
+        say({"seconds": time.perf_counter() - begun, **counts})
 
 
 if __name__ == "__main__":
