@@ -1,4 +1,4 @@
-"""What installed distributions registered: task types, engines, metrics, rewards and tools."""
+"""What installed distributions registered: task types, engines, metrics, rewards, tools."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ ENGINES_GROUP = "mloc_dagster.engines"
 REWARDS_GROUP = "mloc_dagster.reward_functions"
 METRICS_GROUP = "mloc_dagster.metrics"
 TOOLS_GROUP = "mloc_dagster.tools"
+INDEX_ENGINES_GROUP = "mloc_dagster.index_engines"
 
 
 def entry_points(*, group: str) -> EntryPoints:

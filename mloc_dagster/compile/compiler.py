@@ -42,6 +42,7 @@ from mloc_dagster.compile.nodes import (
     merged_spec,
     read_nodes,
 )
+from mloc_dagster.compile.parts import with_parts
 from mloc_dagster.compile.presets import with_presets
 from mloc_dagster.compile.references import ReferenceCheck
 from mloc_dagster.compile.tool_check import check_tool_names, tool_places
@@ -186,7 +187,8 @@ def _compile_documents(
 class _Compiler:
     def __init__(self, document: Document, *, partitioned: bool) -> None:
         self._findings = Findings()
-        self._document = with_presets(document, self._findings)
+        laid = with_presets(document, self._findings)
+        self._document = with_parts(laid, self._findings)
         self._partitioned = partitioned
         self._effects = Effects()
 
@@ -231,7 +233,7 @@ class _Compiler:
         kind = self._document.root.fields["kind"]
         implied = types_of_kind(kind.text or "")
         types = dict.fromkeys(each.task.spec.task_type for each in tasks)
-        if len(implied) == 1 and implied[0].name not in types:
+        if len(implied) == 1 and not implied[0].parts and implied[0].name not in types:
             listed = ", ".join(repr(each) for each in types)
             message = f"kind {kind.text} has no effect: taskType says {listed}"
             self._findings.add(at_value(kind, message, "warning"))
@@ -371,6 +373,12 @@ class _Compiler:
         """Returns why nothing can run a task, with a warning about it."""
         if descriptor.executor is not None:
             return None
+        if descriptor.parts:  # what it stands for is known only where it holds no references
+            message = (
+                f"a template of {descriptor.name} cannot take values from other tasks' results"
+            )
+            self._findings.add(at_value(given, message))
+            return at_value(given, message)
         message = f"task type {given.text!r} is not built yet: a template with it validates only"
         self._findings.add(at_value(given, message, "warning"))
         return at_value(given, message)

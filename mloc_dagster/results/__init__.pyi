@@ -109,6 +109,7 @@ from .rows import (
     InputRow as InputRow,
     Message as Message,
     OutputRow as OutputRow,
+    Passage as Passage,
     Prompt as Prompt,
     ServerFault as ServerFault,
     SourceRow as SourceRow,

@@ -96,6 +96,58 @@ class Message(msgspec.Struct, frozen=True, omit_defaults=True):
 Prompt = str | list[Message]
 
 
+class Passage(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A chunk of a document; with scores where it was found.
+
+    Attributes:
+        id: The same for the same text at the same place of the same document, cut the same way.
+        text: What stands there.
+        document: The document's id.
+        start: Where it begins in the document's text, in characters.
+        end: Where it ends there.
+        page: The page that it begins on, from 1, of documents that have pages.
+        heading: The headings above it, the outermost first.
+        payload: What the document brought along.
+        score: By what it stands where it does: the higher, the better.
+        dense: How near it is by meaning.
+        keyword: How well its words fit.
+        rerank: What a model says that reads it together with the query.
+    """
+
+    id: str
+    text: str = ""
+    document: str = ""
+    start: int = 0
+    end: int = 0
+    page: int | None = None
+    heading: list[str] = []
+    payload: dict[str, Any] | None = None
+    score: float | None = None
+    dense: float | None = None
+    keyword: float | None = None
+    rerank: float | None = None
+
+
+class Citation(msgspec.Struct, frozen=True):
+    """A place where an answer names a passage.
+
+    Attributes:
+        n: The passage's number in the prompt, from 1.
+        chunk_id: The passage.
+        document: Its document.
+        start: Where it begins there.
+        end: Where it ends there.
+        score: What it was found with.
+    """
+
+    n: int
+    chunk_id: str
+    document: str
+    start: int
+    end: int
+    score: float | None = None
+
+
 class SourceRow(msgspec.Struct, frozen=True, omit_defaults=True):
     """One row as its source gives it.
 
@@ -109,6 +161,9 @@ class SourceRow(msgspec.Struct, frozen=True, omit_defaults=True):
         encoding: How its sender wants the vector: `base64`; numbers when empty.
         fault: As in `OutputRow`, of a row with an error.
         columns: What it brings along into the results, by name; see `results.columns`.
+        chunks: The document's, where the row is one.
+        retrieved: What was found for it.
+        file: Bytes of a document that is no text; the spool keeps them as a file of the task.
     """
 
     prompt: Prompt
@@ -120,6 +175,9 @@ class SourceRow(msgspec.Struct, frozen=True, omit_defaults=True):
     encoding: str = ""
     fault: str = ""
     columns: Mapping[str, Any] | None = None
+    chunks: list[Passage] | None = None
+    retrieved: list[Passage] | None = None
+    file: bytes | None = None
 
 
 class InputRow(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -135,6 +193,10 @@ class InputRow(msgspec.Struct, frozen=True, omit_defaults=True):
         error: As in `SourceRow`.
         encoding: As in `SourceRow`.
         fault: As in `SourceRow`.
+        chunks: As in `SourceRow`.
+        retrieved: As in `SourceRow`.
+        file: The file of the task's folder that holds the document; empty where its text is the
+            prompt.
     """
 
     index: int
@@ -146,6 +208,9 @@ class InputRow(msgspec.Struct, frozen=True, omit_defaults=True):
     error: str | None = None
     encoding: str = ""
     fault: str = ""
+    chunks: list[Passage] | None = None
+    retrieved: list[Passage] | None = None
+    file: str = ""
 
 
 class TokenLogprob(msgspec.Struct, frozen=True):
@@ -207,6 +272,12 @@ class OutputRow(msgspec.Struct, frozen=True, omit_defaults=True):
             `upstream` when the row that it is built from failed, and it was not computed; `budget`
             when it was not computed since the task had spent its budget.
         encoding: As in `SourceRow`; `embedding` is numbers all the same.
+        chunks: What a document was cut into.
+        retrieved: What was found for the row, the best first.
+        citations: What the answer names of it.
+        abstained: Whether the model said that the passages do not hold the answer.
+        citation_error: Why the answer's citations are not what they should be.
+        left_out: Passages, the last ones, that there was no room for.
     """
 
     index: int
@@ -244,6 +315,12 @@ class OutputRow(msgspec.Struct, frozen=True, omit_defaults=True):
     steps: int = 0
     stop: str = ""
     failed_calls: int = 0
+    chunks: list[Passage] | None = None
+    retrieved: list[Passage] | None = None
+    citations: list[Citation] | None = None
+    abstained: bool | None = None
+    citation_error: str | None = None
+    left_out: int = 0
 
 
 def failed_row(row: InputRow, error: str, engine: str = "", prompt_tokens: int = 0) -> OutputRow:

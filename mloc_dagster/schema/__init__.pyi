@@ -75,6 +75,11 @@ from .evaluation import (
     RowEvaluation as RowEvaluation,
     RowMetric as RowMetric,
 )
+from .index_engine import (
+    IndexEngineType as IndexEngineType,
+    find_index_engine as find_index_engine,
+    index_engine_types as index_engine_types,
+)
 from .inference import (
     Inference as Inference,
     Pooling as Pooling,
@@ -156,6 +161,24 @@ from .result import (
     TrainingResult as TrainingResult,
     Usage as Usage,
 )
+from .retrieval import (
+    Answering as Answering,
+    AnswerSpec as AnswerSpec,
+    Chunking as Chunking,
+    ChunkSpec as ChunkSpec,
+    Documents as Documents,
+    FilterValue as FilterValue,
+    Index as Index,
+    IndexResult as IndexResult,
+    IndexSpec as IndexSpec,
+    Metric as Metric,
+    Range as Range,
+    Reranking as Reranking,
+    RerankSpec as RerankSpec,
+    RetrieveResult as RetrieveResult,
+    RetrieveSpec as RetrieveSpec,
+    Search as Search,
+)
 from .row_filter import (
     RowFilter as RowFilter,
     RowFilterError as RowFilterError,
@@ -187,6 +210,7 @@ from .task_type import (
     ANY_TRAINING as ANY_TRAINING,
     Condition as Condition,
     Idle as Idle,
+    Part as Part,
     TaskType as TaskType,
     all_kinds as all_kinds,
     find_task_type as find_task_type,

@@ -1,50 +1,371 @@
-"""RAG tasks: their templates can be checked, and not run yet."""
+"""The tasks of retrieval: chunks of documents, an index of them, what is found, answers.
+
+Each is a task type of its own; a template of `rag` (`schema/rag.py`) stands for several of them.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Field, SecretStr
+from pydantic import Field, JsonValue, SecretStr, field_validator, model_validator
 
-from mloc_dagster.schema.base import Block
+from mloc_dagster.schema.base import Block, Name
+from mloc_dagster.schema.data import UpstreamData
+from mloc_dagster.schema.index_engine import find_index_engine
+from mloc_dagster.schema.inference import Pooling
 from mloc_dagster.schema.markers import FileRef, Url
-from mloc_dagster.schema.task import RowSpec
-from mloc_dagster.schema.task_type import TaskType
+from mloc_dagster.schema.model import ModelSource
+from mloc_dagster.schema.result import ResultItem, RowsResult, Usage
+from mloc_dagster.schema.split import SplitText
+from mloc_dagster.schema.task import InferenceSpec, ModelSpec, RowSpec
+
+Metric = Literal["cosine", "dot", "l2"]
+"""How near two vectors are: the cosine of their angle, their product, or their distance."""
 
 
-class Qdrant(Block):
-    """A Qdrant collection."""
+class Documents(Block):
+    """Where documents come from: files that are one each, or the rows of a dataset."""
 
-    url: Annotated[str, Url()]
-    """Where Qdrant listens."""
+    type: Literal["dataset"] = "dataset"
+    url: Annotated[str, FileRef()] = Field(min_length=1)
+    """Files, each a document (`docs/**/*.md`, also `.html`, `.txt` and `.pdf`); or jsonl, json,
+    csv or parquet files, or a hub id, each row a document."""
+
+    id_column: str = "path"
+    """The column that names a document; of files the path below the part of `url` without `*`."""
+
+    text_column: str = "text"
+    """The column with a document's text; of files what stands in them."""
+
+    keep: Literal["all"] | tuple[str, ...] | Literal[False] = "all"
+    """Columns that chunks bring along as their `payload`, for filters and answers."""
+
+    name: str | None = None
+    """The hub dataset's configuration."""
+
+    revision: str | None = None
+    """Branch, tag or commit of a hub dataset."""
+
+    split: SplitText = "train"
+    """Which documents, as for `DatasetData`."""
+
+    only: Mapping[str, str] = Field(default_factory=dict)
+    """Only the documents that hold these values, by column, as for `DatasetData`."""
+
+
+class Chunking(Block):
+    """How documents are cut."""
+
+    by: Literal["tokens", "characters"] = "tokens"
+    """What `size` and `overlap` count; tokens are those of the model that embeds."""
+
+    size: int = Field(default=400, ge=1)
+    """The most that a chunk has."""
+
+    overlap: int = Field(default=40, ge=0)
+    """How much of a chunk stands in the one before, at most."""
+
+    respect: Literal["auto", "markdown", "text"] = "auto"
+    """Where chunks end if they can: at headings, lists and code blocks, or at paragraphs and
+    sentences. `auto`: `markdown` for Markdown and HTML."""
+
+    tokenizer: ModelSource | None = None
+    """The model whose tokens are counted; by default the one that embeds."""
+
+    error_budget: float = Field(default=0.01, ge=0, le=1)
+    """Share of documents that may be unreadable."""
+
+    @model_validator(mode="after")
+    def _overlaps_less_than_all(self) -> Self:
+        if self.overlap >= self.size:
+            raise ValueError(f"overlap: expected less than size, which is {self.size}")
+        return self
+
+
+class ChunkSpec(RowSpec):
+    """Cuts each document into chunks."""
+
+    block_name: ClassVar[str] = "chunk"
+
+    data: Documents  # pyright: ignore[reportIncompatibleVariableOverride]
+    chunk: Chunking = Chunking()
+
+
+class Hnsw(Block):
+    """The graph by which near vectors are found."""
+
+    m: int = Field(default=16, ge=2, le=100)
+    """Neighbours of a vector in the graph."""
+
+    ef_construction: int = Field(default=64, ge=4, le=1000)
+    """How many are looked at where a vector is put in."""
+
+    ef_search: int | None = Field(default=None, ge=1, le=1000)
+    """How many are looked at in a search; by default at least 40, and twice what is asked for."""
+
+
+class Index(Block):
+    """Where chunks and their vectors are."""
+
+    engine: str = "pgvector"
+    """`pgvector`, `lancedb`, `qdrant`, or a registered one."""
+
+    name: Name
+    """The index; at Qdrant the collection."""
+
+    url: Annotated[str | None, Url()] = None
+    """Where it is: of `pgvector` a PostgreSQL (by default mloc's own), of `lancedb` a folder (by
+    default on the results store), of `qdrant` the server."""
 
     api_key: SecretStr | None = None
     """Take it from the environment: `${QDRANT_API_KEY}`."""
 
-    collection: str
-    """The collection to search."""
+    metric: Metric = "cosine"
+    """How near a chunk is to a query."""
+
+    hnsw: Hnsw = Hnsw()
+
+    keep_versions: int = Field(default=3, ge=1)
+    """Versions that are kept; older ones leave when a new one is published."""
+
+    @field_validator("engine")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        find_index_engine(value)
+        return value
+
+    @model_validator(mode="after")
+    def _fits_its_engine(self) -> Self:
+        engine = find_index_engine(self.engine)
+        if self.metric not in engine.metrics:
+            known = ", ".join(sorted(engine.metrics))
+            raise ValueError(f"{engine.label} has no metric {self.metric!r}, only {known}")
+        if self.url is None and not engine.local:
+            raise ValueError(f"{engine.label} needs url: where its server listens")
+        return self
 
 
-class Embedding(Block):
-    """The model that embeds queries."""
+class IndexSpec(ModelSpec):
+    """Embeds the chunks that an index does not have yet, and publishes a version of it."""
 
-    model: Annotated[str, FileRef(anchored=False)]
-    """A hub id."""
+    block_name: ClassVar[str] = "pooling"
+    takes: ClassVar[frozenset[str]] = frozenset({"chunks"})
+
+    data: UpstreamData  # pyright: ignore[reportIncompatibleVariableOverride]
+    pooling: Pooling = Pooling()
+    index: Index
+
+
+class Range(Block):
+    """What a number or text of the payload has to be."""
+
+    gt: float | str | None = None
+    gte: float | str | None = None
+    lt: float | str | None = None
+    lte: float | str | None = None
+    ne: bool | float | str | None = None
+
+
+FilterValue = bool | int | float | str | tuple[bool | int | float | str, ...] | Range
+"""One value, several of which one has to be there, or a range."""
+
+
+class Fusion(Block):
+    """How two orders become one: reciprocal rank fusion."""
+
+    rrf_k: int = Field(default=60, ge=1)
+    """What is added to each rank: the higher, the less the first places count."""
 
 
 class Search(Block):
-    """How passages are searched."""
+    """How chunks are searched."""
+
+    mode: Literal["dense", "keyword", "hybrid"] = "dense"
+    """By meaning, by words, or both."""
+
+    candidates: int = Field(default=50, ge=1, le=10_000)
+    """Found by each of the two ways before they are fused; handed to `rerank`."""
+
+    fusion: Fusion = Fusion()
 
     top_k: int = Field(default=5, ge=1, le=1000)
-    """Passages per row."""
+    """Chunks per row."""
+
+    filter: Mapping[str, FilterValue] = Field(default_factory=dict)
+    """What the payload of a chunk has to hold: `{lang: zh, year: {gte: 2020}, kind: [a, b]}`."""
 
 
-class RagSpec(RowSpec):
-    """Finds passages for each row."""
+class RetrieveSpec(ModelSpec):
+    """Finds chunks of an index for each row."""
 
-    qdrant: Qdrant
-    embedding: Embedding
+    block_name: ClassVar[str] = "pooling"
+
+    pooling: Pooling = Pooling()
+    index: Index
     search: Search = Search()
 
+    @property
+    def rows_are_alike(self) -> bool:
+        """What is found depends on the row and the index alone."""
+        return True
 
-RAG = TaskType(name="rag", spec=RagSpec, executor=None, kinds=("RetrievalTask",))
+
+class Reranking(Block):
+    """How chunks are put in a better order: a model reads each together with the row."""
+
+    top_k: int = Field(default=5, ge=1, le=1000)
+    """Chunks that stay."""
+
+    documents_column: str | None = None
+    """The column with a list of texts, where rows come from a dataset and not from a search."""
+
+    error_budget: float = Field(default=0.01, ge=0, le=1)
+    """Share of rows that may end with an error."""
+
+
+class RerankSpec(ModelSpec):
+    """Puts the texts that belong to each row in order, by a model that reads both together."""
+
+    block_name: ClassVar[str] = "rerank"
+    takes: ClassVar[frozenset[str]] = frozenset({"retrieved"})
+
+    rerank: Reranking = Reranking()
+
+    @property
+    def rows_are_alike(self) -> bool:
+        """A score depends on the row and its texts alone."""
+        return True
+
+
+class Answering(Block):
+    """What an answer is made of."""
+
+    instructions: str | None = None
+    """Stands before the passages; by default the library's prompt in `templates/prompts/`."""
+
+    max_context_tokens: int = Field(default=3000, ge=1)
+    """Tokens of passages at most: the last ones are left out, and the row says which."""
+
+    citations: Literal["required", "optional", "none"] = "required"
+    """Whether answers name their passages, as `[1]`."""
+
+    abstain: bool = True
+    """Whether the model may say that the passages do not hold the answer."""
+
+
+class AnswerSpec(InferenceSpec):
+    """Answers each row by the passages that were found for it."""
+
+    takes: ClassVar[frozenset[str]] = frozenset({"retrieved"})
+
+    answer: Answering = Answering()
+
+
+class RetrievedItem(Block):
+    """A chunk that was found."""
+
+    id: str
+    text: str = ""
+    document: str = ""
+    start: int = 0
+    end: int = 0
+    """Where it stands in the document's text, in characters."""
+
+    page: int | None = None
+    heading: tuple[str, ...] = ()
+    """The headings above it, the outermost first."""
+
+    score: float | None = None
+    """By what it stands where it does: the higher, the better."""
+
+    dense: float | None = None
+    """How near it is by meaning."""
+
+    keyword: float | None = None
+    """How well its words fit."""
+
+    rerank: float | None = None
+    """What the model says that reads both."""
+
+    payload: Mapping[str, JsonValue] | None = None
+    """What the document brought along."""
+
+
+class CitationItem(Block):
+    """A place where an answer names a passage."""
+
+    n: int
+    """The passage's number in the prompt, from 1."""
+
+    chunk_id: str
+    document: str
+    start: int
+    end: int
+    score: float | None = None
+
+
+class RetrieveItem(ResultItem):
+    """What was found for a row, and the answer."""
+
+    retrieved: tuple[RetrievedItem, ...] | None = None
+    citations: tuple[CitationItem, ...] | None = None
+    abstained: bool | None = None
+    """Whether the model said that the passages do not hold the answer."""
+
+    citation_error: str | None = None
+    """Why the answer's citations are not what they should be."""
+
+    left_out: int = 0
+    """Passages, the last ones, that `max_context_tokens` left no room for."""
+
+
+class FoundPoint(Block):
+    """A chunk that was found, in the form of earlier versions."""
+
+    id: str
+    score: float
+    payload: Mapping[str, JsonValue]
+
+
+class FoundQuery(Block):
+    """What was found for a row, in the form of earlier versions."""
+
+    index: int
+    query: str
+    items: tuple[FoundPoint, ...]
+
+
+class IndexState(Block):
+    """The version of an index that was searched, or published."""
+
+    engine: str
+    name: str
+    version: int | None = None
+    """None of a collection that mloc did not write."""
+
+    chunks: int
+
+
+class RetrieveUsage(Usage):
+    """What a task of retrieval took."""
+
+    num_queries: int
+    total_results: int
+
+
+class RetrieveResult(RowsResult):
+    """The result of `retrieve`, `rerank` and `answer` tasks, and so of `rag`."""
+
+    items: tuple[RetrieveItem, ...]  # pyright: ignore[reportIncompatibleVariableOverride]
+    usage: RetrieveUsage  # pyright: ignore[reportIncompatibleVariableOverride]
+    queries: tuple[FoundQuery, ...] = ()
+    """The first 1,000 rows."""
+
+    index: IndexState | None = None
+
+
+class IndexResult(RowsResult):
+    """The result of `index` tasks: a row for each document."""
+
+    index: IndexState | None = None

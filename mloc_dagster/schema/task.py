@@ -85,6 +85,10 @@ class RowSpec(TaskSpec):
     row_limits: ClassVar[frozenset[str]] = frozenset()
     """The limits of `budget.per_row` that are kept where such rows are computed."""
 
+    takes: ClassVar[frozenset[str]] = frozenset()
+    """What rows of an earlier task bring along beside their columns: fields of `OutputRow` that
+    `InputRow` has as well."""
+
     data: InferenceData
     budget: Budget = Budget()
     evaluation: RowEvaluation | None = None

@@ -52,6 +52,35 @@ class Idle:
         return isinstance(spec, self.specs) and (self.when is None or self.when(spec, name))
 
 
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One of the tasks that a template stands for.
+
+    What all tasks have, such as `resources`, every part takes from the template; what becomes of
+    the result, such as `output`, the last one takes.
+
+    Attributes:
+        suffix: Behind the template's name and `-`; the last part has the name alone.
+        task_type: What it does.
+        takes: Which keys of its spec are which of the template's, both as dotted paths; of several
+            the first that is there. A value goes to the key that names it most closely.
+        where: The block without which there is no such part; empty if there always is.
+        rows_of: Parts whose rows it takes: the first of them that there is.
+        after: A part that has to end before it, where there is such.
+        gives: Values of keys of its spec where the template has a block: `{key: (block, value)}`.
+    """
+
+    suffix: str
+    task_type: str
+    takes: Mapping[str, str | tuple[str, ...]]
+    where: str = ""
+    rows_of: tuple[str, ...] = ()
+    after: str = ""
+    gives: Mapping[str, tuple[str, str]] = dataclasses.field(
+        default_factory=dict[str, tuple[str, str]]
+    )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class TaskType:
     """A task type.
@@ -75,6 +104,7 @@ class TaskType:
         files: Files and folders that the report can write, for `output.artifacts`.
         counts: Names, in the plural, of what it counts beside rows, such as `turns`: its executor
             tells of them while it works (`ShardContext.count`), and its report in the end.
+        parts: The tasks that a template of this type stands for, instead of an `executor`.
     """
 
     name: str
@@ -89,6 +119,7 @@ class TaskType:
     whole_keys: frozenset[str] = frozenset()
     files: frozenset[str] = frozenset()
     counts: tuple[str, ...] = ()
+    parts: tuple[Part, ...] = ()
 
     @property
     def has_rows(self) -> bool:

@@ -112,7 +112,7 @@ spec:
     answer = api.client.post("/api/v1/tasks", content=ECHO.partition("spec:")[0] + rag)
     assert answer.status_code == 422
     shown = [str(Finding.model_validate(each)) for each in answer.json()["errors"]]
-    assert "body.yaml:5:13: spec.taskType: task type 'rag' is not built yet" in shown[-1]
+    assert "body.yaml:5:13: spec.taskType: task type 'retrieve' is not built yet" in shown[-1]
     assert sum("not built yet" in each for each in shown) == 1
 
 

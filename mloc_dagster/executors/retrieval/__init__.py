@@ -1,0 +1,1 @@
+"""Retrieval: chunks, indexes, searches, better orders, answers with citations."""
