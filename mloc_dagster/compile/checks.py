@@ -52,7 +52,7 @@ FORM_MAY_BREAK = (
     "ends each answer where its form is complete"
 )
 
-NO_ADAPTERS = "a task of type 'embedding' has none: adapters answer with text"
+NO_ADAPTERS = "a task of type {!r} has none: adapters answer with text"
 
 
 def check_engine(spec: Tree, typed: TaskSpec, findings: Findings) -> None:
@@ -72,8 +72,9 @@ def check_engine(spec: Tree, typed: TaskSpec, findings: Findings) -> None:
         if typed.inference.structured_outputs is not None and typed.inference.stop:
             place = nearest(spec, ("inference", "stop"))
             findings.add(at_value(place, FORM_MAY_BREAK, "warning"))
-    elif typed.leaves_vectors and typed.model.adapters:
-        findings.add(at_value(nearest(spec, ("model", "adapters")), NO_ADAPTERS))
+    elif typed.ability != "generate" and typed.model.adapters:
+        reason = NO_ADAPTERS.format(typed.task_type)
+        findings.add(at_value(nearest(spec, ("model", "adapters")), reason))
 
 
 TWO_PRICES = (

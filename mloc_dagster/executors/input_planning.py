@@ -14,7 +14,15 @@ from mloc_dagster.executors.prompts import RowOptions
 from mloc_dagster.models import builtin_model_path
 from mloc_dagster.planning import CostWeights
 from mloc_dagster.results import Kind, ResultStore, SourceRow, read_history
-from mloc_dagster.schema import Inference, InferenceSpec, ModelSource, ModelSpec, Pooling, RowSpec
+from mloc_dagster.schema import (
+    Inference,
+    InferenceSpec,
+    ModelSource,
+    ModelSpec,
+    Pooling,
+    Reranking,
+    RowSpec,
+)
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -134,6 +142,7 @@ HISTORY_AMONG = 1000
 _LOGPROB_BYTES = 60
 _DIMENSIONS = 1024  # of a middling embedding model
 _NUMBER_BYTES = 20
+_PASSAGE_BYTES = 2000
 
 
 def plan_input(spec: RowSpec, output_tokens: float | None = None) -> InputPlanning | None:
@@ -188,7 +197,13 @@ def row_forecast(
     if not isinstance(spec, ModelSpec):
         return _nothing
     block = spec.row_block
-    return _Generation(block, output_tokens) if isinstance(block, Inference) else _Embedding(block)
+    match block:
+        case Inference():
+            return _Generation(block, output_tokens)
+        case Pooling():
+            return _Always(RowForecast(0, (block.dimensions or _DIMENSIONS) * _NUMBER_BYTES, True))
+        case Reranking():
+            return _Always(RowForecast(0, block.top_k * _PASSAGE_BYTES, True))
 
 
 class _Generation:
@@ -216,9 +231,9 @@ class _Generation:
         return RowForecast(tokens, tokens * BYTES_PER_TOKEN + logprobs, block.deterministic)
 
 
-class _Embedding:
-    def __init__(self, block: Pooling) -> None:
-        self._forecast = RowForecast(0, (block.dimensions or _DIMENSIONS) * _NUMBER_BYTES, True)
+class _Always:
+    def __init__(self, forecast: RowForecast) -> None:
+        self._forecast = forecast
 
     def __call__(self, row: SourceRow) -> RowForecast:
         return self._forecast
@@ -230,5 +245,5 @@ def _nothing(row: SourceRow) -> RowForecast:
 
 def _block_tokens(spec: ModelSpec) -> int:
     """Returns the block size of the engine's prefix cache, as far as it is known without a GPU."""
-    engine = None if spec.leaves_vectors else likely_engine(spec)
+    engine = likely_engine(spec) if spec.ability == "generate" else None
     return 0 if engine is None else loader_of(engine).prefix_block_tokens(spec)

@@ -83,6 +83,7 @@ from .index_engine import (
 from .inference import (
     Inference as Inference,
     Pooling as Pooling,
+    Reranking as Reranking,
     StructuredOutputs as StructuredOutputs,
 )
 from .json_schema import template_json_schema as template_json_schema
@@ -173,7 +174,6 @@ from .retrieval import (
     IndexSpec as IndexSpec,
     Metric as Metric,
     Range as Range,
-    Reranking as Reranking,
     RerankSpec as RerankSpec,
     RetrieveResult as RetrieveResult,
     RetrieveSpec as RetrieveSpec,

@@ -31,6 +31,7 @@ from mloc_dagster.schema.tools import NamedToolChoice
 _CANNOT: Mapping[Ability, str] = {
     "generate": "generates no text",
     "embed": "makes no vectors",
+    "score": "scores no pairs of texts",
     "images": "reads no images",
     "adapters": "takes no adapters",
     "guided": "cannot hold answers to a form",
@@ -214,9 +215,7 @@ def _refused_claims(model: Model, engine: EngineType) -> Iterator[Refusal]:
 
 def _needs(spec: ModelSpec) -> dict[Ability, tuple[str, ...]]:
     """Returns the abilities that a task needs, each with where the template asks for it."""
-    found: dict[Ability, tuple[str, ...]] = {
-        "embed" if spec.leaves_vectors else "generate": ("model", "engine")
-    }
+    found: dict[Ability, tuple[str, ...]] = {spec.ability: ("model", "engine")}
     if spec.model.adapters:
         found["adapters"] = ("model", "adapters")
     if isinstance(spec.data, DatasetData) and spec.data.image_columns:

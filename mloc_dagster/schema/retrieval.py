@@ -11,9 +11,10 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import Field, JsonValue, SecretStr, field_validator, model_validator
 
 from mloc_dagster.schema.base import Block, Name
-from mloc_dagster.schema.data import UpstreamData
+from mloc_dagster.schema.data import DatasetData, UpstreamData
+from mloc_dagster.schema.engine_type import Ability
 from mloc_dagster.schema.index_engine import find_index_engine
-from mloc_dagster.schema.inference import Pooling
+from mloc_dagster.schema.inference import Pooling, Reranking
 from mloc_dagster.schema.markers import FileRef, Url
 from mloc_dagster.schema.model import ModelSource
 from mloc_dagster.schema.result import ResultItem, RowsResult, Usage
@@ -149,6 +150,7 @@ class Index(Block):
 class IndexSpec(ModelSpec):
     """Embeds the chunks that an index does not have yet, and publishes a version of it."""
 
+    ability: ClassVar[Ability] = "embed"
     block_name: ClassVar[str] = "pooling"
     takes: ClassVar[frozenset[str]] = frozenset({"chunks"})
 
@@ -199,6 +201,7 @@ class Search(Block):
 class RetrieveSpec(ModelSpec):
     """Finds chunks of an index for each row."""
 
+    ability: ClassVar[Ability] = "embed"
     block_name: ClassVar[str] = "pooling"
 
     pooling: Pooling = Pooling()
@@ -211,26 +214,34 @@ class RetrieveSpec(ModelSpec):
         return True
 
 
-class Reranking(Block):
-    """How chunks are put in a better order: a model reads each together with the row."""
-
-    top_k: int = Field(default=5, ge=1, le=1000)
-    """Chunks that stay."""
-
-    documents_column: str | None = None
-    """The column with a list of texts, where rows come from a dataset and not from a search."""
-
-    error_budget: float = Field(default=0.01, ge=0, le=1)
-    """Share of rows that may end with an error."""
-
-
 class RerankSpec(ModelSpec):
     """Puts the texts that belong to each row in order, by a model that reads both together."""
 
+    ability: ClassVar[Ability] = "score"
     block_name: ClassVar[str] = "rerank"
     takes: ClassVar[frozenset[str]] = frozenset({"retrieved"})
 
     rerank: Reranking = Reranking()
+
+    @model_validator(mode="after")
+    def _has_texts(self) -> Self:
+        if isinstance(self.data, UpstreamData):
+            if self.rerank.documents_column is not None:
+                raise ValueError(
+                    "rerank.documents_column is for rows of a dataset: those of an earlier task "
+                    "bring along what was found for them"
+                )
+        elif not isinstance(self.data, DatasetData):
+            raise ValueError(
+                f"data of type {self.data.type!r} has no texts to put in order: expected rows of "
+                "an earlier task (upstream), or a dataset with rerank.documents_column"
+            )
+        elif self.rerank.documents_column is None:
+            raise ValueError(
+                "give rerank.documents_column: the column with the texts of each row, which are "
+                "put in order"
+            )
+        return self
 
     @property
     def rows_are_alike(self) -> bool:

@@ -9,8 +9,9 @@ from pydantic import Field, SerializeAsAny, model_validator
 from mloc_dagster.schema.base import Block, Name
 from mloc_dagster.schema.budget import Budget
 from mloc_dagster.schema.data import InferenceData, TrainingData
+from mloc_dagster.schema.engine_type import Ability
 from mloc_dagster.schema.evaluation import RowEvaluation
-from mloc_dagster.schema.inference import Inference, Pooling
+from mloc_dagster.schema.inference import Inference, Pooling, Reranking
 from mloc_dagster.schema.model import Model, TrainedModel
 from mloc_dagster.schema.output import Checks, Output
 from mloc_dagster.schema.resources import Parallel, Resources, Retries, Slo
@@ -133,6 +134,9 @@ class ModelSpec(RowSpec):
 
     row_limits: ClassVar[frozenset[str]] = frozenset({"tokens", "cost"})
 
+    ability: ClassVar[Ability] = "generate"
+    """What its engine does with a row."""
+
     tools_block: ClassVar[str] = "inference"
     """The key of the block that lists the model's tools."""
 
@@ -144,7 +148,7 @@ class ModelSpec(RowSpec):
     """Take answers from earlier tasks where model, prompt and options are exactly the same."""
 
     @property
-    def row_block(self) -> Inference | Pooling:
+    def row_block(self) -> Inference | Pooling | Reranking:
         """How a row is answered that has no options of its own."""
         return getattr(self, self.block_name)
 
@@ -183,6 +187,7 @@ class EmbeddingSpec(ModelSpec):
     """Turns each row into a vector."""
 
     leaves_vectors: ClassVar[bool] = True
+    ability: ClassVar[Ability] = "embed"
     block_name: ClassVar[str] = "pooling"
 
     pooling: Pooling = Pooling()

@@ -41,7 +41,7 @@ from mloc_dagster.executors.input_planning import estimate_tokens
 from mloc_dagster.executors.prompts import RowBlock
 from mloc_dagster.net import current_reach
 from mloc_dagster.results import InputRow, ServerFault
-from mloc_dagster.schema import ModelSpec, Pooling
+from mloc_dagster.schema import Inference, ModelSpec, Pooling
 
 _EXTRA = "endpoint"
 _PLACE = "<image>"
@@ -125,6 +125,8 @@ class OpenaiEngine:
         """
         if isinstance(block, Pooling):
             return Rendered(embedded_text(row, block))
+        if not isinstance(block, Inference):
+            raise ValueError("an endpoint scores no pairs of texts")  # noqa: TRY004
         pictures = iter(lambda: _PLACE, None)
         messages = messages_of(row, block, self._server, pictures)
         return Rendered(json.dumps(messages, ensure_ascii=False), special=False)
