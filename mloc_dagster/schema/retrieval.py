@@ -88,6 +88,7 @@ class ChunkSpec(RowSpec):
     """Cuts each document into chunks."""
 
     block_name: ClassVar[str] = "chunk"
+    leaves: ClassVar[tuple[str, ...]] = ("chunks",)
 
     data: Documents  # pyright: ignore[reportIncompatibleVariableOverride]
     chunk: Chunking = Chunking()
@@ -153,6 +154,7 @@ class IndexSpec(ModelSpec):
     ability: ClassVar[Ability] = "embed"
     block_name: ClassVar[str] = "pooling"
     takes: ClassVar[frozenset[str]] = frozenset({"chunks"})
+    deciding: ClassVar[frozenset[str]] = frozenset({"index"})
 
     data: UpstreamData  # pyright: ignore[reportIncompatibleVariableOverride]
     pooling: Pooling = Pooling()
@@ -203,6 +205,8 @@ class RetrieveSpec(ModelSpec):
 
     ability: ClassVar[Ability] = "embed"
     block_name: ClassVar[str] = "pooling"
+    leaves: ClassVar[tuple[str, ...]] = ("retrieved",)
+    deciding: ClassVar[frozenset[str]] = frozenset({"index", "search"})
 
     pooling: Pooling = Pooling()
     index: Index
@@ -220,6 +224,7 @@ class RerankSpec(ModelSpec):
     ability: ClassVar[Ability] = "score"
     block_name: ClassVar[str] = "rerank"
     takes: ClassVar[frozenset[str]] = frozenset({"retrieved"})
+    leaves: ClassVar[tuple[str, ...]] = ("retrieved",)
 
     rerank: Reranking = Reranking()
 
@@ -269,6 +274,10 @@ class AnswerSpec(InferenceSpec):
     """Answers each row by the passages that were found for it."""
 
     takes: ClassVar[frozenset[str]] = frozenset({"retrieved"})
+    leaves: ClassVar[tuple[str, ...]] = (
+        *("retrieved", "citations", "abstained", "citation_error", "left_out"),
+    )
+    deciding: ClassVar[frozenset[str]] = frozenset({"answer"})
 
     answer: Answering = Answering()
 

@@ -90,6 +90,12 @@ class RowSpec(TaskSpec):
     """What rows of an earlier task bring along beside their columns: fields of `OutputRow` that
     `InputRow` has as well."""
 
+    leaves: ClassVar[tuple[str, ...]] = ()
+    """Columns of its results beside those of all rows: names of `results.MORE_COLUMNS`."""
+
+    deciding: ClassVar[frozenset[str]] = frozenset()
+    """Blocks beside that one and `model` which results depend on."""
+
     data: InferenceData
     budget: Budget = Budget()
     evaluation: RowEvaluation | None = None
