@@ -17,6 +17,7 @@ from mloc_dagster.results import (
     RESERVED_COLUMNS,
     BatchRow,
     Message,
+    Passage,
     Prompt,
     RowBatch,
     SourceRow,
@@ -34,6 +35,13 @@ from mloc_dagster.schema import (
 
 ID_COLUMN = "id"
 """What `id_column` is called in the results."""
+
+
+class DatasetOfTexts(DatasetData):
+    """A dataset each of whose rows brings along a list of texts."""
+
+    texts_column: str
+    """The column that holds it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +85,7 @@ class RowShape:
         """
         data, known = self._data, () if schema is None else schema
         images = {each.name for each in known if holds_image(each.type)} - {*data.image_columns}
-        passed_over = {each.name for each in known if holds_bytes(each.type)}
+        passed_over: set[str | None] = {each.name for each in known if holds_bytes(each.type)}
         passed_over -= {*images, *data.image_columns}
         _check_there(data.image_columns, columns, where, "image_columns", " of images")
         others = [each for each in columns if each not in data.image_columns]
@@ -85,7 +93,11 @@ class RowShape:
         self.selection.check_columns(columns, where)
         if data.id_column is not None:
             _check_there((data.id_column,), columns, where, "id_column")
+        texts = data.texts_column if isinstance(data, DatasetOfTexts) else None
+        if texts is not None:
+            _check_there((texts,), columns, where, "rerank.documents_column")
         if data.keep == "all":
+            passed_over |= {texts}  # the row has them as its passages
             light = [each for each in columns if each not in passed_over]
             # CSV may have two of a name.
             kept = [each for each in light if columns.count(each) == 1]
@@ -96,7 +108,7 @@ class RowShape:
             kept, images = list(data.keep or ()), set()
             _check_there(kept, columns, where, "keep")
         selection = self.selection if self._selects else None
-        return RowBuilder(data, prompt, tuple(kept), images, selection)
+        return RowBuilder(data, prompt, tuple(kept), images, selection, texts)
 
     def types(self, schema: Any, where: str) -> Mapping[str, Any]:
         """Returns the Arrow types of the columns that rows keep, of those that the source knows.
@@ -150,6 +162,7 @@ class RowBuilder:
         kept: Columns that rows bring along.
         images: Columns that hold images, to be kept by reference if at all.
         selection: Which rows are made; None for all.
+        texts: The column with a row's texts, which become its passages; None without one.
     """
 
     def __init__(
@@ -159,13 +172,15 @@ class RowBuilder:
         kept: tuple[str, ...],
         images: Collection[str] = (),
         selection: Selection | None = None,
+        texts: str | None = None,
     ) -> None:
         self._prompt = prompt
+        self._texts = texts
         self._selection = selection
         self._images = data.image_columns
         self._id = data.id_column
         self._names = _names(kept, self._id)
-        identity = [] if self._id is None else [self._id]
+        identity = [each for each in (self._id, texts) if each is not None]
         read = [*prompt.columns, *self._images, *kept, *identity, *data.only]
         self.needed = tuple(dict.fromkeys(read))
         self.shown = {shown: name for name, shown in self._names.items()}
@@ -174,7 +189,7 @@ class RowBuilder:
         self.required = tuple(dict.fromkeys([*prompt.columns, *identity]))
         # A row that waits for its turn in a shuffle would hold all of its batch in memory.
         self.references = frozenset(images).intersection(kept)
-        plain = not self._images and not self.references
+        plain = not self._images and not self.references and texts is None
         self.takes_batches = bool(self.shown) and plain and not data.shuffle
         plain = plain and self._id is None
         self._as_it_is = plain and set(self.needed) == set(kept) == set(self._names.values())
@@ -192,8 +207,9 @@ class RowBuilder:
         if self._selection is not None and not self._selection.takes(row):
             return UNSELECTED
         prompt = self._prompt(row)
+        passages = None if self._texts is None else _passages(row, self._texts)
         if not self._names and not self._images and self._id is None:
-            return SourceRow(prompt)
+            return SourceRow(prompt, retrieved=passages)
         if self._as_it_is:
             return SourceRow(prompt, columns=row)
         columns: dict[str, object] = {}
@@ -211,7 +227,7 @@ class RowBuilder:
         kept = {shown: values.get(name) for name, shown in self._names.items()}
         if self._id is not None:
             kept[ID_COLUMN] = _cell(row, self._id)
-        return SourceRow(prompt, columns=kept or None)
+        return SourceRow(prompt, columns=kept or None, retrieved=passages)
 
     def of_batch(self, batch: RowBatch) -> Iterator[SourceRow]:
         """Yields what the rows of a batch become, where `takes_batches`.
@@ -324,6 +340,21 @@ def _cell(row: Mapping[str, object], name: str) -> object:
         return row[name]
     except KeyError:
         raise ValueError(f"no column {name!r}; this row has: {', '.join(row)}") from None
+
+
+def _passages(row: Mapping[str, object], name: str) -> list[Passage]:
+    """Returns a list of texts as passages, numbered from 0.
+
+    Raises:
+        ValueError: If the column is missing, or holds something else.
+    """
+    texts = _cell(row, name)
+    if not isinstance(texts, list | tuple):
+        raise ValueError(f"column {name!r}: expected a list of texts, not {texts!r:.80}")
+    for place, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise ValueError(f"column {name!r}: expected texts, and number {place} is {text!r:.80}")  # noqa: TRY004
+    return [Passage(str(place), text) for place, text in enumerate(texts)]
 
 
 def written(row: Mapping[str, object], name: str) -> str:

@@ -144,6 +144,12 @@ class InferenceExecutor:
             for block, option in sorted(idle_options(spec.model, choice.engine)):
                 context.log(f"model.{block}.{option} has no effect: {choice.reason}")
         context.log(f"model: {model.name}, revision {loaded_revision(model)}")
+        self.compute(shard, spec, model, context)
+
+    def compute(
+        self, shard: ShardInput, spec: ModelSpec, model: Engine, context: ShardContext
+    ) -> None:
+        """Computes the rows of a shard; see `run`."""
         answer_rows(shard, spec, model, context)
 
     def answer(

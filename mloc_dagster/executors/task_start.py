@@ -16,6 +16,7 @@ from mloc_dagster import __version__
 from mloc_dagster.compile import CompiledTask, CompiledTemplate, compile_mapping, resolve_task
 from mloc_dagster.data import (
     TRAINING_ROWS_NAME,
+    DatasetOfTexts,
     RequestBlock,
     Requests,
     TrainingInputSummary,
@@ -43,9 +44,11 @@ from mloc_dagster.results import (
     write_record,
 )
 from mloc_dagster.schema import (
+    DatasetData,
     InferenceData,
     ModelSpec,
     OpenaiBatchData,
+    RerankSpec,
     RowSpec,
     Task,
     TrainingSpec,
@@ -313,6 +316,9 @@ def input_of(spec: RowSpec) -> InferenceData:
         raise InputError(f"a task of type {spec.task_type!r} needs data")
     if isinstance(spec.data, OpenaiBatchData):
         return Requests(**spec.data.model_dump(), block=request_block(spec))
+    if isinstance(spec, RerankSpec) and isinstance(spec.data, DatasetData):
+        given = spec.data.model_dump(by_alias=True, exclude_unset=True)
+        return DatasetOfTexts(**given, texts_column=spec.rerank.documents_column or "")
     return spec.data
 
 
