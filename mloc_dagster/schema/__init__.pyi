@@ -171,6 +171,7 @@ from .retrieval import (
     Index as Index,
     IndexResult as IndexResult,
     IndexSpec as IndexSpec,
+    IndexState as IndexState,
     Metric as Metric,
     Range as Range,
     Reranking as Reranking,

@@ -187,7 +187,7 @@ RAG = TaskType(
                 "search": "search",
                 "resources": "embedding.resources",
             },
-            gives=_QDRANT,
+            gives={**_QDRANT, "passages": ("rerank", "candidates")},
             after="index",
         ),
         Part(
