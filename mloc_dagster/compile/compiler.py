@@ -9,6 +9,7 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
+from mloc_dagster.compile.carried_check import check_carried
 from mloc_dagster.compile.checks import (
     check_artifacts,
     check_budget,
@@ -353,6 +354,7 @@ class _Compiler:
         check_budget(spec, typed, self._findings)
         check_training(spec, typed, self._findings)
         check_evaluation(spec, typed, self._findings)
+        check_carried(spec, typed, ancestors, self._findings)
         check_tool_names(spec, typed, self._findings)
         if descriptor.executor is not None:
             check_artifacts(spec, typed, self._effects)

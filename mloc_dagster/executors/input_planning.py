@@ -83,19 +83,24 @@ def find_tokenizer(source: ModelSource) -> Path | None:
 
     There is none either where the extra `hf` is not installed: a machine that only plans.
     """
+    return model_file(source, "tokenizer.json") if find_spec("tokenizers") else None
+
+
+def model_file(source: ModelSource, name: str) -> Path | None:
+    """Returns a file of a model on this machine; None if there is none. No network."""
     if source.type == "openai":
         return None  # whatever the endpoint has, it is not here
-    if not (find_spec("tokenizers") and find_spec("huggingface_hub")):
+    if not find_spec("huggingface_hub"):
         return None
     path: str | object | None
     if source.type == "builtin":
-        path = str(builtin_model_path(source.identifier) / "tokenizer.json")
+        path = str(builtin_model_path(source.identifier) / name)
     elif source.type == "local":
-        path = str(Path(source.identifier).expanduser() / "tokenizer.json")
+        path = str(Path(source.identifier).expanduser() / name)
     else:
         from huggingface_hub import try_to_load_from_cache
 
-        path = try_to_load_from_cache(source.identifier, "tokenizer.json", revision=source.revision)
+        path = try_to_load_from_cache(source.identifier, name, revision=source.revision)
     # The hub's cache also knows that a file does not exist, and says so with an object.
     return Path(path) if isinstance(path, str) and Path(path).is_file() else None
 

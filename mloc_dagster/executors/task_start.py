@@ -118,6 +118,15 @@ class OpenTask:
         make = find_task_type(self.task.spec.task_type).report
         return None if make is None else make(self.task.spec)
 
+    def conclude(self) -> Mapping[str, JsonValue]:
+        """Does what the task type does when all rows are there; returns what it tells of that."""
+        spec = self.task.spec
+        conclude = find_task_type(spec.task_type).conclude
+        if conclude is None:
+            return {}
+        with self.reach.applied():
+            return conclude(spec, self.folder, self.plan())
+
     def plan(self) -> Plan:
         """Reads the plan; there is one as soon as the input was spooled.
 
@@ -276,11 +285,25 @@ def start_task(
     with opened.reach.applied():
         plan = read_plan(folder)
         if plan is None:
+            check_tasks(compiled)
             return opened, _plan(opened)
         if retry_errors and opened.upstream and isinstance(opened.task.spec, RowSpec):
             spec = opened.spec
             plan = respool_failed(plan, input_of(spec), folder, opened.upstream, spec.takes)
         return opened, plan
+
+
+def check_tasks(compiled: CompiledTemplate) -> None:
+    """Checks what the task types of a template need, before the first of its tasks is begun.
+
+    Raises:
+        MlocError: What `TaskType.check` raises.
+    """
+    specs = [each.task.spec for each in compiled.tasks]
+    for spec in specs:
+        check = find_task_type(spec.task_type).check
+        if check is not None:
+            check(spec, [each for each in specs if each is not spec])
 
 
 def _check_trackers(task: Task) -> None:
@@ -296,6 +319,9 @@ def _plan(opened: OpenTask) -> Plan:
             opened.folder, opened.record.task_id, opened.task.spec, opened.upstream
         )
     spec = opened.spec
+    prepare = find_task_type(spec.task_type).prepare
+    if prepare is not None:
+        prepare(spec, opened.folder, opened.upstream)
     return spool_input(
         opened.record.task_id,
         input_of(spec),

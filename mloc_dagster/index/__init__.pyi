@@ -1,3 +1,5 @@
+from .access import list_indexes as list_indexes, open_index as open_index
+from .filters import fits as fits
 from .protocol import (
     Hit as Hit,
     IndexInfo as IndexInfo,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from fractions import Fraction
@@ -142,6 +142,7 @@ def aggregate_rows(
     evaluation: RowEvaluation | None = None,
     metadata: Mapping[str, JsonValue] | None = None,
     report: TaskReport | None = None,
+    conclude: Callable[[], Mapping[str, JsonValue]] | None = None,
     now: datetime | None = None,
 ) -> TaskSummary:
     """Checks that every planned row is there, and writes `responses.json` and `summary.json`.
@@ -161,6 +162,8 @@ def aggregate_rows(
         evaluation: How answers are scored; None if they are not.
         metadata: Copied to `responses.json`.
         report: What the task type tells of its rows.
+        conclude: Called once the rows are known to be whole and good enough, errors and gate
+            considered, before the result is: returns what stands in it besides.
         now: When the rows were there; the present by default.
 
     The time that the task took is that of all attempts whose part files say when. Where none
@@ -205,6 +208,8 @@ def aggregate_rows(
             tail["metrics"] = scores.metrics
         if report is not None:
             tail |= report.result(usage)
+        if conclude is not None and ok and (scores is None or scores.passed):
+            tail |= conclude()
         file.write(b"\n]," + msgspec.json.encode(tail)[1:] + b"}\n")
     summary = TaskSummary(
         task_id=plan.task_id,

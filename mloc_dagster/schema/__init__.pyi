@@ -172,6 +172,7 @@ from .retrieval import (
     Index as Index,
     IndexResult as IndexResult,
     IndexSpec as IndexSpec,
+    IndexState as IndexState,
     Metric as Metric,
     Range as Range,
     RerankSpec as RerankSpec,

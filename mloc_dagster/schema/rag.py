@@ -186,7 +186,7 @@ RAG = TaskType(
                 "search": "search",
                 "resources": "embedding.resources",
             },
-            gives=_QDRANT,
+            gives={**_QDRANT, "passages": ("rerank", "candidates")},
             after="index",
         ),
         Part(

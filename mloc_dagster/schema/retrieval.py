@@ -211,11 +211,9 @@ class RetrieveSpec(ModelSpec):
     pooling: Pooling = Pooling()
     index: Index
     search: Search = Search()
-
-    @property
-    def rows_are_alike(self) -> bool:
-        """What is found depends on the row and the index alone."""
-        return True
+    passages: Literal["top_k", "candidates"] = "top_k"
+    """How many a row has: `search.top_k`, or all `search.candidates` for a task behind it that
+    puts them in a better order."""
 
 
 class RerankSpec(ModelSpec):

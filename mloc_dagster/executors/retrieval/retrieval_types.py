@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from mloc_dagster.executors.retrieval.index_report import COUNTS, IndexReport
+from mloc_dagster.executors.retrieval.report import RetrievalReport
 from mloc_dagster.schema import (
     AnswerSpec,
     ChunkSpec,
@@ -10,11 +15,93 @@ from mloc_dagster.schema import (
     RerankSpec,
     RetrieveResult,
     RetrieveSpec,
+    TaskSpec,
     TaskType,
 )
 
+if TYPE_CHECKING:
+    from mloc_dagster.executors.retrieval.index import IndexExecutor
+    from mloc_dagster.executors.retrieval.search import RetrieveExecutor
+    from mloc_dagster.results import Folder
+
+
+def _index_executor() -> IndexExecutor:
+    from mloc_dagster.executors.retrieval.index import IndexExecutor
+
+    return IndexExecutor()
+
+
+def _retrieve_executor() -> RetrieveExecutor:
+    from mloc_dagster.executors.retrieval.search import RetrieveExecutor
+
+    return RetrieveExecutor()
+
+
+def _check_index(spec: Any, others: Sequence[TaskSpec]) -> None:
+    from mloc_dagster.executors.retrieval.preflight import check_index
+
+    check_index(spec, others)
+
+
+def _pin_version(spec: Any, folder: Folder, upstream: Mapping[str, Folder]) -> None:
+    from mloc_dagster.executors.retrieval.preflight import pin_version
+
+    pin_version(spec, folder, upstream)
+
+
+def _inherit_version(spec: Any, folder: Folder, upstream: Mapping[str, Folder]) -> None:
+    from mloc_dagster.executors.retrieval.preflight import inherit_version
+
+    inherit_version(spec, folder, upstream)
+
+
+def _publish(spec: Any, folder: Folder, plan: Any) -> Mapping[str, Any]:
+    from mloc_dagster.executors.retrieval.publishing import conclude_index
+
+    return conclude_index(spec, folder, plan)
+
+
+def _version_searched(spec: Any, folder: Folder, plan: Any) -> Mapping[str, Any]:
+    from mloc_dagster.executors.retrieval.pinned import read_pinned
+
+    found = read_pinned(folder)
+    return {} if found is None else {"index": found.state.model_dump(mode="json")}
+
+
 CHUNK = TaskType(name="chunk", spec=ChunkSpec, executor=None)
-INDEX = TaskType(name="index", spec=IndexSpec, executor=None, result=IndexResult)
-RETRIEVE = TaskType(name="retrieve", spec=RetrieveSpec, executor=None, result=RetrieveResult)
-RERANK = TaskType(name="rerank", spec=RerankSpec, executor=None, result=RetrieveResult)
-ANSWER = TaskType(name="answer", spec=AnswerSpec, executor=None, result=RetrieveResult)
+INDEX = TaskType(
+    name="index",
+    spec=IndexSpec,
+    executor=_index_executor,
+    result=IndexResult,
+    report=IndexReport,
+    counts=COUNTS,
+    check=_check_index,
+    conclude=_publish,
+)
+RETRIEVE = TaskType(
+    name="retrieve",
+    spec=RetrieveSpec,
+    executor=_retrieve_executor,
+    result=RetrieveResult,
+    report=RetrievalReport,
+    check=_check_index,
+    prepare=_pin_version,
+    conclude=_version_searched,
+)
+RERANK = TaskType(
+    name="rerank",
+    spec=RerankSpec,
+    executor=None,
+    result=RetrieveResult,
+    prepare=_inherit_version,
+    conclude=_version_searched,
+)
+ANSWER = TaskType(
+    name="answer",
+    spec=AnswerSpec,
+    executor=None,
+    result=RetrieveResult,
+    prepare=_inherit_version,
+    conclude=_version_searched,
+)

@@ -1,0 +1,96 @@
+"""Publishing a version of an index, when every document of its task is there."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Set as AbstractSet
+
+from pydantic import JsonValue
+
+from mloc_dagster.data import read_input
+from mloc_dagster.errors import DataError
+from mloc_dagster.executors.retrieval.pinned import PinnedVersion, write_pinned
+from mloc_dagster.index import (
+    IndexInfo,
+    IndexVersion,
+    OpenIndex,
+    ensure_keywords,
+    open_index,
+)
+from mloc_dagster.planning import Plan
+from mloc_dagster.results import Folder, read_rows
+from mloc_dagster.schema import IndexSpec
+
+_MODULUS = 1 << 128
+
+
+def conclude_index(spec: IndexSpec, folder: Folder, plan: Plan) -> Mapping[str, JsonValue]:
+    """Publishes the chunks of all documents that did not fail; says so in the result.
+
+    Done again, it publishes nothing twice. Where the newest version has exactly these chunks, that
+    one is the result.
+
+    Raises:
+        DataError: If there is no chunk at all.
+        TransientError: If the index cannot be reached.
+    """
+    failed = frozenset(row.index for row in read_rows(folder) if row.error is not None)
+    index = open_index(spec.index)
+    try:
+        pinned = _publish(spec, folder, plan, failed, index)
+        index.prune(spec.index.keep_versions)
+    finally:
+        index.close()
+    write_pinned(folder, pinned)
+    return {"index": pinned.state.model_dump(mode="json")}
+
+
+def content_of(version: IndexVersion) -> str:
+    """Returns the digest over a version's chunks; empty of one that no `index` task published."""
+    return version.build.rpartition("@")[2] if "@" in version.build else ""
+
+
+def _publish(
+    spec: IndexSpec, folder: Folder, plan: Plan, failed: AbstractSet[int], index: OpenIndex
+) -> PinnedVersion:
+    info = index.info()
+    if info is None:
+        raise DataError(f"there is nothing to publish: no document of {plan.source} has a chunk")
+    content = _digest(_ids(folder, plan, failed), info)
+    before = [each for each in info.versions if not each.build.startswith(f"{plan.task_id}@")]
+    newest = info.versions[-1] if info.versions else None
+    if newest is not None and content_of(newest) == content:
+        version = newest
+    else:
+        version = index.publish(f"{plan.task_id}@{content}", _ids(folder, plan, failed))
+    ensure_keywords(index, spec.index.name, version.number)
+    unchanged = newest in before and version is newest
+    removed = 0
+    if before and not unchanged:
+        gone = set(index.matching(before[-1].number, {}))
+        gone.difference_update(_ids(folder, plan, failed))
+        removed = len(gone)
+    return PinnedVersion(
+        engine=spec.index.engine,
+        name=spec.index.name,
+        url=spec.index.url,
+        version=version.number,
+        chunks=version.chunks,
+        content=content,
+        removed=removed,
+    )
+
+
+def _ids(folder: Folder, plan: Plan, failed: AbstractSet[int]) -> Iterator[str]:
+    for row in read_input(folder, plan, 0, plan.rows):
+        if row.index not in failed:
+            yield from dict.fromkeys(chunk.id for chunk in row.chunks or ())
+
+
+def _digest(ids: Iterator[str], info: IndexInfo) -> str:
+    """Returns what is the same for the same chunks in any order, and for no others."""
+    total = 0
+    for each in ids:
+        total += int.from_bytes(hashlib.blake2b(each.encode(), digest_size=16).digest())
+    made = f"{total % _MODULUS:032x} {info.dimension} {info.metric} {info.model}"
+    return hashlib.sha256(made.encode()).hexdigest()[:16]
