@@ -15,12 +15,10 @@ ABSTENTION = "No answer found."
 """What a model is asked to write where the passages do not hold the answer."""
 
 _NUMBER = r"\d{1,9}(?:\s*[-\u2010-\u2015~]\s*\d{1,9})?"
-_CITATION = re.compile(
-    rf"[\[［【]\s*\^?({_NUMBER}(?:\s*[,;，；、]\s*\^?{_NUMBER})*)\s*[\]］】]"  # noqa: RUF001
-)
+_CITATION = re.compile(rf"[\[［【]\s*\^?({_NUMBER}(?:\s*[,;，；、]\s*\^?{_NUMBER})*)\s*[\]］】]")
 _SPACED_CITATION = re.compile(rf"[ \t]?(?:{_CITATION.pattern})")
 _RANGE = re.compile(r"(\d+)(?:\D+?(\d+))?")
-_PART = re.compile(r"[,;，；、]")  # noqa: RUF001
+_PART = re.compile(r"[,;，；、]")
 _MOST_OF_A_RANGE = 1000
 _MOST_SHOWN = 100
 

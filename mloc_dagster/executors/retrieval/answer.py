@@ -27,7 +27,7 @@ from mloc_dagster.results import (
     abstains,
     check_citations,
 )
-from mloc_dagster.schema import Answering, AnswerSpec, ModelSpec, certain_engine, instructions_of
+from mloc_dagster.schema import Answering, AnswerSpec, ModelSpec, certain_engine
 
 _NO_PASSAGES = (
     "the row has no passages: an answer is made of what an earlier task of type `retrieve` or "
@@ -120,7 +120,7 @@ class _Prompts:
 
     def __init__(self, spec: AnswerSpec, engine: Engine, answers: _Answers) -> None:
         self._answering = spec.answer
-        self._instructions = spec.answer.instructions or instructions_of(spec.answer)
+        self._instructions = spec.answer.instructions or ""
         self._options = RowOptions(spec.row_block, certain_engine(spec))
         self._engine = engine
         self._answers = answers
@@ -233,10 +233,9 @@ def prompt_of(prompt: Prompt, instructions: str, blocks: Sequence[str]) -> Promp
         instructions: How to answer.
         blocks: The passages, as `passage_block` has them.
     """
-    passages = "\n\n".join(blocks) or "(None was found.)"
-    asked = (
-        f"{instructions.strip()}\n\nPassages:\n\n{passages}\n\nQuestion: {last_user_text(prompt)}"
-    )
+    found = "\n\n".join(blocks) or "(None was found.)"
+    parts = [instructions.strip(), f"Passages:\n\n{found}", f"Question: {last_user_text(prompt)}"]
+    asked = "\n\n".join(filter(None, parts))
     if isinstance(prompt, str):
         return asked
     places = [place for place, each in enumerate(prompt) if each.role == "user"]
