@@ -403,7 +403,8 @@ def check_evaluation(evaluation: RowEvaluation, columns: Sequence[str]) -> None:
     """Makes sure, before anything is computed, that answers can be scored.
 
     Raises:
-        DataError: If there is no column with the right answers, or a score's name is taken.
+        DataError: If there is no column with the right answers, or with what should be found, or a
+            score's name is taken.
     """
     for each in evaluation.row_metrics:
         if each.label in RESERVED_COLUMNS:
@@ -420,3 +421,11 @@ def check_evaluation(evaluation: RowEvaluation, columns: Sequence[str]) -> None:
                     f"rows have no column {name!r} to compare answers with{hint}",
                     "evaluation.reference",
                 )
+    relevant = evaluation.relevant_column
+    if relevant is not None and column_called(relevant.split(".")[0], columns) not in columns:
+        name = relevant.split(".")[0]
+        raise DataError(
+            f"rows have no column {name!r}, which says what should be found"
+            f"{nearest_hint(name, columns)}",
+            "evaluation.relevant_column",
+        )

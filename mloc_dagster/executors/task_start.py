@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache, lru_cache
+from importlib.util import find_spec
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -26,7 +27,13 @@ from mloc_dagster.data import (
     write_evaluation_rows,
     write_training_rows,
 )
-from mloc_dagster.errors import DataError, InputError, MlocError, TerminalError
+from mloc_dagster.errors import (
+    DataError,
+    InputError,
+    MissingExtraError,
+    MlocError,
+    TerminalError,
+)
 from mloc_dagster.executors.input_planning import plan_input, usual_output_tokens
 from mloc_dagster.executors.model_source import check_leave
 from mloc_dagster.net import Origin, Reach
@@ -49,10 +56,12 @@ from mloc_dagster.schema import (
     ModelSpec,
     OpenaiBatchData,
     RerankSpec,
+    RowEvaluation,
     RowSpec,
     Task,
     TrainingSpec,
     find_task_type,
+    passage_metric,
 )
 from mloc_dagster.tracking import check_installed
 
@@ -273,7 +282,7 @@ def start_task(
     # All of them: what the last stage may not do is not found after hours of the others.
     check_leave(each.task for each in compiled.tasks)
     for each in compiled.tasks:
-        _check_trackers(each.task)
+        _check_evaluation(each.task)
     task_id = task_id_for(workflow_id, compiled, node)
     folder = open_store().task(task_id)
     if not folder.exists("task.json"):
@@ -306,11 +315,15 @@ def check_tasks(compiled: CompiledTemplate) -> None:
             check(spec, [each for each in specs if each is not spec])
 
 
-def _check_trackers(task: Task) -> None:
+def _check_evaluation(task: Task) -> None:
     spec = task.spec
     evaluation = spec.evaluation if isinstance(spec, RowSpec | TrainingSpec) else None
     if evaluation is not None:
         check_installed("evaluation.report_to", evaluation.report_to)
+    if isinstance(evaluation, RowEvaluation):
+        found = [each.type for each in evaluation.row_metrics if passage_metric(each.type)]
+        if found and find_spec("ir_measures") is None:
+            raise MissingExtraError(f"evaluation.metrics: {found[0]}", "rag")
 
 
 def _plan(opened: OpenTask) -> Plan:

@@ -102,6 +102,9 @@ RESPONSES_NAME = "responses.json"
 _BATCH_ROWS = 8192
 """Rows that are put together at a time; as many as a file of their columns has."""
 
+_SCORED_ROWS = 256
+"""Rows that are scored at a time: what is found for them is in memory, with its texts."""
+
 
 class _Item(msgspec.Struct, omit_defaults=True):
     index: int
@@ -293,13 +296,13 @@ def _write_items(
         return None
     encode = msgspec.json.Encoder(enc_hook=str).encode
     nothing: dict[str, object] = {}
-    scorer, scored = Scorer(folder, evaluation), carried.rows()
+    scorer, carried_of_each = Scorer(folder, evaluation), carried.rows()
     separator = b"\n"
-    for row in rows:
-        columns = next(scored, nothing)
-        beside = {**columns, **scorer.score(row, columns)}
-        file.write(separator + encode(_item(row, beside)))
-        separator = b",\n"
+    for some in batched(rows, _SCORED_ROWS):
+        columns = [next(carried_of_each, nothing) for _ in some]
+        for row, brought, found in zip(some, columns, scorer.score(some, columns), strict=True):
+            file.write(separator + encode(_item(row, {**brought, **found})))
+            separator = b",\n"
     return scorer.close()
 
 

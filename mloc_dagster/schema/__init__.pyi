@@ -71,9 +71,12 @@ from .engines import (
 )
 from .evaluation import (
     COMPARING_METRICS as COMPARING_METRICS,
+    PASSAGE_METRICS as PASSAGE_METRICS,
     ROW_METRICS as ROW_METRICS,
     RowEvaluation as RowEvaluation,
     RowMetric as RowMetric,
+    needs_relevant as needs_relevant,
+    passage_metric as passage_metric,
 )
 from .index_engine import (
     IndexEngineType as IndexEngineType,
@@ -211,6 +214,7 @@ from .task_type import (
     ANY_TRAINING as ANY_TRAINING,
     Condition as Condition,
     Idle as Idle,
+    LibraryText as LibraryText,
     Part as Part,
     TaskType as TaskType,
     all_kinds as all_kinds,

@@ -256,10 +256,12 @@ class Answering(Block):
     """What an answer is made of."""
 
     instructions: str | None = None
-    """Stands before the passages; by default the library's prompt in `templates/prompts/`."""
+    """Stand before the passages; by default the library's in `prompts/answer/`. Where a model may
+    abstain, they tell it to write `No answer found.`"""
 
     max_context_tokens: int = Field(default=3000, ge=1)
-    """Tokens of passages at most: the last ones are left out, and the row says which."""
+    """Tokens of passages at most, and at most what the model has room for: the last ones are left
+    out, whole, and the row says how many."""
 
     citations: Literal["required", "optional", "none"] = "required"
     """Whether answers name their passages, as `[1]`."""
@@ -277,6 +279,7 @@ class AnswerSpec(InferenceSpec):
     )
     deciding: ClassVar[frozenset[str]] = frozenset({"answer"})
 
+    data: UpstreamData  # pyright: ignore[reportIncompatibleVariableOverride]
     answer: Answering = Answering()
 
 

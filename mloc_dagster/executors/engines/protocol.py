@@ -283,6 +283,16 @@ class SleepingEngine(Protocol):
         ...
 
 
+@runtime_checkable
+class LimitedEngine(Protocol):
+    """An engine that knows how much its model reads."""
+
+    @property
+    def longest(self) -> int | None:
+        """Tokens that a prompt and its answer may have together; None without a limit."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class OptionsIdentity:
     """What of an engine's options decides what it answers.

@@ -6,12 +6,14 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mloc_dagster.executors.retrieval.index_report import COUNTS, IndexReport
-from mloc_dagster.executors.retrieval.report import RetrievalReport
+from mloc_dagster.executors.retrieval.report import ABSTENTIONS, CITATION_ERRORS, RetrievalReport
 from mloc_dagster.schema import (
+    Answering,
     AnswerSpec,
     ChunkSpec,
     IndexResult,
     IndexSpec,
+    LibraryText,
     RerankSpec,
     RetrieveResult,
     RetrieveSpec,
@@ -20,6 +22,7 @@ from mloc_dagster.schema import (
 )
 
 if TYPE_CHECKING:
+    from mloc_dagster.executors.retrieval.answer import AnswerExecutor
     from mloc_dagster.executors.retrieval.index import IndexExecutor
     from mloc_dagster.executors.retrieval.search import RetrieveExecutor
     from mloc_dagster.results import Folder
@@ -35,6 +38,20 @@ def _retrieve_executor() -> RetrieveExecutor:
     from mloc_dagster.executors.retrieval.search import RetrieveExecutor
 
     return RetrieveExecutor()
+
+
+def _answer_executor() -> AnswerExecutor:
+    from mloc_dagster.executors.retrieval.answer import AnswerExecutor
+
+    return AnswerExecutor()
+
+
+def _instructions(answering: Answering) -> tuple[str, ...]:
+    return (
+        "answer/base",
+        f"answer/citations_{answering.citations}",
+        "answer/abstain" if answering.abstain else "answer/no_abstain",
+    )
 
 
 def _check_index(spec: Any, others: Sequence[TaskSpec]) -> None:
@@ -100,8 +117,11 @@ RERANK = TaskType(
 ANSWER = TaskType(
     name="answer",
     spec=AnswerSpec,
-    executor=None,
+    executor=_answer_executor,
     result=RetrieveResult,
+    report=RetrievalReport,
+    counts=(ABSTENTIONS, CITATION_ERRORS),
+    text=LibraryText("answer", "instructions", _instructions),
     prepare=_inherit_version,
     conclude=_version_searched,
 )

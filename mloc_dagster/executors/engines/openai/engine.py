@@ -117,6 +117,11 @@ class OpenaiEngine:
         refuse_extensions(spec.row_block, self._server)
         self.revision = self.revision or told.root
 
+    @property
+    def longest(self) -> int | None:
+        """Tokens that a prompt and its answer may have together; None where it does not tell."""
+        return self._server.longest
+
     def render(self, row: InputRow, block: RowBlock) -> Rendered:
         """Returns a row as JSON: nothing is rendered here, and equal requests have equal text.
 

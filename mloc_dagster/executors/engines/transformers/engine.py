@@ -108,6 +108,11 @@ class TransformersEngine:
         return str(self.loaded.model.device)
 
     @property
+    def longest(self) -> int | None:
+        """Tokens that a prompt and its answer may have together; None without a limit."""
+        return self.loaded.max_positions
+
+    @property
     def size_bytes(self) -> int:
         """Bytes of its weights and buffers."""
         return self.loaded.size_bytes
