@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
@@ -11,28 +12,43 @@ from typing import Any
 import pytest
 
 from mloc_dagster.errors import DataError, InputError
+from mloc_dagster.home import postgres_url
 from mloc_dagster.index import OpenIndex, fits, open_index
 from mloc_dagster.results import Passage
 from mloc_dagster.schema import FilterValue, Index, Range
+from mloc_dagster.settings import settings
 
 np = pytest.importorskip("numpy")
 
 MakeIndex = Callable[..., Index]
 
-ENGINES = ("lancedb",)
+ENGINES = ("pgvector", "lancedb")
 """The engines under test."""
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[str]:
+    """The address of an empty PostgreSQL, which stops when this process ends."""
+    with tempfile.TemporaryDirectory(prefix="mloc-") as home, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLOC_HOME", home)
+        settings.cache_clear()
+        url = postgres_url()
+        settings.cache_clear()
+        patch.undo()
+        yield url
 
 
 @pytest.fixture(params=ENGINES)
 def make(request: pytest.FixtureRequest, tmp_path: Path) -> MakeIndex:
     engine: str = request.param
-    pytest.importorskip({"lancedb": "lancedb"}[engine])
-    urls = {"lancedb": str(tmp_path / "lance")}
+    if engine == "lancedb":
+        pytest.importorskip("lancedb")
+    url = str(tmp_path / "lance")
+    if engine == "pgvector":
+        url = request.getfixturevalue("postgres")
 
     def _index(**fields: Any) -> Index:
-        return Index.model_validate(
-            {"engine": engine, "name": "handbook", "url": urls[engine], **fields}
-        )
+        return Index.model_validate({"engine": engine, "name": "handbook", "url": url, **fields})
 
     return _index
 

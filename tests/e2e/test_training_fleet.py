@@ -18,8 +18,8 @@ from sqlalchemy.engine import make_url
 from mloc_dagster.events import BEGINNING, Channel, TaskEvent, open_redis, read_events
 from mloc_dagster.executors import published_checkpoints
 from mloc_dagster.fleet import WorkerInfo, fleet_url
+from mloc_dagster.home import postgres_url
 from mloc_dagster.results import TrainingSummary, open_store, read_training
-from mloc_dagster.services import postgres_url
 from mloc_dagster.settings import settings
 from tests.e2e.fleet_processes import RUNS, FleetProcesses
 from tests.e2e.stack import ROOT, until

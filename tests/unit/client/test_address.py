@@ -9,7 +9,8 @@ import pytest
 
 from mloc_dagster import services
 from mloc_dagster.client.client import Client
-from mloc_dagster.services import make_plan, stack_layout
+from mloc_dagster.home import stack_layout
+from mloc_dagster.services import make_plan
 from mloc_dagster.settings import settings
 from tests.ports import free_port
 
