@@ -36,6 +36,18 @@ def pytest_configure() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts files first that take long, so that no process is left alone with one in the end.
+
+    `--dist loadfile` hands files out in this order, with `--no-loadscope-reorder`: those with a
+    `slow` test, then those with an `e2e` one, then all others.
+    """
+    marks: dict[Path, set[str]] = {}
+    for item in items:
+        marks.setdefault(item.path, set()).update(mark.name for mark in item.iter_markers())
+    items.sort(key=lambda item: ("slow" not in marks[item.path], "e2e" not in marks[item.path]))
+
+
 def pytest_collection_finish() -> None:
     """Leaves what the tests' modules are made of out of every later look for garbage."""
     gc.collect()
