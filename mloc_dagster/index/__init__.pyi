@@ -1,5 +1,12 @@
 from .access import list_indexes as list_indexes, open_index as open_index
 from .filters import fits as fits
+from .keywords import (
+    delete_keywords as delete_keywords,
+    keyword_versions as keyword_versions,
+    search_keywords as search_keywords,
+    tokens as tokens,
+    write_keywords as write_keywords,
+)
 from .protocol import (
     Hit as Hit,
     IndexInfo as IndexInfo,

@@ -22,7 +22,7 @@ np = pytest.importorskip("numpy")
 
 MakeIndex = Callable[..., Index]
 
-ENGINES = ("pgvector", "lancedb")
+ENGINES = ("pgvector", "lancedb", "qdrant")
 """The engines under test."""
 
 
@@ -38,12 +38,23 @@ def postgres() -> Iterator[str]:
         yield url
 
 
+@pytest.fixture
+def own_postgres(postgres: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes that PostgreSQL mloc's own."""
+    monkeypatch.setenv("MLOC_POSTGRES_URL", postgres)
+    settings.cache_clear()
+
+
 @pytest.fixture(params=ENGINES)
 def make(request: pytest.FixtureRequest, tmp_path: Path) -> MakeIndex:
     engine: str = request.param
-    if engine == "lancedb":
-        pytest.importorskip("lancedb")
+    if engine != "pgvector":
+        pytest.importorskip({"lancedb": "lancedb", "qdrant": "qdrant_client"}[engine])
     url = str(tmp_path / "lance")
+    if engine == "qdrant":
+        url = f"path:{tmp_path}/qdrant"
+        # What a build of another engine waits for is a lock of mloc's own PostgreSQL.
+        request.getfixturevalue("own_postgres")
     if engine == "pgvector":
         url = request.getfixturevalue("postgres")
 
@@ -223,6 +234,8 @@ def test_pruning_removes_old_versions_and_what_only_they_had(index: OpenIndex) -
 
 
 def test_a_reader_sees_a_version_whole_or_not_at_all(make: MakeIndex, index: OpenIndex) -> None:
+    if make().engine == "qdrant":
+        pytest.skip("Qdrant's local mode is for one thread")
     groups = [[f"{letter}{n}" for n in range(20)] for letter in "abc"]
     for group in groups:
         index.add(_chunks(*group), _vectors(20))
@@ -280,7 +293,9 @@ def _scores(metric: str, vectors: Any, query: Any) -> Any:
 
 
 def test_of_many_vectors_nearly_all_of_the_nearest_are_found(make: MakeIndex) -> None:
-    vectors, queries = _vectors(2_000, 32), _vectors(50, 32, seed=1)
+    # Qdrant's local mode filters in Python.
+    asked = 4 if make().engine == "qdrant" else 50
+    vectors, queries = _vectors(2_000, 32), _vectors(asked, 32, seed=1)
     ids = [f"c{n:04}" for n in range(2_000)]
     chunks = [Passage(id=id, payload={"n": n}) for n, id in enumerate(ids)]
     with closing(open_index(make())) as index:
@@ -296,7 +311,7 @@ def test_of_many_vectors_nearly_all_of_the_nearest_are_found(make: MakeIndex) ->
     for query, hits in zip(queries, found, strict=True):
         best = np.argsort(-_scores("cosine", vectors, query))[:10]
         right += len({ids[n] for n in best} & {hit.passage.id for hit in hits})
-    assert right / 500 >= 0.95
+    assert right / (10 * asked) >= 0.95
     # However few of the nearest fit, there are as many as were asked for.
     assert {len(hits) for hits in few} == {10}
     assert {len(hits) for hits in half} == {100}
