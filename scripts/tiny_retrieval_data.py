@@ -82,8 +82,8 @@ def draw_words(
 ) -> dict[str, int]:
     """Chooses a wording of each concept, by its place.
 
-    Where another wording is to be avoided, the pair of both is one that training has only where
-    `held_out` is false: the first and the last wording never meet in training.
+    Where another wording is to be avoided, the first and the last one, which have least in common,
+    meet where `held_out` is true, and else seldom.
     """
     places = {}
     for role, concept in scene.items():

@@ -215,6 +215,5 @@ def word_scores(queries: Sequence[str], passages: Sequence[str]) -> torch.Tensor
 
 def recall(scores: torch.Tensor, right: Sequence[set[int]], k: int) -> float:
     """Returns the share of queries that have a right passage among the first k."""
-    # What scores alike comes in the order of the passages: noise would favour ties otherwise.
     found = scores.topk(k, dim=1).indices.tolist()
     return sum(bool(set(row) & each) for row, each in zip(found, right, strict=True)) / len(right)
