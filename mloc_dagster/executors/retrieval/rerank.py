@@ -168,9 +168,7 @@ class _Rows:
             number, self._pairs = self._pairs, self._pairs + 1
             self._places[number] = opened, place
             rendered = Rendered(text, pair=other)
-            yield EngineRequest(
-                InputRow(number, ""), rendered, pair.tokens, second=pair.second
-            )
+            yield EngineRequest(InputRow(number, ""), rendered, pair.tokens, second=pair.second)
 
     def take(self, pair: OutputRow) -> None:
         """Takes what became of a pair; emits its row if that was the last one."""

@@ -21,6 +21,7 @@ from mloc_dagster.schema import (
 
 if TYPE_CHECKING:
     from mloc_dagster.executors.retrieval.index import IndexExecutor
+    from mloc_dagster.executors.retrieval.rerank import RerankExecutor
     from mloc_dagster.executors.retrieval.search import RetrieveExecutor
     from mloc_dagster.results import Folder
 
@@ -35,6 +36,12 @@ def _retrieve_executor() -> RetrieveExecutor:
     from mloc_dagster.executors.retrieval.search import RetrieveExecutor
 
     return RetrieveExecutor()
+
+
+def _rerank_executor() -> RerankExecutor:
+    from mloc_dagster.executors.retrieval.rerank import RerankExecutor
+
+    return RerankExecutor()
 
 
 def _check_index(spec: Any, others: Sequence[TaskSpec]) -> None:
@@ -92,8 +99,9 @@ RETRIEVE = TaskType(
 RERANK = TaskType(
     name="rerank",
     spec=RerankSpec,
-    executor=None,
+    executor=_rerank_executor,
     result=RetrieveResult,
+    report=RetrievalReport,
     prepare=_inherit_version,
     conclude=_version_searched,
 )
