@@ -100,7 +100,8 @@ def test_passages_end_in_order_of_score_and_of_id_where_scores_are_equal() -> No
     (out,) = run([row], WordsInCommon(), rerank={"top_k": 3}).values()
     assert out.retrieved is not None
     assert [each.id for each in out.retrieved] == ["p3", "p1", "p0"]
-    assert [(each.score, each.rerank, each.dense) for each in out.retrieved][0] == (2, 2, 0.5)
+    best = out.retrieved[0]
+    assert (best.score, best.rerank, best.dense) == (2, 2, 0.5)
     assert (out.index, out.prompt, out.custom_id, out.output) == (3, "red owls", "q", "red owls")
     assert (out.prompt_tokens, out.engine_s) == (3 + 3 + 3 + 4, 2.0)
 
@@ -169,12 +170,12 @@ def test_a_column_of_texts_becomes_passages(tmp_path: Path) -> None:
 
 def test_a_wrong_column_of_texts_is_an_error_with_the_nearest_one(tmp_path: Path) -> None:
     rows = [{"question": "a?", "texts": ["x"]}]
-    with pytest.raises(DataError, match="no column 'text'.*did you mean 'texts'"):
+    with pytest.raises(DataError, match=r"no column 'text'.*did you mean 'texts'"):
         list(open_rows(input_of(dataset(tmp_path, rows, "text")), {}).rows)
     with pytest.raises(DataError, match="column 'question': expected a list of texts, not 'a"):
         list(open_rows(input_of(dataset(tmp_path, rows, "question")), {}).rows)
+    mixed = [{"question": "a?", "texts": ["x", 3]}]
     with pytest.raises(DataError, match="expected texts, and number 1 is 3"):
-        mixed = [{"question": "a?", "texts": ["x", 3]}]
         list(open_rows(input_of(dataset(tmp_path, mixed)), {}).rows)
 
 
