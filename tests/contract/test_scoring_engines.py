@@ -26,23 +26,6 @@ WORDS = (
     *("what", "is", "the", "capital", "of", "france", "paris", "owls", "hunt", "at", "night"),
     *("bread", "made", "flour"),
 )
-    "what",
-    "is",
-    "the",
-    "capital",
-    "of",
-    "france",
-    "paris",
-    "owls",
-    "hunt",
-    "at",
-    "night",
-    "bread",
-    "is",
-    "made",
-    "of",
-    "flour",
-]
 POSITIONS = 24
 QUERY = "what is the capital of france"
 TEXTS = ["paris", "owls hunt at night", "bread is made of flour and what is not", "", "paris " * 60]
