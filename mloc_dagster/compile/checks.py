@@ -197,6 +197,7 @@ NO_MESSAGES = "an empty list of chat messages: expected at least one {role, cont
 
 _DATA: Path = ("data",)
 _EVALUATION: Path = ("evaluation", "data")
+_RERANK: Path = ("rerank",)
 
 
 def check_data(spec: Tree, typed: TaskSpec, findings: Findings) -> None:
@@ -234,13 +235,13 @@ def check_data(spec: Tree, typed: TaskSpec, findings: Findings) -> None:
 
 
 def data_places(spec: Tree) -> dict[Path, Tree]:
-    """Returns the values of a spec's data and evaluation blocks, by their path in it.
+    """Returns the values of the blocks that name data and its columns, by their path in the spec.
 
     Of a list, which may be long, only the place.
     """
     return {
         (*path, key): replace(child, content=[]) if isinstance(child.content, list) else child
-        for path in (_DATA, _EVALUATION, _EVALUATION[:1])
+        for path in (_DATA, _EVALUATION, _EVALUATION[:1], _RERANK)
         if (block := find(spec, path)) is not None
         for key, child in block.fields.items()
         if not isinstance(child.content, dict)

@@ -15,7 +15,7 @@ from .openai_batch import (
     request_rows as request_rows,
     scan_batch as scan_batch,
 )
-from .row_shape import DatasetOfTexts as DatasetOfTexts
+from .row_shape import with_texts as with_texts
 from .rows import lookup_reference as lookup_reference, open_rows as open_rows
 from .spool import (
     IMAGE_TOKENS as IMAGE_TOKENS,

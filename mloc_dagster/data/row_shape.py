@@ -27,7 +27,9 @@ from mloc_dagster.results import (
 from mloc_dagster.schema import (
     COMPARING_METRICS,
     DatasetData,
+    InferenceData,
     PlaceholderText,
+    RerankSpec,
     RowEvaluation,
     known_names,
     parse_placeholders,
@@ -42,6 +44,14 @@ class DatasetOfTexts(DatasetData):
 
     texts_column: str
     """The column that holds it."""
+
+
+def with_texts(spec: RerankSpec) -> InferenceData:
+    """Returns the data of a task whose rows bring along the texts that are put in order."""
+    if not isinstance(spec.data, DatasetData):
+        return spec.data
+    given = spec.data.model_dump(by_alias=True, exclude_unset=True)
+    return DatasetOfTexts(**given, texts_column=spec.rerank.documents_column or "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -350,10 +360,12 @@ def _passages(row: Mapping[str, object], name: str) -> list[Passage]:
     """
     texts = _cell(row, name)
     if not isinstance(texts, list | tuple):
-        raise ValueError(f"column {name!r}: expected a list of texts, not {texts!r:.80}")
+        reason = f"column {name!r}: expected a list of texts, not {texts!r:.80}"
+        raise ValueError(reason)  # noqa: TRY004
     for place, text in enumerate(texts):
         if not isinstance(text, str):
-            raise ValueError(f"column {name!r}: expected texts, and number {place} is {text!r:.80}")  # noqa: TRY004
+            reason = f"column {name!r}: expected texts, and number {place} is {text!r:.80}"
+            raise ValueError(reason)  # noqa: TRY004
     return [Passage(str(place), text) for place, text in enumerate(texts)]
 
 

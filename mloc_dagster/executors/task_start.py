@@ -17,13 +17,13 @@ from mloc_dagster import __version__
 from mloc_dagster.compile import CompiledTask, CompiledTemplate, compile_mapping, resolve_task
 from mloc_dagster.data import (
     TRAINING_ROWS_NAME,
-    DatasetOfTexts,
     RequestBlock,
     Requests,
     TrainingInputSummary,
     lookup_reference,
     respool_failed,
     spool_input,
+    with_texts,
     write_evaluation_rows,
     write_training_rows,
 )
@@ -51,7 +51,6 @@ from mloc_dagster.results import (
     write_record,
 )
 from mloc_dagster.schema import (
-    DatasetData,
     InferenceData,
     ModelSpec,
     OpenaiBatchData,
@@ -355,10 +354,7 @@ def input_of(spec: RowSpec) -> InferenceData:
         raise InputError(f"a task of type {spec.task_type!r} needs data")
     if isinstance(spec.data, OpenaiBatchData):
         return Requests(**spec.data.model_dump(), block=request_block(spec))
-    if isinstance(spec, RerankSpec) and isinstance(spec.data, DatasetData):
-        given = spec.data.model_dump(by_alias=True, exclude_unset=True)
-        return DatasetOfTexts(**given, texts_column=spec.rerank.documents_column or "")
-    return spec.data
+    return with_texts(spec) if isinstance(spec, RerankSpec) else spec.data
 
 
 def request_block(spec: RowSpec) -> RequestBlock:

@@ -235,7 +235,7 @@ class RerankSpec(ModelSpec):
                     "bring along what was found for them"
                 )
         elif not isinstance(self.data, DatasetData):
-            raise ValueError(
+            raise ValueError(  # noqa: TRY004
                 f"data of type {self.data.type!r} has no texts to put in order: expected rows of "
                 "an earlier task (upstream), or a dataset with rerank.documents_column"
             )

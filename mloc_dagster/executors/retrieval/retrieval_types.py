@@ -24,6 +24,7 @@ from mloc_dagster.schema import (
 if TYPE_CHECKING:
     from mloc_dagster.executors.retrieval.answer import AnswerExecutor
     from mloc_dagster.executors.retrieval.index import IndexExecutor
+    from mloc_dagster.executors.retrieval.rerank import RerankExecutor
     from mloc_dagster.executors.retrieval.search import RetrieveExecutor
     from mloc_dagster.results import Folder
 
@@ -52,6 +53,12 @@ def _instructions(answering: Answering) -> tuple[str, ...]:
         f"answer/citations_{answering.citations}",
         "answer/abstain" if answering.abstain else "answer/no_abstain",
     )
+
+
+def _rerank_executor() -> RerankExecutor:
+    from mloc_dagster.executors.retrieval.rerank import RerankExecutor
+
+    return RerankExecutor()
 
 
 def _check_index(spec: Any, others: Sequence[TaskSpec]) -> None:
@@ -109,8 +116,9 @@ RETRIEVE = TaskType(
 RERANK = TaskType(
     name="rerank",
     spec=RerankSpec,
-    executor=None,
+    executor=_rerank_executor,
     result=RetrieveResult,
+    report=RetrievalReport,
     prepare=_inherit_version,
     conclude=_version_searched,
 )
