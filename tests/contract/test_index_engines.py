@@ -443,3 +443,27 @@ def test_a_dropped_index_is_gone(make: MakeIndex, index: OpenIndex) -> None:
         info = again.info()
     assert info is not None
     assert (info.dimension, info.versions, info.chunks) == (4, (), 0)
+
+
+def test_a_collection_that_others_wrote_is_searched_and_not_changed(tmp_path: Path) -> None:
+    qdrant = pytest.importorskip("qdrant_client")
+    index = Index(engine="qdrant", name="others", url=f"path:{tmp_path}/qdrant")
+    with closing(open_index(index)) as opened:
+        client = opened._client  # type: ignore[attr-defined]
+        vectors = qdrant.models.VectorParams(size=3, distance=qdrant.models.Distance.COSINE)
+        client.create_collection("others", vectors_config=vectors)
+        payloads = [{"page_content": "one", "lang": "en"}, {"content": "two", "lang": "zh"}]
+        points = [
+            qdrant.models.PointStruct(id=n, vector=[1.0, n, 0.0], payload=payload)
+            for n, payload in enumerate(payloads)
+        ]
+        client.upsert("others", points)
+        info = opened.info()
+        assert info is not None
+        assert (info.dimension, info.versions, info.chunks) == (3, (), 2)
+        (hits,) = opened.search(None, np.array([[1, 0, 0]], "float32"), 5, {})
+        assert [hit.passage.text for hit in hits] == ["one", "two"]
+        assert hits[0].passage.payload == payloads[0]
+        assert _found(opened, None, lang="zh") == ["1"]
+        with pytest.raises(InputError, match="did not write"):
+            opened.create(3, "")
