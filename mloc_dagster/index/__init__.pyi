@@ -8,7 +8,6 @@ from .keywords import (
     write_keywords as write_keywords,
 )
 from .protocol import (
-    Hit as Hit,
     IndexInfo as IndexInfo,
     IndexVersion as IndexVersion,
     OpenIndex as OpenIndex,

@@ -13,7 +13,14 @@ import pytest
 
 from mloc_dagster.errors import DataError, InputError
 from mloc_dagster.home import postgres_url
-from mloc_dagster.index import OpenIndex, fits, open_index
+from mloc_dagster.index import (
+    IndexInfo,
+    IndexVersion,
+    OpenIndex,
+    fits,
+    list_indexes,
+    open_index,
+)
 from mloc_dagster.results import Passage
 from mloc_dagster.schema import FilterValue, Index, Range
 from mloc_dagster.settings import settings
@@ -467,3 +474,15 @@ def test_a_collection_that_others_wrote_is_searched_and_not_changed(tmp_path: Pa
         assert _found(opened, None, lang="zh") == ["1"]
         with pytest.raises(InputError, match="did not write"):
             opened.create(3, "")
+
+
+def test_indexes_that_mloc_keeps_are_listed(own_postgres: None) -> None:
+    with closing(open_index(Index(name="listed"))) as index:
+        index.create(3, "")
+        assert "listed" in [each.name for each in list_indexes() if each.engine == "pgvector"]
+        version: IndexVersion = index.publish("build-1", [])
+        info: IndexInfo | None = index.info()
+        assert info is not None
+        assert info.versions == (version,)
+        index.drop()
+    assert "listed" not in [each.name for each in list_indexes()]
