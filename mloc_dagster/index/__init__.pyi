@@ -8,10 +8,7 @@ from .keywords import (
     write_keywords as write_keywords,
 )
 from .protocol import (
-    Hit as Hit,
     IndexInfo as IndexInfo,
-    IndexOpener as IndexOpener,
     IndexVersion as IndexVersion,
     OpenIndex as OpenIndex,
-    Vectors as Vectors,
 )

@@ -44,6 +44,7 @@ from mloc_dagster.index.lance_tables import (
     version_rows,
     version_schema,
 )
+from mloc_dagster.index.pg_connection import build_lock
 from mloc_dagster.index.protocol import Hit, IndexInfo, IndexVersion, Vectors
 from mloc_dagster.results import Passage, open_store
 from mloc_dagster.schema import FilterValue, Index
@@ -135,6 +136,10 @@ class LancedbIndex:
 
     def publish(self, build: str, ids: Iterable[str]) -> IndexVersion:
         """Makes a version of exactly these chunks."""
+        with build_lock(f"{self._database.uri} {self._index.name}"):
+            return self._publish(build, ids)
+
+    def _publish(self, build: str, ids: Iterable[str]) -> IndexVersion:
         chunks, recorded = self._require(), self._records()
         versions = self._versions()
         for each in versions:

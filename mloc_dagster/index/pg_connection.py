@@ -80,7 +80,10 @@ def make_tables(connection: Any) -> None:
         try:
             with locked(connection, 0):
                 cursor.execute("CREATE EXTENSION IF NOT EXISTS vector")
-                cursor.execute(f"CREATE SCHEMA IF NOT EXISTS {INDEX_SCHEMA}")
+                # Even where it is there, only who may create one may say this.
+                cursor.execute("SELECT to_regnamespace(%s)", [INDEX_SCHEMA])
+                if cursor.fetchone() == (None,):
+                    cursor.execute(f"CREATE SCHEMA {INDEX_SCHEMA}")
                 cursor.execute(_TABLES)
         except psycopg2.Error as error:
             raise InputError(
