@@ -1,4 +1,8 @@
-from .access import list_indexes as list_indexes, open_index as open_index
+from .access import (
+    index_names as index_names,
+    list_indexes as list_indexes,
+    open_index as open_index,
+)
 from .filters import fits as fits
 from .keywords import (
     delete_keywords as delete_keywords,

@@ -36,6 +36,12 @@ def list_indexes() -> list[Index]:
     return found
 
 
+def index_names(engine: str) -> list[str]:
+    """Returns the names of the indexes that an engine has made where it keeps them by default."""
+    found = find_index_engine(engine)
+    return _opener(found.opener).names() if found.local else []
+
+
 @cache
 def _opener(path: str) -> IndexOpener:
     module, _, name = path.partition(":")

@@ -11,7 +11,7 @@ from mloc_dagster.errors import InputError, UnknownNameError
 from mloc_dagster.executors.input_planning import model_file
 from mloc_dagster.executors.retrieval.pinned import PinnedVersion, read_pinned, write_pinned
 from mloc_dagster.executors.retrieval.publishing import content_of
-from mloc_dagster.index import IndexInfo, list_indexes, open_index
+from mloc_dagster.index import IndexInfo, index_names, open_index
 from mloc_dagster.results import Folder
 from mloc_dagster.schema import Index, IndexSpec, RetrieveSpec, TaskSpec
 
@@ -82,8 +82,8 @@ def _info(index: Index) -> IndexInfo | None:
 
 def _searchable(index: Index, info: IndexInfo | None) -> IndexInfo:
     if info is None:
-        known = [each.name for each in list_indexes() if each.engine == index.engine]
-        raise UnknownNameError("index", index.name, known if index.url is None else ())
+        known = index_names(index.engine) if index.url is None else ()
+        raise UnknownNameError("index", index.name, known)
     if not info.versions and info.model:
         raise InputError(f"the index {index.name!r} has no version yet: its build has not ended")
     return info

@@ -8,17 +8,16 @@ from collections.abc import Iterator, Mapping, Set as AbstractSet
 from pydantic import JsonValue
 
 from mloc_dagster.data import read_input
-from mloc_dagster.errors import DataError
+from mloc_dagster.errors import DataError, TerminalError
 from mloc_dagster.executors.retrieval.pinned import PinnedVersion, write_pinned
 from mloc_dagster.index import (
     IndexInfo,
     IndexVersion,
     OpenIndex,
-    ensure_keywords,
     open_index,
 )
 from mloc_dagster.planning import Plan
-from mloc_dagster.results import Folder, read_rows
+from mloc_dagster.results import BUDGET_FAULT, Folder, read_rows
 from mloc_dagster.schema import IndexSpec
 
 _MODULUS = 1 << 128
@@ -32,9 +31,10 @@ def conclude_index(spec: IndexSpec, folder: Folder, plan: Plan) -> Mapping[str, 
 
     Raises:
         DataError: If there is no chunk at all.
+        TerminalError: If documents were left out for the task's budget.
         TransientError: If the index cannot be reached.
     """
-    failed = frozenset(row.index for row in read_rows(folder) if row.error is not None)
+    failed = _failed(folder)
     index = open_index(spec.index)
     try:
         pinned = _publish(spec, folder, plan, failed, index)
@@ -63,7 +63,6 @@ def _publish(
         version = newest
     else:
         version = index.publish(f"{plan.task_id}@{content}", _ids(folder, plan, failed))
-    ensure_keywords(index, spec.index.name, version.number)
     unchanged = newest in before and version is newest
     removed = 0
     if before and not unchanged:
@@ -79,6 +78,20 @@ def _publish(
         content=content,
         removed=removed,
     )
+
+
+def _failed(folder: Folder) -> AbstractSet[int]:
+    """Returns the documents whose chunks stay out."""
+    failed: set[int] = set()
+    for row in read_rows(folder):
+        if row.fault == BUDGET_FAULT:
+            raise TerminalError(
+                f"the budget left documents out, the first at row {row.index}: a version without "
+                "them is not published"
+            )
+        if row.error is not None:
+            failed.add(row.index)
+    return failed
 
 
 def _ids(folder: Folder, plan: Plan, failed: AbstractSet[int]) -> Iterator[str]:

@@ -23,7 +23,7 @@ from mloc_dagster.executors.retrieval.embedder import (
 )
 from mloc_dagster.executors.retrieval.fusion import fused, ranked
 from mloc_dagster.executors.retrieval.pinned import PINNED_NAME, PinnedVersion
-from mloc_dagster.index import IndexInfo, OpenIndex, open_index, search_keywords
+from mloc_dagster.index import IndexInfo, OpenIndex, open_index
 from mloc_dagster.results import InputRow, OutputRow, Passage, failed_row
 from mloc_dagster.schema import ModelSpec, RetrieveSpec, Search
 
@@ -214,7 +214,11 @@ class Searcher:
 
     def _words(self, texts: Sequence[str], k: int) -> list[dict[str, float]]:
         assert self._version is not None  # noqa: S101  the constructor has seen to it
-        found = search_keywords(self._name, self._version, texts, k, self._allowed)
+        from mloc_dagster import index
+
+        found: list[list[tuple[str, float]]] = search_keywords(
+            self._name, self._version, texts, k, self._allowed
+        )
         return [{name: round(score, _DIGITS) for name, score in each} for each in found]
 
     def _fetch(self, found: Sequence[Mapping[str, float]], passages: dict[str, Passage]) -> None:
