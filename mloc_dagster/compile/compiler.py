@@ -54,6 +54,7 @@ from mloc_dagster.schema import (
     SLO_ANNOTATION,
     ColumnPartitions,
     DatasetData,
+    Documents,
     Partitioned,
     Partitions,
     Schedule,
@@ -265,7 +266,7 @@ class _Compiler:
             return
         for each in tasks:
             data = getattr(each.task.spec, "data", None)
-            if isinstance(data, DatasetData) or (
+            if isinstance(data, DatasetData | Documents) or (
                 isinstance(data, TrainingData) and data.has_columns
             ):
                 return

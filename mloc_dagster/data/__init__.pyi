@@ -15,7 +15,11 @@ from .openai_batch import (
     request_rows as request_rows,
     scan_batch as scan_batch,
 )
-from .rows import lookup_reference as lookup_reference, open_rows as open_rows
+from .rows import (
+    RowsBlock as RowsBlock,
+    lookup_reference as lookup_reference,
+    open_rows as open_rows,
+)
 from .spool import (
     IMAGE_TOKENS as IMAGE_TOKENS,
     InputPlanning as InputPlanning,

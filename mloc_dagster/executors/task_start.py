@@ -18,6 +18,7 @@ from mloc_dagster.data import (
     TRAINING_ROWS_NAME,
     RequestBlock,
     Requests,
+    RowsBlock,
     TrainingInputSummary,
     lookup_reference,
     respool_failed,
@@ -43,7 +44,6 @@ from mloc_dagster.results import (
     write_record,
 )
 from mloc_dagster.schema import (
-    InferenceData,
     ModelSpec,
     OpenaiBatchData,
     RowSpec,
@@ -306,7 +306,7 @@ def _plan(opened: OpenTask) -> Plan:
     )
 
 
-def input_of(spec: RowSpec) -> InferenceData:
+def input_of(spec: RowSpec) -> RowsBlock:
     """Returns the data block of a task that works row by row."""
     if spec.data is None:
         raise InputError(f"a task of type {spec.task_type!r} needs data")
