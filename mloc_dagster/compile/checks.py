@@ -23,6 +23,7 @@ from mloc_dagster.schema import (
     AgentSpec,
     ChatMessage,
     DatasetData,
+    Documents,
     FileRef,
     GraphTemplateData,
     InferenceSpec,
@@ -223,6 +224,8 @@ def check_data(spec: Tree, typed: TaskSpec, findings: Findings) -> None:
             _check_items(block, data, findings, needs_text=needs_text)
         case DatasetData():
             _check_dataset(block, data, findings)
+        case Documents(url=url):
+            _check_address(block, ("url", "name"), url, findings)
         case GraphTemplateData():
             _check_columns(block, data.template.columns, findings)
             labels = [column.label for column in data.template.columns]

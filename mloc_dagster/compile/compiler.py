@@ -56,6 +56,7 @@ from mloc_dagster.schema import (
     SLO_ANNOTATION,
     ColumnPartitions,
     DatasetData,
+    Documents,
     Partitioned,
     Partitions,
     Schedule,
@@ -267,7 +268,7 @@ class _Compiler:
             return
         for each in tasks:
             data = getattr(each.task.spec, "data", None)
-            if isinstance(data, DatasetData) or (
+            if isinstance(data, DatasetData | Documents) or (
                 isinstance(data, TrainingData) and data.has_columns
             ):
                 return

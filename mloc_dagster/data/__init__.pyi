@@ -16,7 +16,11 @@ from .openai_batch import (
     scan_batch as scan_batch,
 )
 from .row_shape import with_texts as with_texts
-from .rows import lookup_reference as lookup_reference, open_rows as open_rows
+from .rows import (
+    RowsBlock as RowsBlock,
+    lookup_reference as lookup_reference,
+    open_rows as open_rows,
+)
 from .spool import (
     IMAGE_TOKENS as IMAGE_TOKENS,
     InputPlanning as InputPlanning,

@@ -97,9 +97,22 @@ def locate(url: str) -> DataFiles:
         MissingExtraError: If the URL's file system is not installed.
         TransientError: If the file system cannot be reached.
     """
-    fs, path = _file_system(url)
-    try:
+    fs, path = open_file_system(url)
+    with reading(url):
         splits = _find_splits(fs, path, url)
+    check_files(fs, (each for paths in splits.values() for each in paths))
+    return DataFiles(fs=fs, splits=splits, url=url)
+
+
+@contextmanager
+def reading(url: str) -> Iterator[None]:
+    """Sorts what file systems raise into what the user can mend and what may pass.
+
+    Args:
+        url: As the user wrote it.
+    """
+    try:
+        yield
     except RefusedAddressError as error:
         raise DataError(f"{url}: {error}") from error
     except MlocError:
@@ -108,11 +121,18 @@ def locate(url: str) -> DataFiles:
         if isinstance(error, PermissionError) or "Credentials" in type(error).__name__:
             raise DataError(f"{url}: may not be read: {error}") from error
         raise TransientError(f"{url}: cannot be reached: {error}") from error
-    for found in (each for paths in splits.values() for each in paths):
+
+
+def check_files(fs: Any, paths: Iterable[str]) -> None:
+    """Makes sure that files may be read, and that those of a submission are what was sent.
+
+    Raises:
+        InputError: If not.
+    """
+    for found in paths:
         if isinstance(fs, LocalFileSystem):
             current_reach().check_path(found)  # a folder's links may lead out of it
         check_upload(fs, found)
-    return DataFiles(fs=fs, splits=splits, url=url)
 
 
 def _find_splits(fs: Any, path: str, url: str) -> dict[str, tuple[str, ...]]:
@@ -152,7 +172,13 @@ def refuse_pipes(fs: Any, paths: Iterable[str], url: str) -> None:
             raise DataError(f"{named}: {NOT_A_FILE}")
 
 
-def _file_system(url: str) -> tuple[Any, str]:
+def open_file_system(url: str) -> tuple[Any, str]:
+    """Returns the file system of a path or URL, and the path in it.
+
+    Raises:
+        DataError: If there is no such file system.
+        MissingExtraError: If it is not installed.
+    """
     try:
         return file_system(str(Path(url).expanduser()) if url.startswith("~") else url)
     except ImportError as error:

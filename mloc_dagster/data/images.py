@@ -155,10 +155,11 @@ def _data_uri(data: bytes) -> str:
 
 TASK_PROTOCOL = "task://"
 IMAGES_NAME = "input/images"
+DOCUMENTS_NAME = "input/documents"
 
 
 def externalize(rows: Iterable[SourceRow], folder: Folder) -> Iterator[SourceRow]:
-    """Yields the rows with references where they had `data:` URIs; equal images are one file.
+    """Yields the rows with references where they had bytes; equal images or documents are one file.
 
     Args:
         rows: As their source gives them.
@@ -166,15 +167,21 @@ def externalize(rows: Iterable[SourceRow], folder: Folder) -> Iterator[SourceRow
     """
     written: set[bytes] = set()
 
-    def keep(data: bytes) -> str:
+    def write(data: bytes, below: str, kind: str) -> str:
         digest = hashlib.sha256(data)
-        name = f"{IMAGES_NAME}/{digest.hexdigest()}.{image_kind(data) or 'bin'}"
+        name = f"{below}/{digest.hexdigest()}.{kind}"
         if digest.digest() not in written:
             folder.write_bytes(name, data)
             written.add(digest.digest())
-        return f"{TASK_PROTOCOL}{name}"
+        return name
+
+    def keep(data: bytes) -> str:
+        return f"{TASK_PROTOCOL}{write(data, IMAGES_NAME, image_kind(data) or 'bin')}"
 
     for row in rows:
+        if row.content is not None:
+            name = write(row.content, DOCUMENTS_NAME, row.media_type.rpartition("/")[2] or "bin")
+            row = msgspec.structs.replace(row, content=None, file=name)
         prompt = row.prompt
         if isinstance(prompt, str) or not _holds_bytes(prompt):
             yield row

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 
 from mloc_dagster.compile import CompiledTask, CompiledTemplate, Diagnostic, Path, Tree, at_value
 from mloc_dagster.data.dataset import check_hub_id, known_split, open_table
+from mloc_dagster.data.documents import document_rows
 from mloc_dagster.data.files import is_local, looks_like_files
 from mloc_dagster.data.openai_batch import first_request
 from mloc_dagster.data.row_shape import RowShape, check_evaluation, with_texts
@@ -19,6 +20,7 @@ from mloc_dagster.errors import DataError, MlocError, nearest_hint
 from mloc_dagster.schema import (
     ColumnPartitions,
     DatasetData,
+    Documents,
     OpenaiBatchData,
     Partitions,
     RerankSpec,
@@ -89,7 +91,7 @@ def _look_for(place: Tree) -> Iterator[Diagnostic]:
 
 def _look_at(task: CompiledTask, path: Path, data: object) -> Iterator[Diagnostic]:
     match data:
-        case DatasetData(url=url) | OpenaiBatchData(url=url):
+        case DatasetData(url=url) | Documents(url=url) | OpenaiBatchData(url=url):
             field = "url"
         case TrainingData(dataset_name=str(url)):
             field = "dataset_name"
@@ -122,8 +124,8 @@ def _open(task: CompiledTask, path: Path, data: object, address: tuple[str, str]
         check_hub_id(url, field)
     elif not is_local(url):
         return
-    elif isinstance(data, DatasetData):
-        columns = _open_dataset(data)
+    elif isinstance(data, DatasetData | Documents):
+        columns = _open_documents(data) if isinstance(data, Documents) else _open_dataset(data)
         if isinstance(spec, RowSpec) and spec.evaluation is not None:
             check_evaluation(spec.evaluation, columns)
     elif isinstance(spec, TrainingSpec) and isinstance(data, TrainingData):
@@ -135,6 +137,14 @@ def _open(task: CompiledTask, path: Path, data: object, address: tuple[str, str]
         )
         if not rows.found:
             raise DataError(f"{url} has no rows", field)
+
+
+def _open_documents(data: Documents) -> list[str]:
+    """Returns the columns that the first document brings along."""
+    first = next(document_rows(data).rows, None)
+    if first is None:
+        raise DataError(f"{data.url} has no documents", "url")
+    return list(first.columns or ())
 
 
 def _open_dataset(data: DatasetData) -> list[str]:

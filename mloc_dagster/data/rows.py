@@ -11,6 +11,7 @@ from pydantic import JsonValue
 
 from mloc_dagster.compile import Reference, parse_expression
 from mloc_dagster.data.dataset import OpenedRows, dataset_rows
+from mloc_dagster.data.documents import document_rows
 from mloc_dagster.data.openai_batch import batch_rows, block_of
 from mloc_dagster.data.row_shape import written
 from mloc_dagster.data.shuffle import shuffle_all
@@ -35,6 +36,7 @@ from mloc_dagster.schema import (
     UPSTREAM_VALUES,
     ChatMessage,
     DatasetData,
+    Documents,
     GraphTemplate,
     GraphTemplateData,
     InferenceData,
@@ -47,6 +49,9 @@ from mloc_dagster.schema import (
 )
 
 _SUMMARY = frozenset(("ok", "model", "usage"))
+
+RowsBlock = InferenceData | Documents
+"""What a task whose result has rows says of where they come from."""
 
 
 def upstream_rows(
@@ -351,7 +356,7 @@ def _briefing(template: GraphTemplate) -> _Render:
 
 
 def open_rows(
-    data: InferenceData, folders: Mapping[str, Folder], takes: Collection[str] = ()
+    data: RowsBlock, folders: Mapping[str, Folder], takes: Collection[str] = ()
 ) -> OpenedRows:
     """Opens the rows that a `data` block means, whatever its type.
 
@@ -370,6 +375,8 @@ def open_rows(
             return OpenedRows(source, map(SourceRow, prompts))
         case DatasetData():
             return dataset_rows(data)
+        case Documents():
+            return document_rows(data)
         case OpenaiBatchData():
             return OpenedRows(*batch_rows(data.url, block_of(data)))
         case GraphTemplateData():

@@ -18,7 +18,7 @@ import msgspec
 
 from mloc_dagster.data.images import externalize
 from mloc_dagster.data.row_shape import check_evaluation, with_references
-from mloc_dagster.data.rows import open_rows
+from mloc_dagster.data.rows import RowsBlock, open_rows
 from mloc_dagster.errors import DataError
 from mloc_dagster.planning import (
     Chunk,
@@ -49,7 +49,6 @@ from mloc_dagster.results import (
 )
 from mloc_dagster.schema import (
     HALF_A_CHARACTER,
-    InferenceData,
     RowEvaluation,
 )
 
@@ -267,7 +266,7 @@ CHUNK_BYTES = 8 << 20
 
 def spool_input(
     task_id: str,
-    data: InferenceData,
+    data: RowsBlock,
     folder: Folder,
     max_shards: int,
     seed: int,
@@ -343,7 +342,7 @@ def spool_input(
 
 def respool_failed(
     plan: Plan,
-    data: InferenceData,
+    data: RowsBlock,
     folder: Folder,
     upstream: Mapping[str, Folder],
     takes: Collection[str] = (),

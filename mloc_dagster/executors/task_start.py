@@ -19,6 +19,7 @@ from mloc_dagster.data import (
     TRAINING_ROWS_NAME,
     RequestBlock,
     Requests,
+    RowsBlock,
     TrainingInputSummary,
     lookup_reference,
     respool_failed,
@@ -51,7 +52,6 @@ from mloc_dagster.results import (
     write_record,
 )
 from mloc_dagster.schema import (
-    InferenceData,
     ModelSpec,
     OpenaiBatchData,
     RerankSpec,
@@ -348,7 +348,7 @@ def _plan(opened: OpenTask) -> Plan:
     )
 
 
-def input_of(spec: RowSpec) -> InferenceData:
+def input_of(spec: RowSpec) -> RowsBlock:
     """Returns the data block of a task that works row by row."""
     if spec.data is None:
         raise InputError(f"a task of type {spec.task_type!r} needs data")

@@ -14,6 +14,7 @@ from mloc_dagster.schema import (
     COLUMN_PREFIX,
     PROMPT_COLUMNS,
     DatasetData,
+    Documents,
     GraphTemplateData,
     OpenaiBatchData,
     RowSpec,
@@ -74,6 +75,8 @@ def _brought_along(
             named = keep if isinstance(keep, tuple) else ()
             kept = [free_name(each, RESERVED_COLUMNS) for each in named]
             return [_column(each, UNKNOWN) for each in (*kept, *(["id"] if identity else []))]
+        case Documents(keep=tuple() as named):
+            return [_column(free_name(each, RESERVED_COLUMNS), UNKNOWN) for each in named]
         case UpstreamData(node=node, where=where):
             schema = upstream(node)
             known = (
@@ -116,7 +119,7 @@ def written_columns(
 
 def dataset_of(spec: RowSpec, inputs: Mapping[str, dg.AssetKey]) -> dg.AssetKey | None:
     """Returns the asset that a task's rows come from, among those that its graph takes."""
-    if not isinstance(spec.data, DatasetData | OpenaiBatchData):
+    if not isinstance(spec.data, DatasetData | Documents | OpenaiBatchData):
         return None
     if ROWS in inputs:
         return inputs[ROWS]
@@ -146,6 +149,8 @@ def column_lineage(
         found[name] = list(dict.fromkeys([*read, *right]))
     if isinstance(spec.data, OpenaiBatchData):
         found["custom_id"] = _deps(dataset, "custom_id")
+    if isinstance(spec.data, Documents):
+        found["custom_id"] = _deps(dataset, spec.data.id_column)
     shown = {name: list(found[name]) for name in names if found.get(name)}
     return dg.TableColumnLineage(shown) if shown else None
 
@@ -167,6 +172,8 @@ def _read(
     match spec.data:
         case DatasetData() as data:
             return _deps(dataset, *_prompt_columns(data, carried), *data.image_columns)
+        case Documents(text_column=text):
+            return _deps(dataset, text)
         case OpenaiBatchData():
             return _deps(dataset, "body")
         case UpstreamData(node=node, text=text):
@@ -200,6 +207,9 @@ def _origin(spec: RowSpec, column: str, dataset: dg.AssetKey | None, upstream: U
     match spec.data:
         case DatasetData() as data:
             return _deps(dataset, _own_name(data, column))
+        case Documents():
+            bare = column.removeprefix("input_")
+            return _deps(dataset, bare if bare in RESERVED_COLUMNS else column)
         case UpstreamData(node=node, where=where):
             return _deps(upstream(node), "index" if where and column == "input_index" else column)
         case _:

@@ -25,6 +25,7 @@ from mloc_dagster.schema import (
     Adapter,
     CheckpointLoad,
     DatasetData,
+    Documents,
     ModelSource,
     OpenaiBatchData,
     RewardModel,
@@ -76,7 +77,7 @@ def known_source(key: dg.AssetKey) -> dg.AssetSpec | None:
 def _named(block: BaseModel) -> Iterator[tuple[Kind, str]]:
     """Yields what a block and those below it name."""
     match block:
-        case DatasetData() | OpenaiBatchData():
+        case DatasetData() | Documents() | OpenaiBatchData():
             yield "dataset", block.url
         case TrainingData(dataset_name=str(name)):
             yield "dataset", name

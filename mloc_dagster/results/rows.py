@@ -100,7 +100,8 @@ class Passage(msgspec.Struct, frozen=True, omit_defaults=True):
     """A chunk of a document; with scores where it was found.
 
     Attributes:
-        id: The same for the same text at the same place of the same document, cut the same way.
+        id: The same for the same text at the same place of the same document, cut the same way,
+            with the same headings and payload.
         text: What stands there.
         document: The document's id.
         start: Where it begins in the document's text, in characters.
@@ -117,7 +118,7 @@ class Passage(msgspec.Struct, frozen=True, omit_defaults=True):
     id: str
     text: str = ""
     document: str = ""
-    start: int = 0
+    start: int = msgspec.field(default_factory=int)  # 0 is written as well: it is a place
     end: int = 0
     page: int | None = None
     heading: list[str] = []
@@ -163,7 +164,10 @@ class SourceRow(msgspec.Struct, frozen=True, omit_defaults=True):
         columns: What it brings along into the results, by name; see `results.columns`.
         chunks: The document's, where the row is one.
         retrieved: What was found for it.
-        file: Bytes of a document that is no text; the spool keeps them as a file of the task.
+        content: Bytes of a document that is no text; the spool keeps them as a file of the task.
+        file: As in `InputRow`.
+        media_type: Of a document that says how it is to be read: `text/markdown`.
+        payload: What the document's chunks bring along.
     """
 
     prompt: Prompt
@@ -177,7 +181,10 @@ class SourceRow(msgspec.Struct, frozen=True, omit_defaults=True):
     columns: Mapping[str, Any] | None = None
     chunks: list[Passage] | None = None
     retrieved: list[Passage] | None = None
-    file: bytes | None = None
+    content: bytes | None = None
+    file: str = ""
+    media_type: str = ""
+    payload: dict[str, Any] | None = None
 
 
 class InputRow(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -197,6 +204,8 @@ class InputRow(msgspec.Struct, frozen=True, omit_defaults=True):
         retrieved: As in `SourceRow`.
         file: The file of the task's folder that holds the document; empty where its text is the
             prompt.
+        media_type: As in `SourceRow`.
+        payload: As in `SourceRow`.
     """
 
     index: int
@@ -211,6 +220,8 @@ class InputRow(msgspec.Struct, frozen=True, omit_defaults=True):
     chunks: list[Passage] | None = None
     retrieved: list[Passage] | None = None
     file: str = ""
+    media_type: str = ""
+    payload: dict[str, Any] | None = None
 
 
 class TokenLogprob(msgspec.Struct, frozen=True):

@@ -30,6 +30,7 @@ from .base import (
 from .budget import Limits as Limits
 from .data import (
     COMPRESSIONS as COMPRESSIONS,
+    DOCUMENT_TYPES as DOCUMENT_TYPES,
     SUFFIXES as SUFFIXES,
     ChatMessage as ChatMessage,
     DatasetData as DatasetData,
@@ -45,6 +46,7 @@ from .data import (
     TrainingData as TrainingData,
     UpstreamData as UpstreamData,
     data_suffix as data_suffix,
+    document_type as document_type,
     hub_only as hub_only,
     is_glob as is_glob,
     names_files as names_files,
@@ -169,6 +171,7 @@ from .retrieval import (
     Answering as Answering,
     AnswerSpec as AnswerSpec,
     Chunking as Chunking,
+    ChunkResult as ChunkResult,
     ChunkSpec as ChunkSpec,
     Documents as Documents,
     FilterValue as FilterValue,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import PurePosixPath
+from types import MappingProxyType
 from typing import Annotated, Literal
 
 from pydantic import Field, JsonValue, model_validator
@@ -17,6 +18,18 @@ from mloc_dagster.schema.tools import MessageToolCall
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".txt")
 COMPRESSIONS = (".gz", ".zst")
 
+DOCUMENT_TYPES: Mapping[str, str] = MappingProxyType(
+    {
+        ".md": "text/markdown",
+        ".markdown": "text/markdown",
+        ".html": "text/html",
+        ".htm": "text/html",
+        ".txt": "text/plain",
+        ".pdf": "application/pdf",
+    }
+)
+"""The media type of files that are a document each, by suffix."""
+
 _GLOB = re.compile(r"[*?\[]")
 
 
@@ -27,12 +40,17 @@ def names_files(url: str) -> bool:
         or url.startswith((".", "/", "~"))
         or is_glob(url)
         or data_suffix(url) is not None
+        or document_type(url) is not None
     )
 
 
 def written_as_file(text: str) -> bool:
     """Whether a text that may be anything is written as a file of this machine."""
-    return text.startswith(("/", "./", "../", "~/")) or data_suffix(text) is not None
+    return (
+        text.startswith(("/", "./", "../", "~/"))
+        or data_suffix(text) is not None
+        or document_type(text) is not None
+    )
 
 
 def is_glob(path: str) -> bool:
@@ -46,6 +64,11 @@ def data_suffix(path: str) -> str | None:
     if name.suffix in COMPRESSIONS:
         name = name.with_suffix("")
     return name.suffix if name.suffix in SUFFIXES else None
+
+
+def document_type(path: str) -> str | None:
+    """Returns the media type of a file that is a document; None of any other."""
+    return DOCUMENT_TYPES.get(PurePosixPath(path.lower()).suffix)
 
 
 def hub_only(name: str, field: str, url: str) -> str:

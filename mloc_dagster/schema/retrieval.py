@@ -30,8 +30,8 @@ class Documents(Block):
 
     type: Literal["dataset"] = "dataset"
     url: Annotated[str, FileRef()] = Field(min_length=1)
-    """Files, each a document (`docs/**/*.md`, also `.html`, `.txt` and `.pdf`); or jsonl, json,
-    csv or parquet files, or a hub id, each row a document."""
+    """Files, each a document (`docs/**/*.md`; also `.markdown`, `.html`, `.htm`, `.txt`, `.pdf`);
+    or jsonl, json, csv or parquet files, or a hub id, each row a document."""
 
     id_column: str = "path"
     """The column that names a document; of files the path below the part of `url` without `*`."""
@@ -40,7 +40,8 @@ class Documents(Block):
     """The column with a document's text; of files what stands in them."""
 
     keep: Literal["all"] | tuple[str, ...] | Literal[False] = "all"
-    """Columns that chunks bring along as their `payload`, for filters and answers."""
+    """Columns that chunks bring along as their `payload`, for filters and answers: `all` but the
+    text and those of bytes, or these, or `false` for none."""
 
     name: str | None = None
     """The hub dataset's configuration."""
@@ -62,7 +63,7 @@ class Chunking(Block):
     """What `size` and `overlap` count; tokens are those of the model that embeds."""
 
     size: int = Field(default=400, ge=1)
-    """The most that a chunk has."""
+    """The most that a chunk has. A model that embeds reads no more than its own limit."""
 
     overlap: int = Field(default=40, ge=0)
     """How much of a chunk stands in the one before, at most."""
@@ -92,6 +93,19 @@ class ChunkSpec(RowSpec):
 
     data: Documents  # pyright: ignore[reportIncompatibleVariableOverride]
     chunk: Chunking = Chunking()
+
+    @model_validator(mode="after")
+    def _can_count(self) -> Self:
+        if self.chunk.by == "characters":
+            return self
+        source = self.chunk.tokenizer
+        if source is None or source.type == "openai":
+            raise ValueError(
+                "chunk.tokenizer: by tokens needs a model whose tokenizer can be loaded"
+                + (", and an endpoint's cannot" if source is not None else "")
+                + "; or give by: characters"
+            )
+        return self
 
 
 class Hnsw(Block):
@@ -311,6 +325,30 @@ class RetrievedItem(Block):
 
     payload: Mapping[str, JsonValue] | None = None
     """What the document brought along."""
+
+
+class ChunkItem(ResultItem):
+    """A document's text, and what it was cut into."""
+
+    chunks: tuple[RetrievedItem, ...] | None = None
+
+
+class ChunkUsage(Usage):
+    """What a task of chunks took."""
+
+    documents: int
+    """Those that could be read."""
+
+    chunks: int
+    characters: int
+    """Of the documents' texts."""
+
+
+class ChunkResult(RowsResult):
+    """The result of `chunk` tasks: a row for each document, whose text is the `output`."""
+
+    items: tuple[ChunkItem, ...]  # pyright: ignore[reportIncompatibleVariableOverride]
+    usage: ChunkUsage  # pyright: ignore[reportIncompatibleVariableOverride]
 
 
 class CitationItem(Block):

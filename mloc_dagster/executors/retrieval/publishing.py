@@ -14,11 +14,14 @@ from mloc_dagster.index import (
     IndexInfo,
     IndexVersion,
     OpenIndex,
+    delete_keywords,
+    keyword_versions,
     open_index,
+    write_keywords,
 )
 from mloc_dagster.planning import Plan
 from mloc_dagster.results import BUDGET_FAULT, Folder, read_rows
-from mloc_dagster.schema import IndexSpec
+from mloc_dagster.schema import Index, IndexSpec
 
 _MODULUS = 1 << 128
 
@@ -38,7 +41,9 @@ def conclude_index(spec: IndexSpec, folder: Folder, plan: Plan) -> Mapping[str, 
     index = open_index(spec.index)
     try:
         pinned = _publish(spec, folder, plan, failed, index)
+        _write_keywords(spec.index, pinned, index)
         index.prune(spec.index.keep_versions)
+        _forget_keywords(spec.index, index)
     finally:
         index.close()
     write_pinned(folder, pinned)
@@ -78,6 +83,18 @@ def _publish(
         content=content,
         removed=removed,
     )
+
+
+def _write_keywords(where: Index, pinned: PinnedVersion, index: OpenIndex) -> None:
+    """Makes a version searchable by words, before any task can pin it."""
+    if pinned.version is not None and pinned.version not in keyword_versions(where):
+        write_keywords(where, pinned.version, index.texts(pinned.version))
+
+
+def _forget_keywords(where: Index, index: OpenIndex) -> None:
+    info = index.info()
+    kept = {each.number for each in info.versions} if info is not None else set[int]()
+    delete_keywords(where, [each for each in keyword_versions(where) if each not in kept])
 
 
 def _failed(folder: Folder) -> AbstractSet[int]:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from mloc_dagster.executors.retrieval.index_report import COUNTS, IndexReport
+from mloc_dagster.errors import MissingExtraError
+from mloc_dagster.executors.retrieval import chunk_report, index_report
 from mloc_dagster.executors.retrieval.report import ABSTENTIONS, CITATION_ERRORS, RetrievalReport
 from mloc_dagster.schema import (
     Answering,
     AnswerSpec,
+    ChunkResult,
     ChunkSpec,
     IndexResult,
     IndexSpec,
@@ -23,10 +26,19 @@ from mloc_dagster.schema import (
 
 if TYPE_CHECKING:
     from mloc_dagster.executors.retrieval.answer import AnswerExecutor
+    from mloc_dagster.executors.retrieval.chunks import ChunkExecutor
     from mloc_dagster.executors.retrieval.index import IndexExecutor
     from mloc_dagster.executors.retrieval.rerank import RerankExecutor
     from mloc_dagster.executors.retrieval.search import RetrieveExecutor
     from mloc_dagster.results import Folder
+
+
+def _chunk_executor() -> ChunkExecutor:
+    if find_spec("semantic_text_splitter") is None:
+        raise MissingExtraError("a chunk task", "rag")
+    from mloc_dagster.executors.retrieval.chunks import ChunkExecutor
+
+    return ChunkExecutor()
 
 
 def _index_executor() -> IndexExecutor:
@@ -92,14 +104,22 @@ def _version_searched(spec: Any, folder: Folder, plan: Any) -> Mapping[str, Any]
     return {} if found is None else {"index": found.state.model_dump(mode="json")}
 
 
-CHUNK = TaskType(name="chunk", spec=ChunkSpec, executor=None)
+CHUNK = TaskType(
+    name="chunk",
+    spec=ChunkSpec,
+    executor=_chunk_executor,
+    kinds=("ChunkTask",),
+    result=ChunkResult,
+    report=chunk_report.ChunkReport,
+    counts=chunk_report.COUNTS,
+)
 INDEX = TaskType(
     name="index",
     spec=IndexSpec,
     executor=_index_executor,
     result=IndexResult,
-    report=IndexReport,
-    counts=COUNTS,
+    report=index_report.IndexReport,
+    counts=index_report.COUNTS,
     check=_check_index,
     conclude=_publish,
 )

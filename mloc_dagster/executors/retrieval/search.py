@@ -23,7 +23,7 @@ from mloc_dagster.executors.retrieval.embedder import (
 )
 from mloc_dagster.executors.retrieval.fusion import fused, ranked
 from mloc_dagster.executors.retrieval.pinned import PINNED_NAME, PinnedVersion
-from mloc_dagster.index import IndexInfo, OpenIndex, open_index
+from mloc_dagster.index import IndexInfo, OpenIndex, open_index, search_keywords
 from mloc_dagster.results import InputRow, OutputRow, Passage, failed_row
 from mloc_dagster.schema import ModelSpec, RetrieveSpec, Search
 
@@ -168,14 +168,14 @@ class Searcher:
         self._index = index
         self._version = version
         self._search: Search = search
-        self._name = spec.index.name
+        self._where = spec.index
         self._most = search.candidates if spec.passages == "candidates" else search.top_k
         self._allowed: Collection[str] | None = None
         if search.mode != "dense":
             if version is None:
                 raise InputError(
                     f"search.mode {search.mode!r} needs an index that an index task has built, "
-                    f"and {self._name!r} is none: only dense search can be had there"
+                    f"and {spec.index.name!r} is none: only dense search can be had there"
                 )
             if search.filter:
                 self._allowed = frozenset(index.matching(version, search.filter))
@@ -214,11 +214,7 @@ class Searcher:
 
     def _words(self, texts: Sequence[str], k: int) -> list[dict[str, float]]:
         assert self._version is not None  # noqa: S101  the constructor has seen to it
-        from mloc_dagster import index
-
-        found: list[list[tuple[str, float]]] = search_keywords(
-            self._name, self._version, texts, k, self._allowed
-        )
+        found = search_keywords(self._where, self._version, texts, k, self._allowed)
         return [{name: round(score, _DIGITS) for name, score in each} for each in found]
 
     def _fetch(self, found: Sequence[Mapping[str, float]], passages: dict[str, Passage]) -> None:
