@@ -56,5 +56,7 @@ class RetrievalReport:
 
 
 def _point(passage: Passage) -> JsonValue:
-    payload = passage.payload if passage.payload is not None else {"text": passage.text}
+    payload: JsonValue = passage.payload
+    if payload is None:
+        payload = {"text": passage.text}
     return {"id": passage.id, "score": passage.score or 0.0, "payload": payload}
