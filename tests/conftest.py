@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import redis
 
+from mloc_dagster.schema import find_task_type
 from mloc_dagster.settings import settings
 from tests.redis_server import RedisServer, running_redis
 from tests.s3_server import BUCKET, running_s3
@@ -52,6 +53,16 @@ def pytest_collection_finish() -> None:
     """Leaves what the tests' modules are made of out of every later look for garbage."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture
+def unbuilt() -> Iterator[str]:
+    """Returns a task type that nothing computes for the time of the test."""
+    found = find_task_type("retrieve")
+    executor = found.executor
+    object.__setattr__(found, "executor", None)
+    yield found.name
+    object.__setattr__(found, "executor", executor)
 
 
 @pytest.fixture(autouse=True)

@@ -126,7 +126,7 @@ class Farm:
         spec = self.spec("index", **given)
         folder, plan = self.plan(name, spec, {"chunks": self.chunked(f"{name}-c", documents)}, 2)
         rows = self.compute(folder, spec, plan)
-        embedded = sum((row.counts or {}).get("embedded", 0) for row in rows)
+        embedded = sum((row.counts or {}).get("embedded_chunks", 0) for row in rows)
         return {**self.aggregate(folder, spec, plan), "embedded": embedded, "rows": rows}
 
     def found(self, name: str, queries: Sequence[str], **given: Any) -> list[list[Passage]]:

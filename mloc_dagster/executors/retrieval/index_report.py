@@ -11,7 +11,7 @@ from mloc_dagster.results import OutputRow
 from mloc_dagster.schema import RowSpec, Usage
 
 CHUNKS = "chunks"
-EMBEDDED = "embedded"
+EMBEDDED = "embedded_chunks"
 COUNTS = (CHUNKS, EMBEDDED)
 """The chunks of all documents, and those that the index did not have."""
 

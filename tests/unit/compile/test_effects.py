@@ -609,16 +609,12 @@ def test_replicas_have_no_effect() -> None:
     assert "parallel.max_shards" in str(found)
 
 
-@pytest.mark.parametrize(
-    "spec",
-    [
+@pytest.mark.usefixtures("unbuilt")
+def test_a_task_type_that_is_not_built_yet_validates_with_a_warning_and_runs_nowhere() -> None:
+    spec = (
         "{taskType: rag, data: {type: list, items: [a]}, qdrant: {url: u, collection: c},"
-        " embedding: {model: m}}",
-    ],
-)
-def test_a_task_type_that_is_not_built_yet_validates_with_a_warning_and_runs_nowhere(
-    spec: str,
-) -> None:
+        " embedding: {model: m}}"
+    )
     template = compiled(changed(spec))
     (found,) = template.warnings
     assert "is not built yet" in str(found)

@@ -16,7 +16,7 @@ from mloc_dagster.models import builtin_model_path
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 QUESTIONS = [
     json.loads(row)
     for row in (ROOT / "templates" / "data" / "handbook.jsonl").read_text().splitlines()
