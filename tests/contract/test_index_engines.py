@@ -9,7 +9,9 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import psycopg2
 import pytest
+from sqlalchemy.engine import make_url
 
 from mloc_dagster.errors import DataError, InputError
 from mloc_dagster.home import postgres_url
@@ -476,7 +478,15 @@ def test_a_collection_that_others_wrote_is_searched_and_not_changed(tmp_path: Pa
             opened.create(3, "")
 
 
-def test_indexes_that_mloc_keeps_are_listed(own_postgres: None) -> None:
+def test_indexes_that_mloc_keeps_are_listed(postgres: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # A database of its own: in the other one somebody else owns what indexes share.
+    with closing(psycopg2.connect(postgres)) as connection:
+        connection.autocommit = True
+        with connection.cursor() as cursor:
+            cursor.execute("CREATE DATABASE of_mloc")
+    own = make_url(postgres).set(database="of_mloc").render_as_string(hide_password=False)
+    monkeypatch.setenv("MLOC_POSTGRES_URL", own)
+    settings.cache_clear()
     with closing(open_index(Index(name="listed"))) as index:
         index.create(3, "")
         assert "listed" in [each.name for each in list_indexes() if each.engine == "pgvector"]
