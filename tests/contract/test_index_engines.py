@@ -480,7 +480,7 @@ def test_a_collection_that_others_wrote_is_searched_and_not_changed(tmp_path: Pa
 
 def test_indexes_that_mloc_keeps_are_listed(postgres: str, monkeypatch: pytest.MonkeyPatch) -> None:
     # A database of its own: in the other one somebody else owns what indexes share.
-    with closing(psycopg2.connect(postgres)) as connection:
+    with closing(psycopg2.connect(postgres.replace("+psycopg2", ""))) as connection:
         connection.autocommit = True
         with connection.cursor() as cursor:
             cursor.execute("CREATE DATABASE of_mloc")
