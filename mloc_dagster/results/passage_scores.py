@@ -44,26 +44,26 @@ def passage_scores(
     """
     import ir_measures  # pyright: ignore[reportMissingTypeStubs]
 
-    names = {_measure(each): each for each in metrics}
-    measures: list[Any] = [ir_measures.parse_measure(each) for each in names]  # pyright: ignore[reportUnknownMemberType]
+    names = {_measure(ir_measures, each): each for each in metrics}
     wanted = [str(place) for place, (_, relevant) in enumerate(rows) if relevant]
     found: dict[str, dict[str, float | None]] = {each: {} for each in wanted}
     qrels = {each: dict.fromkeys(rows[int(each)][1], 1) for each in wanted}
     runs = {each: _run(*rows[int(each)]) for each in wanted}
     if wanted:
-        calculated: Any = ir_measures.iter_calc(measures, qrels, runs)  # pyright: ignore[reportUnknownMemberType]
+        calculated: Any = ir_measures.iter_calc(list(names), qrels, runs)  # pyright: ignore[reportUnknownMemberType]
         for each in calculated:
-            found[each.query_id][names[str(each.measure)]] = float(each.value)
+            found[each.query_id][names[each.measure]] = float(each.value)
     nothing: Mapping[str, float | None] = dict.fromkeys(metrics)
     return [found.get(str(place), nothing) for place in range(len(rows))]
 
 
-def _measure(metric: str) -> str:
+def _measure(library: Any, metric: str) -> Any:
     known = passage_metric(metric)
     if known is None:
         raise ValueError(f"{metric!r} measures nothing that was found")
     name, places = known
-    return _MEASURES[name] + ("" if places is None else f"@{places}")
+    measure = getattr(library, _MEASURES[name])
+    return measure if places is None else measure @ places
 
 
 def _run(passages: Sequence[Passage], relevant: frozenset[str]) -> dict[str, float]:

@@ -185,6 +185,7 @@ OTHERWISE = {
     "evaluation.data.preferences": "a comparison is handed on whole, as a row",
     "data.items": "a chat message is handed on whole, as a row",
     "checkpoint.load.type": "refused where it contradicts the source that is given",
+    "evaluation.answer_column": "made the reference where the block is read",
     "configName": "read where the document is laid over its preset, before it is typed",
     "task": "made the only row where the spec is read",
     "inference.tools": "handed on whole, to chat templates and parsers of calls",
