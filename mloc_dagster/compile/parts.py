@@ -154,7 +154,8 @@ def _nodes(found: TaskType, spec: Tree, name: str) -> list[Tree] | None:
 def _node(part: Part, spec: Tree, names: Mapping[str, str], *, last: bool) -> Tree:
     block = find_task_type(part.task_type).spec
     usable = fields_of(block)
-    own = tree_of({"taskType": part.task_type}, spec.at, spec.path)
+    named = spec.fields["taskType"]
+    own = put(tree_of({}, spec.at, spec.path), ("taskType",), replace(named, content=part.task_type))
     taken = {_path(each) for each in _sources(part)}
     for key, sources in part.takes.items():
         for source in (sources,) if isinstance(sources, str) else sources:

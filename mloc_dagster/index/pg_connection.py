@@ -134,8 +134,10 @@ def build_lock(name: str) -> Generator[None]:
 
 def _become_owner(cursor: Any) -> None:
     """Makes what this connection creates everybody's who works with this home."""
-    role = "SELECT pg_has_role(oid, 'MEMBER') FROM pg_roles WHERE rolname = %s"
-    cursor.execute(role, [INDEX_ROLE])
+    # The role is one for all databases of a server, the schema is each one's own.
+    role = """SELECT pg_has_role(oid, 'MEMBER') FROM pg_roles
+        WHERE rolname = %s AND to_regnamespace(%s) IS NOT NULL"""
+    cursor.execute(role, [INDEX_ROLE, INDEX_SCHEMA])
     found = cursor.fetchone()
     if found is None:
         cursor.execute("SELECT rolsuper FROM pg_roles WHERE rolname = current_user")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from contextlib import ExitStack
-from contextvars import ContextVar, Token
+from contextvars import Context, ContextVar, Token, copy_context
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -33,6 +33,9 @@ class Session:
         self._max_models = max_models
         self._lock = threading.Lock()
         self._open = ExitStack()
+        # An instance that is entered becomes the current one of its context. Sessions may end in any
+        # order: each has a context of its own, so that none makes an ended one's current again.
+        self._context: Context | None = None
         self._instance: dg.DagsterInstance | None = None
         self._models: ModelCache | None = None
         self._tokens: list[Token[Session | None]] = []
@@ -57,9 +60,11 @@ class Session:
             models, self._models = self._models, None
             self._instance = None
             opened, self._open = self._open, ExitStack()
+            context, self._context = self._context, None
         if models is not None:
             models.clear()
-        opened.close()
+        if context is not None:
+            context.run(opened.close)
 
     def instance(self) -> dg.DagsterInstance:
         """Returns Dagster's instance, that of `mloc run`; opens it the first time."""
@@ -67,7 +72,9 @@ class Session:
 
         with self._lock:
             if self._instance is None:
-                self._instance = self._open.enter_context(open_instance(in_threads=True))
+                instance = open_instance(in_threads=True)
+                self._context = copy_context()
+                self._instance = self._context.run(self._open.enter_context, instance)
             return self._instance
 
     def models(self) -> ModelCache:

@@ -6,7 +6,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from importlib import import_module
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -63,14 +63,18 @@ def holders(monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Any]:
 
 
 def test_kernels_are_replaced_beside_a_module_that_cannot_be_read(
-    dispatcher: Any, holders: tuple[Any, Any]
+    dispatcher: Any, holders: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kernels, _ = holders
+    kernels, web = holders
     original, ours = kernels.kernel, object()
     with (
+        monkeypatch.context() as patch,
         warnings.catch_warnings(action="ignore"),
         pytest.raises(RuntimeError, match="Working outside of"),
     ):
+        # What else this process has imported may fail in its own way.
+        modules = {each.__name__: each for each in (web, kernels)}
+        patch.setattr(dispatcher, "sys", SimpleNamespace(modules=modules))
         dispatcher._rebind_kernels([(original, ours)])
     kernels.kernel = original
 
