@@ -73,7 +73,7 @@ def check_engine(spec: Tree, typed: TaskSpec, findings: Findings) -> None:
         if typed.inference.structured_outputs is not None and typed.inference.stop:
             place = nearest(spec, ("inference", "stop"))
             findings.add(at_value(place, FORM_MAY_BREAK, "warning"))
-    elif typed.leaves_vectors and typed.model.adapters:
+    elif typed.ability == "embed" and typed.model.adapters:
         findings.add(at_value(nearest(spec, ("model", "adapters")), NO_ADAPTERS))
 
 

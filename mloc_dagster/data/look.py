@@ -123,11 +123,8 @@ def _open(task: CompiledTask, path: Path, data: object, address: tuple[str, str]
         check_hub_id(url, field)
     elif not is_local(url):
         return
-    elif isinstance(data, Documents):
-        if next(document_rows(data).rows, None) is None:
-            raise DataError(f"{url} has no rows", field)
-    elif isinstance(data, DatasetData):
-        columns = _open_dataset(data)
+    elif isinstance(data, DatasetData | Documents):
+        columns = _open_documents(data) if isinstance(data, Documents) else _open_dataset(data)
         if isinstance(spec, RowSpec) and spec.evaluation is not None:
             check_evaluation(spec.evaluation, columns)
     elif isinstance(spec, TrainingSpec) and isinstance(data, TrainingData):
@@ -139,6 +136,14 @@ def _open(task: CompiledTask, path: Path, data: object, address: tuple[str, str]
         )
         if not rows.found:
             raise DataError(f"{url} has no rows", field)
+
+
+def _open_documents(data: Documents) -> list[str]:
+    """Returns the columns that the first document brings along."""
+    first = next(document_rows(data).rows, None)
+    if first is None:
+        raise DataError(f"{data.url} has no documents", "url")
+    return list(first.columns or ())
 
 
 def _open_dataset(data: DatasetData) -> list[str]:

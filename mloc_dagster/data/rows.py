@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import cast
 
 import msgspec
@@ -54,12 +54,14 @@ RowsBlock = InferenceData | Documents
 """What a task whose result has rows says of where they come from."""
 
 
-def upstream_rows(data: UpstreamData, folders: Mapping[str, Folder]) -> Iterator[SourceRow]:
+def upstream_rows(
+    data: UpstreamData, folders: Mapping[str, Folder], takes: Collection[str] = ()
+) -> Iterator[SourceRow]:
     """Streams one row for each row of an upstream node, or for each for which `where` holds.
 
     `{prompt}` is the upstream row's text; of a chat, the last user message. A row that failed
     upstream stays in its place, so that indexes agree along a chain; see `built_row`. What a row
-    brought along goes on with it.
+    brought along goes on with it, and so do the fields that `takes` names.
 
     Raises:
         DataError: If the text has an unknown placeholder, the condition an unknown column, or the
@@ -79,7 +81,10 @@ def upstream_rows(data: UpstreamData, folders: Mapping[str, Folder]) -> Iterator
         values = {"prompt": plain_text(row.prompt), "output": row.output}
         values |= {name: written(columns, name.removeprefix(COLUMN_PREFIX)) for name in asked}
         built = built_row(text.render(values), {data.node: row}, data.on_upstream_error)
-        return msgspec.structs.replace(built, columns=columns) if columns else built
+        more = {name: getattr(row, name) for name in takes}
+        if columns:
+            more["columns"] = columns
+        return msgspec.structs.replace(built, **more) if more else built
 
     rows = rows_with_columns(folder)
     if chosen is None:
@@ -350,12 +355,15 @@ def _briefing(template: GraphTemplate) -> _Render:
     return render
 
 
-def open_rows(data: RowsBlock, folders: Mapping[str, Folder]) -> OpenedRows:
+def open_rows(
+    data: RowsBlock, folders: Mapping[str, Folder], takes: Collection[str] = ()
+) -> OpenedRows:
     """Opens the rows that a `data` block means, whatever its type.
 
     Args:
         data: The block.
         folders: Folders of the finished tasks before this one, by node name.
+        takes: What rows of an earlier task bring along; see `RowSpec.takes`.
 
     Raises:
         DataError: If the block names something that does not exist; while reading, if a row
@@ -379,7 +387,7 @@ def open_rows(data: RowsBlock, folders: Mapping[str, Folder]) -> OpenedRows:
         case UpstreamData():
             schema = schema_of(task_columns(node_folder(data.node, folders)))
             types = {each.name: each.type for each in schema}
-            return OpenedRows(f"rows of {data.node}", upstream_rows(data, folders), types)
+            return OpenedRows(f"rows of {data.node}", upstream_rows(data, folders, takes), types)
 
 
 def _list_rows(data: ListData) -> tuple[str, Iterator[Prompt]]:

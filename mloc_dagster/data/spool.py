@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from bisect import bisect_right
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Protocol
@@ -271,6 +271,7 @@ def spool_input(
     evaluation: RowEvaluation | None = None,
     *,
     shard_rows: int = 1,
+    takes: Collection[str] = (),
 ) -> Plan:
     """Writes a task's input and plan; with a plan already there, returns it unchanged.
 
@@ -285,6 +286,7 @@ def spool_input(
             of equally many.
         evaluation: How answers will be scored; None if they will not.
         shard_rows: Rows that a shard is to have about, if there are as many.
+        takes: What rows of an earlier task bring along; see `RowSpec.takes`.
 
     Raises:
         DataError: If the input is missing, unreadable or empty, or lacks the column with the right
@@ -293,7 +295,7 @@ def spool_input(
     plan = read_plan(folder)
     if plan is not None:
         return plan
-    source, rows, types = open_rows(data, upstream)
+    source, rows, types = open_rows(data, upstream, takes)
     folder.delete(INPUT_NAME)
     digest = hashlib.sha256()
     labels = () if evaluation is None else [each.label for each in evaluation.row_metrics]
@@ -335,7 +337,11 @@ def spool_input(
 
 
 def respool_failed(
-    plan: Plan, data: RowsBlock, folder: Folder, upstream: Mapping[str, Folder]
+    plan: Plan,
+    data: RowsBlock,
+    folder: Folder,
+    upstream: Mapping[str, Folder],
+    takes: Collection[str] = (),
 ) -> Plan:
     """Spools the rows anew that had failed upstream, when the tasks before have been tried again.
 
@@ -346,6 +352,7 @@ def respool_failed(
         data: Where its rows come from.
         folder: The task's folder.
         upstream: Folders of the finished tasks before this one, by node name.
+        takes: As for `spool_input`.
 
     Returns:
         The plan with the new input.
@@ -357,7 +364,7 @@ def respool_failed(
     places = {row.index: place for place, row in enumerate(every) if row.fault == UPSTREAM_FAULT}
     if not places:
         return plan
-    source, rows, _ = open_rows(data, upstream)
+    source, rows, _ = open_rows(data, upstream, takes)
     digest = hashlib.sha256()
     chunks = list(plan.chunks)
     lines: dict[int, bytes] = {}

@@ -266,6 +266,7 @@ class MemberResults:
             rates=Rates.of(spec.resources),
             submitted_at=member.submitted_at,
             vectors=spec.leaves_vectors,
+            leaves=spec.leaves,
         )
         return ""
 

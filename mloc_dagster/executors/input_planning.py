@@ -230,5 +230,5 @@ def _nothing(row: SourceRow) -> RowForecast:
 
 def _block_tokens(spec: ModelSpec) -> int:
     """Returns the block size of the engine's prefix cache, as far as it is known without a GPU."""
-    engine = None if spec.leaves_vectors else likely_engine(spec)
+    engine = likely_engine(spec) if spec.ability == "generate" else None
     return 0 if engine is None else loader_of(engine).prefix_block_tokens(spec)

@@ -276,7 +276,7 @@ def start_task(
             return opened, _plan(opened)
         if retry_errors and opened.upstream and isinstance(opened.task.spec, RowSpec):
             spec = opened.spec
-            plan = respool_failed(plan, input_of(spec), folder, opened.upstream)
+            plan = respool_failed(plan, input_of(spec), folder, opened.upstream, spec.takes)
         return opened, plan
 
 
@@ -303,6 +303,7 @@ def _plan(opened: OpenTask) -> Plan:
         plan_input(spec, usual_output_tokens(spec, opened.folder.store)),
         spec.evaluation,
         shard_rows=spec.shard_rows,
+        takes=spec.takes,
     )
 
 

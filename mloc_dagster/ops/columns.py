@@ -9,7 +9,7 @@ from mloc_dagster.executors import OpenTask
 from mloc_dagster.ops.plan import ROWS
 from mloc_dagster.ops.run_tags import op_name
 from mloc_dagster.ops.sources import dataset_key
-from mloc_dagster.results import RESERVED_COLUMNS, ROW_COLUMNS, free_name, read_schema
+from mloc_dagster.results import MORE_COLUMNS, RESERVED_COLUMNS, ROW_COLUMNS, free_name, read_schema
 from mloc_dagster.schema import (
     COLUMN_PREFIX,
     PROMPT_COLUMNS,
@@ -55,6 +55,10 @@ def expected_schema(
     columns = [
         _column(name, each.type, nullable=each.nullable) for name, each in ROW_COLUMNS.items()
     ]
+    columns += [
+        _column(each, MORE_COLUMNS[each].type, nullable=MORE_COLUMNS[each].nullable)
+        for each in spec.leaves
+    ]
     if spec.leaves_vectors:
         columns.append(_column(_VECTOR, "list<float>"))
     columns += _brought_along(spec, upstream)
@@ -85,7 +89,7 @@ def _brought_along(
 
 def _is_own(name: str) -> bool:
     """Tells whether a column is none of those that every task's rows have."""
-    return name not in ROW_COLUMNS and name != _VECTOR
+    return name not in ROW_COLUMNS and name not in MORE_COLUMNS and name != _VECTOR
 
 
 def written_columns(
@@ -227,7 +231,8 @@ def _deps(asset: dg.AssetKey | None, *columns: str) -> list[dg.TableColumnDep]:
 
 
 def _column(name: str, kind: str, *, nullable: bool = True) -> dg.TableColumn:
-    about = ROW_COLUMNS[name].about if name in ROW_COLUMNS else None
+    known = ROW_COLUMNS.get(name) or MORE_COLUMNS.get(name)
+    about = None if known is None else known.about
     return dg.TableColumn(
         name, kind, description=about, constraints=dg.TableColumnConstraints(nullable=nullable)
     )

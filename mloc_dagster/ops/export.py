@@ -150,6 +150,7 @@ def _write(opened: OpenTask) -> Manifest:
         rates=opened.rates,
         submitted_at=opened.record.submitted_at,
         vectors=opened.spec.leaves_vectors,
+        leaves=opened.spec.leaves,
     )
     report = opened.report()
     if report is not None:

@@ -48,7 +48,7 @@ def data_version_of(opened: OpenTask) -> str:
         summary = read_training(opened.folder)
         return f"{summary.data_version[:16]}-{summary.steps}"
     plan = opened.plan()
-    blocks = {"model", opened.spec.block_name, "evaluation"}
+    blocks = {"model", opened.spec.block_name, "evaluation", *opened.spec.deciding}
     aside = {"evaluation": {"report_to"}}  # says nothing of the responses
     spec = opened.spec.model_dump(mode="json", include=blocks, exclude=aside)
     limits = opened.spec.budget.model_dump(mode="json", exclude_none=True, exclude_defaults=True)

@@ -32,6 +32,7 @@ from .delivery import DeliveryReport as DeliveryReport, deliver as deliver
 from .evaluation import refused_by_gate as refused_by_gate
 from .export import export_results as export_results
 from .export_row import (
+    MORE_COLUMNS as MORE_COLUMNS,
     RESERVED_COLUMNS as RESERVED_COLUMNS,
     ROW_COLUMNS as ROW_COLUMNS,
     column_called as column_called,

@@ -18,7 +18,14 @@ from mloc_dagster.errors import IncompleteResultsError
 from mloc_dagster.planning import Plan
 from mloc_dagster.results.part_files import Part, list_parts, read_rows
 from mloc_dagster.results.rates import UNPRICED, Rates
-from mloc_dagster.results.rows import BUDGET_FAULT, EXCUSED_FAULTS, OutputRow, ToolCall
+from mloc_dagster.results.rows import (
+    BUDGET_FAULT,
+    EXCUSED_FAULTS,
+    Citation,
+    OutputRow,
+    Passage,
+    ToolCall,
+)
 from mloc_dagster.results.spans import Span, attempt_spans, covered_s, mean_at_once
 from mloc_dagster.results.spend import BudgetReached, Spent, budget_reached, spend_in_parts
 from mloc_dagster.results.store import Folder
@@ -112,6 +119,12 @@ class _Item(msgspec.Struct, omit_defaults=True):
     steps: int = 0
     stop: str = ""
     failed_calls: int = 0
+    chunks: list[Passage] | None = None
+    retrieved: list[Passage] | None = None
+    citations: list[Citation] | None = None
+    abstained: bool | None = None
+    citation_error: str | None = None
+    left_out: int = 0
     columns: object = None
 
 
@@ -314,7 +327,8 @@ def _item(row: OutputRow, columns: Mapping[str, object] | None = None) -> _Item:
         *(row.index, row.output, row.finish_reason, row.error, row.outputs),
         *(row.custom_id, row.embedding, row.finish_reasons),
         *(row.tool_calls, row.reasoning, row.all_tool_calls, row.all_reasoning),
-        *(row.steps, row.stop, row.failed_calls),
+        *(row.steps, row.stop, row.failed_calls, row.chunks, row.retrieved),
+        *(row.citations, row.abstained, row.citation_error, row.left_out),
         columns=columns or None,
     )
 

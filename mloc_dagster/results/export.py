@@ -16,7 +16,7 @@ import msgspec
 from mloc_dagster import __version__
 from mloc_dagster.planning import Plan
 from mloc_dagster.results.columns import TaskColumns, task_columns
-from mloc_dagster.results.export_row import ExportRow, VectorRow, export_rows
+from mloc_dagster.results.export_row import ExportRow, VectorRow, export_rows, row_kind
 from mloc_dagster.results.json_columns import with_columns
 from mloc_dagster.results.openai_batch import BatchFiles
 from mloc_dagster.results.part_files import read_rows
@@ -46,10 +46,17 @@ class ParquetSink:
         plan: Its task and data version go into the file's metadata.
         carried: The Arrow schema of the columns beside the answers.
         vector_length: How long the rows' vectors are; None for rows that have none.
+        leaves: Which of `MORE_COLUMNS` the rows have.
     """
 
     def __init__(
-        self, file: IO[bytes], plan: Plan, carried: Any = (), *, vector_length: int | None = None
+        self,
+        file: IO[bytes],
+        plan: Plan,
+        carried: Any = (),
+        *,
+        vector_length: int | None = None,
+        leaves: Sequence[str] = (),
     ) -> None:
         import pyarrow.parquet as pq  # pyright: ignore[reportMissingTypeStubs]
 
@@ -58,7 +65,7 @@ class ParquetSink:
             "mloc_task_id": plan.task_id,
             "mloc_data_version": plan.data_version,
         }
-        self._schema: Any = row_schema(carried, vector_length).with_metadata(metadata)
+        self._schema: Any = row_schema(carried, vector_length, leaves).with_metadata(metadata)
         writer: Any = pq.ParquetWriter  # it has no types
         self._writer: Any = writer(
             file, self._schema, compression=_compression(plan.rows), use_dictionary=_REPEATED
@@ -104,6 +111,7 @@ def export_results(
     rates: Rates = UNPRICED,
     submitted_at: datetime | None = None,
     vectors: bool = False,
+    leaves: tuple[str, ...] = (),
 ) -> list[str]:
     """Writes `responses.parquet`, `.jsonl`, `.csv` and a batch's files; `json` is `aggregate`'s.
 
@@ -118,6 +126,7 @@ def export_results(
         rates: What a second of engine time costs.
         submitted_at: When the task was submitted.
         vectors: Whether the rows are those of an embedding task.
+        leaves: Which of `MORE_COLUMNS` the rows have.
 
     Returns:
         The names of the files written.
@@ -135,14 +144,14 @@ def export_results(
     with ExitStack() as stack:
         files = [stack.enter_context(folder.create(name)) for name in names]
         sinks = [
-            _sink(name, file, plan, columns.schema, stack, length)
+            _sink(name, file, plan, columns.schema, stack, length, leaves)
             for name, file in zip(wanted, files, strict=True)
         ]
         read = Tally(plan).watch(read_rows(folder))
         if batch:
             output, errors = (stack.enter_context(folder.create(name)) for name in batch)
             read = BatchFiles(output, errors, plan, model, submitted_at).watch(read)
-        rows = export_rows(read, plan, model, revision, rates, vectors=vectors)
+        rows = export_rows(read, plan, model, revision, rates, vectors=vectors, leaves=leaves)
         for some in batched(rows, BATCH_ROWS):
             carried = columns.take(len(some)) if columns.schema.names else None
             for sink in sinks:
@@ -160,13 +169,20 @@ def _vector_length(folder: Folder) -> int:
 
 
 def _sink(
-    name: str, file: IO[bytes], plan: Plan, carried: Any, stack: ExitStack, length: int | None
+    name: str,
+    file: IO[bytes],
+    plan: Plan,
+    carried: Any,
+    stack: ExitStack,
+    length: int | None,
+    leaves: tuple[str, ...],
 ) -> Sink:
     if name == "parquet":
-        return stack.enter_context(ParquetSink(file, plan, carried, vector_length=length)).write
+        sink = ParquetSink(file, plan, carried, vector_length=length, leaves=leaves)
+        return stack.enter_context(sink).write
     if name == "jsonl":
         return _jsonl_sink(file)
-    return _csv_sink(file, ExportRow if length is None else VectorRow, carried.names)
+    return _csv_sink(file, row_kind(leaves) if length is None else VectorRow, carried.names)
 
 
 def _jsonl_sink(file: IO[bytes]) -> Sink:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 from bisect import bisect_right
 from collections.abc import Collection, Iterator, Mapping
+from functools import cache
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -94,6 +95,24 @@ ROW_COLUMNS: Mapping[str, RowColumn] = MappingProxyType(
 )
 """The columns that the rows of every task have, in order."""
 
+MORE_COLUMNS: Mapping[str, RowColumn] = MappingProxyType(
+    {
+        "chunks": RowColumn("list<passage>", "What the document was cut into.", nullable=True),
+        "retrieved": RowColumn(
+            "list<passage>", "What was found for the row, the best first.", nullable=True
+        ),
+        "citations": RowColumn("list<citation>", "What the answer names of it.", nullable=True),
+        "abstained": RowColumn(
+            "bool", "Whether the passages do not hold the answer, as the model says.", nullable=True
+        ),
+        "citation_error": RowColumn(
+            "string", "Why the citations are not what they should be.", nullable=True
+        ),
+        "left_out": RowColumn("int32", "Passages, the last ones, that there was no room for."),
+    }
+)
+"""Columns that the rows of some tasks have; see `RowSpec.leaves`."""
+
 
 class ExportRow(msgspec.Struct):
     """One input and what became of it, with where that came from: a field for each of the columns.
@@ -144,8 +163,19 @@ class VectorRow(ExportRow):
     embedding: list[float] | None = None
 
 
+@cache
+def row_kind(leaves: tuple[str, ...]) -> type[ExportRow]:
+    """Returns the class of rows that have these of `MORE_COLUMNS`, as fields of those names."""
+    if not leaves:
+        return ExportRow
+    return msgspec.defstruct("MoreRow", [(name, Any, None) for name in leaves], bases=(ExportRow,))
+
+
 RESERVED_COLUMNS = frozenset(
-    (*VectorRow.__struct_fields__, "finish_reasons", "all_tool_calls", "all_reasoning")
+    (
+        *(*VectorRow.__struct_fields__, *MORE_COLUMNS),
+        *("finish_reasons", "all_tool_calls", "all_reasoning"),
+    )
 )
 """Names of results; a column of the input that has one is called `input_` and its name."""
 
@@ -176,13 +206,25 @@ def export_rows(
     rates: Rates,
     *,
     vectors: bool = False,
+    leaves: tuple[str, ...] = (),
 ) -> Iterator[ExportRow]:
-    """Adds to each row where it comes from; `rows` come in order of index."""
+    """Adds to each row where it comes from; `rows` come in order of index.
+
+    Args:
+        rows: What was computed.
+        plan: What must be there.
+        model: What answered.
+        revision: The model's revision.
+        rates: What a second of engine time costs.
+        vectors: Whether the rows are those of an embedding task.
+        leaves: Which of `MORE_COLUMNS` they have.
+    """
+    kind = row_kind(leaves)
     starts = [shard.start for shard in plan.shards]
     for row in rows:
         prompt = prompt_text(row.prompt)
         place = row.index if row.place < 0 else row.place
-        exported = ExportRow(
+        exported = kind(
             plan.task_id,
             plan.shards[bisect_right(starts, place) - 1].index,
             row.index,
@@ -214,6 +256,7 @@ def export_rows(
             row.reused or None,
             row.saved_s,
             row.custom_id,
+            *(getattr(row, name) for name in leaves),
         )
         yield _with_vector(exported, row) if vectors else exported
 

@@ -10,14 +10,21 @@ from typing import Any
 
 import msgspec
 
+from mloc_dagster.errors import UnknownNameError
 from mloc_dagster.results.columns import TaskColumns, arrow, task_columns
-from mloc_dagster.results.export_row import ROW_COLUMNS, ExportRow, VectorRow, export_rows
+from mloc_dagster.results.export_row import (
+    MORE_COLUMNS,
+    ROW_COLUMNS,
+    ExportRow,
+    VectorRow,
+    export_rows,
+)
 from mloc_dagster.results.part_files import read_rows
 from mloc_dagster.results.rates import Rates
 from mloc_dagster.results.record import TaskRecord, read_plan, read_record
-from mloc_dagster.results.rows import OutputRow
+from mloc_dagster.results.rows import OutputRow, Passage
 from mloc_dagster.results.store import Folder
-from mloc_dagster.schema import Resources
+from mloc_dagster.schema import Resources, RowSpec, find_task_type
 
 BATCH_ROWS = 8192
 """Rows that are in memory at a time, and the size of Parquet's row groups."""
@@ -25,17 +32,20 @@ BATCH_ROWS = 8192
 PARQUET_NAME = "responses.parquet"
 
 
-def row_schema(carried: Any = (), vector_length: int | None = None) -> Any:
+def row_schema(
+    carried: Any = (), vector_length: int | None = None, leaves: Sequence[str] = ()
+) -> Any:
     """Returns the Arrow schema of a task's rows.
 
     Args:
         carried: The Arrow schema of the columns beside the answers.
         vector_length: How long the rows' vectors are; None for rows that have none.
+        leaves: Which of `MORE_COLUMNS` the rows have.
     """
     pa = arrow()
     fields = [
         pa.field(name, _arrow_type(each.type), nullable=each.nullable)
-        for name, each in ROW_COLUMNS.items()
+        for name, each in (*ROW_COLUMNS.items(), *((each, MORE_COLUMNS[each]) for each in leaves))
     ]
     if vector_length is not None:
         fields.append(pa.field("embedding", pa.list_(pa.float32(), vector_length)))
@@ -51,8 +61,23 @@ def _arrow_type(name: str) -> Any:
         case "list<tool_call>":
             function = pa.struct({"name": text, "arguments": text})
             return pa.list_(pa.struct({"id": text, "function": function, "type": text}))
+        case "list<passage>":
+            return pa.list_(pa.struct(_passage_fields()))
+        case "list<citation>":
+            place = {"start": pa.int64(), "end": pa.int64(), "score": pa.float64()}
+            named = {"n": pa.int32(), "chunk_id": text, "document": text}
+            return pa.list_(pa.struct({**named, **place}))
         case _:
             return pa.type_for_alias(name)
+
+
+def _passage_fields() -> dict[str, Any]:
+    pa = arrow()
+    text, whole, number = pa.string(), pa.int64(), pa.float64()
+    place = {"document": text, "start": whole, "end": whole, "page": pa.int32()}
+    scores = dict.fromkeys(("score", "dense", "keyword", "rerank"), number)
+    # Documents bring along what they have: of JSON no two need have one type.
+    return {"id": text, "text": text, **place, "heading": pa.list_(text), "payload": text, **scores}
 
 
 def table_of(rows: Sequence[ExportRow], schema: Any, carried: Any = None) -> Any:
@@ -69,6 +94,8 @@ def table_of(rows: Sequence[ExportRow], schema: Any, carried: Any = None) -> Any
     columns = [
         pa.array(_values(name, rows), _arrow_type(each.type)) for name, each in ROW_COLUMNS.items()
     ]
+    more = [name for name in rows[0].__struct_fields__ if name in MORE_COLUMNS] if rows else []
+    columns += [pa.array(_values(each, rows), schema.field(each).type) for each in more]
     place = schema.get_field_index("embedding")
     if place == len(ROW_COLUMNS):
         kind = schema.field(place).type
@@ -81,7 +108,17 @@ def table_of(rows: Sequence[ExportRow], schema: Any, carried: Any = None) -> Any
 
 def _values(name: str, rows: Sequence[ExportRow]) -> list[Any]:
     values = list(map(attrgetter(name), rows))
-    return msgspec.to_builtins(values) if name == "tool_calls" and any(values) else values
+    if name in ("chunks", "retrieved"):
+        return [None if each is None else list(map(_passage, each)) for each in values]
+    nested = name in ("tool_calls", "citations")
+    return msgspec.to_builtins(values) if nested and any(values) else values
+
+
+def _passage(passage: Passage) -> dict[str, Any]:
+    found = msgspec.structs.asdict(passage)
+    if passage.payload is not None:
+        found["payload"] = msgspec.json.encode(passage.payload, enc_hook=str).decode()
+    return found
 
 
 def _vector(row: ExportRow) -> list[float]:
@@ -143,13 +180,14 @@ class TableMaker:
         self._carried = task_columns(folder, self._plan) if self._plan is not None else ()
         self._beside = TaskColumns(folder, self._carried).schema if self._carried else ()
         self._record = read_record(folder)
+        self._leaves = _leaves(self._record)
         self._schema: Any = None
 
     def table(self, rows: Sequence[OutputRow]) -> Any:
         """Returns rows, in any order, as an Arrow table; the schema is that of the first rows."""
         length = next((len(each.embedding) for each in rows if each.embedding), None)
         if self._schema is None:
-            self._schema = row_schema(self._beside, length)
+            self._schema = row_schema(self._beside, length, self._leaves)
         if not rows or self._plan is None:
             return self._schema.empty_table()
         record = self._record
@@ -160,6 +198,7 @@ class TableMaker:
             None,
             _rates(record),
             vectors=length is not None,
+            leaves=self._leaves,
         )
         return table_of(list(exported), self._schema, self._columns(rows))
 
@@ -171,6 +210,14 @@ class TableMaker:
         first, last = min(indexes), max(indexes)
         every = TaskColumns(self._folder, self._carried, first).take(last - first + 1)
         return every.take(arrow().array([each - first for each in indexes], arrow().int64()))
+
+
+def _leaves(record: TaskRecord) -> tuple[str, ...]:
+    try:
+        spec = find_task_type(record.task_type).spec
+    except UnknownNameError:  # of a plugin that is not installed here
+        return ()
+    return spec.leaves if issubclass(spec, RowSpec) else ()
 
 
 def _model(record: TaskRecord) -> str:

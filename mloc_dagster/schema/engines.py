@@ -214,9 +214,7 @@ def _refused_claims(model: Model, engine: EngineType) -> Iterator[Refusal]:
 
 def _needs(spec: ModelSpec) -> dict[Ability, tuple[str, ...]]:
     """Returns the abilities that a task needs, each with where the template asks for it."""
-    found: dict[Ability, tuple[str, ...]] = {
-        "embed" if spec.leaves_vectors else "generate": ("model", "engine")
-    }
+    found: dict[Ability, tuple[str, ...]] = {spec.ability: ("model", "engine")}
     if spec.model.adapters:
         found["adapters"] = ("model", "adapters")
     if isinstance(spec.data, DatasetData) and spec.data.image_columns:

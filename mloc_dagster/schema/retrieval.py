@@ -12,6 +12,7 @@ from pydantic import Field, JsonValue, SecretStr, field_validator, model_validat
 
 from mloc_dagster.schema.base import Block, Name
 from mloc_dagster.schema.data import UpstreamData
+from mloc_dagster.schema.engine_type import Ability
 from mloc_dagster.schema.index_engine import find_index_engine
 from mloc_dagster.schema.inference import Pooling
 from mloc_dagster.schema.markers import FileRef, Url
@@ -88,6 +89,7 @@ class ChunkSpec(RowSpec):
     """Cuts each document into chunks."""
 
     block_name: ClassVar[str] = "chunk"
+    leaves: ClassVar[tuple[str, ...]] = ("chunks",)
 
     data: Documents  # pyright: ignore[reportIncompatibleVariableOverride]
     chunk: Chunking = Chunking()
@@ -163,8 +165,10 @@ class Index(Block):
 class IndexSpec(ModelSpec):
     """Embeds the chunks that an index does not have yet, and publishes a version of it."""
 
+    ability: ClassVar[Ability] = "embed"
     block_name: ClassVar[str] = "pooling"
     takes: ClassVar[frozenset[str]] = frozenset({"chunks"})
+    deciding: ClassVar[frozenset[str]] = frozenset({"index"})
 
     data: UpstreamData  # pyright: ignore[reportIncompatibleVariableOverride]
     pooling: Pooling = Pooling()
@@ -213,7 +217,10 @@ class Search(Block):
 class RetrieveSpec(ModelSpec):
     """Finds chunks of an index for each row."""
 
+    ability: ClassVar[Ability] = "embed"
     block_name: ClassVar[str] = "pooling"
+    leaves: ClassVar[tuple[str, ...]] = ("retrieved",)
+    deciding: ClassVar[frozenset[str]] = frozenset({"index", "search"})
 
     pooling: Pooling = Pooling()
     index: Index
@@ -243,6 +250,7 @@ class RerankSpec(ModelSpec):
 
     block_name: ClassVar[str] = "rerank"
     takes: ClassVar[frozenset[str]] = frozenset({"retrieved"})
+    leaves: ClassVar[tuple[str, ...]] = ("retrieved",)
 
     rerank: Reranking = Reranking()
 
@@ -272,6 +280,10 @@ class AnswerSpec(InferenceSpec):
     """Answers each row by the passages that were found for it."""
 
     takes: ClassVar[frozenset[str]] = frozenset({"retrieved"})
+    leaves: ClassVar[tuple[str, ...]] = (
+        *("retrieved", "citations", "abstained", "citation_error", "left_out"),
+    )
+    deciding: ClassVar[frozenset[str]] = frozenset({"answer"})
 
     answer: Answering = Answering()
 

@@ -9,6 +9,7 @@ from pydantic import Field, SerializeAsAny, model_validator
 from mloc_dagster.schema.base import Block, Name
 from mloc_dagster.schema.budget import Budget
 from mloc_dagster.schema.data import InferenceData, TrainingData
+from mloc_dagster.schema.engine_type import Ability
 from mloc_dagster.schema.evaluation import RowEvaluation
 from mloc_dagster.schema.inference import Inference, Pooling
 from mloc_dagster.schema.model import Model, TrainedModel
@@ -89,6 +90,12 @@ class RowSpec(TaskSpec):
     """What rows of an earlier task bring along beside their columns: fields of `OutputRow` that
     `InputRow` has as well."""
 
+    leaves: ClassVar[tuple[str, ...]] = ()
+    """Columns of its results beside those of all rows: names of `results.MORE_COLUMNS`."""
+
+    deciding: ClassVar[frozenset[str]] = frozenset()
+    """Blocks beside that one and `model` which results depend on."""
+
     data: InferenceData
     budget: Budget = Budget()
     evaluation: RowEvaluation | None = None
@@ -132,6 +139,9 @@ class ModelSpec(RowSpec):
     """A task that sends each row through a model."""
 
     row_limits: ClassVar[frozenset[str]] = frozenset({"tokens", "cost"})
+
+    ability: ClassVar[Ability] = "generate"
+    """What its engine does with a row."""
 
     tools_block: ClassVar[str] = "inference"
     """The key of the block that lists the model's tools."""
@@ -183,6 +193,7 @@ class EmbeddingSpec(ModelSpec):
     """Turns each row into a vector."""
 
     leaves_vectors: ClassVar[bool] = True
+    ability: ClassVar[Ability] = "embed"
     block_name: ClassVar[str] = "pooling"
 
     pooling: Pooling = Pooling()
