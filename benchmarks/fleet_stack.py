@@ -16,10 +16,10 @@ import psutil
 from fleet_client import Client
 
 from mloc_dagster.fleet import RUNS_QUEUE, WorkerInfo, WorkerStatus, open_engine
+from mloc_dagster.home import StackLayout
 from mloc_dagster.services import (
     DAEMON_WORKSPACE,
     STACK,
-    StackLayout,
     StackPlan,
     choose_port,
     component_states,

@@ -67,6 +67,32 @@ def library_fingerprint() -> tuple[tuple[str, int, int], ...]:
     return tuple((name, stat.st_mtime_ns, stat.st_size) for name, stat in stats)
 
 
+def library_prompt(names: Sequence[str]) -> str:
+    """Returns a text of the library's `prompts/`, made of files, each a paragraph or more.
+
+    Args:
+        names: The files, such as `answer/base` for `prompts/answer/base.md`.
+
+    Raises:
+        UnknownNameError: If the library has no such file.
+    """
+    return "\n\n".join(map(_prompt, names))
+
+
+def _prompt(name: str) -> str:
+    folders = [root / "prompts" for root in library_dirs()]
+    for folder in folders:
+        path = folder / f"{name}.md"
+        if path.is_file():
+            return path.read_text(encoding="utf-8").strip()
+    known = {
+        path.relative_to(folder).with_suffix("").as_posix()
+        for folder in folders
+        for path in folder.rglob("*.md")
+    }
+    raise UnknownNameError("prompt", name, known)
+
+
 def library_file(name: str) -> Path:
     """Returns the file of a library template, by its name or by the last part of it.
 

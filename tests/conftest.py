@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import redis
 
+from mloc_dagster.schema import find_task_type
 from mloc_dagster.settings import settings
 from tests.redis_server import RedisServer, running_redis
 from tests.s3_server import BUCKET, running_s3
@@ -36,10 +37,32 @@ def pytest_configure() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts files first that take long, so that no process is left alone with one in the end.
+
+    `--dist loadfile` hands files out in this order, with `--no-loadscope-reorder`: those with a
+    `slow` test, then those with an `e2e` one, then all others.
+    """
+    marks: dict[Path, set[str]] = {}
+    for item in items:
+        marks.setdefault(item.path, set()).update(mark.name for mark in item.iter_markers())
+    items.sort(key=lambda item: ("slow" not in marks[item.path], "e2e" not in marks[item.path]))
+
+
 def pytest_collection_finish() -> None:
     """Leaves what the tests' modules are made of out of every later look for garbage."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture
+def unbuilt() -> Iterator[str]:
+    """Returns a task type that nothing computes for the time of the test."""
+    found = find_task_type("retrieve")
+    executor = found.executor
+    object.__setattr__(found, "executor", None)
+    yield found.name
+    object.__setattr__(found, "executor", executor)
 
 
 @pytest.fixture(autouse=True)

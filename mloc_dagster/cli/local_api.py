@@ -47,7 +47,7 @@ def use_stack() -> None:
         InputError: If none is up.
     """
     if not _use_stack():
-        from mloc_dagster.services import stack_layout
+        from mloc_dagster.home import stack_layout
 
         raise InputError(
             f"nothing is up in {stack_layout().home}: start the system with `mloc up`, or set"
@@ -56,7 +56,8 @@ def use_stack() -> None:
 
 
 def _use_stack() -> bool:
-    from mloc_dagster.services import saved_plan, stack_layout, supervisor_process
+    from mloc_dagster.home import stack_layout, supervisor_process
+    from mloc_dagster.services import saved_plan
 
     layout = stack_layout()
     supervisor, plan = supervisor_process(layout), saved_plan(layout)
@@ -101,7 +102,8 @@ def place_of(task: str) -> str | None:
     Raises:
         InputError: If its address had credentials, which are kept nowhere.
     """
-    from mloc_dagster.services import open_instance, stack_layout
+    from mloc_dagster.home import stack_layout
+    from mloc_dagster.services import open_instance
 
     if settings().postgres_url is None and not stack_layout().postgres.exists():
         return None
@@ -138,7 +140,7 @@ def _opened_ledger() -> Ledger:
 
 
 def _check_database() -> None:
-    from mloc_dagster.services import stack_layout
+    from mloc_dagster.home import stack_layout
 
     layout = stack_layout()
     if settings().postgres_url is None and not layout.postgres.exists():

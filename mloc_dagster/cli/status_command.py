@@ -14,16 +14,15 @@ from mloc_dagster.cli.api_choice import answering_api
 from mloc_dagster.cli.terminal import FAILED, OK
 from mloc_dagster.display import count, duration, print_table
 from mloc_dagster.fleet import GPU_QUEUE, Hardware, WorkerInfo, open_engine, require_fleet
+from mloc_dagster.home import StackLayout, stack_layout
 from mloc_dagster.services import (
     ComponentState,
-    StackLayout,
     StackPlan,
     SupervisorGone,
     addresses,
     component_states,
     redis_answers,
     saved_plan,
-    stack_layout,
     stack_processes,
 )
 

@@ -18,9 +18,9 @@ from mloc_dagster.cli.stack_readiness import Readiness
 from mloc_dagster.cli.terminal import FAILED, INTERRUPTED, OK
 from mloc_dagster.display import duration, print_table
 from mloc_dagster.errors import InputError, MlocError
+from mloc_dagster.home import StackLayout, stack_layout, supervisor_process
 from mloc_dagster.services import (
     ComponentState,
-    StackLayout,
     StackPlan,
     SupervisorGone,
     addresses,
@@ -30,11 +30,9 @@ from mloc_dagster.services import (
     make_plan,
     require_postgres_free,
     saved_plan,
-    stack_layout,
     start_stack,
     starting_alone,
     stop_stack,
-    supervisor_process,
 )
 from mloc_dagster.settings import settings
 

@@ -63,7 +63,8 @@ def stack_api() -> Address | None:
     """
     if settings().redis_url is not None:
         return None
-    from mloc_dagster.services import saved_plan, stack_layout, supervisor_process
+    from mloc_dagster.home import stack_layout, supervisor_process
+    from mloc_dagster.services import saved_plan
 
     layout = stack_layout()
     plan = saved_plan(layout)

@@ -53,7 +53,7 @@ FORM_MAY_BREAK = (
     "ends each answer where its form is complete"
 )
 
-NO_ADAPTERS = "a task of type 'embedding' has none: adapters answer with text"
+NO_ADAPTERS = "a task of type {!r} has none: adapters answer with text"
 
 
 def check_engine(spec: Tree, typed: TaskSpec, findings: Findings) -> None:
@@ -73,8 +73,9 @@ def check_engine(spec: Tree, typed: TaskSpec, findings: Findings) -> None:
         if typed.inference.structured_outputs is not None and typed.inference.stop:
             place = nearest(spec, ("inference", "stop"))
             findings.add(at_value(place, FORM_MAY_BREAK, "warning"))
-    elif typed.ability == "embed" and typed.model.adapters:
-        findings.add(at_value(nearest(spec, ("model", "adapters")), NO_ADAPTERS))
+    elif typed.ability != "generate" and typed.model.adapters:
+        reason = NO_ADAPTERS.format(typed.task_type)
+        findings.add(at_value(nearest(spec, ("model", "adapters")), reason))
 
 
 TWO_PRICES = (
@@ -197,6 +198,7 @@ NO_MESSAGES = "an empty list of chat messages: expected at least one {role, cont
 
 _DATA: Path = ("data",)
 _EVALUATION: Path = ("evaluation", "data")
+_RERANK: Path = ("rerank",)
 
 
 def check_data(spec: Tree, typed: TaskSpec, findings: Findings) -> None:
@@ -236,13 +238,13 @@ def check_data(spec: Tree, typed: TaskSpec, findings: Findings) -> None:
 
 
 def data_places(spec: Tree) -> dict[Path, Tree]:
-    """Returns the values of a spec's data and evaluation blocks, by their path in it.
+    """Returns the values of the blocks that name data and its columns, by their path in the spec.
 
     Of a list, which may be long, only the place.
     """
     return {
         (*path, key): replace(child, content=[]) if isinstance(child.content, list) else child
-        for path in (_DATA, _EVALUATION, _EVALUATION[:1])
+        for path in (_DATA, _EVALUATION, _EVALUATION[:1], _RERANK)
         if (block := find(spec, path)) is not None
         for key, child in block.fields.items()
         if not isinstance(child.content, dict)

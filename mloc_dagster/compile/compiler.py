@@ -9,6 +9,7 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
+from mloc_dagster.compile.carried_check import check_carried
 from mloc_dagster.compile.checks import (
     check_artifacts,
     check_budget,
@@ -32,6 +33,7 @@ from mloc_dagster.compile.diagnostics import (
 )
 from mloc_dagster.compile.effects import Effects
 from mloc_dagster.compile.evaluation_check import check_evaluation
+from mloc_dagster.compile.library_texts import with_library_texts
 from mloc_dagster.compile.loader import Document, load_documents, parse_documents
 from mloc_dagster.compile.nodes import (
     STRUCTURE_KEYS,
@@ -189,7 +191,7 @@ class _Compiler:
     def __init__(self, document: Document, *, partitioned: bool) -> None:
         self._findings = Findings()
         laid = with_presets(document, self._findings)
-        self._document = with_parts(laid, self._findings)
+        self._document = with_library_texts(with_parts(laid, self._findings))
         self._partitioned = partitioned
         self._effects = Effects()
 
@@ -354,6 +356,7 @@ class _Compiler:
         check_budget(spec, typed, self._findings)
         check_training(spec, typed, self._findings)
         check_evaluation(spec, typed, self._findings)
+        check_carried(spec, typed, ancestors, self._findings)
         check_tool_names(spec, typed, self._findings)
         if descriptor.executor is not None:
             check_artifacts(spec, typed, self._effects)

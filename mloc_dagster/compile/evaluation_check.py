@@ -14,7 +14,9 @@ from mloc_dagster.plugins import METRICS_GROUP, entry_points
 from mloc_dagster.schema import (
     BUILTIN_METRICS,
     COMPARING_METRICS,
+    PASSAGE_METRICS,
     ROW_METRICS,
+    AnswerSpec,
     DatasetData,
     Gate,
     GateError,
@@ -23,6 +25,7 @@ from mloc_dagster.schema import (
     TaskSpec,
     TrainingSpec,
     UpstreamData,
+    needs_relevant,
     parse_gate,
 )
 
@@ -65,7 +68,10 @@ def _check_rows(spec: Tree, typed: RowSpec, findings: Findings) -> None:
     for place, metric in enumerate(evaluation.row_metrics):
         block = nearest(spec, (*_PLACE, "metrics", place))
         name = block if block.text is not None else nearest(block, ("type",))
-        _check_name(name, ROW_METRICS.keys(), findings)
+        if needs_relevant(metric.type):
+            _check_passages(spec, name, typed, findings)
+            continue
+        _check_name(name, {*ROW_METRICS, *PASSAGE_METRICS}, findings)
         for each in metric.pass_at:
             if each > answers:
                 message = f"pass@{each} needs {each} answers to a row: inference.n is {answers}"
@@ -73,11 +79,7 @@ def _check_rows(spec: Tree, typed: RowSpec, findings: Findings) -> None:
         if metric.json_schema is not None:
             _check_schema(nearest(block, ("json_schema",)), metric.json_schema, findings)
         if metric.type in COMPARING_METRICS:
-            at = (
-                nearest(block, ("reference",))
-                if metric.reference
-                else nearest(spec, (*_PLACE, "reference"))
-            )
+            at = nearest(block, ("reference",)) if metric.reference else _block_reference(spec)
             _check_reference(at, typed, metric.reference or evaluation.reference or "", findings)
     gate = _gate(spec, evaluation.gate, findings)
     if gate is not None:
@@ -86,6 +88,25 @@ def _check_rows(spec: Tree, typed: RowSpec, findings: Findings) -> None:
             findings.add(at_value(nearest(spec, (*_PLACE, "gate")), message))
         lacking = [each for each in gate.metrics if each not in evaluation.figures]
         _refuse(spec, lacking, evaluation.figures, findings)
+
+
+def _block_reference(spec: Tree) -> Tree:
+    column = find(spec, (*_PLACE, "answer_column"))
+    return nearest(spec, (*_PLACE, "reference")) if column is None else column
+
+
+def _check_passages(spec: Tree, name: Tree, typed: RowSpec, findings: Findings) -> None:
+    """Checks that rows have passages to measure, and a column that says which are relevant."""
+    metric, evaluation = name.text, typed.evaluation
+    if metric == "citation_precision":
+        if not isinstance(typed, AnswerSpec) or typed.answer.citations == "none":
+            findings.add(at_value(name, f"{metric!r} needs answers with citations"))
+    elif "retrieved" not in typed.leaves:
+        message = f"{metric!r} measures what a task finds, and {typed.task_type!r} finds nothing"
+        findings.add(at_value(name, message))
+    if evaluation is not None and evaluation.relevant_column is not None:
+        place = nearest(spec, (*_PLACE, "relevant_column"))
+        _check_reference(place, typed, evaluation.relevant_column, findings)
 
 
 def _check_name(place: Tree, ours: Collection[str], findings: Findings) -> None:

@@ -15,6 +15,7 @@ from .openai_batch import (
     request_rows as request_rows,
     scan_batch as scan_batch,
 )
+from .row_shape import with_texts as with_texts
 from .rows import (
     RowsBlock as RowsBlock,
     lookup_reference as lookup_reference,

@@ -14,7 +14,7 @@ from mloc_dagster.data.dataset import check_hub_id, known_split, open_table
 from mloc_dagster.data.documents import document_rows
 from mloc_dagster.data.files import is_local, looks_like_files
 from mloc_dagster.data.openai_batch import first_request
-from mloc_dagster.data.row_shape import RowShape, check_evaluation
+from mloc_dagster.data.row_shape import RowShape, check_evaluation, with_texts
 from mloc_dagster.data.training_rows import evaluation_rows, open_training_rows
 from mloc_dagster.errors import DataError, MlocError, nearest_hint
 from mloc_dagster.schema import (
@@ -23,6 +23,7 @@ from mloc_dagster.schema import (
     Documents,
     OpenaiBatchData,
     Partitions,
+    RerankSpec,
     RowSpec,
     TrainingData,
     TrainingSpec,
@@ -31,7 +32,8 @@ from mloc_dagster.schema import (
 
 _DATA: Path = ("data",)
 _EVALUATION: Path = ("evaluation", "data")
-_REFERENCE = ("evaluation", "reference")
+_ELSEWHERE = (("evaluation", "reference"), ("rerank", "documents_column"))
+"""Keys outside the block that name its columns."""
 
 
 def look_at_data(templates: Iterable[CompiledTemplate]) -> list[Diagnostic]:
@@ -55,7 +57,7 @@ def _column_of(partitions: Partitions | None) -> str | None:
 
 def _look(task: CompiledTask, selected_by: str | None) -> Iterator[Diagnostic]:
     spec = task.task.spec
-    data = getattr(spec, "data", None)
+    data = with_texts(spec) if isinstance(spec, RerankSpec) else getattr(spec, "data", None)
     if selected_by is not None and isinstance(data, DatasetData | TrainingData):
         data = data.model_copy(update={"only": {selected_by: "", **data.only}})
     if isinstance(spec, TrainingSpec):
@@ -65,7 +67,7 @@ def _look(task: CompiledTask, selected_by: str | None) -> Iterator[Diagnostic]:
     else:
         yield from _look_at(task, _DATA, data)
     for path, place in task.places.items():
-        if path[:1] not in (_DATA, _EVALUATION[:1]):
+        if path[:1] not in (_DATA, _EVALUATION[:1], ("rerank",)):
             yield from _look_for(place)
 
 
@@ -96,8 +98,7 @@ def _look_at(task: CompiledTask, path: Path, data: object) -> Iterator[Diagnosti
         case _:
             return
     places = {key[-1]: tree for key, tree in task.places.items() if key[:-1] == path}
-    if _REFERENCE in task.places:
-        places[".".join(_REFERENCE)] = task.places[_REFERENCE]
+    places |= {".".join(key): task.places[key] for key in _ELSEWHERE if key in task.places}
     if any("${" in (tree.text or "") for tree in places.values()) or field not in places:
         return  # what a reference means is known when the task starts
     try:

@@ -17,6 +17,7 @@ from mloc_dagster.results import (
     RESERVED_COLUMNS,
     BatchRow,
     Message,
+    Passage,
     Prompt,
     RowBatch,
     SourceRow,
@@ -26,7 +27,9 @@ from mloc_dagster.results import (
 from mloc_dagster.schema import (
     COMPARING_METRICS,
     DatasetData,
+    InferenceData,
     PlaceholderText,
+    RerankSpec,
     RowEvaluation,
     known_names,
     parse_placeholders,
@@ -34,6 +37,21 @@ from mloc_dagster.schema import (
 
 ID_COLUMN = "id"
 """What `id_column` is called in the results."""
+
+
+class DatasetOfTexts(DatasetData):
+    """A dataset each of whose rows brings along a list of texts."""
+
+    texts_column: str
+    """The column that holds it."""
+
+
+def with_texts(spec: RerankSpec) -> InferenceData:
+    """Returns the data of a task whose rows bring along the texts that are put in order."""
+    if not isinstance(spec.data, DatasetData):
+        return spec.data
+    given = spec.data.model_dump(by_alias=True, exclude_unset=True)
+    return DatasetOfTexts(**given, texts_column=spec.rerank.documents_column or "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +95,7 @@ class RowShape:
         """
         data, known = self._data, () if schema is None else schema
         images = {each.name for each in known if holds_image(each.type)} - {*data.image_columns}
-        passed_over = {each.name for each in known if holds_bytes(each.type)}
+        passed_over: set[str | None] = {each.name for each in known if holds_bytes(each.type)}
         passed_over -= {*images, *data.image_columns}
         _check_there(data.image_columns, columns, where, "image_columns", " of images")
         others = [each for each in columns if each not in data.image_columns]
@@ -85,7 +103,11 @@ class RowShape:
         self.selection.check_columns(columns, where)
         if data.id_column is not None:
             _check_there((data.id_column,), columns, where, "id_column")
+        texts = data.texts_column if isinstance(data, DatasetOfTexts) else None
+        if texts is not None:
+            _check_there((texts,), columns, where, "rerank.documents_column")
         if data.keep == "all":
+            passed_over |= {texts}  # the row has them as its passages
             light = [each for each in columns if each not in passed_over]
             # CSV may have two of a name.
             kept = [each for each in light if columns.count(each) == 1]
@@ -96,7 +118,7 @@ class RowShape:
             kept, images = list(data.keep or ()), set()
             _check_there(kept, columns, where, "keep")
         selection = self.selection if self._selects else None
-        return RowBuilder(data, prompt, tuple(kept), images, selection)
+        return RowBuilder(data, prompt, tuple(kept), images, selection, texts)
 
     def types(self, schema: Any, where: str) -> Mapping[str, Any]:
         """Returns the Arrow types of the columns that rows keep, of those that the source knows.
@@ -150,6 +172,7 @@ class RowBuilder:
         kept: Columns that rows bring along.
         images: Columns that hold images, to be kept by reference if at all.
         selection: Which rows are made; None for all.
+        texts: The column with a row's texts, which become its passages; None without one.
     """
 
     def __init__(
@@ -159,13 +182,15 @@ class RowBuilder:
         kept: tuple[str, ...],
         images: Collection[str] = (),
         selection: Selection | None = None,
+        texts: str | None = None,
     ) -> None:
         self._prompt = prompt
+        self._texts = texts
         self._selection = selection
         self._images = data.image_columns
         self._id = data.id_column
         self._names = _names(kept, self._id)
-        identity = [] if self._id is None else [self._id]
+        identity = [each for each in (self._id, texts) if each is not None]
         read = [*prompt.columns, *self._images, *kept, *identity, *data.only]
         self.needed = tuple(dict.fromkeys(read))
         self.shown = {shown: name for name, shown in self._names.items()}
@@ -174,7 +199,7 @@ class RowBuilder:
         self.required = tuple(dict.fromkeys([*prompt.columns, *identity]))
         # A row that waits for its turn in a shuffle would hold all of its batch in memory.
         self.references = frozenset(images).intersection(kept)
-        plain = not self._images and not self.references
+        plain = not self._images and not self.references and texts is None
         self.takes_batches = bool(self.shown) and plain and not data.shuffle
         plain = plain and self._id is None
         self._as_it_is = plain and set(self.needed) == set(kept) == set(self._names.values())
@@ -192,8 +217,9 @@ class RowBuilder:
         if self._selection is not None and not self._selection.takes(row):
             return UNSELECTED
         prompt = self._prompt(row)
+        passages = None if self._texts is None else _passages(row, self._texts)
         if not self._names and not self._images and self._id is None:
-            return SourceRow(prompt)
+            return SourceRow(prompt, retrieved=passages)
         if self._as_it_is:
             return SourceRow(prompt, columns=row)
         columns: dict[str, object] = {}
@@ -211,7 +237,7 @@ class RowBuilder:
         kept = {shown: values.get(name) for name, shown in self._names.items()}
         if self._id is not None:
             kept[ID_COLUMN] = _cell(row, self._id)
-        return SourceRow(prompt, columns=kept or None)
+        return SourceRow(prompt, columns=kept or None, retrieved=passages)
 
     def of_batch(self, batch: RowBatch) -> Iterator[SourceRow]:
         """Yields what the rows of a batch become, where `takes_batches`.
@@ -326,6 +352,23 @@ def _cell(row: Mapping[str, object], name: str) -> object:
         raise ValueError(f"no column {name!r}; this row has: {', '.join(row)}") from None
 
 
+def _passages(row: Mapping[str, object], name: str) -> list[Passage]:
+    """Returns a list of texts as passages, numbered from 0.
+
+    Raises:
+        ValueError: If the column is missing, or holds something else.
+    """
+    texts = _cell(row, name)
+    if not isinstance(texts, list | tuple):
+        reason = f"column {name!r}: expected a list of texts, not {texts!r:.80}"
+        raise ValueError(reason)  # noqa: TRY004
+    for place, text in enumerate(texts):
+        if not isinstance(text, str):
+            reason = f"column {name!r}: expected texts, and number {place} is {text!r:.80}"
+            raise ValueError(reason)  # noqa: TRY004
+    return [Passage(str(place), text) for place, text in enumerate(texts)]
+
+
 def written(row: Mapping[str, object], name: str) -> str:
     """Returns a cell as it stands within a text: what is no text as JSON.
 
@@ -372,7 +415,8 @@ def check_evaluation(evaluation: RowEvaluation, columns: Sequence[str]) -> None:
     """Makes sure, before anything is computed, that answers can be scored.
 
     Raises:
-        DataError: If there is no column with the right answers, or a score's name is taken.
+        DataError: If there is no column with the right answers, or with what should be found, or a
+            score's name is taken.
     """
     for each in evaluation.row_metrics:
         if each.label in RESERVED_COLUMNS:
@@ -389,3 +433,11 @@ def check_evaluation(evaluation: RowEvaluation, columns: Sequence[str]) -> None:
                     f"rows have no column {name!r} to compare answers with{hint}",
                     "evaluation.reference",
                 )
+    relevant = evaluation.relevant_column
+    if relevant is not None and column_called(relevant.split(".")[0], columns) not in columns:
+        name = relevant.split(".")[0]
+        raise DataError(
+            f"rows have no column {name!r}, which says what should be found"
+            f"{nearest_hint(name, columns)}",
+            "evaluation.relevant_column",
+        )

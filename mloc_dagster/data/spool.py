@@ -58,12 +58,16 @@ _ENCODE = msgspec.json.Encoder().encode
 def row_key(row: SourceRow) -> RowKey:
     """Returns the row's key: equal for rows with the same input, near for common beginnings."""
     adapter = row.adapter or ""
+    passages = row.retrieved or row.chunks or ()
+    more = "".join(each.text for each in passages)
+    names = [each.id for each in passages]
     if isinstance(row.prompt, str):
         # No hash of a text can be empty, so that a text and messages are never equal.
-        rest = b"" if row.options is None else b"text" + _digest(row.options)
-        return RowKey(adapter, row.prompt, rest)
+        plain = row.options is None and not names
+        rest = b"" if plain else b"text" + _digest([row.prompt, row.options, names])
+        return RowKey(adapter, row.prompt + more, rest)
     text = "".join(map(_message_text, row.prompt))
-    return RowKey(adapter, text, _digest([row.prompt, row.options]))
+    return RowKey(adapter, text + more, _digest([row.prompt, row.options, names]))
 
 
 def image_count(row: SourceRow) -> int:

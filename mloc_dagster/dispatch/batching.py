@@ -17,6 +17,7 @@ from mloc_dagster.schema import (
     ModelSpec,
     RowSpec,
     canonical_json,
+    find_task_type,
     secrets_in,
 )
 
@@ -42,6 +43,8 @@ def batch_key(compiled: CompiledTemplate) -> str | None:
     spec = compiled.tasks[0].task.spec
     if not isinstance(spec, RowSpec) or not _is_small(spec) or not _is_indifferent(spec):
         return None
+    if find_task_type(spec.task_type).report is not None:
+        return None  # its result is more than its rows
     if isinstance(spec, ModelSpec) and any(secrets_in(spec.model)):
         return None  # each asks its endpoint with its own key
     shared = spec.model_dump(mode="json", by_alias=True, exclude=_OWN)

@@ -15,6 +15,7 @@ from mloc_dagster.dispatch.dispatcher import AWAY, Dispatcher
 from mloc_dagster.dispatch.submitted_location import latest_hashes
 from mloc_dagster.events import publishing_to_redis
 from mloc_dagster.fleet import open_engine
+from mloc_dagster.home import stack_layout
 from mloc_dagster.ledger import Ledger
 from mloc_dagster.recent_templates import recent_names
 from mloc_dagster.services import (
@@ -23,7 +24,6 @@ from mloc_dagster.services import (
     AdvisoryLock,
     open_fleet_instance,
     saved_plan,
-    stack_layout,
 )
 
 _log = logging.getLogger(__name__)

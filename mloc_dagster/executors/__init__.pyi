@@ -58,6 +58,7 @@ from .input_planning import (
 from .model_cache import ModelCache as ModelCache
 from .model_source import model_place as model_place
 from .prompts import RowOptions as RowOptions, last_user_text as last_user_text
+from .retrieval.pinned import read_pinned as read_pinned
 from .reuse_identity import file_contents as file_contents
 from .row_gate import RowGate as RowGate
 from .shard_run import (
@@ -69,6 +70,7 @@ from .shard_run import (
 )
 from .task_start import (
     OpenTask as OpenTask,
+    check_tasks as check_tasks,
     open_task as open_task,
     plan_training as plan_training,
     request_block as request_block,

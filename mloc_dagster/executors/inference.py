@@ -80,7 +80,7 @@ class InferenceExecutor:
         if secrets := list(secrets_in(model)):  # whoever pays is not to be mixed up
             parts["secrets"] = digest_of(*secrets).hex()
         identity = canonical_json(parts)
-        return ModelKey(model.engine or "auto", identity, name=_short_name(model.source))
+        return ModelKey(model.engine or "auto", identity, name=short_name(model.source))
 
     def load(self, spec: ModelSpec) -> Engine:
         """Loads the model into the engine that `choose_engine` names.
@@ -144,6 +144,12 @@ class InferenceExecutor:
             for block, option in sorted(idle_options(spec.model, choice.engine)):
                 context.log(f"model.{block}.{option} has no effect: {choice.reason}")
         context.log(f"model: {model.name}, revision {loaded_revision(model)}")
+        self.compute(shard, spec, model, context)
+
+    def compute(
+        self, shard: ShardInput, spec: ModelSpec, model: Engine, context: ShardContext
+    ) -> None:
+        """Computes the rows of a shard; see `run`."""
         answer_rows(shard, spec, model, context)
 
     def answer(
@@ -158,7 +164,8 @@ class InferenceExecutor:
         return answer_call(rows, spec, model, caller)
 
 
-def _short_name(source: ModelSource) -> str:
+def short_name(source: ModelSource) -> str:
+    """Returns what people call a model: of a folder its last part."""
     return Path(source.identifier).name if source.type == "local" else source.identifier
 
 

@@ -14,7 +14,15 @@ from mloc_dagster.executors.prompts import RowOptions
 from mloc_dagster.models import builtin_model_path
 from mloc_dagster.planning import CostWeights
 from mloc_dagster.results import Kind, ResultStore, SourceRow, read_history
-from mloc_dagster.schema import Inference, InferenceSpec, ModelSource, ModelSpec, Pooling, RowSpec
+from mloc_dagster.schema import (
+    Inference,
+    InferenceSpec,
+    ModelSource,
+    ModelSpec,
+    Pooling,
+    Reranking,
+    RowSpec,
+)
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -75,19 +83,24 @@ def find_tokenizer(source: ModelSource) -> Path | None:
 
     There is none either where the extra `hf` is not installed: a machine that only plans.
     """
+    return model_file(source, "tokenizer.json") if find_spec("tokenizers") else None
+
+
+def model_file(source: ModelSource, name: str) -> Path | None:
+    """Returns a file of a model on this machine; None if there is none. No network."""
     if source.type == "openai":
         return None  # whatever the endpoint has, it is not here
-    if not (find_spec("tokenizers") and find_spec("huggingface_hub")):
+    if not find_spec("huggingface_hub"):
         return None
     path: str | object | None
     if source.type == "builtin":
-        path = str(builtin_model_path(source.identifier) / "tokenizer.json")
+        path = str(builtin_model_path(source.identifier) / name)
     elif source.type == "local":
-        path = str(Path(source.identifier).expanduser() / "tokenizer.json")
+        path = str(Path(source.identifier).expanduser() / name)
     else:
         from huggingface_hub import try_to_load_from_cache
 
-        path = try_to_load_from_cache(source.identifier, "tokenizer.json", revision=source.revision)
+        path = try_to_load_from_cache(source.identifier, name, revision=source.revision)
     # The hub's cache also knows that a file does not exist, and says so with an object.
     return Path(path) if isinstance(path, str) and Path(path).is_file() else None
 
@@ -134,6 +147,7 @@ HISTORY_AMONG = 1000
 _LOGPROB_BYTES = 60
 _DIMENSIONS = 1024  # of a middling embedding model
 _NUMBER_BYTES = 20
+_PASSAGE_BYTES = 2000
 
 
 def plan_input(spec: RowSpec, output_tokens: float | None = None) -> InputPlanning | None:
@@ -188,7 +202,13 @@ def row_forecast(
     if not isinstance(spec, ModelSpec):
         return _nothing
     block = spec.row_block
-    return _Generation(block, output_tokens) if isinstance(block, Inference) else _Embedding(block)
+    match block:
+        case Inference():
+            return _Generation(block, output_tokens)
+        case Pooling():
+            return _Always(RowForecast(0, (block.dimensions or _DIMENSIONS) * _NUMBER_BYTES, True))
+        case Reranking():
+            return _Always(RowForecast(0, block.top_k * _PASSAGE_BYTES, True))
 
 
 class _Generation:
@@ -216,9 +236,9 @@ class _Generation:
         return RowForecast(tokens, tokens * BYTES_PER_TOKEN + logprobs, block.deterministic)
 
 
-class _Embedding:
-    def __init__(self, block: Pooling) -> None:
-        self._forecast = RowForecast(0, (block.dimensions or _DIMENSIONS) * _NUMBER_BYTES, True)
+class _Always:
+    def __init__(self, forecast: RowForecast) -> None:
+        self._forecast = forecast
 
     def __call__(self, row: SourceRow) -> RowForecast:
         return self._forecast

@@ -14,12 +14,13 @@ from mloc_dagster.schema import (
     EngineType,
     Inference,
     Pooling,
+    Reranking,
     canonical_json,
     refused_in_inference,
 )
 
-RowBlock = Inference | Pooling
-"""How a row is answered, or embedded."""
+RowBlock = Inference | Pooling | Reranking
+"""How a row is answered, or embedded, or its texts are put in order."""
 
 _MOST_KEPT = 1024
 _TEMPLATE_VALUES = "chat_template_kwargs"
@@ -27,7 +28,13 @@ _TEMPLATE_VALUES = "chat_template_kwargs"
 
 def instruction_of(block: RowBlock) -> str | None:
     """Returns what is put before each row."""
-    return block.instruction if isinstance(block, Pooling) else block.system_prompt
+    match block:
+        case Inference():
+            return block.system_prompt
+        case Pooling():
+            return block.instruction
+        case Reranking():
+            return None
 
 
 class RowOptions:

@@ -128,7 +128,7 @@ def _within(block: RowBlock, room: int | None) -> RowBlock:
     Raises:
         ValueError: If that is not even one for each answer.
     """
-    if room is None or isinstance(block, Pooling) or room >= block.max_tokens * block.n:
+    if room is None or not isinstance(block, Inference) or room >= block.max_tokens * block.n:
         return block
     each = room // block.n
     if each < 1:
@@ -164,8 +164,9 @@ def _tokens(rendered: list[Rendered], engine: Engine) -> list[list[int]]:
 def _request(
     row: InputRow, block: RowBlock, rendered: Rendered, tokens: list[int], plan_seed: int
 ) -> EngineRequest:
-    if isinstance(block, Pooling):
-        return EngineRequest(row, rendered, tokens, pooling=block, adapter=row.adapter)
+    if not isinstance(block, Inference):
+        pooling = block if isinstance(block, Pooling) else None
+        return EngineRequest(row, rendered, tokens, pooling=pooling, adapter=row.adapter)
     seed = row_seed(block, plan_seed, row.index)
     return EngineRequest(row, rendered, tokens, sampling=block, seed=seed, adapter=row.adapter)
 

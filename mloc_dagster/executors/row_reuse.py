@@ -35,7 +35,9 @@ class RequestKeys:
     def of(self, request: EngineRequest) -> bytes | None:
         """Returns a request's digest; None when an equal request may have another answer."""
         sampling, block = request.sampling, request.sampling or request.pooling
-        if block is None or (sampling is not None and not sampling.deterministic):
+        if sampling is not None and not sampling.deterministic:
+            return None
+        if block is None and request.rendered.pair is None:
             return None
         seeded = sampling is not None and not sampling.greedy
         rendered = request.rendered
@@ -44,7 +46,9 @@ class RequestKeys:
             rendered.text,
             array("q", request.tokens).tobytes(),
             rendered.image_ids,
-            self._block(block),
+            b"pair" if block is None else self._block(block),
+            rendered.pair,
+            request.second,
             request.seed if seeded else None,
             request.adapter,
         )

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache, lru_cache
+from importlib.util import find_spec
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -23,10 +24,17 @@ from mloc_dagster.data import (
     lookup_reference,
     respool_failed,
     spool_input,
+    with_texts,
     write_evaluation_rows,
     write_training_rows,
 )
-from mloc_dagster.errors import DataError, InputError, MlocError, TerminalError
+from mloc_dagster.errors import (
+    DataError,
+    InputError,
+    MissingExtraError,
+    MlocError,
+    TerminalError,
+)
 from mloc_dagster.executors.input_planning import plan_input, usual_output_tokens
 from mloc_dagster.executors.model_source import check_leave
 from mloc_dagster.net import Origin, Reach
@@ -46,10 +54,13 @@ from mloc_dagster.results import (
 from mloc_dagster.schema import (
     ModelSpec,
     OpenaiBatchData,
+    RerankSpec,
+    RowEvaluation,
     RowSpec,
     Task,
     TrainingSpec,
     find_task_type,
+    passage_metric,
 )
 from mloc_dagster.tracking import check_installed
 
@@ -114,6 +125,15 @@ class OpenTask:
         """Returns what tells of the task's rows; a new one each time."""
         make = find_task_type(self.task.spec.task_type).report
         return None if make is None else make(self.task.spec)
+
+    def conclude(self) -> Mapping[str, JsonValue]:
+        """Does what the task type does when all rows are there; returns what it tells of that."""
+        spec = self.task.spec
+        conclude = find_task_type(spec.task_type).conclude
+        if conclude is None:
+            return {}
+        with self.reach.applied():
+            return conclude(spec, self.folder, self.plan())
 
     def plan(self) -> Plan:
         """Reads the plan; there is one as soon as the input was spooled.
@@ -261,7 +281,7 @@ def start_task(
     # All of them: what the last stage may not do is not found after hours of the others.
     check_leave(each.task for each in compiled.tasks)
     for each in compiled.tasks:
-        _check_trackers(each.task)
+        _check_evaluation(each.task)
     task_id = task_id_for(workflow_id, compiled, node)
     folder = open_store().task(task_id)
     if not folder.exists("task.json"):
@@ -273,6 +293,7 @@ def start_task(
     with opened.reach.applied():
         plan = read_plan(folder)
         if plan is None:
+            check_tasks(compiled)
             return opened, _plan(opened)
         if retry_errors and opened.upstream and isinstance(opened.task.spec, RowSpec):
             spec = opened.spec
@@ -280,11 +301,28 @@ def start_task(
         return opened, plan
 
 
-def _check_trackers(task: Task) -> None:
+def check_tasks(compiled: CompiledTemplate) -> None:
+    """Checks what the task types of a template need, before the first of its tasks is begun.
+
+    Raises:
+        MlocError: What `TaskType.check` raises.
+    """
+    specs = [each.task.spec for each in compiled.tasks]
+    for spec in specs:
+        check = find_task_type(spec.task_type).check
+        if check is not None:
+            check(spec, [each for each in specs if each is not spec])
+
+
+def _check_evaluation(task: Task) -> None:
     spec = task.spec
     evaluation = spec.evaluation if isinstance(spec, RowSpec | TrainingSpec) else None
     if evaluation is not None:
         check_installed("evaluation.report_to", evaluation.report_to)
+    if isinstance(evaluation, RowEvaluation):
+        found = [each.type for each in evaluation.row_metrics if passage_metric(each.type)]
+        if found and find_spec("ir_measures") is None:
+            raise MissingExtraError(f"evaluation.metrics: {found[0]}", "rag")
 
 
 def _plan(opened: OpenTask) -> Plan:
@@ -293,6 +331,9 @@ def _plan(opened: OpenTask) -> Plan:
             opened.folder, opened.record.task_id, opened.task.spec, opened.upstream
         )
     spec = opened.spec
+    prepare = find_task_type(spec.task_type).prepare
+    if prepare is not None:
+        prepare(spec, opened.folder, opened.upstream)
     return spool_input(
         opened.record.task_id,
         input_of(spec),
@@ -313,7 +354,7 @@ def input_of(spec: RowSpec) -> RowsBlock:
         raise InputError(f"a task of type {spec.task_type!r} needs data")
     if isinstance(spec.data, OpenaiBatchData):
         return Requests(**spec.data.model_dump(), block=request_block(spec))
-    return spec.data
+    return with_texts(spec) if isinstance(spec, RerankSpec) else spec.data
 
 
 def request_block(spec: RowSpec) -> RequestBlock:

@@ -15,7 +15,8 @@ def fleet_url() -> str:
     Raises:
         InputError: If there is neither.
     """
-    from mloc_dagster.services import saved_plan, stack_layout
+    from mloc_dagster.home import stack_layout
+    from mloc_dagster.services import saved_plan
 
     url = settings().redis_url
     if url is None:

@@ -1,8 +1,18 @@
+from .access import (
+    index_names as index_names,
+    list_indexes as list_indexes,
+    open_index as open_index,
+)
+from .filters import fits as fits
+from .keywords import (
+    delete_keywords as delete_keywords,
+    keyword_versions as keyword_versions,
+    search_keywords as search_keywords,
+    tokens as tokens,
+    write_keywords as write_keywords,
+)
 from .protocol import (
-    Hit as Hit,
     IndexInfo as IndexInfo,
-    IndexOpener as IndexOpener,
     IndexVersion as IndexVersion,
     OpenIndex as OpenIndex,
-    Vectors as Vectors,
 )

@@ -8,6 +8,7 @@ from typing import Self
 from pydantic import JsonValue
 from sqlalchemy.engine import Engine
 
+from mloc_dagster.home import postgres_url
 from mloc_dagster.ledger import acceptance, dispatching, queries, requests
 from mloc_dagster.ledger.acceptance import Accepted, KeyReused
 from mloc_dagster.ledger.database import (
@@ -27,7 +28,7 @@ from mloc_dagster.ledger.model import (
 )
 from mloc_dagster.ledger.openai_objects import OpenaiObjects
 from mloc_dagster.ledger.queries import counts, create_counts
-from mloc_dagster.services import Notifications, postgres_url
+from mloc_dagster.services import Notifications
 from mloc_dagster.wire import TaskState
 
 

@@ -16,7 +16,7 @@ from mloc_dagster import errors
 from mloc_dagster.assets import add_partition, job_name, remove_partition
 from mloc_dagster.compile import CompiledTask, CompiledTemplate, Diagnostic
 from mloc_dagster.definitions import build_definitions
-from mloc_dagster.executors import task_executor, task_id_for
+from mloc_dagster.executors import check_tasks, task_executor, task_id_for
 from mloc_dagster.fleet import detect_hardware, job_origin, misfit, requirements_of
 from mloc_dagster.ops import CHANGED_MODEL_TAG, RETRY_ERRORS_TAG, WORKFLOW_TAG, step_error
 from mloc_dagster.recent_templates import remember_template
@@ -113,15 +113,18 @@ class RunOutcome:
 
 
 def check_runnable(compiled: CompiledTemplate) -> None:
-    """Makes sure that every task of the template has an executor here, and the tools it names.
+    """Makes sure that every task of the template has an executor here, and what it names.
 
     Raises:
         TerminalError: If an executor cannot be set up, or what should be a tool is none.
-        InputError: If a tool cannot be had here: a key or a program is missing.
+        InputError: If a tool cannot be had here: a key or a program is missing. If there is no
+            such index, or one that the task cannot search.
+        TransientError: If an index cannot be reached.
     """
     for node in compiled.tasks:
         task_executor(node.task.spec.task_type)
         check_tools([tool for _, tool in tools_in(node.task.spec)])
+    check_tasks(compiled)
 
 
 def run_template(

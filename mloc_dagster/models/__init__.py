@@ -39,6 +39,16 @@ _MODELS = (
         description="Calls tools for arithmetic and look-ups, and says what they answered.",
         parameters=590_976,
     ),
+    BuiltinModel(
+        name="tiny-embed",
+        description="Vectors of texts: finds passages by words and by what else says the same.",
+        parameters=1_642_240,
+    ),
+    BuiltinModel(
+        name="tiny-rerank",
+        description="Scores a passage for a question: puts those that hold the answer first.",
+        parameters=2_038_273,
+    ),
 )
 BUILTIN_MODELS: Mapping[str, BuiltinModel] = MappingProxyType(
     {model.name: model for model in _MODELS}

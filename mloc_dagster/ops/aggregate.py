@@ -63,6 +63,7 @@ def _aggregate(opened: OpenTask, reports: list[ShardReport]) -> int:
         evaluation=opened.spec.evaluation,
         metadata=metadata,
         report=opened.report(),
+        conclude=opened.conclude,
     ).rows
 
 

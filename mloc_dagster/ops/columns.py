@@ -1,6 +1,7 @@
 """The columns of a result as Dagster shows them: their types, and the columns they come from."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import cast
 
 import dagster as dg
 
@@ -149,8 +150,9 @@ def column_lineage(
         found[name] = list(dict.fromkeys([*read, *right]))
     if isinstance(spec.data, OpenaiBatchData):
         found["custom_id"] = _deps(dataset, "custom_id")
-    if isinstance(spec.data, Documents):
-        found["custom_id"] = _deps(dataset, spec.data.id_column)
+    data = cast("object", spec.data)  # of a chunk task no block that other tasks have
+    if isinstance(data, Documents):
+        found["custom_id"] = _deps(dataset, data.id_column)
     shown = {name: list(found[name]) for name in names if found.get(name)}
     return dg.TableColumnLineage(shown) if shown else None
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import dagster as dg
 
-from mloc_dagster.executors import OpenTask
+from mloc_dagster.executors import OpenTask, read_pinned
 from mloc_dagster.ops.charts import INLINE_CHARACTERS, bar_chart, line_chart
 from mloc_dagster.ops.viewer_link import viewer_metadata
 from mloc_dagster.planning import Expectation, Plan
@@ -21,7 +21,7 @@ from mloc_dagster.results import (
     read_summary,
     read_training,
 )
-from mloc_dagster.schema import TrainingSpec, Usage, canonical_json
+from mloc_dagster.schema import IndexSpec, TrainingSpec, Usage, canonical_json
 
 ShardSeconds = Sequence[float | None]
 """What computing each shard took, loading aside; None for one that was not computed in one go."""
@@ -37,9 +37,24 @@ def result_metadata(opened: OpenTask, shard_seconds: ShardSeconds) -> dict[str, 
     if isinstance(opened.task.spec, TrainingSpec):
         return training_metadata(opened, read_training(opened.folder))
     summary, plan = read_summary(opened.folder), opened.plan()
-    return responses_metadata(summary, opened.folder.url) | plan_metadata(
-        plan, summary.usage, shard_seconds
-    )
+    return {
+        **responses_metadata(summary, opened.folder.url),
+        **_index_metadata(opened),
+        **plan_metadata(plan, summary.usage, shard_seconds),
+    }
+
+
+def _index_metadata(opened: OpenTask) -> dict[str, dg.MetadataValue]:
+    """Returns the version of an index that a task has published or searched."""
+    pinned = read_pinned(opened.folder)
+    if pinned is None:
+        return {}
+    figures = {"index/version": pinned.version, "index/removed": pinned.removed}
+    return {
+        "index": dg.MetadataValue.text(pinned.name),
+        "index/chunks": dg.MetadataValue.int(pinned.chunks),
+        **{name: dg.MetadataValue.int(each) for name, each in figures.items() if each is not None},
+    }
 
 
 def data_version_of(opened: OpenTask) -> str:
@@ -48,11 +63,18 @@ def data_version_of(opened: OpenTask) -> str:
         summary = read_training(opened.folder)
         return f"{summary.data_version[:16]}-{summary.steps}"
     plan = opened.plan()
+    pinned = read_pinned(opened.folder)
+    if isinstance(opened.task.spec, IndexSpec) and pinned is not None:
+        place = canonical_json([pinned.engine, pinned.name, pinned.url, pinned.content])
+        return hashlib.sha256(place.encode()).hexdigest()[:16]
     blocks = {"model", opened.spec.block_name, "evaluation", *opened.spec.deciding}
     aside = {"evaluation": {"report_to"}}  # says nothing of the responses
     spec = opened.spec.model_dump(mode="json", include=blocks, exclude=aside)
     limits = opened.spec.budget.model_dump(mode="json", exclude_none=True, exclude_defaults=True)
-    known = canonical_json([plan.data_version, plan.seed, spec, *([limits] if limits else [])])
+    more = [limits] if limits else []
+    if pinned is not None:
+        more.append({"version": pinned.version, "content": pinned.content})
+    known = canonical_json([plan.data_version, plan.seed, spec, *more])
     return hashlib.sha256(known.encode()).hexdigest()[:16]
 
 

@@ -21,6 +21,11 @@ from .batch_members import (
     write_batch as write_batch,
     write_outcome as write_outcome,
 )
+from .citations import (
+    ABSTENTION as ABSTENTION,
+    abstains as abstains,
+    check_citations as check_citations,
+)
 from .columns import (
     ColumnWriter as ColumnWriter,
     TaskColumns as TaskColumns,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from fractions import Fraction
@@ -102,6 +102,9 @@ RESPONSES_NAME = "responses.json"
 _BATCH_ROWS = 8192
 """Rows that are put together at a time; as many as a file of their columns has."""
 
+_SCORED_ROWS = 256
+"""Rows that are scored at a time: what is found for them is in memory, with its texts."""
+
 
 class _Item(msgspec.Struct, omit_defaults=True):
     index: int
@@ -142,6 +145,7 @@ def aggregate_rows(
     evaluation: RowEvaluation | None = None,
     metadata: Mapping[str, JsonValue] | None = None,
     report: TaskReport | None = None,
+    conclude: Callable[[], Mapping[str, JsonValue]] | None = None,
     now: datetime | None = None,
 ) -> TaskSummary:
     """Checks that every planned row is there, and writes `responses.json` and `summary.json`.
@@ -161,6 +165,8 @@ def aggregate_rows(
         evaluation: How answers are scored; None if they are not.
         metadata: Copied to `responses.json`.
         report: What the task type tells of its rows.
+        conclude: Called once the rows are known to be whole and good enough, errors and gate
+            considered, before the result is: returns what stands in it besides.
         now: When the rows were there; the present by default.
 
     The time that the task took is that of all attempts whose part files say when. Where none
@@ -205,6 +211,8 @@ def aggregate_rows(
             tail["metrics"] = scores.metrics
         if report is not None:
             tail |= report.result(usage)
+        if conclude is not None and ok and (scores is None or scores.passed):
+            tail |= conclude()
         file.write(b"\n]," + msgspec.json.encode(tail)[1:] + b"}\n")
     summary = TaskSummary(
         task_id=plan.task_id,
@@ -288,13 +296,13 @@ def _write_items(
         return None
     encode = msgspec.json.Encoder(enc_hook=str).encode
     nothing: dict[str, object] = {}
-    scorer, scored = Scorer(folder, evaluation), carried.rows()
+    scorer, carried_of_each = Scorer(folder, evaluation), carried.rows()
     separator = b"\n"
-    for row in rows:
-        columns = next(scored, nothing)
-        beside = {**columns, **scorer.score(row, columns)}
-        file.write(separator + encode(_item(row, beside)))
-        separator = b",\n"
+    for some in batched(rows, _SCORED_ROWS):
+        columns = [next(carried_of_each, nothing) for _ in some]
+        for row, brought, found in zip(some, columns, scorer.score(some, columns), strict=True):
+            file.write(separator + encode(_item(row, {**brought, **found})))
+            separator = b",\n"
     return scorer.close()
 
 

@@ -10,12 +10,22 @@ from typing import Any, cast
 from mloc_dagster.errors import DataError, TerminalError, nearest_hint
 from mloc_dagster.plugins import METRICS_GROUP, registered_function
 from mloc_dagster.results import scores
+from mloc_dagster.results.citations import without_citations
 from mloc_dagster.results.columns import SCORES_NAME, ColumnWriter, arrow
 from mloc_dagster.results.export_row import column_called
+from mloc_dagster.results.passage_scores import citation_precision, ids_of, passage_scores
 from mloc_dagster.results.rows import OutputRow, Prompt
 from mloc_dagster.results.store import Folder
 from mloc_dagster.results.summary import Scores
-from mloc_dagster.schema import COMPARING_METRICS, ROW_METRICS, RowEvaluation, RowMetric, parse_gate
+from mloc_dagster.schema import (
+    COMPARING_METRICS,
+    ROW_METRICS,
+    RowEvaluation,
+    RowMetric,
+    needs_relevant,
+    parse_gate,
+    passage_metric,
+)
 
 Columns = Mapping[str, object]
 
@@ -44,16 +54,50 @@ class Scorer:
         types = {each.label: arrow().float64() for each in self._metrics}
         self._writer = ColumnWriter(folder, types, SCORES_NAME)
 
-    def score(self, row: OutputRow, columns: Columns) -> dict[str, Score]:
-        """Returns a row's score of each metric; takes rows in order of index.
+    def score(
+        self, rows: Sequence[OutputRow], columns: Sequence[Columns]
+    ) -> list[dict[str, Score]]:
+        """Returns the scores of rows by metric; takes rows in order of index.
+
+        Args:
+            rows: The next rows.
+            columns: Those of each.
 
         Raises:
-            DataError: If the row lacks the column with the right answer.
+            DataError: If a row lacks the column with the right answer, or with what is relevant.
             TerminalError: If a registered metric fails.
         """
-        found = {each.label: each.score(row, columns) for each in self._metrics}
-        self._writer.add(found)
-        return found
+        of_passages = self._found(rows, columns)
+        scored: list[dict[str, Score]] = []
+        for row, brought, found in zip(rows, columns, of_passages, strict=True):
+            scores = {each.label: each.score(row, brought, found) for each in self._metrics}
+            self._writer.add(scores)
+            scored.append(scores)
+        return scored
+
+    def _found(
+        self, rows: Sequence[OutputRow], columns: Sequence[Columns]
+    ) -> Sequence[Mapping[str, Score]]:
+        """Returns the scores of what was found for rows, those of many rows at once."""
+        column = self._evaluation.relevant_column
+        if column is None:
+            return [dict[str, Score]()] * len(rows)
+        place = column.split(".")
+        relevant = [
+            frozenset[str]()
+            if row.error is not None
+            else ids_of(_value(row, brought, place, "relevant_column"))
+            for row, brought in zip(rows, columns, strict=True)
+        ]
+        cited = [citation_precision(*each) for each in zip(rows, relevant, strict=True)]
+        names = [each.type for each in self._metrics if passage_metric(each.type) is not None]
+        if not names:
+            return [{"citation_precision": each} for each in cited]
+        pairs = [(row.retrieved or (), ids) for row, ids in zip(rows, relevant, strict=True)]
+        return [
+            {**found, "citation_precision": share}
+            for found, share in zip(passage_scores(names, pairs), cited, strict=True)
+        ]
 
     def close(self) -> Scores:
         """Writes what is left; returns what the rows came to."""
@@ -88,13 +132,16 @@ class _Metric:
     """One metric, and the sums of its scores."""
 
     def __init__(self, metric: RowMetric, reference: str | None) -> None:
-        self.label = metric.label
+        self.label, self.type = metric.label, metric.type
+        self._of_passages = needs_relevant(metric.type)
         self.scored = 0
         self._metric = metric
-        compares = metric.type in COMPARING_METRICS or metric.type not in ROW_METRICS
+        compares = metric.type in COMPARING_METRICS or (
+            metric.type not in ROW_METRICS and not self._of_passages
+        )
         place = (metric.reference or reference) if compares else None
         self._reference = () if place is None else tuple(place.split("."))
-        ours = metric.type in ROW_METRICS
+        ours = metric.type in ROW_METRICS or self._of_passages
         self._compare = _compare(metric) if ours else None
         self._function: Any = (
             None if ours else registered_function(METRICS_GROUP, "metric", metric.type)
@@ -103,21 +150,41 @@ class _Metric:
         self._sum = 0.0
         self._passes = dict.fromkeys(metric.pass_at, 0.0)
 
-    def score(self, row: OutputRow, columns: Columns) -> Score:
+    def score(self, row: OutputRow, columns: Columns, found: Mapping[str, Score]) -> Score:
+        """Returns a row's score.
+
+        Args:
+            row: The row.
+            columns: What it brought along.
+            found: Scores of what was found for it.
+        """
         if row.error is not None:
             return None
+        if self._of_passages:
+            return self._counted(found[self.type])
         answers = row.outputs or [row.output]
+        if row.citations is not None:
+            answers = list(map(without_citations, answers))
         references = self._references(row, columns)
-        found = [self._best(answer, references, row, columns) for answer in answers]
-        known = [each for each in found if each is not None and math.isfinite(each)]
+        if row.abstained is not None and self._metric.type in COMPARING_METRICS:
+            # No answer is the right one where there is none, and nowhere else.
+            unanswerable = not any(each.strip() for each in references)
+            if row.abstained or unanswerable:
+                return self._counted(float(row.abstained and unanswerable))
+        scores_of_each = [self._best(answer, references, row, columns) for answer in answers]
+        known = [each for each in scores_of_each if each is not None and math.isfinite(each)]
         if not known:
             return None
-        score = math.fsum(known) / len(known)
-        self.scored += 1
-        self._sum += score
+        score = self._counted(math.fsum(known) / len(known))
         right = sum(each >= 1 for each in known)
         for k in self._passes:
             self._passes[k] += scores.pass_at(right, len(answers), min(k, len(answers)))
+        return score
+
+    def _counted(self, score: Score) -> Score:
+        if score is not None:
+            self.scored += 1
+            self._sum += score
         return score
 
     def figures(self) -> dict[str, float]:
@@ -155,17 +222,7 @@ class _Metric:
         """Returns the right answers of a row; an empty one where the metric needs none."""
         if not self._reference:
             return [""]
-        value: object = columns
-        for step in self._reference:
-            inside = _fields(value)
-            if value is columns:
-                step = column_called(step, inside)
-            if step not in inside:
-                raise DataError(
-                    f"evaluation.reference: row {row.index} has no column"
-                    f" {'.'.join(self._reference)!r}{nearest_hint(step, inside)}"
-                )
-            value = inside[step]
+        value = _value(row, columns, self._reference, "reference")
         several = cast("list[object]", value) if isinstance(value, list) else [value]
         return [str(each) for each in several if each is not None]
 
@@ -188,6 +245,22 @@ def _compare(metric: RowMetric) -> _Compare:
         case _:
             valid = scores.json_score(metric.json_schema)
             return lambda answer, _: valid(answer)
+
+
+def _value(row: OutputRow, columns: Columns, place: Sequence[str], key: str) -> object:
+    """Returns what a row has at a place of its columns, such as `answers.text`."""
+    value: object = columns
+    for step in place:
+        inside = _fields(value)
+        if value is columns:
+            step = column_called(step, inside)
+        if step not in inside:
+            raise DataError(
+                f"evaluation.{key}: row {row.index} has no column"
+                f" {'.'.join(place)!r}{nearest_hint(step, inside)}"
+            )
+        value = inside[step]
+    return value
 
 
 def _fields(value: object) -> Mapping[str, object]:

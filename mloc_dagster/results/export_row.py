@@ -7,7 +7,7 @@ from bisect import bisect_right
 from collections.abc import Collection, Iterator, Mapping
 from functools import cache
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import msgspec
 
@@ -168,7 +168,8 @@ def row_kind(leaves: tuple[str, ...]) -> type[ExportRow]:
     """Returns the class of rows that have these of `MORE_COLUMNS`, as fields of those names."""
     if not leaves:
         return ExportRow
-    return msgspec.defstruct("MoreRow", [(name, Any, None) for name in leaves], bases=(ExportRow,))
+    fields = [(name, Any, None) for name in leaves]
+    return cast("type[ExportRow]", msgspec.defstruct("MoreRow", fields, bases=(ExportRow,)))
 
 
 RESERVED_COLUMNS = frozenset(

@@ -73,9 +73,12 @@ from .engines import (
 )
 from .evaluation import (
     COMPARING_METRICS as COMPARING_METRICS,
+    PASSAGE_METRICS as PASSAGE_METRICS,
     ROW_METRICS as ROW_METRICS,
     RowEvaluation as RowEvaluation,
     RowMetric as RowMetric,
+    needs_relevant as needs_relevant,
+    passage_metric as passage_metric,
 )
 from .index_engine import (
     IndexEngineType as IndexEngineType,
@@ -85,6 +88,7 @@ from .index_engine import (
 from .inference import (
     Inference as Inference,
     Pooling as Pooling,
+    Reranking as Reranking,
     StructuredOutputs as StructuredOutputs,
 )
 from .json_schema import template_json_schema as template_json_schema
@@ -174,9 +178,9 @@ from .retrieval import (
     Index as Index,
     IndexResult as IndexResult,
     IndexSpec as IndexSpec,
+    IndexState as IndexState,
     Metric as Metric,
     Range as Range,
-    Reranking as Reranking,
     RerankSpec as RerankSpec,
     RetrieveResult as RetrieveResult,
     RetrieveSpec as RetrieveSpec,
@@ -213,6 +217,7 @@ from .task_type import (
     ANY_TRAINING as ANY_TRAINING,
     Condition as Condition,
     Idle as Idle,
+    LibraryText as LibraryText,
     Part as Part,
     TaskType as TaskType,
     all_kinds as all_kinds,

@@ -17,9 +17,10 @@ from pydantic import JsonValue
 from mloc_dagster.plugins import ENGINES_GROUP, Registry
 from mloc_dagster.schema.base import Block
 
-Ability = Literal["generate", "embed", "images", "adapters", "guided", "logprobs", "tools"]
-"""`generate` text, `embed` rows as vectors, read rows with `images`, answer with LoRA `adapters`,
-hold answers to a form (`guided`), say how likely their tokens were (`logprobs`), call `tools`."""
+Ability = Literal["generate", "embed", "score", "images", "adapters", "guided", "logprobs", "tools"]
+"""`generate` text, `embed` rows as vectors, `score` how well two texts go together, read rows with
+`images`, answer with LoRA `adapters`, hold answers to a form (`guided`), say how likely their
+tokens were (`logprobs`), call `tools`."""
 
 WEIGHTS = frozenset({"huggingface", "local", "builtin"})
 """Types of `model.source` that are weights to load; the others say who has them."""

@@ -31,6 +31,7 @@ from mloc_dagster.schema.tools import NamedToolChoice
 _CANNOT: Mapping[Ability, str] = {
     "generate": "generates no text",
     "embed": "makes no vectors",
+    "score": "scores no pairs of texts",
     "images": "reads no images",
     "adapters": "takes no adapters",
     "guided": "cannot hold answers to a form",

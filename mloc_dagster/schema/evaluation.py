@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from typing import Any, cast
 
 from pydantic import Field, JsonValue, model_validator
 
@@ -18,13 +19,34 @@ ROW_METRICS: Mapping[str, frozenset[str]] = {
     "regex": frozenset({"pattern"}),
     "number": frozenset({"extract", "scale"}),
     "json_valid": frozenset({"extract", "json_schema"}),
+    "citation_precision": frozenset(),
 }
-"""The metrics that every installation has, each with the options that it reads."""
+"""The metrics of answers that every installation has, each with the options that it reads."""
 
 COMPARING_METRICS = frozenset(
     name for name, options in ROW_METRICS.items() if "reference" in options
 )
 """Those that compare an answer with the right one."""
+
+_PASSAGE_METRIC = re.compile(r"(?P<name>recall|precision|ndcg|mrr|map)(?:@(?P<k>[1-9]\d{0,3}))?")
+_WITH_PLACES = ("recall", "precision")
+
+PASSAGE_METRICS = ("recall@5", "precision@5", "ndcg@10", "mrr", "map")
+"""Examples of the metrics of what was found; another number may stand behind the `@`."""
+
+
+def passage_metric(name: str) -> tuple[str, int | None] | None:
+    """Returns which metric of what was found a name means, over how many places; None if none."""
+    found = _PASSAGE_METRIC.fullmatch(name)
+    if found is None or (found["k"] is None and found["name"] in _WITH_PLACES):
+        return None
+    return found["name"], None if found["k"] is None else int(found["k"])
+
+
+def needs_relevant(name: str) -> bool:
+    """Tells whether a metric reads `relevant_column`."""
+    return name == "citation_precision" or passage_metric(name) is not None
+
 
 _EVERY_METRIC = frozenset({"type", "name", "pass_at"})
 _OPTIONS_OF_OTHERS = _EVERY_METRIC | {"reference", "extract"}
@@ -34,8 +56,9 @@ class RowMetric(Block):
     """A number for each answer."""
 
     type: str
-    """`exact_match`, `contains`, `f1`, `numeric`, `regex`, `number`, `json_valid`, or a registered
-    metric."""
+    """`exact_match`, `contains`, `f1`, `numeric`, `regex`, `number`, `json_valid`; of tasks that
+    find passages `recall@5`, `precision@5`, `ndcg@10`, `mrr`, `map`, with any number; of answers by
+    passages `citation_precision`; or a registered metric."""
 
     name: Name | None = None
     """What the column of scores is called; by default as `type`."""
@@ -77,6 +100,9 @@ class RowMetric(Block):
         if self.type == "regex" and self.pattern is None:
             raise ValueError("the metric 'regex' needs a pattern")
         known = ROW_METRICS.get(self.type)
+        if needs_relevant(self.type):
+            for field in sorted(self.model_fields_set - {"type", "name"}):
+                raise ValueError(f"the metric {self.type!r} has no option {field!r}")
         read = _OPTIONS_OF_OTHERS if known is None else known | _EVERY_METRIC
         for field in sorted(self.model_fields_set - read):
             raise ValueError(f"the metric {self.type!r} has no option {field!r}")
@@ -98,6 +124,14 @@ class RowEvaluation(Block):
     reference: str | None = None
     """The column of the input with the right answer; of a nested one `answers.text`. Where it holds
     a list, the best of its elements counts."""
+
+    answer_column: str | None = None
+    """Another name of `reference`."""
+
+    relevant_column: str | None = None
+    """The column with the ids of what should be found, a list of them or one: of passages, or of
+    documents. Where none of a row's ids is that of a passage that was found, they are documents,
+    each of which is found where its first passage stands."""
 
     metrics: tuple[str | RowMetric, ...]
     """Names of metrics, or blocks with their options. Each is a column of the results."""
@@ -124,6 +158,19 @@ class RowEvaluation(Block):
             for name in (each.label, *(f"{each.label}/pass@{k}" for k in each.pass_at))
         )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _one_reference(cls, value: object) -> object:
+        if not isinstance(value, dict):
+            return value
+        given = cast("dict[str, Any]", value)
+        column = given.get("answer_column")
+        if column is None:
+            return given
+        if given.get("reference") not in (None, column):
+            raise ValueError("give either reference or answer_column: they are the same")
+        return {**given, "reference": column}
+
     @model_validator(mode="after")
     def _is_whole(self) -> RowEvaluation:
         if not self.metrics:
@@ -139,5 +186,10 @@ class RowEvaluation(Block):
                 raise ValueError(
                     f"the metric {each.type!r} compares with the right answer: give reference, the"
                     " column that has it"
+                )
+            if needs_relevant(each.type) and self.relevant_column is None:
+                raise ValueError(
+                    f"the metric {each.type!r} needs to know what should be found: give"
+                    " relevant_column, the column that has its ids"
                 )
         return self

@@ -1,4 +1,4 @@
-"""How text is generated."""
+"""How rows are answered: with text, with a vector, or with their texts in order."""
 
 from __future__ import annotations
 
@@ -166,3 +166,16 @@ class Pooling(Block):
 
     error_budget: float = Field(default=0.01, ge=0, le=1)
     """Share of rows that may end with an error, as for inference."""
+
+
+class Reranking(Block):
+    """How texts are put in a better order: a model reads each together with the row."""
+
+    top_k: int = Field(default=5, ge=1, le=1000)
+    """Texts that stay, the best first."""
+
+    documents_column: str | None = None
+    """The column with a list of texts, where rows come from a dataset and not from a search."""
+
+    error_budget: float = Field(default=0.01, ge=0, le=1)
+    """Share of rows that may end with an error."""

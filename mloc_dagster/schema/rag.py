@@ -12,7 +12,7 @@ from pydantic import Field, SecretStr, model_validator
 
 from mloc_dagster.schema.base import Block, Name
 from mloc_dagster.schema.data import InferenceData
-from mloc_dagster.schema.inference import Inference, Pooling
+from mloc_dagster.schema.inference import Inference, Pooling, Reranking
 from mloc_dagster.schema.markers import FileRef, Url
 from mloc_dagster.schema.model import Model
 from mloc_dagster.schema.resources import Parallel, Resources
@@ -21,7 +21,6 @@ from mloc_dagster.schema.retrieval import (
     Chunking,
     Documents,
     Index,
-    Reranking,
     RetrieveResult,
     Search,
 )
@@ -187,7 +186,7 @@ RAG = TaskType(
                 "search": "search",
                 "resources": "embedding.resources",
             },
-            gives=_QDRANT,
+            gives={**_QDRANT, "passages": ("rerank", "candidates")},
             after="index",
         ),
         Part(

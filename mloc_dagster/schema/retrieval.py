@@ -11,10 +11,10 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import Field, JsonValue, SecretStr, field_validator, model_validator
 
 from mloc_dagster.schema.base import Block, Name
-from mloc_dagster.schema.data import UpstreamData
+from mloc_dagster.schema.data import DatasetData, UpstreamData
 from mloc_dagster.schema.engine_type import Ability
 from mloc_dagster.schema.index_engine import find_index_engine
-from mloc_dagster.schema.inference import Pooling
+from mloc_dagster.schema.inference import Pooling, Reranking
 from mloc_dagster.schema.markers import FileRef, Url
 from mloc_dagster.schema.model import ModelSource
 from mloc_dagster.schema.result import ResultItem, RowsResult, Usage
@@ -225,34 +225,40 @@ class RetrieveSpec(ModelSpec):
     pooling: Pooling = Pooling()
     index: Index
     search: Search = Search()
-
-    @property
-    def rows_are_alike(self) -> bool:
-        """What is found depends on the row and the index alone."""
-        return True
-
-
-class Reranking(Block):
-    """How chunks are put in a better order: a model reads each together with the row."""
-
-    top_k: int = Field(default=5, ge=1, le=1000)
-    """Chunks that stay."""
-
-    documents_column: str | None = None
-    """The column with a list of texts, where rows come from a dataset and not from a search."""
-
-    error_budget: float = Field(default=0.01, ge=0, le=1)
-    """Share of rows that may end with an error."""
+    passages: Literal["top_k", "candidates"] = "top_k"
+    """How many a row has: `search.top_k`, or all `search.candidates` for a task behind it that
+    puts them in a better order."""
 
 
 class RerankSpec(ModelSpec):
     """Puts the texts that belong to each row in order, by a model that reads both together."""
 
+    ability: ClassVar[Ability] = "score"
     block_name: ClassVar[str] = "rerank"
     takes: ClassVar[frozenset[str]] = frozenset({"retrieved"})
     leaves: ClassVar[tuple[str, ...]] = ("retrieved",)
 
     rerank: Reranking = Reranking()
+
+    @model_validator(mode="after")
+    def _has_texts(self) -> Self:
+        if isinstance(self.data, UpstreamData):
+            if self.rerank.documents_column is not None:
+                raise ValueError(
+                    "rerank.documents_column is for rows of a dataset: those of an earlier task "
+                    "bring along what was found for them"
+                )
+        elif not isinstance(self.data, DatasetData):
+            raise ValueError(  # noqa: TRY004
+                f"data of type {self.data.type!r} has no texts to put in order: expected rows of "
+                "an earlier task (upstream), or a dataset with rerank.documents_column"
+            )
+        elif self.rerank.documents_column is None:
+            raise ValueError(
+                "give rerank.documents_column: the column with the texts of each row, which are "
+                "put in order"
+            )
+        return self
 
     @property
     def rows_are_alike(self) -> bool:
@@ -264,10 +270,12 @@ class Answering(Block):
     """What an answer is made of."""
 
     instructions: str | None = None
-    """Stands before the passages; by default the library's prompt in `templates/prompts/`."""
+    """Stand before the passages; by default the library's in `prompts/answer/`. Where a model may
+    abstain, they tell it to write `No answer found.`"""
 
     max_context_tokens: int = Field(default=3000, ge=1)
-    """Tokens of passages at most: the last ones are left out, and the row says which."""
+    """Tokens of passages at most, and at most what the model has room for: the last ones are left
+    out, whole, and the row says how many."""
 
     citations: Literal["required", "optional", "none"] = "required"
     """Whether answers name their passages, as `[1]`."""
@@ -285,6 +293,7 @@ class AnswerSpec(InferenceSpec):
     )
     deciding: ClassVar[frozenset[str]] = frozenset({"answer"})
 
+    data: UpstreamData  # pyright: ignore[reportIncompatibleVariableOverride]
     answer: Answering = Answering()
 
 

@@ -11,7 +11,7 @@ from mloc_dagster.schema.budget import Budget
 from mloc_dagster.schema.data import InferenceData, TrainingData
 from mloc_dagster.schema.engine_type import Ability
 from mloc_dagster.schema.evaluation import RowEvaluation
-from mloc_dagster.schema.inference import Inference, Pooling
+from mloc_dagster.schema.inference import Inference, Pooling, Reranking
 from mloc_dagster.schema.model import Model, TrainedModel
 from mloc_dagster.schema.output import Checks, Output
 from mloc_dagster.schema.resources import Parallel, Resources, Retries, Slo
@@ -154,7 +154,7 @@ class ModelSpec(RowSpec):
     """Take answers from earlier tasks where model, prompt and options are exactly the same."""
 
     @property
-    def row_block(self) -> Inference | Pooling:
+    def row_block(self) -> Inference | Pooling | Reranking:
         """How a row is answered that has no options of its own."""
         return getattr(self, self.block_name)
 

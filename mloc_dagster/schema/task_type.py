@@ -8,7 +8,7 @@ the API and the CLI know task types from here only.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,6 +81,21 @@ class Part:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class LibraryText:
+    """A text that the library gives where a template gives none.
+
+    Attributes:
+        block: The block of the spec that has it.
+        key: Its key there.
+        names: Takes the block; returns the files of the library's `prompts/` that it is made of.
+    """
+
+    block: str
+    key: str
+    names: Callable[[Any], tuple[str, ...]]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class TaskType:
     """A task type.
@@ -104,7 +119,15 @@ class TaskType:
         files: Files and folders that the report can write, for `output.artifacts`.
         counts: Names, in the plural, of what it counts beside rows, such as `turns`: its executor
             tells of them while it works (`ShardContext.count`), and its report in the end.
+        text: A text that the library gives where a template gives none.
         parts: The tasks that a template of this type stands for, instead of an `executor`.
+        check: Takes a task's spec and those of the template's other tasks, before any of them is
+            begun; raises what would keep it from working.
+        prepare: Takes a task's spec, its folder, and those of the tasks that it waits for by node,
+            before its input is spooled: writes down there what its rows depend on beside that.
+        conclude: Takes a task's spec, folder and plan when all rows are there and neither errors
+            nor a gate refuse them; returns what stands in `result` besides. It may be called
+            again for the same rows.
     """
 
     name: str
@@ -119,7 +142,11 @@ class TaskType:
     whole_keys: frozenset[str] = frozenset()
     files: frozenset[str] = frozenset()
     counts: tuple[str, ...] = ()
+    text: LibraryText | None = None
     parts: tuple[Part, ...] = ()
+    check: Callable[[Any, Sequence[TaskSpec]], None] | None = None
+    prepare: Callable[[Any, Any, Mapping[str, Any]], None] | None = None
+    conclude: Callable[[Any, Any, Any], Mapping[str, Any]] | None = None
 
     @property
     def has_rows(self) -> bool:

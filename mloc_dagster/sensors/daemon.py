@@ -24,6 +24,7 @@ import dagster as dg
 from mloc_dagster.errors import TransientError
 from mloc_dagster.events import STREAM_AWAY
 from mloc_dagster.fleet import RunWorkerStatus
+from mloc_dagster.home import postgres_url
 from mloc_dagster.sensors.slo import JobEstimates, publish_missed, reorder_queue
 from mloc_dagster.services import (
     QUEUE_CHANNEL,
@@ -32,7 +33,6 @@ from mloc_dagster.services import (
     Notifications,
     QueuedRunCoordinatorDaemon,
     SpanMarker,
-    postgres_url,
     run_daemons,
     serializable_error_info_from_exc_info,
 )

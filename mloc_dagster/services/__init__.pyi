@@ -42,7 +42,6 @@ from .internals import (
     serializable_error_info_from_exc_info as serializable_error_info_from_exc_info,
 )
 from .notifications import PATIENCE as PATIENCE, Notifications as Notifications
-from .postgres import postgres_url as postgres_url
 from .run_rows import (
     RunRow as RunRow,
     last_durations_s as last_durations_s,
@@ -66,7 +65,6 @@ from .stack.dagster_home import (
     SUBMITTED_LOCATION as SUBMITTED_LOCATION,
     fleet_instance as fleet_instance,
 )
-from .stack.layout import StackLayout as StackLayout, stack_layout as stack_layout
 from .stack.lifecycle import (
     clear_remains as clear_remains,
     kill_stack as kill_stack,
@@ -85,10 +83,7 @@ from .stack.plan import (
     reachable as reachable,
     saved_plan as saved_plan,
 )
-from .stack.processes import (
-    stack_processes as stack_processes,
-    supervisor_process as supervisor_process,
-)
+from .stack.processes import stack_processes as stack_processes
 from .stack.supervisor import (
     ComponentState as ComponentState,
     SupervisorGone as SupervisorGone,

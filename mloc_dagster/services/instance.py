@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import dagster as dg
 
+from mloc_dagster.home import private_home
 from mloc_dagster.services.internals import InstanceRef, LocalComputeLogManager
 from mloc_dagster.services.stack.dagster_home import NO_COMPUTE_LOGS, fleet_instance
-from mloc_dagster.services.stack.layout import private_home
 from mloc_dagster.settings import settings
 
 if TYPE_CHECKING:

@@ -1,6 +1,6 @@
 """The embedded PostgreSQL in the foreground: `python -m … DATA_DIR HOST PORT`, for a supervisor.
 
-The same server and the same data as `services.postgres` starts on demand, but reachable over TCP,
+The same server and the same data as `home.postgres` starts on demand, but reachable over TCP,
 with a password, and with room for the connections of a whole fleet.
 """
 
@@ -18,14 +18,17 @@ from pathlib import Path
 
 import psutil
 
-from mloc_dagster.services.postgres_files import (
+from mloc_dagster.home import (
     ACCESS_FILE,
+    INDEX_ROLE,
+    INDEX_SCHEMA_STATEMENTS,
     ORPHAN_PATIENCE_S,
     make_data_folder,
     orphans_of,
     postmaster,
+    private_home,
+    stack_layout,
 )
-from mloc_dagster.services.stack.layout import private_home, stack_layout
 from mloc_dagster.services.stack.plan import WORKER_USER, password_in
 
 _MAX_CONNECTIONS = 300
@@ -43,6 +46,9 @@ _WORKER_RIGHTS = (
     "ALTER DEFAULT PRIVILEGES IN SCHEMA public "
     f"GRANT SELECT, INSERT, UPDATE, DELETE ON TABLES TO {WORKER_USER}",
     f"ALTER DEFAULT PRIVILEGES IN SCHEMA public GRANT USAGE, SELECT ON SEQUENCES TO {WORKER_USER}",
+    # Indexes of chunks are made by whoever builds them.
+    *INDEX_SCHEMA_STATEMENTS,
+    f"GRANT {INDEX_ROLE} TO {WORKER_USER}",
 )
 
 # Whoever may open the socket may read the data anyway; on TCP everybody gives the password.

@@ -10,8 +10,8 @@ import pytest
 from sqlalchemy import create_engine, event, text
 from sqlalchemy.engine import Connection, make_url
 
+from mloc_dagster.home import postgres_url
 from mloc_dagster.ledger import Accepted, Ledger, NewTask, PlannedRun, Request, Submission
-from mloc_dagster.services import postgres_url
 from mloc_dagster.settings import settings
 
 

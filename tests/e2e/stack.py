@@ -17,9 +17,9 @@ from typing import Any, Self
 import psutil
 
 from mloc_dagster.cli.stack_readiness import component_answers
+from mloc_dagster.home import StackLayout
 from mloc_dagster.services import (
     ComponentState,
-    StackLayout,
     StackPlan,
     component_states,
     kill_stack,

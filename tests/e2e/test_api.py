@@ -211,7 +211,7 @@ def _database(home: Path) -> str:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLOC_HOME", str(home))
         settings.cache_clear()
-        from mloc_dagster.services import postgres_url
+        from mloc_dagster.home import postgres_url
 
         return postgres_url()
 

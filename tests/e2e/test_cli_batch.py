@@ -152,9 +152,16 @@ ONE_AT_A_TIME = {
 """Slow enough to be met in the middle, and no answer depends on what runs beside it."""
 
 
-def slow_batch(place: Place, engine: str) -> tuple[str, ...]:
-    """Writes a batch of 600 requests; returns the command that answers it row by row."""
-    texts = [f"What is {index} plus 4?" for index in range(600)]
+KILLED = 150
+"""Requests of a batch that is killed as soon as one is answered, and gone on with."""
+
+OUTLASTING = 1200
+"""Requests of a batch that runs for as long as two commands need to be refused."""
+
+
+def slow_batch(place: Place, engine: str, count: int) -> tuple[str, ...]:
+    """Writes a batch of requests; returns the command that answers it row by row."""
+    texts = [f"What is {index} plus 4?" for index in range(count)]
     requests = [chat(f"q{index}", text, max_tokens=40) for index, text in enumerate(texts)]
     source = place.write("in.jsonl", *requests)
     sets = [word for each in ONE_AT_A_TIME[engine] for word in ("--set", each)]
@@ -177,14 +184,14 @@ def kill(process: subprocess.Popen[str]) -> None:
 @pytest.mark.parametrize("engine", ["transformers", "vllm"])
 def test_a_kill_costs_nothing_that_was_done(place: Place, engine: str) -> None:
     pytest.importorskip(engine, exc_type=ImportError)
-    command = slow_batch(place, engine)
+    command = slow_batch(place, engine, KILLED)
     process = place.start(*command)
     wait_for_rows(place, process)
     kill(process)
     assert not (place.folder / "out.jsonl").exists()
     kept = {path: path.read_bytes() for path in place.results.glob("*/shards/*/part-*")}
     there = sum(data.count(b"\n") for data in kept.values())
-    assert 0 < there < 600, "it was killed in the middle"
+    assert 0 < there < KILLED, "it was killed in the middle"
 
     done = place.run(*command)
     assert done.returncode == 0, done.stderr
@@ -192,7 +199,7 @@ def test_a_kill_costs_nothing_that_was_done(place: Place, engine: str) -> None:
     assert all(path.read_bytes() == data for path, data in kept.items())
     assert "engine time" in done.stdout
     lines = place.lines("out.jsonl")
-    assert [line["custom_id"] for line in lines] == [f"q{index}" for index in range(600)]
+    assert [line["custom_id"] for line in lines] == [f"q{index}" for index in range(KILLED)]
     assert place.lines("out.errors.jsonl") == []
     assert len(list(place.results.glob("*/task.json"))) == 1
     assert not list(place.folder.glob(".*.part"))
@@ -204,19 +211,17 @@ def test_a_kill_costs_nothing_that_was_done(place: Place, engine: str) -> None:
     assert [content(line) for line in place.lines("out.jsonl")] == [content(line) for line in lines]
 
 
-@pytest.mark.parametrize("more", [(), ("--fresh",)])
-def test_a_batch_that_runs_is_left_alone_by_the_same_command(
-    place: Place, more: tuple[str, ...]
-) -> None:
-    command = slow_batch(place, "transformers")
+def test_a_batch_that_runs_is_left_alone_by_the_same_command(place: Place) -> None:
+    command = slow_batch(place, "transformers", OUTLASTING)
     process = place.start(*command)
     try:
         wait_for_rows(place, process)
         (plan,) = place.results.glob("*/plan.json")
         plan.rename(place.folder / "plan.json")  # as if it were still reading its input
-        second = place.run(*command, *more)
-        assert second.returncode == 2, second.stderr
-        assert f"is running in process {process.pid}" in second.stderr
+        for more in ((), ("--fresh",)):
+            second = place.run(*command, *more)
+            assert second.returncode == 2, second.stderr
+            assert f"is running in process {process.pid}" in second.stderr
         assert plan.with_name("task.json").exists()
         assert list(plan.parent.glob("shards/*/part-*"))
         assert process.poll() is None

@@ -132,6 +132,3 @@ def test_assets_of_two_templates_in_one_run_are_two_tasks(
 def test_the_shipped_library_is_a_valid_code_location(dagster_cli: Command) -> None:
     done = dagster_cli("definitions", "validate", "-m", "mloc_dagster.definitions")
     assert done.returncode == 0, done.stdout + done.stderr
-    listed = dagster_cli("job", "list", "-m", "mloc_dagster.definitions")
-    assert "demo" in listed.stdout
-    assert "draft_refine_format" in listed.stdout

@@ -28,11 +28,11 @@ from mloc_dagster.dispatch import Dispatcher, batch_key, launch as launch_module
 from mloc_dagster.events import TaskEvent, TaskEventType, listening
 from mloc_dagster.executors import task_id_for
 from mloc_dagster.fleet import LIBRARY, Jobs as JobsOfLibrary, TicketState, run_ticket_id
+from mloc_dagster.home import postgres_url
 from mloc_dagster.ledger import Ledger, NewTask, Submission, TaskEntry
 from mloc_dagster.library import library_files
 from mloc_dagster.ops import PROCESS_TAG, this_process
 from mloc_dagster.results import open_store
-from mloc_dagster.services import postgres_url
 from mloc_dagster.settings import settings
 from mloc_dagster.tasks import launch_template, retry_run
 from mloc_dagster.wire import TaskState

@@ -17,8 +17,9 @@ from pathlib import Path
 import pytest
 
 from mloc_dagster.compile import compile_document, parse_documents
+from mloc_dagster.home import StackLayout
 from mloc_dagster.models import BUILTIN_MODELS
-from mloc_dagster.services import StackLayout, make_plan
+from mloc_dagster.services import make_plan
 from mloc_dagster.settings import Settings
 from tests.e2e.conftest import ROOT
 from tests.e2e.stack import Stack

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.e2e
 USE = """
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from mloc_dagster.services.postgres import postgres_url
+from mloc_dagster.home import postgres_url
 with ThreadPoolExecutor(8) as pool:
     urls = set(pool.map(lambda _: postgres_url(), range(100)))
 print(*urls, flush=True)

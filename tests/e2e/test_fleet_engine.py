@@ -16,8 +16,8 @@ from dagster._core.launcher import WorkerStatus as Health
 from sqlalchemy import create_engine, text
 from sqlalchemy.engine import make_url
 
+from mloc_dagster.home import postgres_url
 from mloc_dagster.ops import NODES_TAG, run_tasks
-from mloc_dagster.services import postgres_url
 from mloc_dagster.settings import settings
 from mloc_dagster.tasks import Setbacks, setbacks_of
 from tests.e2e.fleet_processes import RUNS, FleetProcesses

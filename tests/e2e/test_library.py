@@ -33,6 +33,8 @@ TINY = [
 ]
 LOCAL_ROWS = [f"data.url={ROOT}/templates/data/questions.jsonl", "data.name=null"]
 
+PAGES = len(list((ROOT / "docs").rglob("*.md")))
+
 # Rows of each task, in order; several lists for several documents.
 ROWS = {
     "core/demo": [[24]],
@@ -52,6 +54,7 @@ ROWS = {
     "core/scored": [[24, 2]],
     "core/budget": [[24]],
     "core/partitioned": [[2]],
+    "core/rag_handbook": [[PAGES, PAGES, 22, 22]],
     "core/tool_calls": [[40]],
     "core/agent_tools": [[40]],
     "core/grpo_tools": [[8]],

@@ -11,8 +11,9 @@ import dagster as dg
 import pytest
 
 from mloc_dagster.errors import TransientError
+from mloc_dagster.home import postgres_url
 from mloc_dagster.sensors import Deadlines, News, QueueDaemon
-from mloc_dagster.services import QUEUE_CHANNEL, Notifications, postgres_url
+from mloc_dagster.services import QUEUE_CHANNEL, Notifications
 from tests.e2e.queued_runs import echo_template, queued
 
 pytestmark = pytest.mark.e2e

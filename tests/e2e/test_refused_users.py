@@ -8,7 +8,8 @@ import sys
 import pytest
 from sqlalchemy.engine import make_url
 
-from mloc_dagster.services import check_postgres, postgres_url
+from mloc_dagster.home import postgres_url
+from mloc_dagster.services import check_postgres
 from mloc_dagster.settings import settings
 from tests.e2e.conftest import ROOT
 

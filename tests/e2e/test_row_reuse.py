@@ -18,8 +18,8 @@ from tests.e2e.test_cli_run import Place, indexes, started_task
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
-ROWS = 300
-DISTINCT = 200
+ROWS = 150
+DISTINCT = 100
 
 CHAT = """\
 apiVersion: mloc/v1

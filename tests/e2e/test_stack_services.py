@@ -190,7 +190,7 @@ def test_a_taken_port_is_one_message(idle: Stack) -> None:
 
 
 def test_a_database_in_use_is_not_taken_away(idle: Stack) -> None:
-    code = "from mloc_dagster.services.postgres import postgres_url as u; print(u()); input()"
+    code = "from mloc_dagster.home import postgres_url as u; print(u()); input()"
     with subprocess.Popen(
         [sys.executable, "-c", code],
         env=idle.environment,

@@ -18,8 +18,8 @@ from sqlalchemy.engine import make_url
 from mloc_dagster.events import BEGINNING, Channel, TaskEvent, open_redis, read_events
 from mloc_dagster.executors import published_checkpoints
 from mloc_dagster.fleet import WorkerInfo, fleet_url
+from mloc_dagster.home import postgres_url
 from mloc_dagster.results import TrainingSummary, open_store, read_training
-from mloc_dagster.services import postgres_url
 from mloc_dagster.settings import settings
 from tests.e2e.fleet_processes import RUNS, FleetProcesses
 from tests.e2e.stack import ROOT, until
@@ -32,11 +32,17 @@ pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
 JOB = "align_tiny"
 TEMPLATE = ROOT / "templates" / "core" / "align_tiny.yaml"
-STEPS = {"sft": 60, "reward": 60, "ppo": 12, "dpo": 30}
-"""Each stage takes two to four seconds: long enough to be met in its middle."""
+STEPS = {"sft": 60, "reward": 60, "ppo": 12}
+"""Each stage takes two to four seconds: long enough to be met in its middle.
+
+DPO's part of the alignment is left out: it would be killed as SFT is, and what it resumes to is
+tested where trainers are.
+"""
 
 CHECKPOINTS = 6
 """Of a stage, evenly spread."""
+
+PATIENCE_S = 600.0
 
 LEFT_OUT = ("_runtime", "_per_second")
 """Figures that a killed training has others of: its time."""
@@ -111,16 +117,16 @@ def fleet(
 
 def test_a_worker_killed_in_each_stage_changes_no_figure(fleet: FleetProcesses) -> None:
     undisturbed = fleet.launch(JOB)
-    assert fleet.await_end(undisturbed, 180) is Status.SUCCESS, fleet.text(undisturbed)
+    assert fleet.await_end(undisturbed, PATIENCE_S) is Status.SUCCESS, fleet.text(undisturbed)
 
     disturbed = fleet.launch(JOB)
-    spare = iter(("w3", "w4", "w5"))
+    spare = iter(("w3", "w4"))
     killed: dict[str, WorkerInfo] = {}
     left: list[psutil.Process] = []
     while len(killed) < len(STEPS):
         waiting = STEPS.keys() - killed.keys()
         find = in_mid_training(fleet, disturbed, waiting)
-        found = until(find, f"one of {waiting} is in its middle", 150)
+        found = until(find, f"one of {waiting} is in its middle", PATIENCE_S)
         assert found is not None
         stage, worker = found
         left += psutil.Process(worker.pid).children(recursive=True)
@@ -129,7 +135,7 @@ def test_a_worker_killed_in_each_stage_changes_no_figure(fleet: FleetProcesses) 
         for name in spare:
             fleet.start(name)
             break
-    assert fleet.await_end(disturbed, 180) is Status.SUCCESS, fleet.text(disturbed)
+    assert fleet.await_end(disturbed, PATIENCE_S) is Status.SUCCESS, fleet.text(disturbed)
 
     assert left
     _, alive = psutil.wait_procs(left, timeout=10)

@@ -11,6 +11,7 @@ import dagster as dg
 import pytest
 
 from mloc_dagster.results import open_store, read_record, read_rows
+from mloc_dagster.settings import settings
 from tests.e2e.browser import CHROMIUM, Browser
 from tests.e2e.conftest import ROOT
 from tests.e2e.webserver import serving
@@ -59,18 +60,43 @@ ops:
 """
 
 
-@pytest.fixture
-def webserver(
-    tmp_path: Path, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("launched")
+
+
+@pytest.fixture(scope="module")
+def served(
+    session_home: Path,
+    session_instance: dg.DagsterInstance,
+    results: Path,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[str]:
-    library = tmp_path / "library"
+    """Dagster's UI on a library of two templates."""
+    folder = tmp_path_factory.mktemp("ui")
+    library = folder / "library"
     library.mkdir()
     (library / "stages.yaml").write_text(STAGES)
     (library / "answers.yaml").write_text(ANSWERS)
-    monkeypatch.setenv("MLOC_TEMPLATES_DIR", str(library))
+    environment = {
+        **os.environ,
+        "MLOC_HOME": str(session_home),
+        "MLOC_RESULTS_URL": str(results),
+        "MLOC_TEMPLATES_DIR": str(library),
+    }
     command = [sys.executable, "-m", "dagster", "dev", "-p"]
-    with serving(command, ROOT, os.environ, tmp_path / "dev.log") as url:
+    with serving(command, ROOT, environment, folder / "dev.log") as url:
         yield url
+
+
+@pytest.fixture
+def webserver(
+    served: str, instance: dg.DagsterInstance, results: Path, monkeypatch: pytest.MonkeyPatch
+) -> str:
+    """Its address; the store of this process is that of its runs."""
+    monkeypatch.setenv("MLOC_RESULTS_URL", str(results))
+    settings.cache_clear()
+    return served
 
 
 def test_a_template_launched_from_the_launchpad_leaves_results_and_lineage(

@@ -65,14 +65,19 @@ def pooling_plan(
     """
     pooling_type = _written(place, revision) or ("LAST" if _is_decoder(config) else "MEAN")
     sentence = _json(place, "sentence_bert_config.json", revision) or {}
-    limits = (
+    limit = most_tokens(config, tokenizer, sentence.get("max_seq_length"), most)
+    return PoolingPlan(pooling_type, limit)
+
+
+def most_tokens(config: Any, tokenizer: Any, *limits: int | None) -> int | None:
+    """Returns how many tokens a model reads at most, by its files and other limits; None of any."""
+    every = (
         getattr(config, "max_position_embeddings", None),
         getattr(tokenizer, "model_max_length", None),
-        sentence.get("max_seq_length"),
-        most,
+        *limits,
     )
-    known = [each for each in limits if isinstance(each, int) and 0 < each < _UNLIMITED]
-    return PoolingPlan(pooling_type, min(known, default=None))
+    known = (each for each in every if isinstance(each, int) and 0 < each < _UNLIMITED)
+    return min(known, default=None)
 
 
 def fitted_tokens(

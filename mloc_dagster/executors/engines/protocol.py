@@ -16,6 +16,7 @@ from typing import Any, Protocol, runtime_checkable
 from pydantic import JsonValue
 
 from mloc_dagster.executors.model_source import paths_in
+from mloc_dagster.executors.prompts import RowBlock
 from mloc_dagster.results import InputRow, TokenLogprob, ToolCall, ToolCallDelta
 from mloc_dagster.schema import EngineType, Inference, Model, ModelSpec, Pooling, changed_options
 
@@ -30,12 +31,28 @@ class Rendered:
         image_ids: sha256 of each picture's bytes: what tells two of them apart.
         special: Whether the tokenizer adds its own special tokens, such as the one that begins a
             text: a chat template writes these itself.
+        pair: The text that is read together with it, to be scored; None of a text by itself.
     """
 
     text: str
     images: tuple[Any, ...] = ()
     image_ids: tuple[str, ...] = ()
     special: bool = True
+    pair: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PairTokens:
+    """Two texts as a model reads them together.
+
+    Attributes:
+        tokens: The token ids of both, with the special ones around them.
+        second: Where the second text begins, for models that are told (`token_type_ids`); 0 for
+            all others.
+    """
+
+    tokens: list[int]
+    second: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,13 +62,16 @@ class EngineRequest:
     Attributes:
         row: The row.
         rendered: What the model reads.
-        tokens: The text's token ids (of a text with images, before these are put in).
-        sampling: How to answer: the task's block with the row's own options; None for embeddings.
-        pooling: How to embed; None for text.
+        tokens: The text's token ids (of a text with images, before these are put in), or those of
+            both texts of a pair.
+        sampling: How to answer: the task's block with the row's own options; None for vectors and
+            scores.
+        pooling: How to embed; None for text and scores.
         seed: Seeds what is random in this row's answers, whatever else runs beside it.
         adapter: Name of the LoRA adapter to answer with; None for the model as it is.
         urgent: Somebody waits for the answer: rows of shards come after it.
         stream: The answer is wanted as it is generated (`Replies.text`, `reasoning`, `tool_call`).
+        second: Of a pair, as in `PairTokens`.
     """
 
     row: InputRow
@@ -63,6 +83,7 @@ class EngineRequest:
     adapter: str | None = None
     urgent: bool = False
     stream: bool = False
+    second: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,8 +114,9 @@ class Completion:
     """What a request became.
 
     Attributes:
-        answers: The `n` texts, in order; empty for an embedding.
-        embedding: The vector; None for text.
+        answers: The `n` texts, in order; empty for a vector or a score.
+        embedding: The vector; None for all else.
+        score: How well the texts of a pair go together: the higher, the better; None for all else.
         prompt_tokens: Tokens the model read, those of images included.
         cached_tokens: How many of these the engine had in its prefix cache.
         padding_tokens: Tokens computed only to fill the request's batch.
@@ -109,6 +131,7 @@ class Completion:
     padding_tokens: int = 0
     engine_s: float = 0.0
     latency_s: float = 0.0
+    score: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +189,7 @@ class Engine(Protocol):
         """Memory it holds on its device."""
         ...
 
-    def render(self, row: InputRow, block: Inference | Pooling) -> Rendered:
+    def render(self, row: InputRow, block: RowBlock) -> Rendered:
         """Renders a row through the chat template, up to where the answer begins.
 
         Args:
@@ -228,6 +251,21 @@ class CallableEngine(Protocol):
 
 
 @runtime_checkable
+class ScoringEngine(Engine, Protocol):
+    """An engine that scores how well two texts go together (`Rendered.pair`)."""
+
+    def tokenize_pairs(self, text: str, others: Sequence[str]) -> list[PairTokens]:
+        """Returns what the model reads of a text together with each of the others.
+
+        Where both are too long, the other text is cut, and never the first.
+
+        Raises:
+            ValueError: If the first text leaves no room for another.
+        """
+        ...
+
+
+@runtime_checkable
 class SleepingEngine(Protocol):
     """An engine that can leave its GPUs for a while."""
 
@@ -242,6 +280,16 @@ class SleepingEngine(Protocol):
 
     def wake(self) -> None:
         """Moves its weights back, with an empty cache."""
+        ...
+
+
+@runtime_checkable
+class LimitedEngine(Protocol):
+    """An engine that knows how much its model reads."""
+
+    @property
+    def longest(self) -> int | None:
+        """Tokens that a prompt and its answer may have together; None without a limit."""
         ...
 
 

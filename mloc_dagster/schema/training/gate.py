@@ -6,7 +6,7 @@
 
 `before` is the same metric before the training. Nothing is evaluated but this. A metric with a
 slash is a benchmark's, or the chance of one in several answers, and may hold dashes and `@`:
-`task/metric`, `numeric/pass@5`.
+`task/metric`, `numeric/pass@5`. One without may end with `@` and a number: `recall@5`.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ ANSWERLESS_METRICS: frozenset[str] = frozenset(("loss", "perplexity", "win_rate"
 
 
 _TOKEN = re.compile(
-    r"\s*(?:(?P<benchmark>\w[\w.+-]*(?:/[\w.@-]+)+)"
+    r"\s*(?:(?P<benchmark>\w[\w.+@-]*(?:/[\w.@-]+)+)"
     r"|(?P<number>\d+(?:\.\d*)?(?:[eE][+-]?\d+)?|\.\d+(?:[eE][+-]?\d+)?)"
-    r"|(?P<name>[A-Za-z_][\w.]*)"
+    r"|(?P<name>[A-Za-z_][\w.]*(?:@\d+)?)"
     r"|(?P<compare>>=|<=|==|!=|>|<)"
     r"|(?P<sign>[+*-]))"
 )

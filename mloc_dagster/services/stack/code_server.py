@@ -25,8 +25,8 @@ from dagster._grpc.server import DagsterApiServer, DagsterGrpcServer, LoadedRepo
 from dagster._utils.error import serializable_error_info_from_exc_info
 from dagster._utils.log import configure_loggers
 
+from mloc_dagster.home import stack_layout
 from mloc_dagster.services.stack.dagster_home import CODE_LOCATIONS, CodeLocation
-from mloc_dagster.services.stack.layout import stack_layout
 
 _log = logging.getLogger("dagster.code_server")
 

@@ -12,18 +12,18 @@ from contextlib import contextmanager
 import psutil
 
 from mloc_dagster.errors import InputError, TerminalError
-from mloc_dagster.services.postgres_files import is_supervised, postmaster
-from mloc_dagster.services.postgres_users import PostgresUsers
+from mloc_dagster.home import (
+    PostgresUsers,
+    StackLayout,
+    is_supervised,
+    postmaster,
+    supervisor_process,
+)
 from mloc_dagster.services.redis import write_redis_config
 from mloc_dagster.services.stack.dagster_home import CODE_LOCATIONS, write_dagster_home
 from mloc_dagster.services.stack.forks import FORK_PREFIX
-from mloc_dagster.services.stack.layout import StackLayout
 from mloc_dagster.services.stack.plan import StackPlan, password_in, write_secret
-from mloc_dagster.services.stack.processes import (
-    stack_processes,
-    stop_processes,
-    supervisor_process,
-)
+from mloc_dagster.services.stack.processes import stack_processes, stop_processes
 from mloc_dagster.services.stack.supervisor import (
     SupervisorGone,
     ask_to_stop,

@@ -17,7 +17,7 @@ import psutil
 from pydantic import BaseModel, ConfigDict
 
 from mloc_dagster.errors import InputError
-from mloc_dagster.services.stack.layout import StackLayout
+from mloc_dagster.home import StackLayout
 from mloc_dagster.settings import Settings
 
 _PASSWORD_BYTES = 24

@@ -9,22 +9,11 @@ from contextlib import suppress
 
 import psutil
 
-from mloc_dagster.services.postgres_files import is_supervised, orphans_of, postmaster
-from mloc_dagster.services.stack.layout import StackLayout
+from mloc_dagster.home import StackLayout, is_supervised, orphans_of, postmaster
 from mloc_dagster.services.stack.plan import STACK
 
 _KILLED_S = 10.0
 _DATABASES = ("postgres", "redis-server")
-
-
-def supervisor_process(layout: StackLayout) -> psutil.Process | None:
-    """Returns the supervisor of a home; None when its pid file is stale or missing."""
-    try:
-        process = psutil.Process(int(layout.pid_file.read_text(encoding="utf-8")))
-        running = str(layout.config) in process.cmdline()
-    except (FileNotFoundError, ValueError, psutil.Error):
-        return None
-    return process if running and process.status() != psutil.STATUS_ZOMBIE else None
 
 
 def stack_processes(layout: StackLayout) -> list[psutil.Process]:

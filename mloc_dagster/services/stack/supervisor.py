@@ -16,8 +16,7 @@ from typing import cast
 from pydantic import BaseModel, ConfigDict
 
 from mloc_dagster.errors import TerminalError
-from mloc_dagster.services.stack.layout import StackLayout
-from mloc_dagster.services.stack.processes import supervisor_process
+from mloc_dagster.home import StackLayout, supervisor_process
 
 _SUPERVISORD = "mloc_dagster.services.stack.supervisord"
 # It loads what components share before it answers; a machine may be slow ten times over.

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from mloc_dagster.home import StackLayout
 from mloc_dagster.services.redis import redis_executable
 from mloc_dagster.services.stack.dagster_home import (
     CODE_SERVER,
@@ -16,7 +17,6 @@ from mloc_dagster.services.stack.dagster_home import (
     DAEMON_WORKSPACE,
     WORKSPACE,
 )
-from mloc_dagster.services.stack.layout import StackLayout
 
 if TYPE_CHECKING:
     from mloc_dagster.services.stack.plan import StackPlan

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from mloc_dagster.errors import InputError, TransientError
+from mloc_dagster.home import stack_layout
 from mloc_dagster.services.stack.answers import (
     check_postgres,
     check_redis,
@@ -23,7 +24,6 @@ from mloc_dagster.services.stack.answers import (
     redis_answers,
     tables_answer,
 )
-from mloc_dagster.services.stack.layout import stack_layout
 from mloc_dagster.services.stack.plan import saved_plan
 from mloc_dagster.settings import settings
 

@@ -101,7 +101,9 @@ def test_errors_are_those_of_the_command_line(api: Served, tmp_path: Path) -> No
     assert shown[0].startswith("body.yaml:5:13: spec.taskType: unknown task type 'ecko'")
 
 
-def test_a_task_type_that_is_not_built_yet_is_refused_at_its_line(api: Served) -> None:
+def test_a_task_type_that_is_not_built_yet_is_refused_at_its_line(
+    api: Served, unbuilt: str
+) -> None:
     rag = """\
 spec:
   taskType: rag
@@ -112,7 +114,7 @@ spec:
     answer = api.client.post("/api/v1/tasks", content=ECHO.partition("spec:")[0] + rag)
     assert answer.status_code == 422
     shown = [str(Finding.model_validate(each)) for each in answer.json()["errors"]]
-    assert "body.yaml:5:13: spec.taskType: task type 'retrieve' is not built yet" in shown[-1]
+    assert f"body.yaml:5:13: spec.taskType: task type {unbuilt!r} is not built yet" in shown[-1]
     assert sum("not built yet" in each for each in shown) == 1
 
 

@@ -7,9 +7,10 @@ from types import SimpleNamespace
 import httpx
 import pytest
 
-from mloc_dagster import services
+from mloc_dagster import home
 from mloc_dagster.client.client import Client
-from mloc_dagster.services import make_plan, stack_layout
+from mloc_dagster.home import stack_layout
+from mloc_dagster.services import make_plan
 from mloc_dagster.settings import settings
 from tests.ports import free_port
 
@@ -30,7 +31,7 @@ def stack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     tokens.write_text("# ours\nhush-1 ci\nhush-2\n")
     started_with = {**os.environ, "MLOC_API_TOKEN_FILE": str(tokens)}
     process = SimpleNamespace(environ=lambda: started_with)
-    monkeypatch.setattr(services, "supervisor_process", lambda _: process)
+    monkeypatch.setattr(home, "supervisor_process", lambda _: process)
     return f"http://127.0.0.1:{port}"
 
 

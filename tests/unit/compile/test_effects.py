@@ -185,6 +185,7 @@ OTHERWISE = {
     "evaluation.data.preferences": "a comparison is handed on whole, as a row",
     "data.items": "a chat message is handed on whole, as a row",
     "checkpoint.load.type": "refused where it contradicts the source that is given",
+    "evaluation.answer_column": "made the reference where the block is read",
     "configName": "read where the document is laid over its preset, before it is typed",
     "task": "made the only row where the spec is read",
     "inference.tools": "handed on whole, to chat templates and parsers of calls",
@@ -608,16 +609,12 @@ def test_replicas_have_no_effect() -> None:
     assert "parallel.max_shards" in str(found)
 
 
-@pytest.mark.parametrize(
-    "spec",
-    [
+@pytest.mark.usefixtures("unbuilt")
+def test_a_task_type_that_is_not_built_yet_validates_with_a_warning_and_runs_nowhere() -> None:
+    spec = (
         "{taskType: rag, data: {type: list, items: [a]}, qdrant: {url: u, collection: c},"
-        " embedding: {model: m}}",
-    ],
-)
-def test_a_task_type_that_is_not_built_yet_validates_with_a_warning_and_runs_nowhere(
-    spec: str,
-) -> None:
+        " embedding: {model: m}}"
+    )
     template = compiled(changed(spec))
     (found,) = template.warnings
     assert "is not built yet" in str(found)

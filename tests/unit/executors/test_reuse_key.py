@@ -97,12 +97,13 @@ def test_the_list_of_sampling_fields_is_complete() -> None:
 def test_the_list_of_a_requests_fields_is_complete() -> None:
     """A field that is new has to be an ingredient, or to be left out on purpose."""
     assert {field.name for field in dataclasses.fields(EngineRequest)} == {
-        "row", "rendered", "tokens", "sampling", "pooling", "seed", "adapter", "stream", "urgent"
+        *("row", "rendered", "tokens", "sampling", "pooling", "seed", "adapter", "stream"),
+        *("urgent", "second"),
     }  # fmt: skip
     # `stream` and `urgent` say how an answer is wanted, and change none.
     # The tokens have what `special` decides on, and image_ids what the pictures are.
     assert {field.name for field in dataclasses.fields(Rendered)} == {
-        "text", "images", "image_ids", "special"
+        "text", "images", "image_ids", "special", "pair"
     }  # fmt: skip
 
 
@@ -122,6 +123,8 @@ def test_each_field_of_sampling_counts(name: str) -> None:
         {"tokens": [1, 2]},
         {"tokens": [1, 2, 3, 0]},
         {"seed": 4},
+        {"rendered": Rendered("the text", (), ("image one", "image two"), pair="")},
+        {"second": 1},
         {"adapter": "other"},
         {"adapter": ""},
         {"adapter": None},
@@ -129,6 +132,16 @@ def test_each_field_of_sampling_counts(name: str) -> None:
 )
 def test_each_ingredient_of_a_request_counts(changes: dict[str, Any]) -> None:
     assert key(request(**changes)) not in (None, key(request()))
+
+
+def test_a_pair_counts_with_both_of_its_texts() -> None:
+    def of(text: str, pair: str | None) -> bytes | None:
+        return key(request(sampling=None, rendered=Rendered(text, pair=pair)))
+
+    keys = [of("a", "b"), of("b", "a"), of("ab", ""), of("a", "bc")]
+    assert None not in keys
+    assert len({*keys}) == len(keys)
+    assert of("a", None) is None  # nothing says how that is answered
 
 
 def test_what_answers_counts() -> None:

@@ -190,7 +190,7 @@ def test_what_cannot_be_scored_is_refused_before_anything_is_computed(
 def test_a_row_without_the_nested_right_answer_is_named(folder: Folder) -> None:
     scorer = Scorer(folder, evaluation(metrics=["f1"], reference="spans.texts"))
     with pytest.raises(DataError, match=r"row 3 has no column 'spans\.texts'; did you mean 'text'"):
-        scorer.score(OutputRow(3, "p", "a"), {"spans": {"text": ["a"]}})
+        scorer.score([OutputRow(3, "p", "a")], [{"spans": {"text": ["a"]}}])
 
 
 def test_the_right_answer_may_be_in_a_column_that_results_call_otherwise(folder: Folder) -> None:

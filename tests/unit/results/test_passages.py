@@ -81,6 +81,7 @@ def test_passages_are_nested_lists_of_every_export(searched: Folder) -> None:
         "id": "c2",
         "text": "Mice hide.",
         "document": "mice",
+        "start": 0,
         "end": 10,
         "page": 2,
         "heading": ["Mice", "Where"],

@@ -13,9 +13,9 @@ from dagster._core.instance.config import dagster_instance_config
 
 from mloc_dagster.cli.up_command import share_gpus
 from mloc_dagster.errors import InputError
+from mloc_dagster.home import StackLayout
 from mloc_dagster.services.redis import redis_executable, write_redis_config
 from mloc_dagster.services.stack.dagster_home import write_dagster_home
-from mloc_dagster.services.stack.layout import StackLayout
 from mloc_dagster.services.stack.plan import (
     StackPlan,
     addresses,

@@ -10,13 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from mloc_dagster.services.stack.layout import StackLayout
+from mloc_dagster.home import StackLayout, supervisor_process
 from mloc_dagster.services.stack.lifecycle import clear_remains
-from mloc_dagster.services.stack.processes import (
-    stack_processes,
-    stop_processes,
-    supervisor_process,
-)
+from mloc_dagster.services.stack.processes import stack_processes, stop_processes
 from mloc_dagster.services.stack.supervisor import SupervisorGone, component_states
 
 _STUBBORN = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); "

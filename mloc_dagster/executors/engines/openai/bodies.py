@@ -13,7 +13,7 @@ from pydantic import JsonValue
 from mloc_dagster.errors import InputError
 from mloc_dagster.executors.engines.openai.engine_type import Dialect, OpenaiOptions
 from mloc_dagster.executors.engines.protocol import EngineRequest
-from mloc_dagster.executors.prompts import instruction_of, plain_text, tool_definitions
+from mloc_dagster.executors.prompts import RowBlock, instruction_of, plain_text, tool_definitions
 from mloc_dagster.results import InputRow, Message
 from mloc_dagster.schema import Inference, Pooling, StructuredOutputs
 
@@ -118,10 +118,12 @@ def messages_of(
     return messages
 
 
-def extensions(block: Inference | Pooling) -> dict[str, Any]:
+def extensions(block: RowBlock) -> dict[str, Any]:
     """Returns the options that are set and that OpenAI's API has no word for, as vLLM has them."""
     if isinstance(block, Pooling):
         return {"truncate": -1} if block.truncate else {}
+    if not isinstance(block, Inference):
+        return {}
     form = block.structured_outputs
     own_form = {} if form is None or _response_format(form) else {"structured_outputs": _form(form)}
     found: dict[str, Any] = {
@@ -137,7 +139,7 @@ def extensions(block: Inference | Pooling) -> dict[str, Any]:
     return {name: value for name, value in found.items() if value is not None} | own_form
 
 
-def refuse_extensions(block: Inference | Pooling, server: Server) -> None:
+def refuse_extensions(block: RowBlock, server: Server) -> None:
     """Refuses options that the endpoint would ignore, or does not know.
 
     Raises:

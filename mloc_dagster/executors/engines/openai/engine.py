@@ -41,7 +41,7 @@ from mloc_dagster.executors.input_planning import estimate_tokens
 from mloc_dagster.executors.prompts import RowBlock
 from mloc_dagster.net import current_reach
 from mloc_dagster.results import InputRow, ServerFault
-from mloc_dagster.schema import ModelSpec, Pooling
+from mloc_dagster.schema import Inference, ModelSpec, Pooling
 
 _EXTRA = "endpoint"
 _PLACE = "<image>"
@@ -117,6 +117,11 @@ class OpenaiEngine:
         refuse_extensions(spec.row_block, self._server)
         self.revision = self.revision or told.root
 
+    @property
+    def longest(self) -> int | None:
+        """Tokens that a prompt and its answer may have together; None where it does not tell."""
+        return self._server.longest
+
     def render(self, row: InputRow, block: RowBlock) -> Rendered:
         """Returns a row as JSON: nothing is rendered here, and equal requests have equal text.
 
@@ -125,6 +130,8 @@ class OpenaiEngine:
         """
         if isinstance(block, Pooling):
             return Rendered(embedded_text(row, block))
+        if not isinstance(block, Inference):
+            raise ValueError("an endpoint scores no pairs of texts")  # noqa: TRY004
         pictures = iter(lambda: _PLACE, None)
         messages = messages_of(row, block, self._server, pictures)
         return Rendered(json.dumps(messages, ensure_ascii=False), special=False)

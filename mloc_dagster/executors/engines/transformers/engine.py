@@ -52,15 +52,19 @@ BY_ROW = {
 
 
 class TransformersLoader(EngineLoader):
-    """Loads models for text or for vectors."""
+    """Loads models for text, for vectors or for scores."""
 
     def load(self, spec: ModelSpec) -> Engine:
         """Loads the model of a task; see `model.load_model` for what may go wrong."""
-        if not isinstance(spec, EmbeddingSpec):
-            return load_engine(spec)
-        from mloc_dagster.executors.engines.transformers import pooling
+        if isinstance(spec, EmbeddingSpec):
+            from mloc_dagster.executors.engines.transformers import pooling
 
-        return pooling.load_engine(spec)
+            return pooling.load_engine(spec)
+        if spec.ability == "score":
+            from mloc_dagster.executors.engines.transformers import scoring
+
+            return scoring.load_engine(spec)
+        return load_engine(spec)
 
 
 def load_engine(spec: ModelSpec) -> TransformersEngine:
@@ -102,6 +106,11 @@ class TransformersEngine:
     def device(self) -> str:
         """Where its weights are."""
         return str(self.loaded.model.device)
+
+    @property
+    def longest(self) -> int | None:
+        """Tokens that a prompt and its answer may have together; None without a limit."""
+        return self.loaded.max_positions
 
     @property
     def size_bytes(self) -> int:

@@ -55,7 +55,9 @@ TRANSFORMERS = EngineType(
     label="transformers",
     options=TransformersOptions,
     loader="mloc_dagster.executors.engines.transformers.engine:TransformersLoader",
-    abilities=frozenset({"generate", "embed", "images", "adapters", "guided", "logprobs", "tools"}),
+    abilities=frozenset(
+        {"generate", "embed", "score", "images", "adapters", "guided", "logprobs", "tools"}
+    ),
     xgrammar_only=True,
     order=100,  # it runs where no other engine does
     runs_anywhere=True,

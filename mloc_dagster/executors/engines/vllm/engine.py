@@ -134,6 +134,11 @@ class VllmEngine:
         return self._device
 
     @property
+    def longest(self) -> int:
+        """Tokens that a prompt and its answer may have together."""
+        return self._max_tokens
+
+    @property
     def size_bytes(self) -> int:
         """Bytes of its weights and its key-value cache."""
         return self._size_bytes

@@ -266,7 +266,9 @@ VLLM = EngineType(
     label="vLLM",
     options=VllmOptions,
     loader="mloc_dagster.executors.engines.vllm.loader:VllmLoader",
-    abilities=frozenset({"generate", "embed", "images", "adapters", "guided", "logprobs", "tools"}),
+    abilities=frozenset(
+        {"generate", "embed", "score", "images", "adapters", "guided", "logprobs", "tools"}
+    ),
     order=10,
     chosen_for_cpu=False,
     instead={"load_in_4bit": _QUANTISED, "load_in_8bit": _QUANTISED},

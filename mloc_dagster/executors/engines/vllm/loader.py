@@ -50,7 +50,7 @@ _NOT_READ = {"allowed_local_media_path", "download_dir"}  # folders that are not
 
 
 class VllmLoader(EngineLoader):
-    """Loads models for text or for vectors."""
+    """Loads models for text, for vectors or for scores."""
 
     def load(self, spec: ModelSpec) -> Engine:
         """Starts vLLM with the model of a task; see `start.start_engine` for what may go wrong."""
@@ -58,6 +58,10 @@ class VllmLoader(EngineLoader):
             from mloc_dagster.executors.engines.vllm.pooling import load_engine
 
             return load_engine(spec)
+        if spec.ability == "score":
+            from mloc_dagster.executors.engines.vllm import scoring
+
+            return scoring.load_engine(spec)
         from mloc_dagster.executors.engines.vllm import engine
 
         return engine.load_engine(spec)

@@ -10,7 +10,7 @@ from mloc_dagster.executors.engines.protocol import Completion, EngineRequest, R
 from mloc_dagster.executors.engines.vllm.engine import CALLS_FIRST, VllmEngine
 from mloc_dagster.executors.engines.vllm.process import prepare_environment
 from mloc_dagster.executors.engines.vllm.requests import prepare_adapters
-from mloc_dagster.executors.engines.vllm.start import plan_engine
+from mloc_dagster.executors.engines.vllm.start import EnginePlan, plan_engine
 from mloc_dagster.executors.model_source import clear_load_errors
 from mloc_dagster.executors.prompts import RowBlock, instruction_of, plain_text
 from mloc_dagster.results import InputRow
@@ -29,18 +29,11 @@ def load_engine(spec: EmbeddingSpec) -> VllmPoolingEngine:
     if spec.model.adapters:
         raise InputError("model.adapters: a task of type 'embedding' has none")
     started = plan_engine(spec, runner="pooling")
-    prepare_environment()
-    from transformers import AutoConfig
+    config = read_config(started)
     from vllm.config import PoolerConfig
 
-    revision = started.arguments.get("revision")
     with clear_load_errors(started.source):
-        config = AutoConfig.from_pretrained(
-            started.place,
-            revision=revision,
-            trust_remote_code=started.arguments["trust_remote_code"],
-            local_files_only=started.source.type != "huggingface",
-        )
+        revision = started.arguments.get("revision")
         plan = pooling_plan(started.place, config, None, revision)
     if spec.pooling.pooling_type is not None:
         plan = PoolingPlan(spec.pooling.pooling_type, plan.limit)
@@ -50,6 +43,25 @@ def load_engine(spec: EmbeddingSpec) -> VllmPoolingEngine:
         enable_prefix_caching=False,
     )
     return VllmPoolingEngine(started, prepare_adapters(started, ())[1], plan)
+
+
+def read_config(plan: EnginePlan) -> Any:
+    """Returns what transformers knows of a model before vLLM loads it.
+
+    Raises:
+        TerminalError: If there is no such model.
+        TransientError: If the hub cannot be reached.
+    """
+    prepare_environment()
+    from transformers import AutoConfig
+
+    with clear_load_errors(plan.source):
+        return AutoConfig.from_pretrained(
+            plan.place,
+            revision=plan.arguments.get("revision"),
+            trust_remote_code=plan.arguments["trust_remote_code"],
+            local_files_only=plan.source.type != "huggingface",
+        )
 
 
 class VllmPoolingEngine(VllmEngine):

@@ -8,6 +8,8 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
 from mloc_dagster.settings import settings
 
 # A unix socket's path has room for 107 bytes. The longest name here, `/submitted.sock`, takes 15;
@@ -120,3 +122,13 @@ def private_home(home: Path) -> None:
 def stack_layout() -> StackLayout:
     """Returns the layout under this process's `MLOC_HOME`."""
     return StackLayout(settings().home.resolve())
+
+
+def supervisor_process(layout: StackLayout) -> psutil.Process | None:
+    """Returns the supervisor of a home; None when its pid file is stale or missing."""
+    try:
+        process = psutil.Process(int(layout.pid_file.read_text(encoding="utf-8")))
+        running = str(layout.config) in process.cmdline()
+    except (FileNotFoundError, ValueError, psutil.Error):
+        return None
+    return process if running and process.status() != psutil.STATUS_ZOMBIE else None

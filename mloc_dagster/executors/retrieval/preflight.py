@@ -1,0 +1,126 @@
+"""What is known of an index before the tasks of a template are begun; which version is pinned."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import cast
+
+from mloc_dagster.errors import InputError, UnknownNameError
+from mloc_dagster.executors.input_planning import model_file
+from mloc_dagster.executors.retrieval.pinned import PinnedVersion, read_pinned, write_pinned
+from mloc_dagster.executors.retrieval.publishing import content_of
+from mloc_dagster.index import IndexInfo, index_names, open_index
+from mloc_dagster.results import Folder
+from mloc_dagster.schema import Index, IndexSpec, RetrieveSpec, TaskSpec
+
+
+def check_index(spec: IndexSpec | RetrieveSpec, others: Sequence[TaskSpec]) -> None:
+    """Checks the index of a task before anything runs.
+
+    Args:
+        spec: The task.
+        others: The other tasks of its template, which may build the index.
+
+    Raises:
+        UnknownNameError: If nobody built an index of that name; names the nearest.
+        InputError: If a secret is missing, or vectors of the model do not fit the index.
+        MissingExtraError: If the engine's library is not installed.
+        TransientError: If the index cannot be reached.
+    """
+    builds = isinstance(spec, IndexSpec) or any(
+        isinstance(each, IndexSpec) and _same(each.index, spec.index) for each in others
+    )
+    info = _info(spec.index)
+    if not builds:
+        _searchable(spec.index, info)
+    if info is not None and not _by_words_alone(spec):
+        _check_dimension(spec, info)
+
+
+def pin_version(spec: RetrieveSpec, folder: Folder, upstream: Mapping[str, Folder]) -> None:
+    """Writes down which version of the index a task searches, once and for all of its rows.
+
+    It is what an `index` task has made that this one waits for; else the newest there is.
+
+    Raises:
+        UnknownNameError: If there is no such index.
+        InputError: If it has no version yet.
+    """
+    if read_pinned(folder) is not None:
+        return
+    made = [read_pinned(each) for each in upstream.values()]
+    found = next((each for each in made if each is not None and each.is_of(spec.index)), None)
+    if found is None:
+        found = _newest(spec.index, _searchable(spec.index, _info(spec.index)))
+    write_pinned(folder, found.model_copy(update={"removed": None}))
+
+
+def inherit_version(_: TaskSpec, folder: Folder, upstream: Mapping[str, Folder]) -> None:
+    """Writes down which version a task's passages come from, as the task before it knows it."""
+    found = next(filter(None, map(read_pinned, upstream.values())), None)
+    if found is not None and read_pinned(folder) is None:
+        write_pinned(folder, found.model_copy(update={"removed": None}))
+
+
+def _same(one: Index, other: Index) -> bool:
+    return (one.engine, one.name, one.url) == (other.engine, other.name, other.url)
+
+
+def _by_words_alone(spec: IndexSpec | RetrieveSpec) -> bool:
+    return isinstance(spec, RetrieveSpec) and spec.search.mode == "keyword"
+
+
+def _info(index: Index) -> IndexInfo | None:
+    opened = open_index(index)
+    try:
+        return opened.info()
+    finally:
+        opened.close()
+
+
+def _searchable(index: Index, info: IndexInfo | None) -> IndexInfo:
+    if info is None:
+        known = index_names(index.engine) if index.url is None else ()
+        raise UnknownNameError("index", index.name, known)
+    if not info.versions and info.model:
+        raise InputError(f"the index {index.name!r} has no version yet: its build has not ended")
+    return info
+
+
+def _newest(index: Index, info: IndexInfo) -> PinnedVersion:
+    version = info.versions[-1] if info.versions else None
+    return PinnedVersion(
+        engine=index.engine,
+        name=index.name,
+        url=index.url,
+        version=None if version is None else version.number,
+        chunks=info.chunks if version is None else version.chunks,
+        content="" if version is None else content_of(version),
+    )
+
+
+def _check_dimension(spec: IndexSpec | RetrieveSpec, info: IndexInfo) -> None:
+    """Compares lengths of vectors, as far as that of the model's is known without loading it."""
+    length = spec.pooling.dimensions or _hidden_size(model_file(spec.model.source, "config.json"))
+    if length is not None and length != info.dimension:
+        raise InputError(
+            f"the index {info.name!r} has vectors of {info.dimension} numbers, and those of "
+            f"{spec.model.source.identifier!r} have {length}: take the model that built the index"
+            + (f" ({info.model})" if info.model else "")
+        )
+
+
+def _hidden_size(path: Path | None) -> int | None:
+    if path is None:
+        return None
+    try:
+        given = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None  # whoever loads the model says what is wrong with it
+    config = cast("dict[str, object]", given) if isinstance(given, dict) else {}
+    text = config.get("text_config")
+    found = cast("dict[str, object]", text) if isinstance(text, dict) else config
+    size = found.get("hidden_size", found.get("dim", found.get("n_embd")))
+    return size if isinstance(size, int) else None

@@ -1,0 +1,5 @@
+"""What lies under `MLOC_HOME`: where everything is, and the embedded PostgreSQL."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
