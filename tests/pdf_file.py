@@ -26,7 +26,7 @@ def pdf_of(*pages: str, password: str = "") -> bytes:
         lines = "".join(f"({line}) Tj T* " for line in text.splitlines())
         content = DecodedStreamObject()
         content.set_data(f"BT /F1 12 Tf 14 TL 20 380 Td {lines}ET".encode())
-        page[NameObject("/Contents")] = writer._add_object(content)
+        page[NameObject("/Contents")] = writer._add_object(content)  # pyright: ignore[reportPrivateUsage]
     if password:
         writer.encrypt(password, algorithm="RC4-128")
     file = BytesIO()
