@@ -165,9 +165,8 @@ def find_documents(url: str) -> DocumentFiles | None:
         sizes, base = _listed(fs, path)
     documents = {each: size for each, size in sizes.items() if document_type(each)}
     if not documents:
-        suffix = PurePosixPath(path).suffix
-        if data_suffix(path) or (not is_glob(path) and not suffix) or _has_data(sizes):
-            return None
+        if any(map(data_suffix, sizes)) or (not sizes and not is_glob(path)):
+            return None  # what is wrong with it, data sets say
         known = ", ".join(DOCUMENT_TYPES)
         raise DataError(f"{url}: no documents there; mloc reads {known}, and rows of datasets")
     if is_glob(path) or len(documents) > 1:
@@ -208,10 +207,6 @@ def _listed(fs: Any, path: str) -> tuple[dict[str, int], str]:
         for each, about in found.items()
         if about.get("type") != "directory"
     }, base
-
-
-def _has_data(paths: Iterable[str]) -> bool:
-    return any(data_suffix(each) for each in paths)
 
 
 def _last(path: str) -> str:

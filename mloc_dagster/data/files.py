@@ -38,7 +38,14 @@ from mloc_dagster.errors import (
 )
 from mloc_dagster.net import RefusedAddressError, check_upload, current_reach, file_system
 from mloc_dagster.results import SourceRow
-from mloc_dagster.schema import COMPRESSIONS, SUFFIXES, data_suffix, is_glob, names_files
+from mloc_dagster.schema import (
+    COMPRESSIONS,
+    SUFFIXES,
+    data_suffix,
+    document_type,
+    is_glob,
+    names_files,
+)
 
 _WORD = re.compile(r"[^a-z]+")
 _SPLIT_WORDS = {
@@ -226,7 +233,8 @@ def _nothing(fs: Any, path: str, url: str) -> str:
         text = f"{url}: no such file; the folder {shown_folder} does not exist either"
     else:
         names = [PurePosixPath(found).name for found in fs.ls(folder, detail=False)]
-        near = [found for found in names if data_suffix(found)] or names
+        reads = document_type if document_type(name) else data_suffix
+        near = [found for found in names if reads(found)] or names
         text = f"{url}: no such file in {shown_folder}{nearest_hint(name, near)}"
     if "://" not in url and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", url):
         text += "; as a hub id it would have no file suffix"

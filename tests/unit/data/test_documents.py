@@ -6,11 +6,15 @@ import json
 from pathlib import Path
 from typing import Any
 
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from mloc_dagster.data import open_rows
+from mloc_dagster.data import open_rows, read_input, spool_input
 from mloc_dagster.errors import DataError
-from mloc_dagster.results import SourceRow
+from mloc_dagster.net import OutOfReachError, Reach
+from mloc_dagster.results import SourceRow, open_store
 from mloc_dagster.schema import Documents
 
 
@@ -60,3 +64,77 @@ def test_files_have_no_other_columns(folder: Path) -> None:
 def test_a_pattern_that_fits_nothing_is_an_error(folder: Path) -> None:
     with pytest.raises(DataError):
         rows_of(f"{folder}/guide/*.markdown")
+
+
+def test_a_file_that_is_not_there(folder: Path) -> None:
+    with pytest.raises(DataError, match=r"no such file in .*; did you mean 'b.md'\?"):
+        rows_of(folder / "guide" / "bb.md")
+
+
+def test_files_with_rows_beside_documents(folder: Path) -> None:
+    (folder / "guide" / "rows.jsonl").write_text("{}")
+    with pytest.raises(DataError, match=r"some hold rows \(rows.jsonl\)"):
+        rows_of(folder / "guide")
+
+
+def test_texts_in_other_encodings(folder: Path) -> None:
+    (folder / "guide" / "x.htm").write_bytes("<meta charset=gbk><h1>中文</h1>".encode("gbk"))
+    (folder / "guide" / "y.md").write_bytes(b"caf\xe9")
+    (folder / "guide" / "z [1].md").write_bytes(b"\xef\xbb\xbf# Z")
+    rows = {each.custom_id: each for each in rows_of(f"{folder}/guide/*.*")}
+    assert "中文" in str(rows["x.htm"].prompt)
+    assert rows["y.md"].error == "y.md: not UTF-8 (unexpected end of data at byte 3)"
+    assert rows["z [1].md"].prompt == "# Z"
+
+
+def test_documents_are_selected_by_place_and_path(folder: Path) -> None:
+    first, second = rows_of(f"{folder}/guide/**/*.*", split="train[:2]")
+    assert [first.custom_id, second.custom_id] == ["b.md", "c.html"]
+    (chosen,) = rows_of(f"{folder}/guide/**/*.*", only={"path": "deep/a.txt"}, keep=False)
+    assert (chosen.custom_id, chosen.payload, chosen.columns) == ("deep/a.txt", None, None)
+    with pytest.raises(DataError, match=r"has 'a.md' in column 'path'"):
+        rows_of(f"{folder}/guide/*.md", only={"path": "a.md"})
+
+
+def test_documents_lie_anywhere() -> None:
+    fsspec.filesystem("memory").pipe("/corpus/deep/x.md", b"# X")
+    assert [each.custom_id for each in rows_of("memory://corpus/**/*.md")] == ["deep/x.md"]
+
+
+def test_documents_of_a_submitted_task_are_guarded(folder: Path) -> None:
+    with Reach("api").applied(), pytest.raises(OutOfReachError):
+        rows_of(f"{folder}/guide/*.md")
+
+
+def test_equal_pdfs_are_one_file_of_the_task(folder: Path) -> None:
+    (folder / "guide" / "d2.pdf").write_bytes(b"%PDF-1.4 nothing")
+    task = open_store(str(folder / "results")).task("t")
+    plan = spool_input("t", Documents(url=f"{folder}/guide/*.*"), task, 1, 1, {})
+    rows = {each.custom_id: each for each in read_input(task, plan, 0, plan.rows)}
+    assert rows["d.pdf"].file == rows["d2.pdf"].file
+    assert task.read_bytes(rows["d.pdf"].file) == b"%PDF-1.4 nothing"
+    assert rows["b.md"].media_type == "text/markdown"
+    assert len(task.list("input/documents")) == 1
+
+
+def test_a_row_without_text_or_name_is_an_error_of_its_own(tmp_path: Path) -> None:
+    given = [
+        {"path": "a", "text": "one", "index": 7},
+        {"path": "b", "text": None, "index": 8},
+        {"path": None, "text": "x", "index": 9},
+    ]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, given)))
+    first, second, third = rows_of(tmp_path / "rows.jsonl")
+    assert first.payload == {"path": "a", "index": 7}
+    assert first.columns == {"path": "a", "input_index": 7}
+    assert second.error == "column 'text': expected text, got null"
+    assert third.error == "column 'path': the document has no name"
+    (only,) = rows_of(tmp_path / "rows.jsonl", only={"index": "7"}, keep=("index",))
+    assert only.payload == {"index": 7}
+
+
+def test_bytes_are_no_payload(tmp_path: Path) -> None:
+    table = pa.table({"path": ["a"], "text": ["one"], "raw": [b"\0\1"], "n": [2]})
+    pq.write_table(table, tmp_path / "d.parquet")
+    (row,) = rows_of(tmp_path / "d.parquet")
+    assert row.payload == {"path": "a", "n": 2}
