@@ -29,7 +29,7 @@ from mloc_dagster.display import count, print_table
 from mloc_dagster.errors import InputError, TemplateError, UnknownNameError
 from mloc_dagster.library import added_dir, library_dir, library_file, library_files
 from mloc_dagster.models import BUILTIN_MODELS, builtin_model_path
-from mloc_dagster.schema import Name
+from mloc_dagster.schema import Name, is_glob
 
 
 def validate(paths: Sequence[Path], *, as_json: bool, strict: bool, look: bool = True) -> int:
@@ -88,6 +88,7 @@ def template_files(paths: Sequence[Path]) -> list[Path]:
     return list(found)
 
 
+_GLOB = re.compile(r"[*?\[]")
 _PATH = re.compile(r"(?<![\w:/])[\w.-][\w./-]*/[\w./-]*\w")
 """A relative path in a comment, without the full stop of its sentence."""
 
@@ -264,7 +265,8 @@ def _comment(line: str, folders: Sequence[Path], target: Path) -> str:
 def _files_named(tree: Tree, folder: Path) -> list[Tree]:
     if isinstance(tree.content, str):
         path = tree.content
-        named = "/" in path and not Path(path).is_absolute() and (folder / path).exists()
+        there = _GLOB.split(path)[0].rpartition("/")[0] if is_glob(path) else path
+        named = "/" in path and not Path(path).is_absolute() and (folder / there).exists()
         return [tree] if named else []
     children = tree.fields.values() if isinstance(tree.content, dict) else tree.items
     return [found for child in children for found in _files_named(child, folder)]

@@ -155,7 +155,9 @@ def _node(part: Part, spec: Tree, names: Mapping[str, str], *, last: bool) -> Tr
     block = find_task_type(part.task_type).spec
     usable = fields_of(block)
     named = spec.fields["taskType"]
-    own = put(tree_of({}, spec.at, spec.path), ("taskType",), replace(named, content=part.task_type))
+    own = put(
+        tree_of({}, spec.at, spec.path), ("taskType",), replace(named, content=part.task_type)
+    )
     taken = {_path(each) for each in _sources(part)}
     for key, sources in part.takes.items():
         for source in (sources,) if isinstance(sources, str) else sources:

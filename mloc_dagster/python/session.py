@@ -33,8 +33,8 @@ class Session:
         self._max_models = max_models
         self._lock = threading.Lock()
         self._open = ExitStack()
-        # An instance that is entered becomes the current one of its context. Sessions may end in any
-        # order: each has a context of its own, so that none makes an ended one's current again.
+        # An instance that is entered becomes the current one of its context. Sessions end in any
+        # order: each has a context of its own, and none makes an ended one's current again.
         self._context: Context | None = None
         self._instance: dg.DagsterInstance | None = None
         self._models: ModelCache | None = None

@@ -67,15 +67,12 @@ def test_kernels_are_replaced_beside_a_module_that_cannot_be_read(
 ) -> None:
     kernels, web = holders
     original, ours = kernels.kernel, object()
-    with (
-        monkeypatch.context() as patch,
-        warnings.catch_warnings(action="ignore"),
-        pytest.raises(RuntimeError, match="Working outside of"),
-    ):
-        # What else this process has imported may fail in its own way.
-        modules = {each.__name__: each for each in (web, kernels)}
+    # What else this process has imported may fail in its own way.
+    modules = {each.__name__: each for each in (web, kernels)}
+    with monkeypatch.context() as patch, warnings.catch_warnings(action="ignore"):
         patch.setattr(dispatcher, "sys", SimpleNamespace(modules=modules))
-        dispatcher._rebind_kernels([(original, ours)])
+        with pytest.raises(RuntimeError, match="Working outside of"):
+            dispatcher._rebind_kernels([(original, ours)])
     kernels.kernel = original
 
     with only_readable_modules():
