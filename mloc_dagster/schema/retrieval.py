@@ -10,6 +10,7 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, JsonValue, SecretStr, field_validator, model_validator
 
+from mloc_dagster.errors import MlocError
 from mloc_dagster.schema.base import Block, Name
 from mloc_dagster.schema.data import DatasetData, UpstreamData
 from mloc_dagster.schema.engine_type import Ability
@@ -148,7 +149,10 @@ class Index(Block):
     @field_validator("engine")
     @classmethod
     def _known(cls, value: str) -> str:
-        find_index_engine(value)
+        try:
+            find_index_engine(value)
+        except MlocError as error:  # pydantic passes ValueErrors on with their place, no others
+            raise ValueError(str(error)) from error
         return value
 
     @model_validator(mode="after")

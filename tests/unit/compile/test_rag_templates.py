@@ -1,0 +1,90 @@
+"""Templates of `rag`: the tasks that they stand for, and where their mistakes are told."""
+
+from __future__ import annotations
+
+import pytest
+
+from mloc_dagster.compile import CompiledTemplate, compile_text
+from mloc_dagster.errors import TemplateError
+
+HEAD = """\
+apiVersion: mloc/v1
+kind: RetrievalTask
+metadata: {name: farm}
+spec:
+  query: When do owls hunt?
+"""
+WHOLE = """\
+  corpus: {source: {url: "docs/*.md"}, error_budget: 0.2}
+  index: {name: farm}
+  embedding: {model: acme/embed, query_instruction: "query: "}
+  search: {mode: hybrid}
+  rerank: {model: acme/rerank, resources: {hardware: {cpu: "2"}}}
+  generate: {model: {source: {type: builtin, identifier: tiny-chat}}, citations: optional}
+  output: {artifacts: [responses.json]}
+"""
+
+
+def compiled(body: str, head: str = HEAD) -> CompiledTemplate:
+    templates, findings = compile_text(head + body, "rag.yaml")
+    if not templates:
+        raise TemplateError(findings)
+    return templates[0]
+
+
+def test_each_block_is_a_task_and_the_last_has_the_templates_name() -> None:
+    tasks = {each.task.name: each.task for each in compiled(WHOLE).tasks}
+    assert {name: (each.spec.task_type, each.depends_on) for name, each in tasks.items()} == {
+        "farm-chunks": ("chunk", ()),
+        "farm-index": ("index", ("farm-chunks",)),
+        "farm-found": ("retrieve", ("farm-index",)),
+        "farm-reranked": ("rerank", ("farm-found",)),
+        "farm": ("answer", ("farm-reranked",)),
+    }
+    mapping = {each.task.name: each.mapping for each in compiled(WHOLE).tasks}
+    assert mapping["farm-chunks"]["chunk"] == {
+        "error_budget": 0.2,
+        "tokenizer": {"identifier": "acme/embed"},
+    }
+    assert mapping["farm-found"]["pooling"] == {"instruction": "query: "}
+    assert "pooling" not in mapping["farm-index"]
+    assert mapping["farm-reranked"]["resources"] == {"hardware": {"cpu": "2"}}
+    assert [name for name, each in mapping.items() if "output" in each] == ["farm"]
+
+
+def test_blocks_that_are_left_out_have_no_task() -> None:
+    (task,) = compiled("  index: {name: farm}\n  embedding: {model: acme/embed}\n").tasks
+    assert (task.task.name, task.task.spec.task_type) == ("farm", "retrieve")
+
+
+def test_a_stage_stands_for_several_and_later_ones_read_the_last() -> None:
+    head = "apiVersion: mloc/v1\nkind: EchoTask\nmetadata: {name: chain}\nspec:\n  stages:\n"
+    body = """\
+    - name: ask
+      spec: {taskType: echo, data: {type: list, items: [a]}}
+    - name: qa
+      spec: {taskType: rag, index: {name: farm}, embedding: {model: a/b}, rerank: {model: c/d}}
+    - name: after
+      spec: {taskType: echo}
+"""
+    tasks = [each.task for each in compiled(body, head).tasks]
+    assert [each.name for each in tasks] == ["ask", "qa-found", "qa", "after"]
+    assert [each.depends_on for each in tasks[1:]] == [("ask",), ("qa-found", "ask"), ("qa",)]
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "said"),
+    [
+        ("mode: hybrid", "mode: hybrd", "rag.yaml:9:18: spec.search.mode"),
+        ("search: {", "search: {topk: 3, ", "unknown key 'topk'; did you mean 'top_k'?"),
+        ("index: {", "index: {engine: pgvectr, ", "did you mean 'pgvector'?"),
+        ("index: {", "index: {engine: qdrant, ", "Qdrant needs url"),
+        ("citations: optional", "citation: optional", "did you mean 'citations'?"),
+        ("  index: {name: farm}\n", "", "give index"),
+        ("tiny-chat", "tiny-chot", "rag.yaml:11:"),
+    ],
+)
+def test_what_is_wrong_is_said_where_it_stands(right: str, wrong: str, said: str) -> None:
+    with pytest.raises(TemplateError) as raised:
+        compiled(WHOLE.replace(right, wrong))
+    assert said in str(raised.value)
