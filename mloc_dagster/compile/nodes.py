@@ -10,7 +10,7 @@ from mloc_dagster.compile.diagnostics import Findings, at_key, at_value, find, n
 from mloc_dagster.compile.tree import Tree, tree_of
 from mloc_dagster.compile.typed import fields_of, validate
 from mloc_dagster.errors import TemplateError, nearest_hint
-from mloc_dagster.schema import Graph, Node, TaskType, task_types
+from mloc_dagster.schema import Graph, Node, TaskType, task_types, types_of_kind
 from mloc_dagster.settings import settings
 
 STRUCTURE_KEYS = ("stages", "graph", "schedule", "partitions")
@@ -257,3 +257,18 @@ def _retyped(base: Tree, over: Tree) -> bool:
         and "type" in over.fields
         and base.fields["type"].content != over.fields["type"].content
     )
+
+
+def task_type_of(spec: Tree, base: Tree | None, kind: Tree | None) -> TaskType | None:
+    """Returns the task type of a spec; None where there is no such, or nothing says which.
+
+    Args:
+        spec: The task's own spec.
+        base: The template's, of a stage or node.
+        kind: The template's `kind`, which may imply one.
+    """
+    given = spec.fields.get("taskType") or (None if base is None else base.fields.get("taskType"))
+    if given is not None:
+        return task_types().get(str(given.content))
+    implied = types_of_kind((kind.text if kind is not None else None) or "")
+    return implied[0] if len(implied) == 1 else None

@@ -13,10 +13,10 @@ from pydantic import JsonValue
 
 from mloc_dagster.compile.diagnostics import Findings, find, normalise, put
 from mloc_dagster.compile.loader import Document
-from mloc_dagster.compile.nodes import STRUCTURE_KEYS, merge
+from mloc_dagster.compile.nodes import STRUCTURE_KEYS, merge, task_type_of
 from mloc_dagster.compile.tree import Tree, tree_of
 from mloc_dagster.compile.typed import fields_of, validate
-from mloc_dagster.schema import KeyPath, Part, TaskType, find_task_type, task_types, types_of_kind
+from mloc_dagster.schema import KeyPath, Part, TaskType, find_task_type
 
 _OF_EACH = ("resources", "parallel", "retries", "enforce_cpu", "reuse")
 """Keys of the template's spec that each part takes which has no value of its own for it."""
@@ -45,8 +45,10 @@ def with_parts(document: Document, findings: Findings) -> Document:
 
 
 def _alone(spec: Tree, kind: Tree | None, name: str, findings: Findings) -> Tree:
-    found = _type_of(spec, None, kind)
-    nodes = None if found is None else _nodes(found, normalise(spec, findings), name)
+    found = task_type_of(spec, None, kind)
+    if found is None or not found.parts:
+        return spec
+    nodes = _nodes(found, normalise(spec, findings), name)
     if nodes is None:
         return spec
     rest = {key: spec.fields[key] for key in STRUCTURE_KEYS if key in spec.fields}
@@ -72,7 +74,7 @@ def _within(spec: Tree, kind: Tree | None, findings: Findings) -> Tree:
         items += [entry] if nodes is None else nodes
         if nodes is None:
             kept_rows |= find(entry, ("spec", "data")) is None
-        elif (found := _type_of(entry.fields["spec"], spec, kind)) is not None:
+        elif (found := task_type_of(entry.fields["spec"], spec, kind)) is not None:
             types.append(found)
         before = None if name is None else name.text
     if len(items) == len(entries.items) and all(
@@ -93,7 +95,7 @@ def _of_entry(
     name, own = entry.fields.get("name"), entry.fields.get("spec")
     if name is None or name.text is None or own is None:
         return None
-    found = _type_of(own, base, kind)
+    found = task_type_of(own, base, kind)
     if found is None or not found.parts:
         return None
     usable = fields_of(found.spec)
@@ -123,19 +125,8 @@ def _waiting(node: Tree, depends: Sequence[str]) -> Tree:
     return put(node, ("dependsOn",), tree_of(list(names), node.at, (*node.path, "dependsOn")))
 
 
-def _type_of(spec: Tree, base: Tree | None, kind: Tree | None) -> TaskType | None:
-    given = spec.fields.get("taskType") or (None if base is None else base.fields.get("taskType"))
-    if given is not None:
-        found = task_types().get(str(given.content))
-        return found if found is not None and found.parts else None
-    implied = types_of_kind((kind.text if kind is not None else None) or "")
-    return implied[0] if len(implied) == 1 and implied[0].parts else None
-
-
 def _nodes(found: TaskType, spec: Tree, name: str) -> list[Tree] | None:
     """Returns the nodes that a whole spec stands for; None if it does not fit its task type."""
-    if not found.parts:
-        return None
     given = {key: each for key, each in spec.fields.items() if key not in STRUCTURE_KEYS}
     given.setdefault("taskType", tree_of(found.name, spec.at, (*spec.path, "taskType")))
     typed = validate(found.spec, spec.with_fields(given), Findings())

@@ -10,11 +10,10 @@ from dataclasses import replace
 
 from mloc_dagster.compile.diagnostics import Findings, at_value, find
 from mloc_dagster.compile.loader import Document, load_documents
-from mloc_dagster.compile.nodes import merge
+from mloc_dagster.compile.nodes import merge, task_type_of
 from mloc_dagster.compile.tree import Path, Tree
 from mloc_dagster.errors import TemplateError, nearest_hint
 from mloc_dagster.library import library_files
-from mloc_dagster.schema import TaskType, task_types, types_of_kind
 
 
 def with_presets(document: Document, findings: Findings) -> Document:
@@ -63,7 +62,7 @@ def _node(node: Tree, base: Tree, kind: Tree | None, findings: Findings) -> Tree
 
 def _laid(spec: Tree, kind: Tree | None, base: Tree | None, findings: Findings) -> Tree:
     """Returns a spec over its preset; the spec itself where its task type has none."""
-    descriptor = _task_type(spec, base, kind)
+    descriptor = task_type_of(spec, base, kind)
     if descriptor is None or descriptor.preset is None:
         return spec
     key, folder = descriptor.preset
@@ -98,11 +97,3 @@ def _laid(spec: Tree, kind: Tree | None, base: Tree | None, findings: Findings) 
 
 def _is_task(spec: Tree) -> bool:
     return not any(each in spec.fields for each in ("stages", "graph"))
-
-
-def _task_type(spec: Tree, base: Tree | None, kind: Tree | None) -> TaskType | None:
-    given = spec.fields.get("taskType") or (None if base is None else base.fields.get("taskType"))
-    if given is not None:
-        return task_types().get(str(given.content))
-    implied = types_of_kind((kind.text if kind is not None else None) or "")
-    return implied[0] if len(implied) == 1 else None

@@ -34,6 +34,5 @@ class TaskReport(Protocol):
     def write_files(self, folder: Folder, wanted: Collection[str]) -> None:
         """Writes the files of its own that the template names in `output.artifacts`.
 
-        Those that the task type leaves anyway are written here as well.
+        Those that the task type leaves anyway are written here as well. By default there are none.
         """
-        ...

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 
 from pydantic import JsonValue
 
-from mloc_dagster.results import Folder, OutputRow
+from mloc_dagster.results import OutputRow, TaskReport
 from mloc_dagster.schema import ChunkSpec, Usage
 
 DOCUMENTS, CHUNKS = "documents", "chunks"
 COUNTS = (DOCUMENTS, CHUNKS)
 
 
-class ChunkReport:
+class ChunkReport(TaskReport):
     """Counts documents and chunks.
 
     Args:
@@ -39,6 +39,3 @@ class ChunkReport:
     def counts(self) -> Mapping[str, int]:
         """Returns how many documents could be read, and the chunks of all."""
         return {DOCUMENTS: self._documents, CHUNKS: self._chunks}
-
-    def write_files(self, folder: Folder, wanted: Collection[str]) -> None:
-        """Writes nothing."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 Scored = Sequence[tuple[str, float]]
 """Ids with their scores, in any order: the higher, the better."""
@@ -25,8 +25,3 @@ def fused(orders: Sequence[Scored], rrf_k: int) -> list[tuple[str, float]]:
         for rank, (name, _) in enumerate(ranked(order), start=1):
             sums[name] = sums.get(name, 0.0) + 1 / (rrf_k + rank)
     return ranked([(name, round(each, 12)) for name, each in sums.items()])
-
-
-def score_of(scored: Scored) -> Mapping[str, float]:
-    """Returns the score of each id."""
-    return dict(scored)

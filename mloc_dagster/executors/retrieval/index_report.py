@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 
 from pydantic import JsonValue
 
-from mloc_dagster.results import OutputRow
+from mloc_dagster.results import OutputRow, TaskReport
 from mloc_dagster.schema import RowSpec, Usage
 
 CHUNKS = "chunks"
@@ -16,7 +16,7 @@ COUNTS = (CHUNKS, EMBEDDED)
 """The chunks of all documents, and those that the index did not have."""
 
 
-class IndexReport:
+class IndexReport(TaskReport):
     """Counts chunks.
 
     Args:
@@ -38,6 +38,3 @@ class IndexReport:
     def counts(self) -> Mapping[str, int]:
         """Returns how many chunks there are, and how many were embedded now."""
         return self._counts
-
-    def write_files(self, folder: object, wanted: Collection[str]) -> None:
-        """Writes nothing: there are no files of its own."""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 
 from pydantic import JsonValue
 
-from mloc_dagster.results import OutputRow, Passage, prompt_text
+from mloc_dagster.results import OutputRow, Passage, TaskReport, prompt_text
 from mloc_dagster.schema import RowSpec, Usage
 
 _MOST_QUERIES = 1000
@@ -16,7 +16,7 @@ ABSTENTIONS = "abstentions"
 CITATION_ERRORS = "citation_errors"
 
 
-class RetrievalReport:
+class RetrievalReport(TaskReport):
     """Counts what was found, and of answers those that abstain or cite what they should not.
 
     Args:
@@ -50,9 +50,6 @@ class RetrievalReport:
     def counts(self) -> Mapping[str, int]:
         """Returns how many answers abstain, and how many cite what they should not."""
         return self._counts
-
-    def write_files(self, folder: object, wanted: Collection[str]) -> None:
-        """Writes nothing: there are no files of its own."""
 
 
 def _point(passage: Passage) -> JsonValue:
