@@ -37,6 +37,7 @@ from mloc_dagster.redaction import redact_urls
 from mloc_dagster.services.internals import (
     ASSET_CHECK_EVENTS,
     ASSET_EVENTS,
+    ConcurrencySlotStatus,
     SqlEventLogStorage,
     SqlEventLogStorageTable,
 )
@@ -306,6 +307,14 @@ class EventLog(Pooled, PostgresEventLogStorage):
         else:
             with super()._connect() as own:
                 yield own
+
+    def _claim_concurrency_slot(
+        self, concurrency_key: str, run_id: str, step_key: str
+    ) -> ConcurrencySlotStatus:
+        # Dagster locks a free slot of a pool, and then takes it. Its connections commit after each
+        # statement, so that the lock is gone in between, and two runs may get the same slot.
+        with self._transaction():
+            return super()._claim_concurrency_slot(concurrency_key, run_id, step_key)
 
     def _has_asset_key_col_on_connection(self, conn: Connection, column_name: str) -> bool:
         # Dagster inspects the table's columns at each asset event; they do not change.

@@ -41,6 +41,7 @@ from dagster._daemon.run_coordinator.queued_run_coordinator_daemon import (
     QueuedRunCoordinatorDaemon,
 )
 from dagster._serdes import ConfigurableClassData
+from dagster._utils.concurrency import ConcurrencySlotStatus
 from dagster._utils.error import serializable_error_info_from_exc_info
 from dagster._utils.interrupts import capture_interrupts, setup_interrupt_handlers
 from dagster_shared.error import SerializableErrorInfo
@@ -57,6 +58,7 @@ __all__ = [
     "RESUME_RETRY_TAG",
     "ROOT_RUN_ID_TAG",
     "TAGS_TO_MAYBE_OMIT_ON_RETRY",
+    "ConcurrencySlotStatus",
     "ConfigurableClassData",
     "DaemonIterator",
     "DagsterRunAlreadyExists",

@@ -160,6 +160,13 @@ def test_pools_show_who_waits_for_a_slot() -> None:
         assert "concurrency_key" in inspect.signature(info).parameters
     for each in (SqlEventLogStorage.has_unassigned_slots, SqlEventLogStorage.assign_pending_steps):
         assert callable(each), "`free_ended_steps` does what a dead run worker left undone"
+    claim = SqlEventLogStorage._claim_concurrency_slot
+    assert list(inspect.signature(claim).parameters) == [
+        "self",
+        "concurrency_key",
+        "run_id",
+        "step_key",
+    ], "`EventLog` puts it into one transaction; drop that once Dagster does so itself"
 
 
 def test_the_state_of_a_run_can_be_cut_down_to_one_step() -> None:

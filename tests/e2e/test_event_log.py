@@ -11,6 +11,7 @@ from contextlib import closing, contextmanager
 import dagster as dg
 import psycopg2
 import pytest
+import sqlalchemy
 from dagster import EventLogEntry
 from dagster_postgres.utils import DagsterPostgresException
 from sqlalchemy.engine import Connection
@@ -118,3 +119,24 @@ def test_every_thread_learns_that_its_events_were_not_written(
     log.dispose()
     assert sorted(heard) == ["a", "b", "c"]
     assert texts(instance, run_id) == []
+
+
+def test_two_runs_never_get_the_same_slot_of_a_pool(instance: dg.DagsterInstance) -> None:
+    """The second asks at the moment when the first has found a slot and not taken it yet."""
+    pool, runs = f"pool-{uuid.uuid4()}", [str(uuid.uuid4()) for _ in range(2)]
+    instance.event_log_storage.set_concurrency_slots(pool, 1)
+    first, second = EventLog(url_of(instance)), EventLog(url_of(instance))
+    for log, run_id in zip((first, second), runs, strict=True):
+        log.add_pending_step(pool, run_id, "step", should_assign=True)
+    claimed: list[bool] = []
+
+    def ask_too(statement: str, **_: object) -> None:
+        if "SKIP LOCKED" in statement and not claimed:
+            claimed.append(second.claim_concurrency_slot(pool, runs[1], "step").is_claimed)
+
+    sqlalchemy.event.listen(first._engine, "after_cursor_execute", ask_too, named=True)
+    claimed.append(first.claim_concurrency_slot(pool, runs[0], "step").is_claimed)
+    assert claimed == [False, True]
+    assert instance.event_log_storage.get_concurrency_info(pool).active_run_ids == {runs[0]}
+    first.dispose()
+    second.dispose()
