@@ -363,7 +363,8 @@ class AnswerParsers:
             skip_special_tokens=block.skip_special_tokens,
             **asked,
         )
-        prepared = _Prepared(block, request)
+        parser = self._forcing if block.forces_calls else self._class
+        prepared = _Prepared(block, request, {} if _keeps_nothing(parser) else None)
         name = self.choice.forcing if block.forces_calls else self.choice.tool
         try:
             request = self._new_parser(prepared, {}).adjust_request(request)
@@ -388,6 +389,16 @@ class AnswerParsers:
 
 
 _MOST_KEPT = 1024
+
+
+def _keeps_nothing(parser: Any) -> bool:
+    """Returns whether a class of parsers reads each whole answer as if it were the first.
+
+    To make one takes longer than to read an answer: it checks the model's template each time.
+    """
+    from vllm.parser.response_template import ResponseTemplateParser
+
+    return isinstance(parser, type) and issubclass(parser, ResponseTemplateParser)
 
 
 def check_parser_names(options: VllmOptions) -> None:
@@ -419,10 +430,13 @@ class _Prepared:
     Attributes:
         block: Kept so that no other block can have its identity.
         request: vLLM's `ChatCompletionRequest`.
+        readers: Parsers that read one whole answer after another, by whether the prompt has closed
+            the thoughts; None where a parser is for one answer.
     """
 
     block: Inference
     request: Any
+    readers: dict[bool, Any] | None
 
 
 class RequestParsing:
@@ -457,9 +471,10 @@ class RequestParsing:
         self._specials = specials if block.skip_special_tokens else ()
         self._streams: dict[int, _Stream] = {}
         # Whoever told the template not to think has closed the thoughts before they began.
-        closed = request.rendered.text.rstrip().endswith("</think>")
-        off = {"enable_thinking": False, "thinking": False} if closed else {}
+        self._closed = request.rendered.text.rstrip().endswith("</think>")
+        off = {"enable_thinking": False, "thinking": False} if self._closed else {}
         self._parser = lambda: new_parser(prepared, off)
+        self._readers = prepared.readers
         self.structured = asked.extract_structured_outputs() if block.calls_tools else None
         self.skip_special_tokens: bool = asked.skip_special_tokens
         self.spaces_between_special_tokens: bool = asked.spaces_between_special_tokens
@@ -507,7 +522,7 @@ class RequestParsing:
 
     def _whole(self, answer: Answer, output: Any) -> Answer:
         try:
-            parser = self._parser()
+            parser = self._reader()
             parser.set_prompt_token_ids(self._request.tokens)
             reasoning, text, found = parser.parse(
                 output.text,
@@ -523,6 +538,13 @@ class RequestParsing:
             for place, each in enumerate(found or ())
         )
         return self._answer(answer, output, parser, self._clean(text), reasoning, calls)
+
+    def _reader(self) -> Any:
+        if self._readers is None:
+            return self._parser()
+        if self._closed not in self._readers:
+            self._readers[self._closed] = self._parser()
+        return self._readers[self._closed]
 
     def _streamed(self, answer: Answer, output: Any) -> Answer:
         stream = self._streams[output.index]
