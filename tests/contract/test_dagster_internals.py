@@ -18,6 +18,7 @@ import ast
 import inspect
 import threading
 from contextlib import suppress
+from contextvars import Context
 from pathlib import Path
 from typing import Any
 from unittest.mock import MagicMock
@@ -294,12 +295,13 @@ def test_a_code_location_is_loaded_anew_in_the_process_that_serves_it(
     template = (PACKAGE.parent / "templates/core/echo.yaml").read_text()
     (tmp_path / "one.yaml").write_text(template)
     stopping = threading.Event()
-    served = LocationServer(LIBRARY, FuturesAwareThreadPoolExecutor(1), stopping)
+    # In a process of its own no instance is the current one, as some test's may be here.
+    served = Context().run(LocationServer, LIBRARY, FuturesAwareThreadPoolExecutor(1), stopping)
     try:
         assert _jobs(served) == {"echo"}
         before = served._server_id
         (tmp_path / "two.yaml").write_text(template.replace("name: echo", "name: other"))
-        served.ReloadCode(dagster_api_pb2.ReloadCodeRequest(), MagicMock())
+        Context().run(served.ReloadCode, dagster_api_pb2.ReloadCodeRequest(), MagicMock())
         assert _jobs(served) == {"echo", "other"}
         assert served._server_id != before
         monkeypatch.setattr(code_server, "LoadedRepositories", MagicMock(side_effect=OSError("no")))
