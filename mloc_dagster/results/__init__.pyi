@@ -25,6 +25,7 @@ from .citations import (
     ABSTENTION as ABSTENTION,
     abstains as abstains,
     check_citations as check_citations,
+    without_citations as without_citations,
 )
 from .columns import (
     ColumnWriter as ColumnWriter,

@@ -374,6 +374,14 @@ class OutputRow(msgspec.Struct, frozen=True, omit_defaults=True):
     judgement: Judgement | None = None
     counts: dict[str, int] | None = None
 
+    @property
+    def answer(self) -> OutputRow | None:
+        """What a later task judges: the row, as far as it is its answer; None if it failed."""
+        if self.error is not None:
+            return None
+        nothing = {"logprobs": None, "embedding": None, "judgement": None, "counts": None}
+        return msgspec.structs.replace(self, prompt="", **nothing)
+
 
 def failed_row(row: InputRow, error: str, engine: str = "", prompt_tokens: int = 0) -> OutputRow:
     """Returns the output of a row that has none.

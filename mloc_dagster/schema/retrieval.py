@@ -463,6 +463,12 @@ class RetrieveResult(RowsResult):
     index: IndexState | None = None
 
 
+class JudgeResult(RetrieveResult):
+    """The result of `judge` tasks."""
+
+    items: tuple[JudgeItem, ...]  # pyright: ignore[reportIncompatibleVariableOverride]
+
+
 class IndexResult(RowsResult):
     """The result of `index` tasks: a row for each document."""
 
