@@ -61,18 +61,13 @@ def with_texts(spec: RowSpec) -> InferenceData | Documents | None:
     if not isinstance(spec.data, DatasetData):
         return spec.data
     given = spec.data.model_dump(by_alias=True, exclude_unset=True)
-    match spec:
-        case RerankSpec(rerank=block):
-            return DatasetOfTexts(**given, texts_column=block.documents_column, block="rerank")
-        case JudgeSpec(judge=block):
-            return DatasetOfTexts(
-                **given,
-                texts_column=block.documents_column,
-                output_column=block.output_column,
-                block="judge",
-            )
-        case _:
-            return spec.data
+    if isinstance(spec, RerankSpec):
+        texts, output, block = spec.rerank.documents_column, None, spec.block_name
+    elif isinstance(spec, JudgeSpec):
+        texts, output, block = spec.judge.documents_column, spec.judge.output_column, "judge"
+    else:
+        return spec.data
+    return DatasetOfTexts(**given, texts_column=texts, output_column=output, block=block)
 
 
 @dataclass(frozen=True, slots=True)

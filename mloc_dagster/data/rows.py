@@ -83,7 +83,7 @@ def upstream_rows(
         values |= {name: written(columns, name.removeprefix(COLUMN_PREFIX)) for name in asked}
         built = built_row(text.render(values), {data.node: row}, data.on_upstream_error)
         more = {name: getattr(row, name) for name in ((*takes, "custom_id") if takes else ())}
-        if "answer" in more and built.error is None:
+        if "answer" in takes:
             more["prompt"] = row.prompt
         if columns:
             more["columns"] = columns

@@ -9,7 +9,7 @@ import pytest
 
 from mloc_dagster.executors import ShardContext, ShardInput, loader_of
 from mloc_dagster.executors.retrieval.judge import JudgeExecutor
-from mloc_dagster.executors.retrieval.verdict import read_verdict
+from mloc_dagster.executors.retrieval.verdict import VERDICT_FORM, read_verdict
 from mloc_dagster.results import (
     InputRow,
     Judgement,
@@ -20,7 +20,7 @@ from mloc_dagster.results import (
     Statement,
     check_citations,
 )
-from mloc_dagster.schema import JudgeSpec, find_engine
+from mloc_dagster.schema import JudgeSpec, StructuredOutputs, find_engine, form_problems
 
 PASSAGES = [Passage("c1", "Owls hunt at night.", "owls.md", 0, 19), Passage("c2", "Mice hide.")]
 VERDICT = {
@@ -171,6 +171,12 @@ def test_equal_answers_are_judged_once() -> None:
     assert [each.reused for each in done].count("task") == 1
     assert [each.custom_id for each in done] == ["q0", "q1", "q2"]
     assert done[2].output == "Owls sleep."
+
+
+@pytest.mark.parametrize("engine", ["vllm", "transformers"])
+def test_engines_that_keep_to_forms_can_keep_to_a_verdicts(engine: str) -> None:
+    form = StructuredOutputs.model_validate({"json": VERDICT_FORM})
+    assert list(form_problems(form, find_engine(engine))) == []
 
 
 @pytest.mark.parametrize(
