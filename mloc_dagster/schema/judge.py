@@ -12,10 +12,14 @@ from mloc_dagster.schema.inference import Inference
 from mloc_dagster.schema.task import InferenceSpec
 
 
+_PROMPT_NAME = r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)*$"
+"""No part of it leads out of the folder, whatever a template that was sent asks for."""
+
+
 class Judging(Block):
     """What a judge is asked."""
 
-    prompt: str = "judge/faithfulness"
+    prompt: str = Field(default="judge/faithfulness", pattern=_PROMPT_NAME)
     """The file of the library's `prompts/` that says how to judge."""
 
     instructions: str | None = None

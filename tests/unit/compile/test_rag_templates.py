@@ -120,6 +120,7 @@ def test_a_stage_with_a_judge_leaves_the_evaluation_of_other_stages_alone() -> N
             "14:15: spec.evaluation.metrics[0]: 'faithfulness' needs",
         ),
         ("judge: {", "judge: {prompt: judge/faith, ", "did you mean 'judge/faithfulness'?"),
+        ("judge: {", "judge: {prompt: ../../data/x, ", "evaluation.judge.prompt: expected letters"),
         ("judge: {", "judge: {promt: x, ", "did you mean 'prompt'?"),
         ("judge: {", "judge: {inference: {n: 2}, ", "a judge says one verdict for each row"),
         ("[faithfulness]", "[{type: faithfulness, pass_at: [1]}]", "has no option 'pass_at'"),
