@@ -11,7 +11,6 @@ from mloc_dagster.schema.data import DatasetData, UpstreamData
 from mloc_dagster.schema.inference import Inference
 from mloc_dagster.schema.task import InferenceSpec
 
-
 _PROMPT_NAME = r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)*$"
 """No part of it leads out of the folder, whatever a template that was sent asks for."""
 
