@@ -37,4 +37,7 @@ def check_carried(
 
 
 def _left_by(given: TaskType) -> frozenset[str]:
-    return frozenset(given.spec.leaves if issubclass(given.spec, RowSpec) else ())
+    spec = given.spec
+    if not issubclass(spec, RowSpec):
+        return frozenset()
+    return frozenset(spec.leaves if spec.leaves_vectors else (*spec.leaves, "answer"))

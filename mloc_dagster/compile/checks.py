@@ -198,7 +198,8 @@ NO_MESSAGES = "an empty list of chat messages: expected at least one {role, cont
 
 _DATA: Path = ("data",)
 _EVALUATION: Path = ("evaluation", "data")
-_RERANK: Path = ("rerank",)
+_COLUMNS: tuple[Path, ...] = (("rerank",), ("judge",))
+"""Blocks that name columns beside those."""
 
 
 def check_data(spec: Tree, typed: TaskSpec, findings: Findings) -> None:
@@ -244,7 +245,7 @@ def data_places(spec: Tree) -> dict[Path, Tree]:
     """
     return {
         (*path, key): replace(child, content=[]) if isinstance(child.content, list) else child
-        for path in (_DATA, _EVALUATION, _EVALUATION[:1], _RERANK)
+        for path in (_DATA, _EVALUATION, _EVALUATION[:1], *_COLUMNS)
         if (block := find(spec, path)) is not None
         for key, child in block.fields.items()
         if not isinstance(child.content, dict)

@@ -191,7 +191,7 @@ class _Compiler:
     def __init__(self, document: Document, *, partitioned: bool) -> None:
         self._findings = Findings()
         laid = with_presets(document, self._findings)
-        self._document = with_library_texts(with_parts(laid, self._findings))
+        self._document = with_library_texts(with_parts(laid, self._findings), self._findings)
         self._partitioned = partitioned
         self._effects = Effects()
 

@@ -14,6 +14,7 @@ from mloc_dagster.plugins import METRICS_GROUP, entry_points
 from mloc_dagster.schema import (
     BUILTIN_METRICS,
     COMPARING_METRICS,
+    JUDGED_METRICS,
     PASSAGE_METRICS,
     ROW_METRICS,
     AnswerSpec,
@@ -21,6 +22,7 @@ from mloc_dagster.schema import (
     Gate,
     GateError,
     InferenceSpec,
+    RowMetric,
     RowSpec,
     TaskSpec,
     TrainingSpec,
@@ -72,6 +74,7 @@ def _check_rows(spec: Tree, typed: RowSpec, findings: Findings) -> None:
             _check_passages(spec, name, typed, findings)
             continue
         _check_name(name, {*ROW_METRICS, *PASSAGE_METRICS}, findings)
+        _check_judged(name, metric, typed, findings)
         for each in metric.pass_at:
             if each > answers:
                 message = f"pass@{each} needs {each} answers to a row: inference.n is {answers}"
@@ -99,7 +102,8 @@ def _check_passages(spec: Tree, name: Tree, typed: RowSpec, findings: Findings) 
     """Checks that rows have passages to measure, and a column that says which are relevant."""
     metric, evaluation = name.text, typed.evaluation
     if metric == "citation_precision":
-        if not isinstance(typed, AnswerSpec) or typed.answer.citations == "none":
+        uncited = isinstance(typed, AnswerSpec) and typed.answer.citations == "none"
+        if uncited or "citations" not in typed.leaves:
             findings.add(at_value(name, f"{metric!r} needs answers with citations"))
     elif "retrieved" not in typed.leaves:
         message = f"{metric!r} measures what a task finds, and {typed.task_type!r} finds nothing"
@@ -107,6 +111,15 @@ def _check_passages(spec: Tree, name: Tree, typed: RowSpec, findings: Findings) 
     if evaluation is not None and evaluation.relevant_column is not None:
         place = nearest(spec, (*_PLACE, "relevant_column"))
         _check_reference(place, typed, evaluation.relevant_column, findings)
+
+
+def _check_judged(name: Tree, metric: RowMetric, typed: RowSpec, findings: Findings) -> None:
+    if metric.type in JUDGED_METRICS and "judgement" not in typed.leaves:
+        message = (
+            f"{metric.type!r} needs a judge: give evaluation.judge, beside generate, in a template "
+            "of type rag, or judge the rows in a task of type judge"
+        )
+        findings.add(at_value(name, message))
 
 
 def _check_name(place: Tree, ours: Collection[str], findings: Findings) -> None:

@@ -11,12 +11,12 @@ from dataclasses import replace
 
 from pydantic import JsonValue
 
-from mloc_dagster.compile.diagnostics import Findings, find, normalise, put
+from mloc_dagster.compile.diagnostics import Findings, at_key, find, normalise, put
 from mloc_dagster.compile.loader import Document
 from mloc_dagster.compile.nodes import STRUCTURE_KEYS, merge, task_type_of
 from mloc_dagster.compile.tree import Tree, tree_of
 from mloc_dagster.compile.typed import fields_of, validate
-from mloc_dagster.schema import KeyPath, Part, TaskType, find_task_type
+from mloc_dagster.schema import KeyPath, Part, RowSpec, TaskType, find_task_type
 
 _OF_EACH = ("resources", "parallel", "retries", "enforce_cpu", "reuse")
 """Keys of the template's spec that each part takes which has no value of its own for it."""
@@ -48,7 +48,7 @@ def _alone(spec: Tree, kind: Tree | None, name: str, findings: Findings) -> Tree
     found = task_type_of(spec, None, kind)
     if found is None or not found.parts:
         return spec
-    nodes = _nodes(found, normalise(spec, findings), name)
+    nodes = _nodes(found, normalise(spec, findings), name, findings)
     if nodes is None:
         return spec
     rest = {key: spec.fields[key] for key in STRUCTURE_KEYS if key in spec.fields}
@@ -81,10 +81,14 @@ def _within(spec: Tree, kind: Tree | None, findings: Findings) -> Tree:
         one is other for one, other in zip(items, entries.items, strict=True)
     ):
         return spec
-    used = {
-        _path(source)[0] for each in types for part in each.parts for source in _sources(part)
-    } - {*_OF_EACH, *(("data",) if kept_rows else ())}
-    rest = {key: each for key, each in spec.fields.items() if key not in used}
+    taken = {_path(source) for each in types for part in each.parts for source in _sources(part)}
+    kept = {*fields_of(RowSpec), *_OF_EACH} - (set[str]() if kept_rows else {"data"})
+    used = {path[0] for path in taken} - kept
+    rest = {
+        key: _without(each, (key,), taken) if key in kept else each
+        for key, each in spec.fields.items()
+        if key not in used
+    }
     return put(spec.with_fields(rest), place, replace(entries, content=items))
 
 
@@ -111,7 +115,7 @@ def _of_entry(
     depends = [each.text or "" for each in waits.items] if waits else []
     if waits is None and before is not None:
         depends = [before]
-    nodes = _nodes(found, whole, name.text)
+    nodes = _nodes(found, whole, name.text, findings)
     if nodes is None:
         return None
     if len(nodes) == 1:
@@ -125,8 +129,12 @@ def _waiting(node: Tree, depends: Sequence[str]) -> Tree:
     return put(node, ("dependsOn",), tree_of(list(names), node.at, (*node.path, "dependsOn")))
 
 
-def _nodes(found: TaskType, spec: Tree, name: str) -> list[Tree] | None:
-    """Returns the nodes that a whole spec stands for; None if it does not fit its task type."""
+def _nodes(found: TaskType, spec: Tree, name: str, findings: Findings) -> list[Tree] | None:
+    """Returns the nodes that a whole spec stands for; None if it does not fit its task type.
+
+    Raises:
+        TemplateError: If one of them lacks the part whose rows it takes.
+    """
     given = {key: each for key, each in spec.fields.items() if key not in STRUCTURE_KEYS}
     given.setdefault("taskType", tree_of(found.name, spec.at, (*spec.path, "taskType")))
     typed = validate(found.spec, spec.with_fields(given), Findings())
@@ -137,9 +145,21 @@ def _nodes(found: TaskType, spec: Tree, name: str) -> list[Tree] | None:
         given["data"] = tree_of(data, spec.at, (*spec.path, "data"))
     whole = _with_blocks(spec.with_fields(given), found.parts)
     parts = [each for each in found.parts if not each.where or _there(whole, each.where)]
+    _check_rows(parts, whole, found, findings)
     names = {each.suffix: f"{name}-{each.suffix}" for each in parts}
     names[parts[-1].suffix] = name
     return [_node(each, whole, names, last=each is parts[-1]) for each in parts]
+
+
+def _check_rows(parts: Sequence[Part], spec: Tree, found: TaskType, findings: Findings) -> None:
+    there = {each.suffix for each in parts}
+    for part in parts:
+        block = find(spec, _path(part.where)) if part.where else None
+        if block is not None and part.rows_of and there.isdisjoint(part.rows_of):
+            needed = [each.where for each in found.parts if each.suffix in part.rows_of]
+            message = f"{part.where} works on the rows of {' or '.join(needed)}, which is not there"
+            findings.add(at_key(block, message))
+            findings.raise_errors()  # nothing else is to be said of tasks that there cannot be
 
 
 def _node(part: Part, spec: Tree, names: Mapping[str, str], *, last: bool) -> Tree:
@@ -159,11 +179,11 @@ def _node(part: Part, spec: Tree, names: Mapping[str, str], *, last: bool) -> Tr
     for key, (there, value) in part.gives.items():
         if _there(spec, there):
             own = put(own, _path(key), tree_of(value, spec.at, (*spec.path, there)))
-    blocks = {path[0] for path in taken} | {"taskType", "query"}
+    blocks = {path[0] for path in taken if len(path) == 1} | {"taskType", "query"}
     for key, value in spec.fields.items():
         everywhere = key in _OF_EACH
         if key in usable and key not in own.fields and (everywhere or (last and key not in blocks)):
-            own = put(own, (key,), value)
+            own = put(own, (key,), _without(value, (key,), taken))
     waits: list[JsonValue] = []
     before = next((names[each] for each in part.rows_of if each in names), None)
     if before is not None:
@@ -206,7 +226,7 @@ def _without(value: Tree, at: KeyPath, taken: set[KeyPath]) -> Tree:
 
 
 def _there(spec: Tree, key: str) -> bool:
-    found = spec.fields.get(key)
+    found = find(spec, _path(key))
     return found is not None and found.content is not None
 
 

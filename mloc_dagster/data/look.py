@@ -23,7 +23,6 @@ from mloc_dagster.schema import (
     Documents,
     OpenaiBatchData,
     Partitions,
-    RerankSpec,
     RowSpec,
     TrainingData,
     TrainingSpec,
@@ -32,7 +31,10 @@ from mloc_dagster.schema import (
 
 _DATA: Path = ("data",)
 _EVALUATION: Path = ("evaluation", "data")
-_ELSEWHERE = (("evaluation", "reference"), ("rerank", "documents_column"))
+_ELSEWHERE = (
+    *(("evaluation", "reference"), ("rerank", "documents_column")),
+    *(("judge", "documents_column"), ("judge", "output_column")),
+)
 """Keys outside the block that name its columns."""
 
 
@@ -57,7 +59,7 @@ def _column_of(partitions: Partitions | None) -> str | None:
 
 def _look(task: CompiledTask, selected_by: str | None) -> Iterator[Diagnostic]:
     spec = task.task.spec
-    data = with_texts(spec) if isinstance(spec, RerankSpec) else getattr(spec, "data", None)
+    data = with_texts(spec) if isinstance(spec, RowSpec) else getattr(spec, "data", None)
     if selected_by is not None and isinstance(data, DatasetData | TrainingData):
         data = data.model_copy(update={"only": {selected_by: "", **data.only}})
     if isinstance(spec, TrainingSpec):
@@ -67,7 +69,7 @@ def _look(task: CompiledTask, selected_by: str | None) -> Iterator[Diagnostic]:
     else:
         yield from _look_at(task, _DATA, data)
     for path, place in task.places.items():
-        if path[:1] not in (_DATA, _EVALUATION[:1], ("rerank",)):
+        if path[:1] not in (_DATA, _EVALUATION[:1], ("rerank",), ("judge",)):
             yield from _look_for(place)
 
 

@@ -17,6 +17,7 @@ from mloc_dagster.results import (
     RESERVED_COLUMNS,
     BatchRow,
     Message,
+    OutputRow,
     Passage,
     Prompt,
     RowBatch,
@@ -27,10 +28,13 @@ from mloc_dagster.results import (
 from mloc_dagster.schema import (
     COMPARING_METRICS,
     DatasetData,
+    Documents,
     InferenceData,
+    JudgeSpec,
     PlaceholderText,
     RerankSpec,
     RowEvaluation,
+    RowSpec,
     known_names,
     parse_placeholders,
 )
@@ -40,18 +44,30 @@ ID_COLUMN = "id"
 
 
 class DatasetOfTexts(DatasetData):
-    """A dataset each of whose rows brings along a list of texts."""
+    """A dataset whose rows bring along a list of texts, or an answer."""
 
-    texts_column: str
-    """The column that holds it."""
+    texts_column: str | None = None
+    """The column with the list."""
+
+    output_column: str | None = None
+    """The column with the answer."""
+
+    block: str
+    """The block of the task's spec that names them."""
 
 
-def with_texts(spec: RerankSpec) -> InferenceData:
-    """Returns the data of a task whose rows bring along the texts that are put in order."""
+def with_texts(spec: RowSpec) -> InferenceData | Documents | None:
+    """Returns the data of a task; its rows bring along the texts and answers that it works on."""
     if not isinstance(spec.data, DatasetData):
         return spec.data
     given = spec.data.model_dump(by_alias=True, exclude_unset=True)
-    return DatasetOfTexts(**given, texts_column=spec.rerank.documents_column or "")
+    if isinstance(spec, RerankSpec):
+        texts, output, block = spec.rerank.documents_column, None, spec.block_name
+    elif isinstance(spec, JudgeSpec):
+        texts, output, block = spec.judge.documents_column, spec.judge.output_column, "judge"
+    else:
+        return spec.data
+    return DatasetOfTexts(**given, texts_column=texts, output_column=output, block=block)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,11 +119,13 @@ class RowShape:
         self.selection.check_columns(columns, where)
         if data.id_column is not None:
             _check_there((data.id_column,), columns, where, "id_column")
-        texts = data.texts_column if isinstance(data, DatasetOfTexts) else None
-        if texts is not None:
-            _check_there((texts,), columns, where, "rerank.documents_column")
+        more = data if isinstance(data, DatasetOfTexts) else None
+        texts, output = (None, None) if more is None else (more.texts_column, more.output_column)
+        for name, key in ((texts, "documents_column"), (output, "output_column")):
+            if more is not None and name is not None:
+                _check_there((name,), columns, where, f"{more.block}.{key}")
         if data.keep == "all":
-            passed_over |= {texts}  # the row has them as its passages
+            passed_over |= {texts, output}  # the row has them otherwise
             light = [each for each in columns if each not in passed_over]
             # CSV may have two of a name.
             kept = [each for each in light if columns.count(each) == 1]
@@ -118,7 +136,7 @@ class RowShape:
             kept, images = list(data.keep or ()), set()
             _check_there(kept, columns, where, "keep")
         selection = self.selection if self._selects else None
-        return RowBuilder(data, prompt, tuple(kept), images, selection, texts)
+        return RowBuilder(data, prompt, tuple(kept), images, selection, texts, output)
 
     def types(self, schema: Any, where: str) -> Mapping[str, Any]:
         """Returns the Arrow types of the columns that rows keep, of those that the source knows.
@@ -173,6 +191,7 @@ class RowBuilder:
         images: Columns that hold images, to be kept by reference if at all.
         selection: Which rows are made; None for all.
         texts: The column with a row's texts, which become its passages; None without one.
+        output: The column with a row's answer, of which these then are; None without one.
     """
 
     def __init__(
@@ -183,14 +202,16 @@ class RowBuilder:
         images: Collection[str] = (),
         selection: Selection | None = None,
         texts: str | None = None,
+        output: str | None = None,
     ) -> None:
         self._prompt = prompt
         self._texts = texts
+        self._output = output
         self._selection = selection
         self._images = data.image_columns
         self._id = data.id_column
         self._names = _names(kept, self._id)
-        identity = [each for each in (self._id, texts) if each is not None]
+        identity = [each for each in (self._id, texts, output) if each is not None]
         read = [*prompt.columns, *self._images, *kept, *identity, *data.only]
         self.needed = tuple(dict.fromkeys(read))
         self.shown = {shown: name for name, shown in self._names.items()}
@@ -199,7 +220,7 @@ class RowBuilder:
         self.required = tuple(dict.fromkeys([*prompt.columns, *identity]))
         # A row that waits for its turn in a shuffle would hold all of its batch in memory.
         self.references = frozenset(images).intersection(kept)
-        plain = not self._images and not self.references and texts is None
+        plain = not self._images and not self.references and texts is None and output is None
         self.takes_batches = bool(self.shown) and plain and not data.shuffle
         plain = plain and self._id is None
         self._as_it_is = plain and set(self.needed) == set(kept) == set(self._names.values())
@@ -218,8 +239,12 @@ class RowBuilder:
             return UNSELECTED
         prompt = self._prompt(row)
         passages = None if self._texts is None else _passages(row, self._texts)
+        answer = None
+        if self._output is not None:
+            answer = OutputRow(0, "", written(row, self._output), retrieved=passages)
+            passages = None
         if not self._names and not self._images and self._id is None:
-            return SourceRow(prompt, retrieved=passages)
+            return SourceRow(prompt, retrieved=passages, answer=answer)
         if self._as_it_is:
             return SourceRow(prompt, columns=row)
         columns: dict[str, object] = {}
@@ -237,7 +262,7 @@ class RowBuilder:
         kept = {shown: values.get(name) for name, shown in self._names.items()}
         if self._id is not None:
             kept[ID_COLUMN] = _cell(row, self._id)
-        return SourceRow(prompt, columns=kept or None, retrieved=passages)
+        return SourceRow(prompt, columns=kept or None, retrieved=passages, answer=answer)
 
     def of_batch(self, batch: RowBatch) -> Iterator[SourceRow]:
         """Yields what the rows of a batch become, where `takes_batches`.

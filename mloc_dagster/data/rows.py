@@ -62,6 +62,7 @@ def upstream_rows(
     `{prompt}` is the upstream row's text; of a chat, the last user message. A row that failed
     upstream stays in its place, so that indexes agree along a chain; see `built_row`. What a row
     brought along goes on with it, and so do the fields that `takes` names, with the row's own name.
+    One whose `answer` is taken keeps its prompt.
 
     Raises:
         DataError: If the text has an unknown placeholder, the condition an unknown column, or the
@@ -82,6 +83,8 @@ def upstream_rows(
         values |= {name: written(columns, name.removeprefix(COLUMN_PREFIX)) for name in asked}
         built = built_row(text.render(values), {data.node: row}, data.on_upstream_error)
         more = {name: getattr(row, name) for name in ((*takes, "custom_id") if takes else ())}
+        if "answer" in takes:
+            more["prompt"] = row.prompt
         if columns:
             more["columns"] = columns
         return msgspec.structs.replace(built, **more) if more else built

@@ -58,8 +58,10 @@ _ENCODE = msgspec.json.Encoder().encode
 def row_key(row: SourceRow) -> RowKey:
     """Returns the row's key: equal for rows with the same input, near for common beginnings."""
     adapter = row.adapter or ""
-    passages = row.retrieved or row.chunks or ()
-    more = "".join(each.text for each in passages)
+    judged = row.answer
+    passages = row.retrieved or row.chunks or (judged and judged.retrieved) or ()
+    texts = [each.text for each in passages]
+    more = "".join(texts if judged is None else [*texts, judged.output])
     names = [each.id for each in passages]
     if isinstance(row.prompt, str):
         # No hash of a text can be empty, so that a text and messages are never equal.

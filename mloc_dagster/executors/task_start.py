@@ -54,7 +54,6 @@ from mloc_dagster.results import (
 from mloc_dagster.schema import (
     ModelSpec,
     OpenaiBatchData,
-    RerankSpec,
     RowEvaluation,
     RowSpec,
     Task,
@@ -350,11 +349,12 @@ def _plan(opened: OpenTask) -> Plan:
 
 def input_of(spec: RowSpec) -> RowsBlock:
     """Returns the data block of a task that works row by row."""
-    if spec.data is None:
+    data = with_texts(spec)
+    if data is None:
         raise InputError(f"a task of type {spec.task_type!r} needs data")
-    if isinstance(spec.data, OpenaiBatchData):
-        return Requests(**spec.data.model_dump(), block=request_block(spec))
-    return with_texts(spec) if isinstance(spec, RerankSpec) else spec.data
+    if isinstance(data, OpenaiBatchData):
+        return Requests(**data.model_dump(), block=request_block(spec))
+    return data
 
 
 def request_block(spec: RowSpec) -> RequestBlock:

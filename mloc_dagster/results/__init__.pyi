@@ -25,6 +25,7 @@ from .citations import (
     ABSTENTION as ABSTENTION,
     abstains as abstains,
     check_citations as check_citations,
+    without_citations as without_citations,
 )
 from .columns import (
     ColumnWriter as ColumnWriter,
@@ -113,12 +114,14 @@ from .rows import (
     UPSTREAM_FAULT as UPSTREAM_FAULT,
     FunctionCall as FunctionCall,
     InputRow as InputRow,
+    Judgement as Judgement,
     Message as Message,
     OutputRow as OutputRow,
     Passage as Passage,
     Prompt as Prompt,
     ServerFault as ServerFault,
     SourceRow as SourceRow,
+    Statement as Statement,
     TokenLogprob as TokenLogprob,
     ToolCall as ToolCall,
     ToolCallDelta as ToolCallDelta,

@@ -22,6 +22,7 @@ from mloc_dagster.results.rows import (
     BUDGET_FAULT,
     EXCUSED_FAULTS,
     Citation,
+    Judgement,
     OutputRow,
     Passage,
     ToolCall,
@@ -128,6 +129,7 @@ class _Item(msgspec.Struct, omit_defaults=True):
     abstained: bool | None = None
     citation_error: str | None = None
     left_out: int = 0
+    judgement: Judgement | None = None
     columns: object = None
 
 
@@ -337,6 +339,7 @@ def _item(row: OutputRow, columns: Mapping[str, object] | None = None) -> _Item:
         *(row.tool_calls, row.reasoning, row.all_tool_calls, row.all_reasoning),
         *(row.steps, row.stop, row.failed_calls, row.chunks, row.retrieved),
         *(row.citations, row.abstained, row.citation_error, row.left_out),
+        judgement=row.judgement,
         columns=columns or None,
     )
 

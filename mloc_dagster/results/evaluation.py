@@ -19,6 +19,7 @@ from mloc_dagster.results.store import Folder
 from mloc_dagster.results.summary import Scores
 from mloc_dagster.schema import (
     COMPARING_METRICS,
+    JUDGED_METRICS,
     ROW_METRICS,
     RowEvaluation,
     RowMetric,
@@ -162,6 +163,8 @@ class _Metric:
             return None
         if self._of_passages:
             return self._counted(found[self.type])
+        if self.type in JUDGED_METRICS:
+            return self._counted(None if row.judgement is None else row.judgement.score)
         answers = row.outputs or [row.output]
         if row.citations is not None:
             answers = list(map(without_citations, answers))

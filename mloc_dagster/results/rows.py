@@ -149,6 +149,39 @@ class Citation(msgspec.Struct, frozen=True):
     score: float | None = None
 
 
+class Statement(msgspec.Struct, frozen=True):
+    """One thing that an answer says, and whether that is so by its passages.
+
+    Attributes:
+        text: What it says.
+        supported: Whether a passage says so.
+        passage: Which, by its number in the answer's prompt, from 1.
+    """
+
+    text: str
+    supported: bool
+    passage: int | None = None
+
+
+class Judgement(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a judge says of an answer.
+
+    Attributes:
+        score: The share of the answer's statements that are supported; None where the verdict
+            cannot be read, or the answer states nothing.
+        statements: What the answer says, one by one.
+        reason: Why, in the judge's words.
+        output: All that the judge wrote.
+        error: Why there is no score.
+    """
+
+    score: float | None = None
+    statements: list[Statement] = []
+    reason: str = ""
+    output: str = ""
+    error: str | None = None
+
+
 class SourceRow(msgspec.Struct, frozen=True, omit_defaults=True):
     """One row as its source gives it.
 
@@ -164,6 +197,7 @@ class SourceRow(msgspec.Struct, frozen=True, omit_defaults=True):
         columns: What it brings along into the results, by name; see `results.columns`.
         chunks: The document's, where the row is one.
         retrieved: What was found for it.
+        answer: What an earlier task made of it, where that is to be judged.
         content: Bytes of a document that is no text; the spool keeps them as a file of the task.
         file: As in `InputRow`.
         media_type: Of a document that says how it is to be read: `text/markdown`.
@@ -181,6 +215,7 @@ class SourceRow(msgspec.Struct, frozen=True, omit_defaults=True):
     columns: Mapping[str, Any] | None = None
     chunks: list[Passage] | None = None
     retrieved: list[Passage] | None = None
+    answer: OutputRow | None = None
     content: bytes | None = None
     file: str = ""
     media_type: str = ""
@@ -202,6 +237,7 @@ class InputRow(msgspec.Struct, frozen=True, omit_defaults=True):
         fault: As in `SourceRow`.
         chunks: As in `SourceRow`.
         retrieved: As in `SourceRow`.
+        answer: As in `SourceRow`.
         file: The file of the task's folder that holds the document; empty where its text is the
             prompt.
         media_type: As in `SourceRow`.
@@ -219,6 +255,7 @@ class InputRow(msgspec.Struct, frozen=True, omit_defaults=True):
     fault: str = ""
     chunks: list[Passage] | None = None
     retrieved: list[Passage] | None = None
+    answer: OutputRow | None = None
     file: str = ""
     media_type: str = ""
     payload: dict[str, Any] | None = None
@@ -289,6 +326,7 @@ class OutputRow(msgspec.Struct, frozen=True, omit_defaults=True):
         abstained: Whether the model said that the passages do not hold the answer.
         citation_error: Why the answer's citations are not what they should be.
         left_out: Passages, the last ones, that there was no room for.
+        judgement: What a judge says of it; None of a row that is not judged.
         counts: How often what its task type counts has happened in it, by name.
     """
 
@@ -333,7 +371,16 @@ class OutputRow(msgspec.Struct, frozen=True, omit_defaults=True):
     abstained: bool | None = None
     citation_error: str | None = None
     left_out: int = 0
+    judgement: Judgement | None = None
     counts: dict[str, int] | None = None
+
+    @property
+    def answer(self) -> OutputRow | None:
+        """What a later task judges: the row, as far as it is its answer; None if it failed."""
+        if self.error is not None:
+            return None
+        nothing = {"logprobs": None, "embedding": None, "judgement": None, "counts": None}
+        return msgspec.structs.replace(self, prompt="", **nothing)
 
 
 def failed_row(row: InputRow, error: str, engine: str = "", prompt_tokens: int = 0) -> OutputRow:

@@ -22,7 +22,7 @@ from mloc_dagster.results.export_row import (
 from mloc_dagster.results.part_files import read_rows
 from mloc_dagster.results.rates import Rates
 from mloc_dagster.results.record import TaskRecord, read_plan, read_record
-from mloc_dagster.results.rows import OutputRow, Passage
+from mloc_dagster.results.rows import Judgement, OutputRow, Passage
 from mloc_dagster.results.store import Folder
 from mloc_dagster.schema import Resources, RowSpec, find_task_type
 
@@ -67,6 +67,10 @@ def _arrow_type(name: str) -> Any:
             place = {"start": pa.int64(), "end": pa.int64(), "score": pa.float64()}
             named = {"n": pa.int32(), "chunk_id": text, "document": text}
             return pa.list_(pa.struct({**named, **place}))
+        case "judgement":
+            stated = pa.struct({"text": text, "supported": pa.bool_(), "passage": pa.int32()})
+            said = {"reason": text, "output": text, "error": text}
+            return pa.struct({"score": pa.float64(), "statements": pa.list_(stated), **said})
         case _:
             return pa.type_for_alias(name)
 
@@ -110,6 +114,8 @@ def _values(name: str, rows: Sequence[ExportRow]) -> list[Any]:
     values = list(map(attrgetter(name), rows))
     if name in ("chunks", "retrieved"):
         return [None if each is None else list(map(_passage, each)) for each in values]
+    if name == "judgement":
+        return [None if each is None else _judgement(each) for each in values]
     nested = name in ("tool_calls", "citations")
     return msgspec.to_builtins(values) if nested and any(values) else values
 
@@ -119,6 +125,12 @@ def _passage(passage: Passage) -> dict[str, Any]:
     if passage.payload is not None:
         found["payload"] = msgspec.json.encode(passage.payload, enc_hook=str).decode()
     return found
+
+
+def _judgement(judgement: Judgement) -> dict[str, Any]:
+    # Arrow reads fields of structs by their names, and msgspec leaves those out that are empty.
+    found = msgspec.structs.asdict(judgement)
+    return {**found, "statements": list(map(msgspec.structs.asdict, judgement.statements))}
 
 
 def _vector(row: ExportRow) -> list[float]:

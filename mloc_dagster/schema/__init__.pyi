@@ -73,6 +73,7 @@ from .engines import (
 )
 from .evaluation import (
     COMPARING_METRICS as COMPARING_METRICS,
+    JUDGED_METRICS as JUDGED_METRICS,
     PASSAGE_METRICS as PASSAGE_METRICS,
     ROW_METRICS as ROW_METRICS,
     RowEvaluation as RowEvaluation,
@@ -92,6 +93,10 @@ from .inference import (
     StructuredOutputs as StructuredOutputs,
 )
 from .json_schema import template_json_schema as template_json_schema
+from .judge import (
+    JudgedRows as JudgedRows,
+    JudgeSpec as JudgeSpec,
+)
 from .legacy import (
     SLO_ANNOTATION as SLO_ANNOTATION,
     SPELLINGS as SPELLINGS,
@@ -179,6 +184,7 @@ from .retrieval import (
     IndexResult as IndexResult,
     IndexSpec as IndexSpec,
     IndexState as IndexState,
+    JudgeResult as JudgeResult,
     Metric as Metric,
     Range as Range,
     RerankSpec as RerankSpec,

@@ -20,6 +20,7 @@ ROW_METRICS: Mapping[str, frozenset[str]] = {
     "number": frozenset({"extract", "scale"}),
     "json_valid": frozenset({"extract", "json_schema"}),
     "citation_precision": frozenset(),
+    "faithfulness": frozenset(),
 }
 """The metrics of answers that every installation has, each with the options that it reads."""
 
@@ -27,6 +28,9 @@ COMPARING_METRICS = frozenset(
     name for name, options in ROW_METRICS.items() if "reference" in options
 )
 """Those that compare an answer with the right one."""
+
+JUDGED_METRICS = frozenset({"faithfulness"})
+"""Those that a judge's verdict gives."""
 
 _PASSAGE_METRIC = re.compile(r"(?P<name>recall|precision|ndcg|mrr|map)(?:@(?P<k>[1-9]\d{0,3}))?")
 _WITH_PLACES = ("recall", "precision")
@@ -58,7 +62,8 @@ class RowMetric(Block):
     type: str
     """`exact_match`, `contains`, `f1`, `numeric`, `regex`, `number`, `json_valid`; of tasks that
     find passages `recall@5`, `precision@5`, `ndcg@10`, `mrr`, `map`, with any number; of answers by
-    passages `citation_precision`; or a registered metric."""
+    passages `citation_precision`, and `faithfulness`, for which a judge reads them; or a registered
+    metric."""
 
     name: Name | None = None
     """What the column of scores is called; by default as `type`."""
@@ -100,7 +105,7 @@ class RowMetric(Block):
         if self.type == "regex" and self.pattern is None:
             raise ValueError("the metric 'regex' needs a pattern")
         known = ROW_METRICS.get(self.type)
-        if needs_relevant(self.type):
+        if needs_relevant(self.type) or self.type in JUDGED_METRICS:
             for field in sorted(self.model_fields_set - {"type", "name"}):
                 raise ValueError(f"the metric {self.type!r} has no option {field!r}")
         read = _OPTIONS_OF_OTHERS if known is None else known | _EVERY_METRIC

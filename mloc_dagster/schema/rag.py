@@ -1,18 +1,20 @@
 """The task type `rag`: one template that stands for several tasks, as far as its blocks ask.
 
-chunks → index → what is found → what is found in a better order → answers. The last one has the
-template's name; each is an asset of its own, on workers of its own.
+chunks → index → what is found → what is found in a better order → answers → what a judge says of
+them. The last one has the template's name; each is an asset of its own, on workers of its own.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, Self, cast
 
 from pydantic import Field, SecretStr, model_validator
 
 from mloc_dagster.schema.base import Block, Name
 from mloc_dagster.schema.data import InferenceData
+from mloc_dagster.schema.evaluation import JUDGED_METRICS, RowEvaluation
 from mloc_dagster.schema.inference import Inference, Pooling, Reranking
+from mloc_dagster.schema.judge import JudgeInference, Judging
 from mloc_dagster.schema.markers import FileRef, Url
 from mloc_dagster.schema.model import Model
 from mloc_dagster.schema.resources import Parallel, Resources
@@ -72,6 +74,26 @@ class Generate(_WithModel, Answering):
     inference: Inference = Inference()
 
 
+class Judge(_WithModel, Judging):
+    """The model that judges the answers."""
+
+    inference: JudgeInference = JudgeInference()
+
+
+class RagEvaluation(RowEvaluation):
+    """How passages and answers are scored once all are there."""
+
+    judge: Judge | None = None
+    """A model that says which statements of an answer its passages support."""
+
+    @model_validator(mode="after")
+    def _needs_its_judge(self) -> Self:
+        if self.judge is not None and not {each.type for each in self.row_metrics} & JUDGED_METRICS:
+            known = " or ".join(sorted(JUDGED_METRICS))
+            raise ValueError(f"judge: none of the metrics needs one; add {known}, or leave it out")
+        return self
+
+
 class Qdrant(Block):
     """A collection at Qdrant."""
 
@@ -110,6 +132,7 @@ class RagSpec(RowSpec):
     generate: Generate | None = None
     """Left out, what is found is the result."""
 
+    evaluation: RagEvaluation | None = None  # pyright: ignore[reportIncompatibleVariableOverride]
     reuse: bool = False
     """Take vectors and answers from earlier tasks where model, prompt and options are the same."""
 
@@ -211,6 +234,18 @@ RAG = TaskType(
             },
             where="generate",
             rows_of=("reranked", "found"),
+        ),
+        Part(
+            "judged",
+            "judge",
+            {
+                "model": "evaluation.judge.model",
+                "inference": "evaluation.judge.inference",
+                "judge": "evaluation.judge",
+                "resources": "evaluation.judge.resources",
+            },
+            where="evaluation.judge",
+            rows_of=("answers",),
         ),
     ),
 )

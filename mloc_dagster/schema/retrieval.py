@@ -383,6 +383,41 @@ class RetrieveItem(ResultItem):
     """Passages, the last ones, that `max_context_tokens` left no room for."""
 
 
+class StatementItem(Block):
+    """One thing that an answer says."""
+
+    text: str
+    supported: bool
+    """Whether a passage says so."""
+
+    passage: int | None = None
+    """Which one, by its number in the answer's prompt, from 1."""
+
+
+class JudgementItem(Block):
+    """What a judge says of an answer."""
+
+    score: float | None = None
+    """The share of its statements that are supported."""
+
+    statements: tuple[StatementItem, ...] = ()
+    reason: str = ""
+    """Why, in the judge's words."""
+
+    output: str = ""
+    """All that the judge wrote."""
+
+    error: str | None = None
+    """Why there is no score."""
+
+
+class JudgeItem(RetrieveItem):
+    """An answer, and what the judge says of it."""
+
+    judgement: JudgementItem | None = None
+    """None of a row that is not judged."""
+
+
 class FoundPoint(Block):
     """A chunk that was found, in the form of earlier versions."""
 
@@ -426,6 +461,12 @@ class RetrieveResult(RowsResult):
     """The first 1,000 rows."""
 
     index: IndexState | None = None
+
+
+class JudgeResult(RetrieveResult):
+    """The result of `judge` tasks."""
+
+    items: tuple[JudgeItem, ...]  # pyright: ignore[reportIncompatibleVariableOverride]
 
 
 class IndexResult(RowsResult):

@@ -64,7 +64,8 @@ class Part:
         task_type: What it does.
         takes: Which keys of its spec are which of the template's, both as dotted paths; of several
             the first that is there. A value goes to the key that names it most closely.
-        where: The block without which there is no such part; empty if there always is.
+        where: The block without which there is no such part, as a dotted path; empty if there
+            always is.
         rows_of: Parts whose rows it takes: the first of them that there is.
         after: A part that has to end before it, where there is such.
         gives: Values of keys of its spec where the template has a block: `{key: (block, value)}`.
@@ -89,11 +90,13 @@ class LibraryText:
         block: The block of the spec that has it.
         key: Its key there.
         names: Takes the block; returns the files of the library's `prompts/` that it is made of.
+        chosen_by: The key of the block by which a template names its file; empty if none does.
     """
 
     block: str
     key: str
     names: Callable[[Any], tuple[str, ...]]
+    chosen_by: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -14,6 +14,8 @@ _MOST_QUERIES = 1000
 
 ABSTENTIONS = "abstentions"
 CITATION_ERRORS = "citation_errors"
+UNJUDGED = "unjudged"
+UNREAD_VERDICTS = "unread_verdicts"
 
 
 class RetrievalReport(TaskReport):
@@ -34,7 +36,7 @@ class RetrievalReport(TaskReport):
         found = row.retrieved or []
         self._rows += 1
         self._found += len(found)
-        if self._counts:
+        if ABSTENTIONS in self._counts:
             self._counts[ABSTENTIONS] += bool(row.abstained)
             self._counts[CITATION_ERRORS] += row.citation_error is not None
         if len(self._queries) < _MOST_QUERIES:
@@ -48,8 +50,27 @@ class RetrievalReport(TaskReport):
         return {"usage": {**usage.model_dump(), **counted}, "queries": self._queries}
 
     def counts(self) -> Mapping[str, int]:
-        """Returns how many answers abstain, and how many cite what they should not."""
+        """Returns how often what the task type counts has happened."""
         return self._counts
+
+
+class JudgeReport(RetrievalReport):
+    """Counts beside what was found the answers that have no verdict, or none that can be read.
+
+    Args:
+        spec: The task.
+    """
+
+    def __init__(self, spec: RowSpec) -> None:
+        super().__init__(spec)
+        self._counts = {UNJUDGED: 0, UNREAD_VERDICTS: 0}
+
+    def add(self, row: OutputRow) -> None:
+        """Counts a row."""
+        super().add(row)
+        judgement = row.judgement
+        self._counts[UNJUDGED] += row.error is None and judgement is None
+        self._counts[UNREAD_VERDICTS] += judgement is not None and judgement.error is not None
 
 
 def _point(passage: Passage) -> JsonValue:

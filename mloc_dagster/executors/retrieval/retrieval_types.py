@@ -8,14 +8,25 @@ from typing import TYPE_CHECKING, Any
 
 from mloc_dagster.errors import MissingExtraError
 from mloc_dagster.executors.retrieval import chunk_report, index_report
-from mloc_dagster.executors.retrieval.report import ABSTENTIONS, CITATION_ERRORS, RetrievalReport
+from mloc_dagster.executors.retrieval.report import (
+    ABSTENTIONS,
+    CITATION_ERRORS,
+    UNJUDGED,
+    UNREAD_VERDICTS,
+    JudgeReport,
+    RetrievalReport,
+)
 from mloc_dagster.schema import (
     Answering,
     AnswerSpec,
     ChunkResult,
     ChunkSpec,
+    Idle,
     IndexResult,
     IndexSpec,
+    JudgedRows,
+    JudgeResult,
+    JudgeSpec,
     LibraryText,
     RerankSpec,
     RetrieveResult,
@@ -28,6 +39,7 @@ if TYPE_CHECKING:
     from mloc_dagster.executors.retrieval.answer import AnswerExecutor
     from mloc_dagster.executors.retrieval.chunks import ChunkExecutor
     from mloc_dagster.executors.retrieval.index import IndexExecutor
+    from mloc_dagster.executors.retrieval.judge import JudgeExecutor
     from mloc_dagster.executors.retrieval.rerank import RerankExecutor
     from mloc_dagster.executors.retrieval.search import RetrieveExecutor
     from mloc_dagster.results import Folder
@@ -71,6 +83,20 @@ def _rerank_executor() -> RerankExecutor:
     from mloc_dagster.executors.retrieval.rerank import RerankExecutor
 
     return RerankExecutor()
+
+
+def _judge_executor() -> JudgeExecutor:
+    from mloc_dagster.executors.retrieval.judge import JudgeExecutor
+
+    return JudgeExecutor()
+
+
+def _judge_prompt(judging: JudgedRows) -> tuple[str, ...]:
+    return (judging.prompt,)
+
+
+def _asks_its_own(spec: Any, _: str) -> bool:
+    return spec.data.type == "upstream" and spec.data.text != "{prompt}"
 
 
 def _check_index(spec: Any, others: Sequence[TaskSpec]) -> None:
@@ -150,6 +176,26 @@ ANSWER = TaskType(
     report=RetrievalReport,
     counts=(ABSTENTIONS, CITATION_ERRORS),
     text=LibraryText("answer", "instructions", _instructions),
+    prepare=_inherit_version,
+    conclude=_version_searched,
+)
+JUDGE = TaskType(
+    name="judge",
+    spec=JudgeSpec,
+    executor=_judge_executor,
+    kinds=("JudgeTask",),
+    result=JudgeResult,
+    idle=(
+        Idle(
+            "data.text",
+            "what is judged is the row as it was asked and answered",
+            (JudgeSpec,),
+            _asks_its_own,
+        ),
+    ),
+    report=JudgeReport,
+    counts=(UNJUDGED, UNREAD_VERDICTS),
+    text=LibraryText("judge", "instructions", _judge_prompt, chosen_by="prompt"),
     prepare=_inherit_version,
     conclude=_version_searched,
 )

@@ -509,13 +509,35 @@ def test_options_beside_an_inline_text_have_no_effect() -> None:
     assert warned({"name": "two_column_briefing"}) == []
 
 
+def test_a_judge_reads_rows_as_they_were_asked_whatever_text_its_stage_gives() -> None:
+    ask = {**changed(INFERENCE), "data": {"type": "list", "items": ["a"]}}
+    judge = {"taskType": "judge", "model": ask["model"]}
+
+    def warned(**text: str) -> list[str]:
+        data = {"type": "upstream", "node": "ask", **text}
+        return idle_fields(
+            {
+                "graph": {
+                    "nodes": [
+                        {"name": "ask", "spec": ask},
+                        {"name": "marks", "dependsOn": ["ask"], "spec": {**judge, "data": data}},
+                    ]
+                }
+            }
+        )
+
+    assert warned(text="Is it so? {output}") == ["data.text"]
+    assert warned() == warned(text="{prompt}") == []
+
+
 def test_an_agent_takes_no_answers_of_earlier_tasks() -> None:
     (found,) = compiled(changed(AGENT, reuse=True)).warnings
     assert "what its tools say" in str(found)
 
 
 def test_every_rule_has_its_case() -> None:
-    assert {rule.field for rule in rules()} == {*CASES, "data.template.options"}
+    of_nodes = {"data.template.options", "data.text"}
+    assert {rule.field for rule in rules()} == {*CASES, *of_nodes}
 
 
 def test_a_value_that_one_of_several_tasks_reads_is_no_warning() -> None:

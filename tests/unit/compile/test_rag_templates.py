@@ -57,6 +57,86 @@ def test_blocks_that_are_left_out_have_no_task() -> None:
     assert (task.task.name, task.task.spec.task_type) == ("farm", "retrieve")
 
 
+JUDGED = (
+    WHOLE
+    + """\
+  evaluation:
+    metrics: [faithfulness]
+    gate: faithfulness >= 0.5
+    judge: {model: acme/judge, resources: {hardware: {cpu: "4"}}}
+"""
+)
+
+
+def test_a_judge_is_the_last_task_and_has_the_gate() -> None:
+    tasks = {each.task.name: each for each in compiled(JUDGED).tasks}
+    assert list(tasks)[-2:] == ["farm-answers", "farm"]
+    judge = tasks["farm"]
+    assert (judge.task.spec.task_type, judge.task.depends_on) == ("judge", ("farm-answers",))
+    assert judge.mapping["evaluation"] == {
+        "metrics": ["faithfulness"],
+        "gate": "faithfulness >= 0.5",
+    }
+    assert judge.mapping["model"] == {"source": {"identifier": "acme/judge"}}
+    assert judge.mapping["resources"] == {"hardware": {"cpu": "4"}}
+    assert "supported" in judge.mapping["judge"]["instructions"]  # what a resume asks as well
+    assert [name for name, each in tasks.items() if "evaluation" in each.mapping] == ["farm"]
+    assert [name for name, each in tasks.items() if "output" in each.mapping] == ["farm"]
+
+
+def test_a_stage_with_a_judge_leaves_the_evaluation_of_other_stages_alone() -> None:
+    head = "apiVersion: mloc/v1\nkind: EchoTask\nmetadata: {name: chain}\nspec:\n"
+    body = """\
+  evaluation: {metrics: [{type: number}]}
+  stages:
+    - name: ask
+      spec: {taskType: echo, data: {type: list, items: [a]}}
+    - name: qa
+      spec:
+        taskType: rag
+        index: {name: farm}
+        embedding: {model: a/b}
+        generate: {model: c/d}
+        evaluation: {metrics: [faithfulness], judge: {model: e/f}}
+"""
+    mapping = {each.task.name: each.mapping for each in compiled(body, head).tasks}
+    assert list(mapping) == ["ask", "qa-found", "qa-answers", "qa"]
+    assert mapping["ask"]["evaluation"] == {"metrics": [{"type": "number"}]}
+    assert mapping["qa"]["evaluation"] == {"metrics": ["faithfulness"]}
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "said"),
+    [
+        (
+            "  generate:",
+            "  # generate:",
+            "16:5: spec.evaluation.judge: evaluation.judge works",
+        ),
+        ("[faithfulness]", "[mrr]", "judge: none of the metrics needs one; add faithfulness"),
+        (
+            "    judge:",
+            "    # judge:",
+            "14:15: spec.evaluation.metrics[0]: 'faithfulness' needs",
+        ),
+        ("judge: {", "judge: {prompt: judge/faith, ", "did you mean 'judge/faithfulness'?"),
+        ("judge: {", "judge: {prompt: ../../data/x, ", "evaluation.judge.prompt: expected letters"),
+        ("judge: {", "judge: {promt: x, ", "did you mean 'prompt'?"),
+        ("judge: {", "judge: {inference: {n: 2}, ", "a judge says one verdict for each row"),
+        ("[faithfulness]", "[{type: faithfulness, pass_at: [1]}]", "has no option 'pass_at'"),
+    ],
+)
+def test_what_is_wrong_with_a_judge_is_said_where_it_stands(
+    right: str, wrong: str, said: str
+) -> None:
+    given = JUDGED.replace(right, wrong)
+    if "mrr" in wrong:
+        given = given.replace("    gate: faithfulness >= 0.5\n", "    relevant_column: page\n")
+    with pytest.raises(TemplateError) as raised:
+        compiled(given)
+    assert said in str(raised.value)
+
+
 def test_a_stage_stands_for_several_and_later_ones_read_the_last() -> None:
     head = "apiVersion: mloc/v1\nkind: EchoTask\nmetadata: {name: chain}\nspec:\n  stages:\n"
     body = """\
