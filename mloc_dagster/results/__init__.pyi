@@ -25,6 +25,7 @@ from .citations import (
     ABSTENTION as ABSTENTION,
     abstains as abstains,
     check_citations as check_citations,
+    citation_spans as citation_spans,
 )
 from .columns import (
     ColumnWriter as ColumnWriter,
@@ -89,6 +90,7 @@ from .part_files import (
     part_rows as part_rows,
     read_rows as read_rows,
 )
+from .passage_scores import ids_of as ids_of, is_relevant as is_relevant
 from .rates import UNPRICED as UNPRICED, Rates as Rates, TokenRates as TokenRates
 from .record import (
     RECORD_NAME as RECORD_NAME,
