@@ -160,6 +160,7 @@ from .summary import (
     SUMMARY_NAME as SUMMARY_NAME,
     Latencies as Latencies,
     ModelUsage as ModelUsage,
+    Ranking as Ranking,
     Scores as Scores,
     TaskSummary as TaskSummary,
     UsageCounter as UsageCounter,
