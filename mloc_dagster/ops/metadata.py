@@ -187,29 +187,34 @@ def responses_metadata(summary: TaskSummary, path: str) -> dict[str, dg.Metadata
 
 
 def _scores_metadata(summary: TaskSummary) -> dict[str, dg.MetadataValue]:
-    """Returns what the task's evaluation measured; Dagster draws it over materializations."""
     if summary.scores is None:
         return {}
-    figures = summary.scores.metrics.items()
-    shown = {f"evaluation/{name}": dg.MetadataValue.float(value) for name, value in figures}
-    rows = summary.scores.scored.items()
-    scored = dg.MetadataValue.md(_table(("metric", "rows with a score"), rows))
-    found: dict[str, dg.MetadataValue] = {**shown, "evaluation/scored": scored}
-    if summary.scores.worst:
-        found["evaluation/worst_rows"] = dg.MetadataValue.md(_worst(summary.scores))
-    if summary.scores.ranking is not None:
-        found |= _ranking_metadata(summary.scores.ranking)
-    return found
+    shown = scores_metadata(summary.scores)
+    return {f"evaluation/{name}": value for name, value in shown.items()}
+
+
+def scores_metadata(scores: Scores) -> dict[str, dg.MetadataValue]:
+    """Returns what an evaluation came to; Dagster draws its metrics over materializations."""
+    found: dict[str, dg.MetadataValue] = {
+        name: dg.MetadataValue.float(value) for name, value in scores.metrics.items()
+    }
+    scored = _table(("metric", "rows with a score"), scores.scored.items())
+    found["scored"] = dg.MetadataValue.md(scored)
+    if scores.gate:
+        found["gate"] = dg.MetadataValue.text(scores.gate)
+    if scores.worst:
+        found["worst_rows"] = dg.MetadataValue.md(_worst(scores))
+    return found if scores.ranking is None else found | _ranking_metadata(scores.ranking)
 
 
 def _ranking_metadata(ranking: Ranking) -> dict[str, dg.MetadataValue]:
     """Returns recall over k, and the ranks of the first relevant passage, as pictures."""
     first = sum(ranking.first_ranks[:1])
     title = f"First relevant at 1: {first:,} of {ranking.rows:,} rows; none: {ranking.missed:,}"
-    found = {"evaluation/ranks": dg.MetadataValue.md(rank_chart(title, ranking.first_ranks))}
+    found = {"ranks": dg.MetadataValue.md(rank_chart(title, ranking.first_ranks))}
     if len(ranking.recall) > 1:
         chart = line_chart("recall@k", "k", ranking.recall)
-        found["evaluation/recall"] = dg.MetadataValue.md(chart)
+        found["recall"] = dg.MetadataValue.md(chart)
     return found
 
 
