@@ -36,7 +36,9 @@ def build_definitions(
     """
     built = [template_definitions(each, tags_of(each)) for each in templates]
     return dg.Definitions(
-        assets=[asset for each in built for asset in (*each.assets, *each.sources)],
+        assets=[
+            asset for each in built for asset in (*each.assets, *each.sources, *each.evaluations)
+        ],
         jobs=[each.job for each in built],
         schedules=[each for one in built for each in one.schedules] if schedules else [],
         sensors=list(sensors),

@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from mloc_dagster.data import spool_input
 from mloc_dagster.results import (
@@ -35,6 +36,8 @@ def make_task(
     shards: int = 1,
     done: bool = True,
     vectors: bool = False,
+    leaves: tuple[str, ...] = (),
+    template: Mapping[str, Any] | None = None,
 ) -> Folder:
     """Makes the folder of a task.
 
@@ -47,6 +50,8 @@ def make_task(
         shards: How many shards there are.
         done: Whether it is done.
         vectors: Whether it is an embedding task.
+        leaves: Columns that its rows have beside those of all tasks.
+        template: What it is a task of.
     """
     folder = store.task(task_id)
     spec = {} if evaluation is None else {"evaluation": evaluation.model_dump(mode="json")}
@@ -54,7 +59,7 @@ def make_task(
         task_id=task_id,
         workflow_id=task_id,
         run_id="run",
-        template={},
+        template=dict(template or {}),
         template_name="made",
         node="made",
         task_type="echo",
@@ -85,6 +90,8 @@ def make_task(
             error_budget=1.0,
             evaluation=evaluation,
         )
-        export_results(folder, plan, ["json", "parquet"], model="made", vectors=vectors)
+        export_results(
+            folder, plan, ["json", "parquet"], model="made", vectors=vectors, leaves=leaves
+        )
         write_manifest(folder, ["responses.json"])
     return folder

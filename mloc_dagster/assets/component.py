@@ -175,7 +175,11 @@ class MlocTemplate(dg.Component, dg.Resolvable):
         compiled = compiled_templates(template, self.set, placement)
         built = [template_definitions(each, placement=placement) for each in compiled]
         return dg.Definitions(
-            assets=[asset for each in built for asset in (*each.assets, *each.sources)],
+            assets=[
+                asset
+                for each in built
+                for asset in (*each.assets, *each.sources, *each.evaluations)
+            ],
             jobs=[each.job for each in built],
             schedules=[schedule for each in built for schedule in each.schedules],
         )

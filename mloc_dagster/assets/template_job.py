@@ -32,6 +32,7 @@ from mloc_dagster.ops import (
     batch_shard,
     column_lineage,
     dataset_of,
+    evaluation_key,
     expected_schema,
     hand_out,
     mloc_io_manager,
@@ -100,6 +101,30 @@ def source_specs(
     """Returns the external assets that the tasks of a template read, each once."""
     tasks = placed_tasks(compiled, placement)
     return list({spec.key: spec for each in tasks for spec in each.sources}.values())
+
+
+def evaluation_specs(
+    compiled: CompiledTemplate, placement: Placement = IN_LIBRARY
+) -> list[dg.AssetSpec]:
+    """Returns the assets that hold what evaluations of the tasks' rows came to.
+
+    Nothing materializes one alone: the scores are columns of the rows, and the step that ends
+    the task leaves both.
+    """
+    return [
+        dg.AssetSpec(
+            evaluation_key(task.key),
+            deps=[task.key],
+            description=f"Scores of the rows of `{task.key.path[-1]}`: their means, and the worst.",
+            group_name=placement.group_name or op_name(compiled.metadata.name),
+            kinds={"evaluation"},
+            owners=[*_owners(compiled), *placement.owners],
+            tags={**_tags(compiled, task.node), **placement.tags},
+            partitions_def=partitions_of(compiled, placement),
+        )
+        for task in placed_tasks(compiled, placement)
+        if isinstance(task.node.task.spec, RowSpec) and task.node.task.spec.evaluation is not None
+    ]
 
 
 def _automation(task: PlacedTask) -> dg.AutomationCondition | None:
@@ -197,6 +222,7 @@ class TemplateDefinitions:
 
     assets: list[dg.AssetsDefinition]
     sources: list[dg.AssetSpec]
+    evaluations: list[dg.AssetSpec]
     job: "UnresolvedAssetJobDefinition"
     schedules: list[dg.ScheduleDefinition]
 
@@ -224,7 +250,8 @@ def template_definitions(
         executor_def=mloc_executor(),
     )
     schedules = _schedules(compiled, job, partitions_of(compiled, placement))
-    return TemplateDefinitions(assets, source_specs(compiled, placement), job, schedules)
+    sources, scores = source_specs(compiled, placement), evaluation_specs(compiled, placement)
+    return TemplateDefinitions(assets, sources, scores, job, schedules)
 
 
 def _job_tags(compiled: CompiledTemplate) -> dict[str, str]:

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from mloc_dagster.cli.api_choice import open_api
 from mloc_dagster.cli.terminal import OK
+from mloc_dagster.display import count
 from mloc_dagster.wire import TrajectoryCall, TrajectoryTurn, TrajectoryView
 
 _INDENT = 2
@@ -76,7 +77,8 @@ def _end(found: TrajectoryView) -> Text:
     read = sum(each.prompt_tokens for each in turns)
     written = sum(each.completion_tokens for each in turns)
     calls = sum(len(each.calls) for each in turns)
-    spent = f"{len(turns)} turns, {calls} calls, {read:,} tokens read, {written:,} written"
+    did = f"{count(len(turns), 'turn')}, {count(calls, 'call')}"
+    spent = f"{did}, {read:,} tokens read, {written:,} written"
     if found.error is not None:
         return Text.assemble("\n", (f"failed: {found.error}", "red"), (f"  {spent}", "dim"))
     return Text.assemble("\n", (f"ended: {found.stop}", "bold"), (f"  {spent}", "dim"))

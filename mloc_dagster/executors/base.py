@@ -103,7 +103,8 @@ class ShardContext:
         save: Keeps a file of the executor's own in the task's folder, under that name.
         journal: Keeps what is done of rows that take many steps; None where nothing is kept.
         count: Takes what of the task type's `counts` has happened in the shard by now, earlier
-            attempts included, as often as that changes, from any thread: it is shown.
+            attempts included as far as is known, as often as that changes, from any thread: it is
+            shown.
         spend: Takes what a row that takes many steps has taken by now, under its index, from any
             thread: it counts for the task's budget before the row has ended.
     """

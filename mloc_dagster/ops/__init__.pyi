@@ -18,7 +18,11 @@ from .columns import (
     expected_schema as expected_schema,
     input_name as input_name,
 )
-from .export import RESULT as RESULT, export_op as export_op
+from .export import (
+    RESULT as RESULT,
+    evaluation_key as evaluation_key,
+    export_op as export_op,
+)
 from .failures import step_error as step_error
 from .io import (
     IO_MANAGER_KEY as IO_MANAGER_KEY,

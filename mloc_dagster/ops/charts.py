@@ -17,6 +17,7 @@ _WIDTH = 320
 _TOP, _LEFT, _RIGHT, _BOTTOM = 20, 4, 316, 96
 _LINE, _TEXT = "#4a86e8", "#888"
 _POINTS = 40
+_RANKS = 20
 _UNENCODED = "/:=',;"
 
 
@@ -51,16 +52,33 @@ def bar_chart(title: str, unit: str, edges: Sequence[float], counts: Sequence[in
     """
     used = [place for place, count in enumerate(counts) if count]
     start, end = (used[0], used[-1] + 1) if used else (0, len(counts))
-    kept, most = counts[start:end], max(counts, default=0)
-    width = (_RIGHT - _LEFT) // max(len(kept), 1)
+    return _bars(title, f"{edges[start]:.3g} to {edges[end]:.3g} {unit}", counts[start:end])
+
+
+def rank_chart(title: str, counts: Sequence[int]) -> str:
+    """Draws how often something stands at rank 1, 2, and so on; of many ranks, the first ones.
+
+    Args:
+        title: What was counted.
+        counts: Of each rank.
+    """
+    last = max((rank for rank, count in enumerate(counts, 1) if count), default=1)
+    shown = min(last, _RANKS)
+    more = f" of {last}" * (last > shown)
+    return _bars(title, f"rank 1 to {shown}{more}", counts[:shown])
+
+
+def _bars(title: str, axis: str, counts: Sequence[int]) -> str:
+    most = max(counts, default=0)
+    width = (_RIGHT - _LEFT) // max(len(counts), 1)
     bars = [
         f"M{_LEFT + place * width},{_BOTTOM}V{_scaled(count, 0, most, _BOTTOM, _TOP)}h{width - 1}"
         f"V{_BOTTOM}"
-        for place, count in enumerate(kept)
+        for place, count in enumerate(counts)
         if count
     ]
     drawn = f"<path d='{''.join(bars)}' fill='{_LINE}'/>"
-    return _image(title, f"{edges[start]:.3g} to {edges[end]:.3g} {unit}", drawn, 0, most)
+    return _image(title, axis, drawn, 0, most)
 
 
 def _thinned(points: Sequence[tuple[float, float]]) -> Sequence[tuple[float, float]]:

@@ -12,7 +12,7 @@ from mloc_dagster.ops.checks import Checks, Verdict, judge
 from mloc_dagster.ops.columns import written_columns
 from mloc_dagster.ops.failures import as_dagster
 from mloc_dagster.ops.io import IO_MANAGER_KEY, AggregatedTask, TaskRef
-from mloc_dagster.ops.metadata import data_version_of, result_metadata
+from mloc_dagster.ops.metadata import data_version_of, result_metadata, scores_metadata
 from mloc_dagster.ops.run_tags import process_of
 from mloc_dagster.ops.tracking import report_scores
 from mloc_dagster.results import (
@@ -21,13 +21,19 @@ from mloc_dagster.results import (
     artifact_names,
     deliver,
     export_results,
+    read_summary,
     read_training,
     write_manifest,
 )
 from mloc_dagster.schema import RowSpec, TrainingSpec
 
+_Event = dg.Output[TaskRef] | dg.AssetCheckResult | dg.AssetObservation | dg.AssetMaterialization
+
 RESULT = "result"
 """The op's output that is the asset; the others are its checks, by their names."""
+
+_DATA_VERSION = "dagster/data_version"
+"""The tag that says the version of what an event without an output of its own tells of."""
 
 
 @cache
@@ -48,17 +54,13 @@ def export_op(checks: Checks) -> dg.OpDefinition:
         },
         description="Judges the result; writes its files and the manifest, and delivers them.",
     )
-    def export(
-        context: dg.OpExecutionContext, task: AggregatedTask
-    ) -> Iterator[dg.Output[TaskRef] | dg.AssetCheckResult | dg.AssetObservation]:
+    def export(context: dg.OpExecutionContext, task: AggregatedTask) -> Iterator[_Event]:
         yield from export_task(context, task)
 
     return export
 
 
-def export_task(
-    context: dg.OpExecutionContext, task: AggregatedTask
-) -> Iterator[dg.Output[TaskRef] | dg.AssetCheckResult | dg.AssetObservation]:
+def export_task(context: dg.OpExecutionContext, task: AggregatedTask) -> Iterator[_Event]:
     """Yields the asset and the results of its checks.
 
     A result that is refused is no materialization: nothing reads it. It is an observation,
@@ -73,6 +75,7 @@ def export_task(
     metadata = result_metadata(opened, task.shard_seconds) | report_scores(context, opened)
     # `mloc run` says itself how to go on.
     again = f"mloc retry --failed-rows {task.task_id}" * (process_of(context.run.tags) is None)
+    yield from _evaluation(context, opened)
     verdicts = judge(opened, again=again)
     problems = [each.problem for each in verdicts.values() if each.problem]
     if problems:
@@ -104,6 +107,31 @@ def export_task(
         data_version=dg.DataVersion(data_version_of(opened)),
     )
     yield from _check_results(verdicts)
+
+
+def evaluation_key(result: dg.AssetKey) -> dg.AssetKey:
+    """Returns the key of the evaluation of a result: `answer_evaluation` of `answer_responses`."""
+    *place, name = result.path
+    return dg.AssetKey([*place, f"{name.removesuffix('responses')}evaluation"])
+
+
+def _evaluation(
+    context: dg.OpExecutionContext, opened: OpenTask
+) -> Iterator[dg.AssetMaterialization]:
+    """Yields what the evaluation of a result came to, of one that its gate refuses as well."""
+    scores = None
+    if isinstance(opened.task.spec, RowSpec):
+        scores = read_summary(opened.folder).scores
+    if scores is None:
+        return
+    ranged = context.has_partition_key_range or context.has_partition_key
+    for partition in context.partition_keys if ranged else [None]:
+        yield dg.AssetMaterialization(
+            evaluation_key(context.asset_key),
+            metadata=scores_metadata(scores),
+            partition=partition,
+            tags={_DATA_VERSION: data_version_of(opened)},
+        )
 
 
 def _check_results(verdicts: Mapping[str, Verdict]) -> Iterator[dg.AssetCheckResult]:

@@ -6,15 +6,18 @@ shown where they stand (`charts.INLINE_CHARACTERS`); the viewer has the rest.
 """
 
 import hashlib
+import re
 from collections.abc import Iterable, Mapping, Sequence
 
 import dagster as dg
 
 from mloc_dagster.executors import OpenTask, read_pinned
-from mloc_dagster.ops.charts import INLINE_CHARACTERS, bar_chart, line_chart
+from mloc_dagster.ops.charts import INLINE_CHARACTERS, bar_chart, line_chart, rank_chart
 from mloc_dagster.ops.viewer_link import viewer_metadata
 from mloc_dagster.planning import Expectation, Plan
 from mloc_dagster.results import (
+    Ranking,
+    Scores,
     TaskSummary,
     TrainingSummary,
     compared,
@@ -184,14 +187,35 @@ def responses_metadata(summary: TaskSummary, path: str) -> dict[str, dg.Metadata
 
 
 def _scores_metadata(summary: TaskSummary) -> dict[str, dg.MetadataValue]:
-    """Returns what the task's evaluation measured; Dagster draws it over materializations."""
     if summary.scores is None:
         return {}
-    figures = summary.scores.metrics.items()
-    shown = {f"evaluation/{name}": dg.MetadataValue.float(value) for name, value in figures}
-    rows = summary.scores.scored.items()
-    scored = dg.MetadataValue.md(_table(("metric", "rows with a score"), rows))
-    return {**shown, "evaluation/scored": scored}
+    shown = scores_metadata(summary.scores)
+    return {f"evaluation/{name}": value for name, value in shown.items()}
+
+
+def scores_metadata(scores: Scores) -> dict[str, dg.MetadataValue]:
+    """Returns what an evaluation came to; Dagster draws its metrics over materializations."""
+    found: dict[str, dg.MetadataValue] = {
+        name: dg.MetadataValue.float(value) for name, value in scores.metrics.items()
+    }
+    scored = _table(("metric", "rows with a score"), scores.scored.items())
+    found["scored"] = dg.MetadataValue.md(scored)
+    if scores.gate:
+        found["gate"] = dg.MetadataValue.text(scores.gate)
+    if scores.worst:
+        found["worst_rows"] = dg.MetadataValue.md(_worst(scores))
+    return found if scores.ranking is None else found | _ranking_metadata(scores.ranking)
+
+
+def _ranking_metadata(ranking: Ranking) -> dict[str, dg.MetadataValue]:
+    """Returns recall over k, and the ranks of the first relevant passage, as pictures."""
+    first = sum(ranking.first_ranks[:1])
+    title = f"First relevant at 1: {first:,} of {ranking.rows:,} rows; none: {ranking.missed:,}"
+    found = {"ranks": dg.MetadataValue.md(rank_chart(title, ranking.first_ranks))}
+    if len(ranking.recall) > 1:
+        chart = line_chart("recall@k", "k", ranking.recall)
+        found["recall"] = dg.MetadataValue.md(chart)
+    return found
 
 
 def _cost_metadata(usage: Usage) -> dict[str, dg.MetadataValue]:
@@ -227,26 +251,48 @@ def _usage(summary: TaskSummary) -> str:
 
 def _preview(summary: TaskSummary) -> str:
     """Returns the first rows, as many and as much of each as is shown where it stands."""
-    heads = ("index", "prompt", "output")
-    rows = summary.preview
-    for most in (_CELL_CHARACTERS, _CELL_CHARACTERS // 2, _CELL_CHARACTERS // 4):
-        lines = [
-            (row.index, _cell(row.prompt, most), _cell(row.error or row.output, most))
-            for row in rows
-        ]
-        while len(text := _table(heads, lines)) >= INLINE_CHARACTERS and len(lines) > _FEW_ROWS:
+    rows = [(each.index, each.prompt, each.error or each.output) for each in summary.preview]
+    return _fitted(("index", "prompt", "output"), rows, _FEW_ROWS)
+
+
+def _worst(scores: Scores) -> str:
+    """Returns the rows with the lowest scores, as much of each as is shown where it stands."""
+    metric = next(iter(scores.metrics), "")
+    rows = [
+        (each.index, _shown(each.scores.get(metric)), each.prompt, each.expected, each.found)
+        for each in scores.worst
+    ]
+    return _fitted(("index", metric, "prompt", "expected", "found"), rows, len(rows))
+
+
+_WIDTHS, _FEW_ROWS = (160, 80, 40, 20, 12), 3
+
+
+def _fitted(heads: Sequence[str], rows: Sequence[Sequence[object]], fewest: int) -> str:
+    """Returns a table that is shown where it stands, of rows' texts as much as there is room for.
+
+    Args:
+        heads: Of the columns.
+        rows: Their cells.
+        fewest: Rows that are shown in any case, however short.
+    """
+    text = ""
+    for width in _WIDTHS:
+        lines = [[_cell(str(each), width) for each in row] for row in rows]
+        while len(text := _table(heads, lines)) >= INLINE_CHARACTERS and len(lines) > fewest:
             lines.pop()
         if len(text) < INLINE_CHARACTERS:
-            return text
+            break
     return text
 
 
-_CELL_CHARACTERS, _FEW_ROWS = 160, 3
-
-
 def _cell(text: str, most: int) -> str:
+    """Returns a text of a row as plain text in a table: it is no markup, whatever it holds."""
     shown = text if len(text) <= most else text[: most - 1] + "…"
-    return shown.replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ")
+    return _MARKUP.sub(r"\\\g<0>", " ".join(shown.split()))
+
+
+_MARKUP = re.compile(r"[\\|<\[`*_]")
 
 
 SHOWN_SERIES = 6

@@ -26,6 +26,7 @@ from .citations import (
     abstains as abstains,
     check_citations as check_citations,
     without_citations as without_citations,
+    citation_spans as citation_spans,
 )
 from .columns import (
     ColumnWriter as ColumnWriter,
@@ -90,6 +91,7 @@ from .part_files import (
     part_rows as part_rows,
     read_rows as read_rows,
 )
+from .passage_scores import ids_of as ids_of, is_relevant as is_relevant
 from .rates import UNPRICED as UNPRICED, Rates as Rates, TokenRates as TokenRates
 from .record import (
     RECORD_NAME as RECORD_NAME,
@@ -161,6 +163,7 @@ from .summary import (
     SUMMARY_NAME as SUMMARY_NAME,
     Latencies as Latencies,
     ModelUsage as ModelUsage,
+    Ranking as Ranking,
     Scores as Scores,
     TaskSummary as TaskSummary,
     UsageCounter as UsageCounter,

@@ -42,15 +42,26 @@ _SENTENCE_END = re.compile(r"[.!?。…\n]")  # after NFKC, which makes full-wid
 
 def cited_numbers(answer: str) -> list[int]:
     """Returns the numbers that an answer cites, each once, in the order in which they appear."""
+    return list(dict.fromkeys(n for _, _, numbers in citation_spans(answer) for n in numbers))
+
+
+def citation_spans(answer: str) -> list[tuple[int, int, list[int]]]:
+    """Returns where an answer cites: start and end, and the numbers that stand there."""
+    return [
+        (citation.start(), citation.end(), _numbers(citation[1]))
+        for citation in _CITATION.finditer(answer)
+    ]
+
+
+def _numbers(cited: str) -> list[int]:
     found: dict[int, None] = {}
-    for citation in _CITATION.finditer(answer):
-        for part in _PART.split(citation[1]):
-            ends = _RANGE.search(part)
-            if ends is None:
-                continue
-            first, last = int(ends[1]), int(ends[2] or ends[1])
-            numbers = range(first, min(last, first + _MOST_OF_A_RANGE - 1) + 1)
-            found |= dict.fromkeys(numbers or (first, last))
+    for part in _PART.split(cited):
+        ends = _RANGE.search(part)
+        if ends is None:
+            continue
+        first, last = int(ends[1]), int(ends[2] or ends[1])
+        numbers = range(first, min(last, first + _MOST_OF_A_RANGE - 1) + 1)
+        found |= dict.fromkeys(numbers or (first, last))
     return list(found)
 
 

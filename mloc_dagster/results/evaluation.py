@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, cast
 
 from mloc_dagster.errors import DataError, TerminalError, nearest_hint
@@ -13,10 +14,18 @@ from mloc_dagster.results import scores
 from mloc_dagster.results.citations import without_citations
 from mloc_dagster.results.columns import SCORES_NAME, ColumnWriter, arrow
 from mloc_dagster.results.export_row import column_called
-from mloc_dagster.results.passage_scores import citation_precision, ids_of, passage_scores
+from mloc_dagster.results.passage_scores import (
+    citation_precision,
+    ids_of,
+    passage_scores,
+    ranked_ids,
+)
+from mloc_dagster.results.ranking import RankingCounter
 from mloc_dagster.results.rows import OutputRow, Prompt
 from mloc_dagster.results.store import Folder
-from mloc_dagster.results.summary import Scores
+from mloc_dagster.results.summary import Scores, WorstRow
+from mloc_dagster.results.tally import short_prompt, short_text
+from mloc_dagster.results.worst_rows import WorstRows
 from mloc_dagster.schema import (
     COMPARING_METRICS,
     JUDGED_METRICS,
@@ -54,6 +63,7 @@ class Scorer:
         folder.delete(SCORES_NAME)
         types = {each.label: arrow().float64() for each in self._metrics}
         self._writer = ColumnWriter(folder, types, SCORES_NAME)
+        self._ranking, self._worst = RankingCounter(), WorstRows()
 
     def score(
         self, rows: Sequence[OutputRow], columns: Sequence[Columns]
@@ -68,28 +78,50 @@ class Scorer:
             DataError: If a row lacks the column with the right answer, or with what is relevant.
             TerminalError: If a registered metric fails.
         """
-        of_passages = self._found(rows, columns)
+        relevant = self._relevant(rows, columns)
+        of_passages = self._found(rows, relevant)
         scored: list[dict[str, Score]] = []
-        for row, brought, found in zip(rows, columns, of_passages, strict=True):
+        for row, brought, ids, found in zip(rows, columns, relevant, of_passages, strict=True):
             scores = {each.label: each.score(row, brought, found) for each in self._metrics}
             self._writer.add(scores)
+            self._ranking.add(row.retrieved or (), ids)
+            self._worst.add(row.index, scores, partial(self._described, row, brought, ids, scores))
             scored.append(scores)
         return scored
 
-    def _found(
+    def _relevant(
         self, rows: Sequence[OutputRow], columns: Sequence[Columns]
-    ) -> Sequence[Mapping[str, Score]]:
-        """Returns the scores of what was found for rows, those of many rows at once."""
+    ) -> Sequence[frozenset[str]]:
+        """Returns the ids of what should be found for rows; none for one that failed."""
         column = self._evaluation.relevant_column
         if column is None:
-            return [dict[str, Score]()] * len(rows)
+            return [frozenset[str]()] * len(rows)
         place = column.split(".")
-        relevant = [
+        return [
             frozenset[str]()
             if row.error is not None
             else ids_of(_value(row, brought, place, "relevant_column"))
             for row, brought in zip(rows, columns, strict=True)
         ]
+
+    def _described(
+        self, row: OutputRow, columns: Columns, relevant: frozenset[str], scores: dict[str, Score]
+    ) -> WorstRow:
+        expected, found = self._metrics[0].compared(row, columns, relevant)
+        return WorstRow(
+            index=row.index,
+            scores=scores,
+            prompt=short_prompt(row.prompt),
+            expected=short_text(expected),
+            found=short_text(found),
+        )
+
+    def _found(
+        self, rows: Sequence[OutputRow], relevant: Sequence[frozenset[str]]
+    ) -> Sequence[Mapping[str, Score]]:
+        """Returns the scores of what was found for rows, those of many rows at once."""
+        if self._evaluation.relevant_column is None:
+            return [dict[str, Score]()] * len(rows)
         cited = [citation_precision(*each) for each in zip(rows, relevant, strict=True)]
         names = [each.type for each in self._metrics if passage_metric(each.type) is not None]
         if not names:
@@ -112,6 +144,8 @@ class Scorer:
             columns=self._writer.close(),
             gate=gate,
             passed=passed,
+            ranking=self._ranking.result(),
+            worst=self._worst.result(),
         )
 
     def _judge(self, figures: Mapping[str, float]) -> tuple[str, bool]:
@@ -183,6 +217,15 @@ class _Metric:
         for k in self._passes:
             self._passes[k] += scores.pass_at(right, len(answers), min(k, len(answers)))
         return score
+
+    def compared(
+        self, row: OutputRow, columns: Columns, relevant: frozenset[str]
+    ) -> tuple[str, str]:
+        """Returns what the metric looks at, as texts: what is expected, and what is there."""
+        if self._of_passages:
+            found = ranked_ids(row.retrieved or (), relevant)
+            return ", ".join(sorted(relevant)), ", ".join(found)
+        return " / ".join(self._references(row, columns)), row.output
 
     def _counted(self, score: Score) -> Score:
         if score is not None:

@@ -21,6 +21,11 @@ def ids_of(value: object) -> frozenset[str]:
     return frozenset(str(each) for each in several if each is not None and str(each).strip())
 
 
+def is_relevant(passage: Passage, relevant: Collection[str]) -> bool:
+    """Tells whether these ids name a passage or its document."""
+    return passage.id in relevant or passage.document in relevant
+
+
 def ranked_ids(passages: Sequence[Passage], relevant: Collection[str]) -> list[str]:
     """Returns the ids of what was found, the best first, as the relevant ones name it.
 
@@ -80,9 +85,5 @@ def citation_precision(row: OutputRow, relevant: frozenset[str]) -> float | None
     numbers = cited_numbers(row.output)
     if row.citations is None or not numbers or not relevant:
         return None
-    passages = {
-        n: each
-        for n, each in enumerate(row.retrieved or (), 1)
-        if each.id in relevant or each.document in relevant
-    }
+    passages = {n for n, each in enumerate(row.retrieved or (), 1) if is_relevant(each, relevant)}
     return sum(n in passages for n in numbers) / len(numbers)

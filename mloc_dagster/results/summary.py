@@ -127,6 +127,40 @@ class PreviewRow(_Frozen):
     custom_id: str | None = None
 
 
+class Ranking(_Frozen):
+    """Where relevant passages stand in what was found, over the rows that say what is relevant.
+
+    Attributes:
+        rows: How many rows these are.
+        recall: The mean recall at k, by k, up to the deepest that was found.
+        first_ranks: Rows whose first relevant passage stands at rank 1, 2, and so on.
+        missed: Rows for which nothing relevant was found.
+    """
+
+    rows: int
+    recall: tuple[tuple[int, float], ...]
+    first_ranks: tuple[int, ...]
+    missed: int
+
+
+class WorstRow(_Frozen):
+    """A row with low scores, for people: texts shortened.
+
+    Attributes:
+        index: The input's place.
+        scores: By metric.
+        prompt: The text, or the last chat message.
+        expected: The right answer, or the ids of what should be found.
+        found: The output, or the ids of what was found, the best first.
+    """
+
+    index: int
+    scores: dict[str, float | None]
+    prompt: str
+    expected: str
+    found: str
+
+
 class Scores(_Frozen):
     """What became of an evaluation.
 
@@ -136,6 +170,8 @@ class Scores(_Frozen):
         columns: Where the rows' own scores are.
         gate: The gate's comparisons with their figures; empty without a gate.
         passed: Whether the result may be handed on.
+        ranking: Where relevant passages stand, of a task that searches.
+        worst: The rows with the lowest scores, the worst first.
     """
 
     metrics: dict[str, float]
@@ -143,6 +179,8 @@ class Scores(_Frozen):
     columns: CarriedColumns | None = None
     gate: str = ""
     passed: bool = True
+    ranking: Ranking | None = None
+    worst: tuple[WorstRow, ...] = ()
 
 
 class TaskSummary(_Frozen):

@@ -133,12 +133,17 @@ def shorten(row: OutputRow) -> PreviewRow:
     """Returns a row for people."""
     return PreviewRow(
         index=row.index,
-        prompt=_short(_prompt_text(row.prompt)),
-        output=_short(answer_text(row.output, row.tool_calls)),
+        prompt=short_prompt(row.prompt),
+        output=short_text(answer_text(row.output, row.tool_calls)),
         finish_reason=row.finish_reason,
-        error=None if row.error is None else _short(row.error),
+        error=None if row.error is None else short_text(row.error),
         custom_id=row.custom_id,
     )
+
+
+def short_prompt(prompt: Prompt) -> str:
+    """Returns a prompt for people: the last message of a chat, shortened."""
+    return short_text(_prompt_text(prompt))
 
 
 def _prompt_text(prompt: Prompt) -> str:
@@ -153,5 +158,6 @@ def _prompt_text(prompt: Prompt) -> str:
     return " ".join(str(part.get("text", part.get("type", ""))) for part in content)
 
 
-def _short(text: str) -> str:
+def short_text(text: str) -> str:
+    """Returns a text for people, shortened."""
     return text if len(text) <= _PREVIEW_CHARACTERS else text[: _PREVIEW_CHARACTERS - 1] + "…"

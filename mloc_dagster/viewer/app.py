@@ -26,7 +26,14 @@ from mloc_dagster.viewer.row_export import MEDIA_TYPES, ExportFormat, export_blo
 from mloc_dagster.viewer.row_source import RowSource
 from mloc_dagster.viewer.selection import Question, Selections
 from mloc_dagster.viewer.sources import Sources, idle_columns, notes
-from mloc_dagster.viewer.task_view import StateOf, batch_members, downloads, task_lines, view_of
+from mloc_dagster.viewer.task_view import (
+    StateOf,
+    batch_members,
+    downloads,
+    relevant_column,
+    task_lines,
+    view_of,
+)
 
 _MOST_ROWS = 1_000
 """Of a window; the table asks for a few hundred."""
@@ -293,7 +300,8 @@ def _add_rows(app: FastAPI) -> None:
         position = chosen.source.position_of(index)
         if position is None:
             raise UnknownNameError("row", str(index), ())
-        return _json(row_detail(chosen.source, position, chosen.folder))
+        relevant = "" if chosen.folder is None else relevant_column(chosen.folder)
+        return _json(row_detail(chosen.source, position, chosen.folder, relevant))
 
     @app.get("/data/distributions")
     def distributions(chosen: Selected) -> Response:

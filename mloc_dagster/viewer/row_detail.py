@@ -12,6 +12,7 @@ import numpy as np
 
 from mloc_dagster.errors import MlocError
 from mloc_dagster.results import Folder, OutputRow, known_calls, read_rows
+from mloc_dagster.viewer.passages import FoundView, found_view
 from mloc_dagster.viewer.row_source import RowSource, shown
 
 IMAGE = re.compile(r"input/images/[0-9a-f]{64}\.(png|jpeg|gif|webp|bmp)")
@@ -79,6 +80,7 @@ class RowDetail(msgspec.Struct):
         reasoning: For each answer what was thought before it, if anything was.
         finish_reasons: Why each ended, where that is known.
         tokens: For each answer its tokens with their log probabilities, where they were asked for.
+        found: What a search found for it, or what a document was cut into.
     """
 
     cells: dict[str, Any]
@@ -88,15 +90,19 @@ class RowDetail(msgspec.Struct):
     reasoning: list[str] = []
     finish_reasons: list[str] = []
     tokens: list[list[tuple[str, float, list[tuple[str, float]]]]] = []
+    found: FoundView | None = None
 
 
-def row_detail(source: RowSource, position: int, folder: Folder | None) -> RowDetail:
+def row_detail(
+    source: RowSource, position: int, folder: Folder | None, relevant: str = ""
+) -> RowDetail:
     """Reads a row.
 
     Args:
         source: The rows.
         position: Its place in `source`.
         folder: The task's folder, where its part files may tell more; None of a comparison.
+        relevant: The column that names what should be found; empty without one.
     """
     (row,) = source.take(np.array([position]), source.stored_names).to_pylist()
     detail = RowDetail({name: _cell(cell) for name, cell in row.items()})
@@ -117,6 +123,7 @@ def row_detail(source: RowSource, position: int, folder: Folder | None) -> RowDe
             ]
             for answer in computed.logprobs or []
         ]
+    detail.found = found_view(row, computed, relevant)
     if not detail.outputs and (detail.calls or detail.reasoning):
         detail.outputs = [""]
     return detail

@@ -8,7 +8,7 @@ that scrolling through a sorted task decodes each block once.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from threading import Lock
@@ -247,8 +247,17 @@ def shown(cell: object) -> object:
             return f"{len(cell):,} bytes"
         case [dict(), *_] if calls := known_calls(cell):
             return answer_text("", calls)[:SHOWN_CHARS]
+        case [{"document": str()}, *_]:
+            return _documents([each["document"] for each in cell])
         case [float(), *_] if len(cell) > _SHOWN_NUMBERS:
             first = ", ".join(f"{each:.4g}" for each in cell[:_SHOWN_NUMBERS])
             return f"{len(cell)} numbers: {first}, …"
         case _:
             return msgspec.json.encode(cell, enc_hook=str).decode()[:SHOWN_CHARS]
+
+
+def _documents(documents: Sequence[str]) -> str:
+    """Returns the documents of passages in their order, and how many passages of each there are."""
+    counts = Counter(documents)
+    names = (f"{name} ({count})" if count > 1 else name for name, count in counts.items())
+    return ", ".join(names)[:SHOWN_CHARS]

@@ -75,7 +75,7 @@ def notes(source: RowSource) -> list[str]:
     return [*source.damaged, *cut]
 
 
-_RARE = ("error", "tool_calls", "reasoning")
+_RARE = ("error", "tool_calls", "reasoning", "citation_error")
 """Columns that are shown as soon as a row has something in them."""
 
 

@@ -378,3 +378,30 @@ def score_names(folder: Folder) -> tuple[str, ...]:
     except (MlocError, ValidationError):
         return ()
     return () if scores is None or scores.columns is None else scores.columns.names
+
+
+def relevant_column(folder: Folder) -> str:
+    """Returns the column that names what should be found for a row; empty if there is none.
+
+    Of a template's tasks it is the last one that is evaluated; the rows of those before it bring
+    the same columns along.
+    """
+    try:
+        record = read_record(folder) if folder.exists(RECORD_NAME) else None
+    except (MlocError, ValidationError):
+        return ""
+    specs = (
+        [] if record is None else [record.spec, *map(_spec, _nodes(record.template.get("spec")))]
+    )
+    columns = (_relevant(each) for each in specs)
+    return next(filter(None, columns), "")
+
+
+def _spec(node: JsonValue) -> JsonValue:
+    return node.get("spec") if isinstance(node, dict) else None
+
+
+def _relevant(spec: JsonValue) -> str:
+    evaluation = spec.get("evaluation") if isinstance(spec, dict) else None
+    column = evaluation.get("relevant_column") if isinstance(evaluation, dict) else None
+    return column if isinstance(column, str) else ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,7 @@ class Farm:
             "name": "farm",
             "url": str(root / "lance"),
         }
+        self.told: dict[int, Mapping[str, int]] = {}
         self._cache = cache
         self._began = datetime.now(UTC)
 
@@ -100,6 +102,7 @@ class Farm:
                 attempt=1,
                 cache=self._cache,
                 cancelled=lambda: False,
+                on_counts=partial(self.told.__setitem__, shard.index),
             )
         return list(read_rows(folder))
 
@@ -163,6 +166,9 @@ def test_only_what_is_new_is_embedded_and_what_has_vanished_leaves(farm: Farm) -
     changed = {**OWLS, "mice": ["Mice hide in the hay.", "Mice fear owls."]}
     third = farm.build("three", changed)
     assert third["embedded"] == 1
+    assert [
+        sum(each[name] for each in farm.told.values()) for name in find_task_type("index").counts
+    ] == [5, 1]
     assert third["index"] == {"engine": "lancedb", "name": "farm", "version": 2, "chunks": 5}
     pinned = read_pinned(farm.store.task("three"))
     assert pinned is not None

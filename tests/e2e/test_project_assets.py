@@ -228,6 +228,8 @@ def test_a_refused_result_is_an_observation_and_nothing_reads_it(
     observed = instance.fetch_observations(key, limit=1).records[0].asset_observation
     assert observed is not None
     assert observed.metadata["evaluation/exact_match"].value == 0
+    scores = instance.get_latest_materialization_event(dg.AssetKey(["said", "evaluation"]))
+    assert scores is not None, "what was measured is true of a refused result as well"
     checks = {each.check_name: each.passed for each in result.get_asset_check_evaluations()}
     assert checks == {
         "row_count": True,

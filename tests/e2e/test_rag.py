@@ -111,9 +111,9 @@ def test_documents_become_answers_with_citations_and_only_what_changed_is_embedd
         if not each.get("error")
     }
     assert embedded == {
-        "bees.html": "1 chunks, 0 embedded",
-        "mice.md": "1 chunks, 1 embedded",
-        "owls.md": "1 chunks, 0 embedded",
+        "bees.html": "1 chunk, 0 embedded",
+        "mice.md": "1 chunk, 1 embedded",
+        "owls.md": "1 chunk, 0 embedded",
     }
     texts = [each["text"] for each in again["farm"]["items"][1]["retrieved"]]
     assert any("cheese" in each for each in texts)

@@ -201,6 +201,11 @@ def test_answers_are_scored_and_a_stage_takes_the_wrong_ones(
     assert entry is not None
     assert entry.asset_materialization is not None
     assert entry.asset_materialization.metadata["evaluation/numeric"].value == 0.75
+    scores = instance.get_latest_materialization_event(dg.AssetKey(["scored", "ask_evaluation"]))
+    assert scores is not None
+    assert scores.asset_materialization is not None
+    assert scores.asset_materialization.metadata["numeric"].value == 0.75
+    assert "| 2 |" in str(scores.asset_materialization.metadata["worst_rows"].value)
 
 
 def test_a_result_that_does_not_pass_its_gate_is_not_handed_on(

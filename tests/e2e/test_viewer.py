@@ -24,13 +24,16 @@ from mloc_dagster.results import (
     FunctionCall,
     Message,
     OutputRow,
+    Passage,
     ShardWriter,
     ToolCall,
     TrainingSummary,
+    check_citations,
     open_store,
     read_plan,
     write_training,
 )
+from mloc_dagster.schema import RowEvaluation
 from mloc_dagster.settings import settings
 from tests.api_server import served_ledger
 from tests.e2e.api_process import served
@@ -234,6 +237,40 @@ def test_calls_and_thoughts_are_shown(browser: Browser, done: bool) -> None:
         assert HTML not in thoughts.inner_text(), "thoughts are folded"
         thoughts.locator("summary").click()
         assert HTML in thoughts.inner_text()
+
+
+def test_citations_of_an_answer_lead_to_their_passages(browser: Browser) -> None:
+    passages = [
+        Passage("c1", f"Paris is in France. {HTML}", HTML, 0, 19, heading=[HTML], rerank=0.9),
+        Passage("c2", "Lyon is as well.", "lyon.md", 20, 36, score=0.2),
+    ]
+    said = f"Both are [2][7]. {HTML}"
+    citations, problem = check_citations(said, passages, required=True)
+    row = OutputRow(
+        0, "Where is Lyon?", said, retrieved=passages, citations=citations, citation_error=problem
+    )
+    make_task(
+        *(open_store(), "cited", [{"question": "q", "should": "lyon.md"}], [row]),
+        evaluation=RowEvaluation.model_validate({"relevant_column": "should", "metrics": ["mrr"]}),
+        leaves=("retrieved", "citations", "citation_error", "abstained", "left_out"),
+    )
+    with viewer("cited") as address:
+        page = browser.page
+        page.goto(address)
+        click(cell(page, 0, "output"))
+        detail = page.get_by_role("complementary", name="The chosen row")
+        shown(detail.get_by_text("2 passages found, 1 relevant"))
+        first, second = (detail.get_by_role("region", name=f"Passage {n}") for n in (1, 2))
+        assert first.inner_text().count(HTML) == 3
+        assert "cited" not in first.inner_text()
+        assert "rerank 0.9" in " ".join(first.inner_text().split())
+        assert {"cited", "relevant"} <= set(second.inner_text().split())
+        assert "there is no passage" not in detail.inner_text()
+        shown(detail.get_by_text("Citations: it cites [7], and the last passage is [2]"))
+        click(detail.get_by_role("button", name="Passage 2: lyon.md"))
+        assert second.evaluate("each => each === document.activeElement")
+        assert detail.get_by_role("button", name=re.compile("Passage 7")).count() == 0
+        assert page.locator("img, #main b:has-text('bold')").count() == 0
 
 
 def test_a_task_is_followed_while_it_runs(browser: Browser) -> None:

@@ -110,6 +110,11 @@ class _Document:
     error: str | None = None
     fault: str = ""
 
+    @property
+    def said(self) -> str:
+        noun = "chunk" if self.chunks == 1 else "chunks"
+        return f"{self.chunks} {noun}, {self.embedded} embedded"
+
 
 class _Documents:
     """Takes documents apart, and puts what became of their chunks together."""
@@ -124,6 +129,7 @@ class _Documents:
         self._waiting: dict[int, tuple[_Document, Passage]] = {}
         self._ready: list[tuple[_Document, Passage, list[float]]] = []
         self._numbers = 0
+        self._counts = {CHUNKS: 0, EMBEDDED: 0}
 
     def missing(self) -> Iterator[InputRow]:
         """Yields each chunk that the index does not have as a row to embed."""
@@ -141,6 +147,7 @@ class _Documents:
         # A document may hold the same chunk twice, and another shard's worker may have been here.
         new = {chunk.id: chunk for chunk in chunks if chunk.id not in known}
         document = _Document(row, len(chunks), time.monotonic(), waiting=len(new))
+        self._count(len(chunks) - len(new), 0)
         if not new:
             self._finish(document)
         for chunk in new.values():
@@ -166,8 +173,17 @@ class _Documents:
             self._settle(document)
             return
         self._ready.append((document, chunk, row.embedding))
+        self._count(1, 1)
         if len(self._ready) >= ADDED_AT_ONCE:
             self.flush()
+
+    def _count(self, chunks: int, embedded: int) -> None:
+        """Says how many chunks are done with by now: the index had them, or they are embedded."""
+        self._counts = {
+            CHUNKS: self._counts[CHUNKS] + chunks,
+            EMBEDDED: self._counts[EMBEDDED] + embedded,
+        }
+        self._context.count(self._counts)
 
     def flush(self) -> None:
         """Hands what is computed to the index, and emits the documents that are whole."""
@@ -191,7 +207,7 @@ class _Documents:
             OutputRow(
                 index=document.row.index,
                 prompt=document.row.prompt,
-                output="" if failed else f"{document.chunks} chunks, {document.embedded} embedded",
+                output="" if failed else document.said,
                 finish_reason="error" if failed else "stop",
                 error=document.error,
                 fault=document.fault,

@@ -1,5 +1,5 @@
 // The parts of a chosen row: texts, chats, images, reasoning, tool calls, tokens, differences.
-import { el, number } from "./common.js";
+import { byId, el, number, plural } from "./common.js";
 
 const THINKING = /<think(?:ing)?>([\s\S]*?)(?:<\/think(?:ing)?>|$)/g;
 const TOOL_CALL = /<tool_call>([\s\S]*?)(?:<\/tool_call>|$)/g;
@@ -16,14 +16,16 @@ export function text(value, ...classes) {
  * An answer; what a model thinks, and tools that it calls, apart from what it says.
  *
  * An engine that has parsed them gives `thought` and `called`; else they are looked for in the text.
+ * Of an answer that may cite, `found` has its parts and the passages.
  */
-export function answer(output, { thought = "", called = [] } = {}) {
+export function answer(output, { thought = "", called = [], found = null } = {}) {
   const parsed = thought || called.length;
   const thoughts = parsed ? [thought].filter(Boolean) : [...output.matchAll(THINKING)].map((each) => each[1].trim());
   const calls = parsed ? [] : [...output.matchAll(TOOL_CALL)].map((each) => each[1].trim());
   const said = parsed ? output : output.replace(THINKING, "").replace(TOOL_CALL, "");
   const parts = reasoning(thoughts.join("\n\n"));
-  if (said.trim() || !(parts.length || called.length)) parts.push(text(thoughts.length || calls.length ? said.trim() : output));
+  const whole = !(thoughts.length || calls.length) || said === output;
+  if (said.trim() || !(parts.length || called.length)) parts.push(whole && found?.answer.length ? cited(found) : text(whole ? output : said.trim()));
   for (const call of calls) parts.push(...section("Tool call", text(pretty(call), "code")));
   return [...parts, ...toolCalls(called)];
 }
@@ -67,6 +69,49 @@ function pictures(found, task) {
     return source ? el("img", { src: source, alt: `Image of the row: ${each.name}`, loading: "lazy" })
       : el("code", {}, `image elsewhere: ${each.name}`);
   }));
+}
+
+/** An answer whose citations lead to their passages. */
+function cited({ answer: parts, passages: all }) {
+  return el("pre", { class: "text", tabindex: "0" }, parts.flatMap((part) => (part.cites.length ? part.cites.map((n) => citation(n, all[n - 1])) : part.text)));
+}
+
+function citation(n, passage) {
+  if (!passage) return el("span", { class: "cite none", title: `There is no passage ${n}` }, `[${n}]`);
+  return el("button", { type: "button", class: "cite", title: passage.document, "aria-label": `Passage ${n}: ${passage.document}`, onclick: () => point(n) }, `[${n}]`);
+}
+
+function point(n) {
+  const passage = byId(`passage-${n}`);
+  passage.focus({ preventScroll: true });
+  passage.scrollIntoView({ block: "nearest" });
+}
+
+/** What was found for a row, in its order: which of it should have been, and which the answer cites. */
+export function passages(found) {
+  const { passages: all, chunks, missed, left_out: left } = found;
+  const relevant = all.filter((each) => each.relevant).length;
+  const known = all.some((each) => each.relevant !== null) || missed.length;
+  const notes = [
+    found.citation_error && el("p", { class: "problem" }, `Citations: ${found.citation_error}`),
+    left ? el("p", { class: "note" }, `${plural(left, "passage")} more found, for which the prompt had no room.`) : null,
+    missed.length ? el("p", { class: "problem warn" }, `Relevant, and not here: ${missed.join(", ")}`) : null,
+  ];
+  const title = chunks ? plural(all.length, "chunk") : `${plural(all.length, "passage")} found${known ? `, ${number(relevant)} relevant` : ""}`;
+  return [...section(title, ...notes), ...all.map((each) => passage(each, chunks))];
+}
+
+function passage(each, chunk) {
+  const said = [...each.headings, each.place].filter(Boolean);
+  return el("section", { class: `passage${each.cited ? " cited" : ""}${each.relevant ? " relevant" : ""}`, id: `passage-${each.n}`, tabindex: "-1",
+    "aria-label": `${chunk ? "Chunk" : "Passage"} ${each.n}` },
+    el("p", { class: "head" }, el("strong", {}, chunk ? `${each.n}` : `[${each.n}] ${each.document}`),
+      each.cited ? el("span", { class: "mark" }, "cited") : null,
+      each.relevant ? el("span", { class: "mark good" }, "relevant") : null,
+      el("span", { class: "grow" }),
+      Object.entries(each.scores).map(([name, value]) => el("span", { class: "note", title: `${name}: ${value}` }, `${name} `, el("b", {}, number(Number(value.toPrecision(3))))))),
+    said.length ? el("p", { class: "note" }, said.join(" › ")) : null,
+    text(each.text));
 }
 
 /** The tokens of an answer, coloured by how likely each was. */

@@ -1,7 +1,7 @@
 // The page of a task.
 import { ask, byId, bytes, copy, el, moment, number, plural, stateText, taskLink } from "./common.js";
 import { curve, frequent, histogram, timeline } from "./charts.js";
-import { allCells, answer, beside, inputs, prompt, scores, section, text, tokens } from "./row_parts.js";
+import { allCells, answer, beside, inputs, passages, prompt, scores, section, text, tokens } from "./row_parts.js";
 import { Rows } from "./rows.js";
 
 const task = document.body.dataset.task;
@@ -28,16 +28,28 @@ function quickFilters(columns) {
 }
 
 function drawRow(detail, columns) {
-  const { cells } = detail;
+  const answered = drawAnswer(detail, columns);
+  if (!detail.found) return answered;
+  return [el("div", { class: "beside" }, el("div", {}, answered), el("div", {}, passages(detail.found)))];
+}
+
+/** Whether the output says what stands in the row anyway: the document's text, or the best passage. */
+function isRepeated({ cells, found, outputs }) {
+  if (!found || outputs.length !== 1) return false;
+  return outputs[0] === cells.prompt || (!found.answer.length && outputs[0] === found.passages[0]?.text);
+}
+
+function drawAnswer(detail, columns) {
+  const { cells, found } = detail;
   const parts = [...scores(cells, columns)];
   if (cells.error) parts.push(...section("Error", text(cells.error, "failed")));
   parts.push(...prompt(detail, task));
-  detail.outputs.forEach((output, place) => {
+  (isRepeated(detail) ? [] : detail.outputs).forEach((output, place) => {
     const many = detail.outputs.length > 1;
-    const why = detail.finish_reasons[place] ?? (many ? "" : cells.finish_reason);
+    const why = found?.abstained ? "abstained" : detail.finish_reasons[place] ?? (many ? "" : cells.finish_reason);
     parts.push(...section(`Output${many ? ` ${place + 1} of ${detail.outputs.length}` : ""}${why ? ` · ${why}` : ""}`));
     const list = detail.tokens[place];
-    const aside = { thought: detail.reasoning[place], called: detail.calls[place] };
+    const aside = { thought: detail.reasoning[place], called: detail.calls[place], found: many ? null : found };
     parts.push(...(list?.length ? [...tokens(list), ...beside(aside)] : answer(output, aside)));
   });
   if (!detail.outputs.length && !cells.error && !cells.embedding) parts.push(...section("Output", text("")));

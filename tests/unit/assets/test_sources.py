@@ -176,3 +176,24 @@ def test_a_job_of_a_templates_assets_has_no_source_in_it(tmp_path: Path) -> None
     found = dg.Definitions(assets=[*said, *mloc.mloc_sources(*said)], jobs=[job])
     keys = found.resolve_job_def("all_of_it").asset_layer.executable_asset_keys
     assert {each.to_user_string() for each in keys} == {"said/responses"}
+
+
+def test_an_evaluation_is_an_asset_behind_the_rows_that_it_scores() -> None:
+    evaluation = {"reference": "answer", "metrics": ["exact_match"]}
+    data = {"type": "dataset", "url": "q.jsonl", "column": "question"}
+    stages = [
+        {"name": "ask", "spec": {"taskType": "echo", "data": data, "evaluation": evaluation}},
+        {
+            "name": "again",
+            "spec": {"taskType": "echo", "data": {"type": "upstream", "node": "ask"}},
+        },
+    ]
+    compiled = compile_mapping(document("scored", {"stages": stages}))
+    built = template_definitions(compiled, placement=Placement(key_prefix=("team",)))
+    graph = (
+        dg.Definitions(assets=[*built.assets, *built.evaluations]).get_repository_def().asset_graph
+    )
+    assert parents(graph, "team", "scored", "ask_evaluation") == {"team/scored/ask_responses"}
+    assert parents(graph, "team", "scored", "again_responses") == {"team/scored/ask_responses"}
+    alone = template_definitions(reads("q.jsonl", evaluation=evaluation, echo={}))
+    assert [each.key.path for each in alone.evaluations] == [["reader", "evaluation"]]

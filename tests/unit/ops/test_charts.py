@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from mloc_dagster.ops.charts import INLINE_CHARACTERS, bar_chart, line_chart
+from mloc_dagster.ops.charts import INLINE_CHARACTERS, bar_chart, line_chart, rank_chart
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -56,3 +56,13 @@ def test_the_widest_distribution_stays_short() -> None:
     edges = [0.001 * 1.5**place for place in range(31)]
     chart = bar_chart("Rows by latency", "seconds a row", edges, list(range(1000, 1030)))
     assert len(chart) < INLINE_CHARACTERS
+
+
+def test_ranks_begin_with_the_first_and_end_with_the_last_that_is_taken() -> None:
+    chart = rank_chart("First relevant", [0, 4, 2, 0, 0])
+    assert texts(chart) == ["First relevant", "max 4", "rank 1 to 3", "min 0"]
+    assert path(chart) == "M108,96V20h103V96M212,96V58h103V96"
+    assert texts(rank_chart("First relevant", [0, 0]))[2] == "rank 1 to 1"
+    wide = rank_chart("First relevant", range(1, 1001))
+    assert len(wide) < INLINE_CHARACTERS
+    assert texts(wide)[2] == "rank 1 to 20 of 1000"
