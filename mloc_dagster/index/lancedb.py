@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime, timedelta
 from itertools import batched
 from typing import TYPE_CHECKING, Any
@@ -132,11 +133,13 @@ class LancedbIndex:
         if places:
             once = list(places.values())
             rows = chunk_rows([chunks[place] for place in once], array[once], table.schema)
-            insert(table, "key", rows)
+            # Of two that insert the same row at the same time, Lance lets both.
+            with self._locked():
+                insert(table, "key", rows)
 
     def publish(self, build: str, ids: Iterable[str]) -> IndexVersion:
         """Makes a version of exactly these chunks."""
-        with build_lock(f"{self._database.uri} {self._index.name}"):
+        with self._locked():
             return self._publish(build, ids)
 
     def _publish(self, build: str, ids: Iterable[str]) -> IndexVersion:
@@ -166,12 +169,13 @@ class LancedbIndex:
     def prune(self, keep: int) -> None:
         """Removes all but the newest versions, and chunks that no version has any more."""
         chunks, recorded = self._require(), self._records()
-        versions = self._versions()
-        if len(versions) > keep:
-            oldest = versions[-keep].number
-            recorded.update(where=f"number < {oldest}", values={"pruned": True})
-            chunks.delete(f"until <= {oldest}")
-        chunks.delete(f"since IS NULL AND added_at < {time.time() - STAGED_S}")
+        with self._locked():
+            versions = self._versions()
+            if len(versions) > keep:
+                oldest = versions[-keep].number
+                recorded.update(where=f"number < {oldest}", values={"pruned": True})
+                chunks.delete(f"until <= {oldest}")
+            chunks.delete(f"since IS NULL AND added_at < {time.time() - STAGED_S}")
 
     def search(
         self, version: int | None, vectors: Vectors, k: int, filter: Mapping[str, FilterValue]
@@ -225,6 +229,9 @@ class LancedbIndex:
     def close(self) -> None:
         """Lets go of it."""
         self._tables.clear()
+
+    def _locked(self) -> AbstractContextManager[None]:
+        return build_lock(f"{self._database.uri} {self._index.name}")
 
     def _matching(self, version: int, filter: Mapping[str, FilterValue]) -> frozenset[str]:
         key = version, repr(sorted(filter.items(), key=lambda item: item[0]))

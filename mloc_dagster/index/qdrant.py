@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from functools import cache
 from itertools import batched
@@ -147,25 +148,27 @@ class QdrantIndex:
 
         self._require()
         array = as_vectors(vectors, len(chunks), self._vectors()[0])
-        known = self.known([each.id for each in chunks])
-        fresh = {c.id: place for place, c in enumerate(chunks) if c.id not in known}
-        for places in batched(fresh.values(), _POINTS_AT_ONCE):
-            points = [
-                models.PointStruct(
-                    id=_point(chunks[each].id),
-                    vector=array[each].tolist(),
-                    payload={**msgspec.to_builtins(chunks[each]), "added_at": time.time()},
-                )
-                for each in places
-            ]
-            self._client.upsert(self._index.name, points, wait=True)
+        # A build that publishes one of them meanwhile would lose it again.
+        with self._locked():
+            known = self.known([each.id for each in chunks])
+            fresh = {c.id: place for place, c in enumerate(chunks) if c.id not in known}
+            for places in batched(fresh.values(), _POINTS_AT_ONCE):
+                points = [
+                    models.PointStruct(
+                        id=_point(chunks[each].id),
+                        vector=array[each].tolist(),
+                        payload={**msgspec.to_builtins(chunks[each]), "added_at": time.time()},
+                    )
+                    for each in places
+                ]
+                self._client.upsert(self._index.name, points, wait=True)
 
     def publish(self, build: str, ids: Iterable[str]) -> IndexVersion:
         """Makes a version of exactly these chunks."""
         from qdrant_client import models
 
         self._require()
-        with build_lock(f"{self._index.url} {self._index.name}"):
+        with self._locked():
             recorded = self._recorded()
             for each, pruned in recorded:
                 if each.build == build and not pruned:
@@ -193,20 +196,21 @@ class QdrantIndex:
     def prune(self, keep: int) -> None:
         """Removes all but the newest versions, and chunks that no version has any more."""
         self._require()
-        versions = self._versions()
-        oldest = versions[-keep].number if len(versions) > keep else 0
-        gone = [each.number for each in versions if each.number < oldest]
-        if gone:
-            self._client.set_payload(self._record, {"pruned": True}, points=gone, wait=True)
-        limit = time.time() - STAGED_S
-        old = [
-            point.id
-            for point in self._scroll(["since", "until", "added_at"])
-            if (point.payload.get("until") or oldest + 1) <= oldest
-            or (point.payload.get("since") is None and point.payload["added_at"] < limit)
-        ]
-        for some in batched(old, _POINTS_AT_ONCE):
-            self._client.delete(self._index.name, list(some), wait=True)
+        with self._locked():
+            versions = self._versions()
+            oldest = versions[-keep].number if len(versions) > keep else 0
+            gone = [each.number for each in versions if each.number < oldest]
+            if gone:
+                self._client.set_payload(self._record, {"pruned": True}, points=gone, wait=True)
+            limit = time.time() - STAGED_S
+            old = [
+                point.id
+                for point in self._scroll(["since", "until", "added_at"])
+                if (point.payload.get("until") or oldest + 1) <= oldest
+                or (point.payload.get("since") is None and point.payload["added_at"] < limit)
+            ]
+            for some in batched(old, _POINTS_AT_ONCE):
+                self._client.delete(self._index.name, list(some), wait=True)
 
     def search(
         self, version: int | None, vectors: Vectors, k: int, filter: Mapping[str, FilterValue]
@@ -277,6 +281,9 @@ class QdrantIndex:
         """Lets go of it."""
         if not (self._index.url or "").startswith(_LOCAL):
             self._client.close()
+
+    def _locked(self) -> AbstractContextManager[None]:
+        return build_lock(f"{self._index.url} {self._index.name}")
 
     def _query(self, queries: Any, count: int, using: str | None, version: int | None) -> Any:
         from qdrant_client import models

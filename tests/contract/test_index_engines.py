@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -270,6 +271,37 @@ def test_a_reader_sees_a_version_whole_or_not_at_all(make: MakeIndex, index: Ope
         reader.join()
     for number, found in seen:
         assert sorted(found) == sorted(groups[(number - 1) % 3])
+
+
+def test_builds_at_the_same_time_make_a_version_each(make: MakeIndex) -> None:
+    if make().engine == "qdrant":
+        pytest.skip("Qdrant's local mode is for one thread")
+    shared = [f"s{n}" for n in range(20)]
+    wanted = {build: [*shared, *(f"{build}{n}" for n in range(10))] for build in "abcd"}
+    together = threading.Barrier(len(wanted))
+    published: dict[int, str] = {}
+
+    def build(name: str) -> None:
+        with closing(open_index(make())) as index:
+            together.wait()
+            index.create(3, "tiny@1")
+            for start in range(0, 30, 5):
+                some = wanted[name][start : start + 5]
+                together.wait()
+                index.add(_chunks(*some), np.ones((5, 3), "float32"))
+            published[index.publish(name, wanted[name]).number] = name
+            index.prune(len(wanted))
+
+    with ThreadPoolExecutor(len(wanted)) as threads:
+        list(threads.map(build, wanted))
+    with closing(open_index(make())) as index:
+        info = index.info()
+        assert info is not None
+        assert [each.number for each in info.versions] == sorted(published) == [1, 2, 3, 4]
+        for number, name in published.items():
+            assert sorted(_found(index, number)) == sorted(wanted[name])
+            assert [each.id for each in index.texts(number)] == sorted(wanted[name])
+        index.drop()
 
 
 # Searching
