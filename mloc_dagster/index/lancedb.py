@@ -258,7 +258,7 @@ class LancedbIndex:
         )
         while True:
             rows = self._query(table, queries, where, asked, exact=exact)
-            hits = _hits(rows, len(queries), self._score(), allowed)
+            hits = _hits(rows, len(queries), _score(about(table)["metric"]), allowed)
             if all(len(each) >= enough for each in hits) or (exact and asked >= total):
                 return [each[:enough] for each in hits]
             # The graph may end early; looking at all of them does not.
@@ -266,17 +266,12 @@ class LancedbIndex:
 
     def _query(self, table: Any, queries: Any, where: str, count: int, *, exact: bool) -> pa.Table:
         query = table.search(queries if len(queries) > 1 else queries[0])
-        query = query.distance_type(self._index.metric).where(where, prefilter=True)
+        query = query.distance_type(about(table)["metric"]).where(where, prefilter=True)
         query = query.limit(count).select([*PASSAGE_COLUMNS, "_distance"])
         if exact:
             return query.bypass_vector_index().to_arrow()
         width = self._index.hnsw.ef_search or max(40, 2 * count)
         return query.ef(max(width, count)).to_arrow()
-
-    def _score(self) -> Callable[[float], float]:
-        if self._index.metric == "l2":
-            return lambda distance: -(distance**0.5)
-        return lambda distance: 1.0 - distance
 
     def _tidy(self, chunks: Any, count: int) -> None:
         """Makes a table quick to search; what does not succeed now is done the next time."""
@@ -286,7 +281,7 @@ class LancedbIndex:
         if count > _EXACT_UP_TO and not chunks.list_indices():
             hnsw = self._index.hnsw
             config = HnswFlat(
-                distance_type=self._index.metric,
+                distance_type=about(chunks)["metric"],
                 num_partitions=1,
                 m=hnsw.m,
                 ef_construction=hnsw.ef_construction,
@@ -333,6 +328,12 @@ class LancedbIndex:
                 return None
             self._tables[name] = table
         return self._tables[name]
+
+
+def _score(metric: str) -> Callable[[float], float]:
+    if metric == "l2":
+        return lambda distance: -(distance**0.5)
+    return lambda distance: 1.0 - distance
 
 
 def _hits(

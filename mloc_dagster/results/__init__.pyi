@@ -95,6 +95,7 @@ from .record import (
     TaskRecord as TaskRecord,
     damaged as damaged,
     forget as forget,
+    masked_spec as masked_spec,
     plan_of as plan_of,
     put_aside as put_aside,
     put_back as put_back,

@@ -163,6 +163,7 @@ RAG = TaskType(
             {
                 "model": "embedding.model",
                 "pooling": "embedding.pooling",
+                "query_instruction": "embedding.query_instruction",
                 **_INDEX,
                 "resources": "embedding.resources",
                 "parallel": "corpus.parallel",

@@ -176,6 +176,9 @@ class IndexSpec(ModelSpec):
 
     data: UpstreamData  # pyright: ignore[reportIncompatibleVariableOverride]
     pooling: Pooling = Pooling()
+    query_instruction: str | None = None
+    """Put before the queries of searches by the index's name, instead of `pooling.instruction`."""
+
     index: Index
 
 
@@ -213,6 +216,9 @@ class Search(Block):
 
     top_k: int = Field(default=5, ge=1, le=1000)
     """Chunks per row."""
+
+    version: int | None = Field(default=None, ge=1)
+    """Which version of an index that exists; by default the newest when the task is planned."""
 
     filter: Mapping[str, FilterValue] = Field(default_factory=dict)
     """What the payload of a chunk has to hold: `{lang: zh, year: {gte: 2020}, kind: [a, b]}`."""
