@@ -9,12 +9,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from importlib.util import find_spec
 from itertools import batched
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from mloc_dagster.errors import DataError
+from mloc_dagster.errors import DataError, MissingExtraError
 from mloc_dagster.index.chunk_columns import PASSAGE_COLUMNS, as_vectors
 from mloc_dagster.index.filters import fits
 from mloc_dagster.index.intervals import (
@@ -46,7 +47,7 @@ from mloc_dagster.index.lance_tables import (
 )
 from mloc_dagster.index.pg_connection import build_lock
 from mloc_dagster.index.protocol import Hit, IndexInfo, IndexVersion, Vectors
-from mloc_dagster.results import Passage, open_store
+from mloc_dagster.results import Passage
 from mloc_dagster.schema import FilterValue, Index
 
 if TYPE_CHECKING:
@@ -72,10 +73,9 @@ class LancedbOpener:
 
     def names(self) -> list[str]:
         """Returns the indexes on the results store."""
-        store = open_store()
-        if not store.folder("indexes").exists("lance"):
-            return []
-        return index_names(connect(None))
+        if find_spec("lancedb") is None:
+            raise MissingExtraError("an index in LanceDB", "rag")
+        return index_names()
 
 
 class LancedbIndex:

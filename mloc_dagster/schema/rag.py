@@ -12,6 +12,7 @@ from pydantic import Field, SecretStr, model_validator
 
 from mloc_dagster.schema.base import Block, Name
 from mloc_dagster.schema.data import InferenceData
+from mloc_dagster.schema.index import Index, Search
 from mloc_dagster.schema.inference import Inference, Pooling, Reranking
 from mloc_dagster.schema.markers import FileRef, Url
 from mloc_dagster.schema.model import Model
@@ -20,9 +21,7 @@ from mloc_dagster.schema.retrieval import (
     Answering,
     Chunking,
     Documents,
-    Index,
     RetrieveResult,
-    Search,
 )
 from mloc_dagster.schema.task import RowSpec
 from mloc_dagster.schema.task_type import Part, TaskType
@@ -75,7 +74,7 @@ class Generate(_WithModel, Answering):
 class Qdrant(Block):
     """A collection at Qdrant."""
 
-    url: Annotated[str, Url()]
+    url: Annotated[str, Url(database=True)]
     """Where Qdrant listens."""
 
     api_key: SecretStr | None = None

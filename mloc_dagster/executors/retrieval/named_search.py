@@ -12,7 +12,7 @@ from mloc_dagster.executors.model_cache import ModelCache
 from mloc_dagster.executors.retrieval.query_model import query_fields, query_reach
 from mloc_dagster.executors.retrieval.search import RetrieveExecutor
 from mloc_dagster.results import InputRow, Passage
-from mloc_dagster.schema import WEIGHTS, Index, Resources, RetrieveSpec, Search, spec_of
+from mloc_dagster.schema import WEIGHTS, Index, RagTool, Resources, RetrieveSpec, Search, spec_of
 
 _MOST_MODELS = 2
 """That a process keeps for searches by name."""
@@ -40,6 +40,12 @@ def search_index(index: Index, search: Search, queries: Sequence[str]) -> list[l
     if failed is not None:
         raise InputError(failed)
     return [row.retrieved or [] for row in answered]
+
+
+def search_passages(tool: RagTool, query: str) -> list[Passage]:
+    """Returns what an agent's tool `rag` finds, in the newest version at this moment."""
+    (found,) = search_index(tool.place, tool.search, [query])
+    return found
 
 
 def _on_cpu(spec: RetrieveSpec) -> RetrieveSpec:

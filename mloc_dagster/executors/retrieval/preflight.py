@@ -11,9 +11,10 @@ from mloc_dagster.errors import InputError, UnknownNameError
 from mloc_dagster.executors.input_planning import model_file
 from mloc_dagster.executors.retrieval.pinned import PinnedVersion, read_pinned, write_pinned
 from mloc_dagster.executors.retrieval.publishing import content_of
+from mloc_dagster.executors.retrieval.query_model import query_fields
 from mloc_dagster.index import IndexInfo, index_info, index_names
 from mloc_dagster.results import Folder
-from mloc_dagster.schema import Index, IndexSpec, RetrieveSpec, TaskSpec
+from mloc_dagster.schema import Index, IndexSpec, RetrieveSpec, TaskSpec, built_in, tools_in
 
 
 def check_index(spec: IndexSpec | RetrieveSpec, others: Sequence[TaskSpec]) -> None:
@@ -29,9 +30,7 @@ def check_index(spec: IndexSpec | RetrieveSpec, others: Sequence[TaskSpec]) -> N
         MissingExtraError: If the engine's library is not installed.
         TransientError: If the index cannot be reached.
     """
-    builds = isinstance(spec, IndexSpec) or any(
-        isinstance(each, IndexSpec) and _same(each.index, spec.index) for each in others
-    )
+    builds = isinstance(spec, IndexSpec) or built_in(others, spec.index)
     info = index_info(spec.index)
     if not builds:
         found = searchable(spec.index, info)
@@ -44,6 +43,18 @@ def check_index(spec: IndexSpec | RetrieveSpec, others: Sequence[TaskSpec]) -> N
         )
     if info is not None and not _by_words_alone(spec):
         _check_dimension(spec, info)
+
+
+def check_searched(spec: TaskSpec, others: Sequence[TaskSpec]) -> None:
+    """Checks the indexes that a task's tools search before anything runs.
+
+    Raises:
+        MlocError: As `check_index`; or nothing tells which model embeds the queries.
+    """
+    for _, tool in tools_in(spec):
+        if tool.rag is not None and not built_in(others, tool.rag.place):
+            searchable(tool.rag.place, index_info(tool.rag.place))
+            query_fields(tool.rag.place, tool.rag.search)
 
 
 def pin_version(spec: RetrieveSpec, folder: Folder, upstream: Mapping[str, Folder]) -> None:
@@ -69,10 +80,6 @@ def inherit_version(_: TaskSpec, folder: Folder, upstream: Mapping[str, Folder])
     found = next(filter(None, map(read_pinned, upstream.values())), None)
     if found is not None and read_pinned(folder) is None:
         write_pinned(folder, found.model_copy(update={"removed": None}))
-
-
-def _same(one: Index, other: Index) -> bool:
-    return (one.engine, one.name, one.url) == (other.engine, other.name, other.url)
 
 
 def _by_words_alone(spec: IndexSpec | RetrieveSpec) -> bool:
