@@ -6,6 +6,7 @@ An index at a URL of its own is always opened here: the API opens none but mloc'
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from mloc_dagster.schema import Index, RetrievedItem
     from mloc_dagster.wire import IndexSearchReply, IndexSearchRequest, IndexView
 
+_REVISION = re.compile(r"@(?:sha256:)?([0-9a-f]{12})[0-9a-f]*")
 _MODES = ("dense", "keyword", "hybrid")
 
 
@@ -122,7 +124,7 @@ def list_indexes(*, as_json: bool) -> int:
                     each.engine,
                     f"{each.chunks:,}",
                     str(len(each.versions)),
-                    each.model or "–",
+                    _short(each.model),
                     _built(each),
                 )
                 for each in found
@@ -236,6 +238,11 @@ def _row(passage: RetrievedItem) -> tuple[str, ...]:
         f"{passage.start}–{passage.end}",
         " ".join(passage.text.split()),
     )
+
+
+def _short(model: str) -> str:
+    """Returns a model with the first digits of its revision."""
+    return _REVISION.sub(r"@\1", model) or "–"
 
 
 def _built(index: IndexView) -> str:
