@@ -189,6 +189,11 @@ class Settings(BaseSettings):
     key from there for any task whose template has none. Set it where the API and where the
     workers start."""
 
+    api_index_urls: Names = ()
+    """What a template that comes in over the API may name in `index.url` besides HTTP addresses:
+    databases, buckets and folders, separated by commas, by default none. Set it where the API and
+    where the workers start."""
+
     api_options: Names = ()
     """Options, separated by commas, that a template that comes in over the API may set besides
     those that can neither run code nor read files: `model.vllm.hf_overrides`,

@@ -9,7 +9,15 @@ from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
 from mloc_dagster import __version__
-from mloc_dagster.api import admin_routes, health_routes, logs, problems, result_routes, task_routes
+from mloc_dagster.api import (
+    admin_routes,
+    health_routes,
+    index_routes,
+    logs,
+    problems,
+    result_routes,
+    task_routes,
+)
 from mloc_dagster.api.acceptance import Acceptance
 from mloc_dagster.api.auth import BearerAuth, OriginGuard, Tokens
 from mloc_dagster.api.compiled_bodies import CompiledBodies
@@ -80,7 +88,7 @@ def create_app(
         separate_input_output_schemas=False,
     )
     app.state.api = state
-    routes = (task_routes, logs, result_routes, files, batches, chat, models)
+    routes = (task_routes, logs, result_routes, index_routes, files, batches, chat, models)
     for each in (*routes, admin_routes, health_routes):
         app.include_router(each.router)
     install_docs(app)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import uuid
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from threading import Lock
@@ -15,11 +15,21 @@ from pydantic import JsonValue
 from mloc_dagster.api.limits import Limits
 from mloc_dagster.api.policy import Policy
 from mloc_dagster.api.problems import Refusal, finding, invalid_template
-from mloc_dagster.compile import CompiledTask, CompiledTemplate, compile_text
+from mloc_dagster.compile import (
+    CompiledTask,
+    CompiledTemplate,
+    Diagnostic,
+    Tree,
+    at_value,
+    compile_text,
+    indexes_needed,
+)
 from mloc_dagster.dispatch import batch_key
+from mloc_dagster.errors import MissingExtraError, UnknownNameError
 from mloc_dagster.executors import task_id_for
+from mloc_dagster.index import index_names
 from mloc_dagster.ledger import NewTask, Request, Submission
-from mloc_dagster.schema import ListData
+from mloc_dagster.schema import Index, ListData
 from mloc_dagster.settings import settings
 from mloc_dagster.wire import Finding
 
@@ -76,6 +86,8 @@ class PreparedBody:
 
     documents: tuple[Prepared, ...]
     warnings: tuple[Finding, ...]
+    indexes: tuple[tuple[Index, Tree], ...] = ()
+    """Those that have to be there, and where they are named."""
 
 
 class CompiledBodies:
@@ -104,11 +116,11 @@ class CompiledBodies:
         """
         key = hashlib.sha256(b"\0".join((name.encode(), repr(sorted(uploads.items())).encode())))
         key.update(b"\0" + text)
-        known = self.kept(key.digest())
-        if known is not None:
-            return known
-        body = self._compile(text, name, uploads)
-        self._keep(key.digest(), body, len(text))
+        body = self.kept(key.digest())
+        if body is None:
+            body = self._compile(text, name, uploads)
+            self._keep(key.digest(), body, len(text))
+        check_indexes(body.indexes)  # each time: they come and go
         return body
 
     def kept(self, key: bytes) -> PreparedBody | None:
@@ -143,7 +155,8 @@ class CompiledBodies:
             raise invalid_template(sorted(found, key=lambda each: (each.line, each.column)))
         self._check_size(len(templates), policy.rows)
         warnings = tuple(finding(each) for each in found)
-        return PreparedBody(tuple(_prepared(each) for each in templates), warnings)
+        documents = tuple(_prepared(each) for each in templates)
+        return PreparedBody(documents, warnings, tuple(indexes_needed(templates)))
 
     def _check_size(self, documents: int, rows: int) -> None:
         for number, most, what, setting in (
@@ -154,6 +167,27 @@ class CompiledBodies:
                 detail = f"{number:,} {what} in one request; at most {most:,} ({setting})"
                 hint = ": put them into a data file" if what == "rows" else ""
                 raise Refusal(413, "too-large", detail + hint)
+
+
+def check_indexes(needed: Sequence[tuple[Index, Tree]]) -> None:
+    """Checks that indexes are there, where mloc keeps them by default.
+
+    Raises:
+        Refusal: If one is not; says where it is named, and the nearest.
+        TransientError: If nobody can tell now.
+    """
+    findings: list[Diagnostic] = []
+    for index, tree in needed:
+        if index.url is not None:
+            continue  # whoever plans the task looks there
+        try:
+            known = index_names(index.engine)
+        except MissingExtraError:
+            continue  # workers may have the library
+        if index.name not in known:
+            findings.append(at_value(tree, str(UnknownNameError("index", index.name, known))))
+    if findings:
+        raise invalid_template(findings)
 
 
 def _memory(size: int) -> int:

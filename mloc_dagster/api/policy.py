@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 from mloc_dagster.compile import CompiledTemplate, Diagnostic, Tree, at_value, find, format_path
 from mloc_dagster.net import FALSE, OutOfReachError, Reach
 from mloc_dagster.schema import FileRef, Host, Marked, Url, marked, marked_values
+from mloc_dagster.settings import settings
 
 _HTTP_URL = re.compile(r"https?://\S+", re.IGNORECASE)
 _UNSTORABLE = re.compile("[\\x00\\ud800-\\udfff]")
@@ -87,6 +88,8 @@ class Policy:
             return None
         if isinstance(found.marker, Url) and found.marker.listed:
             return None  # the operator has listed it, wherever it is
+        if isinstance(found.marker, Url) and found.value in settings().api_index_urls:
+            return None
         named = isinstance(found.marker, Host)
         text = f"http://{found.value.removeprefix('*.')}" if named else found.value
         for url in _HTTP_URL.findall(text):

@@ -11,6 +11,7 @@ import typer
 from mloc_dagster import __version__
 from mloc_dagster.cli.api_choice import Json, NoData, Partition
 from mloc_dagster.cli.fleet_app import fleet
+from mloc_dagster.cli.index_app import indexes
 from mloc_dagster.cli.task_app import tasks
 
 _TASKS, _TEMPLATES, _MODELS = "Run", "Templates", "Models"
@@ -365,6 +366,7 @@ app.add_typer(fleet)
 app.add_typer(tasks)
 app.add_typer(_templates, name="templates", rich_help_panel=_TEMPLATES)
 app.add_typer(_models, name="models", rich_help_panel=_MODELS)
+app.add_typer(indexes, name="index", rich_help_panel=_TASKS)
 
 
 @_templates.command("list")

@@ -30,6 +30,10 @@ from mloc_dagster.wire import (
     FilePage,
     FilesStored,
     Health,
+    IndexPage,
+    IndexReply,
+    IndexSearchReply,
+    IndexSearchRequest,
     LogLevel,
     LogLine,
     LogPage,
@@ -272,6 +276,47 @@ def dead_letter_page(limit: int, cursor: str | None = None) -> Call[DeadLetterPa
     return Call(
         method="GET", path="/api/v1/dead_letters", query=query, read=reading(DeadLetterPage)
     )
+
+
+INDEXES = "/api/v1/indexes"
+
+
+def indexes() -> Call[IndexPage]:
+    """Returns the indexes where mloc's engines keep them by default."""
+    return Call(method="GET", path=INDEXES, read=reading(IndexPage))
+
+
+def index(name: str, *, engine: str | None = None) -> Call[IndexReply]:
+    """Returns an index.
+
+    Args:
+        name: Its name.
+        engine: Whose; needed where two engines have one of this name.
+    """
+    path = below(INDEXES, name)
+    return Call(method="GET", path=path, query=_of_engine(engine), read=reading(IndexReply))
+
+
+def search_index(name: str, wanted: IndexSearchRequest) -> Call[IndexSearchReply]:
+    """Returns the passages of an index that fit a query best, the best first."""
+    return Call(
+        method="POST", path=below(INDEXES, name, "search"), headers=JSON_BODY,
+        content=wanted.model_dump_json(exclude_none=True).encode(),
+        read=reading(IndexSearchReply),
+    )  # fmt: skip
+
+
+def drop_index(name: str, *, engine: str | None = None) -> Call[IndexReply]:
+    """Removes an index with all its versions; returns what it was."""
+    # A second one would find none.
+    return Call(
+        method="DELETE", path=below(INDEXES, name), query=_of_engine(engine),
+        read=reading(IndexReply), repeatable=False,
+    )  # fmt: skip
+
+
+def _of_engine(engine: str | None) -> Query:
+    return () if engine is None else (("engine", engine),)
 
 
 def workers() -> Call[WorkerPage]:

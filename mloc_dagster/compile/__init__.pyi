@@ -24,6 +24,7 @@ from .diagnostics import (
 from .effects import idle_fields as idle_fields
 from .given_rows import with_rows as with_rows
 from .grid import Sweep as Sweep, parse_axis as parse_axis, sweep as sweep
+from .index_check import indexes_needed as indexes_needed
 from .loader import (
     Document as Document,
     anchor_files as anchor_files,

@@ -33,6 +33,7 @@ from mloc_dagster.compile.diagnostics import (
 )
 from mloc_dagster.compile.effects import Effects
 from mloc_dagster.compile.evaluation_check import check_evaluation
+from mloc_dagster.compile.index_check import index_places
 from mloc_dagster.compile.library_texts import with_library_texts
 from mloc_dagster.compile.loader import Document, load_documents, parse_documents
 from mloc_dagster.compile.nodes import (
@@ -370,6 +371,7 @@ class _Compiler:
             **data_places(spec),
             **file_places(spec, descriptor.spec, mapping),
             **tool_places(spec, typed),
+            **index_places(spec, typed),
         }
         return [CompiledTask(task, mapping, references, places, node.spec.key, unbuilt)]
 

@@ -58,7 +58,9 @@ from .input_planning import (
 from .model_cache import ModelCache as ModelCache
 from .model_source import model_place as model_place
 from .prompts import RowOptions as RowOptions, last_user_text as last_user_text
+from .retrieval.named_search import search_index as search_index
 from .retrieval.pinned import read_pinned as read_pinned
+from .retrieval.query_model import query_fields as query_fields
 from .reuse_identity import file_contents as file_contents
 from .row_gate import RowGate as RowGate
 from .shard_run import (

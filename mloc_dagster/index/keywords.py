@@ -17,7 +17,8 @@ from typing import Any
 import msgspec
 
 from mloc_dagster.errors import DataError, MissingExtraError
-from mloc_dagster.results import Folder, Passage, open_store
+from mloc_dagster.index.files import index_folder
+from mloc_dagster.results import Folder, Passage
 from mloc_dagster.schema import Index
 
 _SPACELESS = (
@@ -143,18 +144,15 @@ def delete_keywords(index: Index, versions: Collection[int] | None = None) -> No
         index: The index.
         versions: Which; None for all of them.
     """
-    if versions is None:
-        open_store().folder(f"indexes/keywords/{index.engine}").delete(_name(index))
-        return
-    parent = open_store().folder(f"indexes/keywords/{index.engine}/{_name(index)}")
-    for each in versions:
+    parent = index_folder(index, "keywords")
+    for each in keyword_versions(index) if versions is None else versions:
         parent.delete(str(each))
 
 
 def keyword_versions(index: Index) -> list[int]:
     """Returns the versions that have keywords."""
-    parent = open_store().folder(f"indexes/keywords/{index.engine}/{_name(index)}")
-    return sorted(int(each) for each in parent.list() if each.isdigit())
+    found = index_folder(index, "keywords").list()
+    return sorted(int(each) for each in found if each.isdigit())
 
 
 def _best(searcher: _Searcher, words: Sequence[str], k: int, mask: Any) -> list[tuple[str, float]]:
@@ -215,14 +213,8 @@ def _numbers(text: str, vocabulary: dict[str, int]) -> Any:
 
 
 def _folder(index: Index, version: int) -> Folder:
-    return open_store().folder(f"indexes/keywords/{index.engine}/{_name(index)}/{version}")
-
-
-def _name(index: Index) -> str:
-    """Indexes of the same name at two places are two."""
-    if index.url is None:
-        return index.name
-    return f"{index.name}-{hashlib.sha256(index.url.encode()).hexdigest()[:12]}"
+    parent = index_folder(index, "keywords")
+    return parent.store.folder(f"{parent.name}/{version}")
 
 
 def _bm25s() -> Any:

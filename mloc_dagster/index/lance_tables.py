@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 _FOLDER = "indexes/lance"
+_TABLE = ".lance"
 VERSIONS = "_versions."
 """What the name of a table of versions begins with; no index' name does."""
 
@@ -65,9 +66,10 @@ def table_names(database: Any) -> list[str]:
             return found
 
 
-def index_names(database: Any) -> list[str]:
-    """Returns the names of mloc's indexes."""
-    names = set(table_names(database))
+def index_names() -> list[str]:
+    """Returns the names of mloc's indexes on the results store; LanceDB is not imported for it."""
+    listed = open_store().folder(_FOLDER).list()
+    names = {each.removesuffix(_TABLE) for each in listed if each.endswith(_TABLE)}
     return sorted(each for each in names if VERSIONS + each in names)
 
 

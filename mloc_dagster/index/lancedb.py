@@ -10,12 +10,13 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime, timedelta
+from importlib.util import find_spec
 from itertools import batched
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from mloc_dagster.errors import DataError
+from mloc_dagster.errors import DataError, MissingExtraError
 from mloc_dagster.index.chunk_columns import PASSAGE_COLUMNS, as_vectors
 from mloc_dagster.index.filters import fits
 from mloc_dagster.index.intervals import (
@@ -47,7 +48,7 @@ from mloc_dagster.index.lance_tables import (
 )
 from mloc_dagster.index.pg_connection import build_lock
 from mloc_dagster.index.protocol import Hit, IndexInfo, IndexVersion, Vectors
-from mloc_dagster.results import Passage, open_store
+from mloc_dagster.results import Passage
 from mloc_dagster.schema import FilterValue, Index
 
 if TYPE_CHECKING:
@@ -73,10 +74,9 @@ class LancedbOpener:
 
     def names(self) -> list[str]:
         """Returns the indexes on the results store."""
-        store = open_store()
-        if not store.folder("indexes").exists("lance"):
-            return []
-        return index_names(connect(None))
+        if find_spec("lancedb") is None:
+            raise MissingExtraError("an index in LanceDB", "rag")
+        return index_names()
 
 
 class LancedbIndex:
@@ -265,7 +265,7 @@ class LancedbIndex:
         )
         while True:
             rows = self._query(table, queries, where, asked, exact=exact)
-            hits = _hits(rows, len(queries), self._score(), allowed)
+            hits = _hits(rows, len(queries), _score(about(table)["metric"]), allowed)
             if all(len(each) >= enough for each in hits) or (exact and asked >= total):
                 return [each[:enough] for each in hits]
             # The graph may end early; looking at all of them does not.
@@ -273,17 +273,12 @@ class LancedbIndex:
 
     def _query(self, table: Any, queries: Any, where: str, count: int, *, exact: bool) -> pa.Table:
         query = table.search(queries if len(queries) > 1 else queries[0])
-        query = query.distance_type(self._index.metric).where(where, prefilter=True)
+        query = query.distance_type(about(table)["metric"]).where(where, prefilter=True)
         query = query.limit(count).select([*PASSAGE_COLUMNS, "_distance"])
         if exact:
             return query.bypass_vector_index().to_arrow()
         width = self._index.hnsw.ef_search or max(40, 2 * count)
         return query.ef(max(width, count)).to_arrow()
-
-    def _score(self) -> Callable[[float], float]:
-        if self._index.metric == "l2":
-            return lambda distance: -(distance**0.5)
-        return lambda distance: 1.0 - distance
 
     def _tidy(self, chunks: Any, count: int) -> None:
         """Makes a table quick to search; what does not succeed now is done the next time."""
@@ -293,7 +288,7 @@ class LancedbIndex:
         if count > _EXACT_UP_TO and not chunks.list_indices():
             hnsw = self._index.hnsw
             config = HnswFlat(
-                distance_type=self._index.metric,
+                distance_type=about(chunks)["metric"],
                 num_partitions=1,
                 m=hnsw.m,
                 ef_construction=hnsw.ef_construction,
@@ -340,6 +335,12 @@ class LancedbIndex:
                 return None
             self._tables[name] = table
         return self._tables[name]
+
+
+def _score(metric: str) -> Callable[[float], float]:
+    if metric == "l2":
+        return lambda distance: -(distance**0.5)
+    return lambda distance: 1.0 - distance
 
 
 def _hits(

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from mloc_dagster.errors import DataError
-from mloc_dagster.home import INDEX_SCHEMA
+from mloc_dagster.home import INDEX_SCHEMA, stack_layout
 from mloc_dagster.index.chunk_columns import as_vectors, passage_of
 from mloc_dagster.index.filters import jsonpath
 from mloc_dagster.index.intervals import (
@@ -28,6 +28,7 @@ from mloc_dagster.index.pg_connection import connect, locked, make_tables, trans
 from mloc_dagster.index.pg_copy import COPY_COLUMNS, copy_bytes
 from mloc_dagster.index.protocol import Hit, IndexInfo, IndexVersion, Vectors
 from mloc_dagster.schema import FilterValue, Index
+from mloc_dagster.settings import settings
 
 if TYPE_CHECKING:
     from mloc_dagster.results import Passage
@@ -58,7 +59,9 @@ class PgvectorOpener:
         return PgvectorIndex(connect(index.url), index)
 
     def names(self) -> list[str]:
-        """Returns the indexes in mloc's own PostgreSQL."""
+        """Returns the indexes in mloc's own PostgreSQL; none is started for it where none was."""
+        if settings().postgres_url is None and not stack_layout().postgres.exists():
+            return []
         connection = connect(None)
         try:
             with connection.cursor() as cursor:

@@ -188,6 +188,17 @@ class Reach:
                 "name: the operator lists them in MLOC_API_ENDPOINTS"
             )
 
+    def _check_database(self, url: str, found: Marked) -> None:
+        free = not (isinstance(found.marker, Url) and found.marker.database)
+        if free or not url or url in settings().api_index_urls:
+            return
+        if not url.lower().startswith(("http://", "https://")):
+            raise OutOfReachError(
+                f"{_shown(url)} is a place that the worker would write to: a template that comes "
+                "over the API leaves url out, which is mloc's own place, or names an HTTP address "
+                "or what the operator has listed, by this very text (MLOC_API_INDEX_URLS)"
+            )
+
     def endpoint_key(self, base_url: str, api_key: str | None) -> str | None:
         """Returns what an endpoint is sent as key: the template's, else the operator's for it.
 
@@ -229,6 +240,7 @@ class Reach:
                 self.check_endpoint(text)
             case Url() | Secret():
                 self.check_variables(text)
+                self._check_database(text, found)
             case Code(command=command):
                 if found.path[found.start :] in ((), (0,)):
                     self._check_code(command or text)

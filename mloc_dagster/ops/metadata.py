@@ -211,7 +211,9 @@ def _ranking_metadata(ranking: Ranking) -> dict[str, dg.MetadataValue]:
     """Returns recall over k, and the ranks of the first relevant passage, as pictures."""
     first = sum(ranking.first_ranks[:1])
     title = f"First relevant at 1: {first:,} of {ranking.rows:,} rows; none: {ranking.missed:,}"
-    found = {"ranks": dg.MetadataValue.md(rank_chart(title, ranking.first_ranks))}
+    found: dict[str, dg.MetadataValue] = {
+        "ranks": dg.MetadataValue.md(rank_chart(title, ranking.first_ranks))
+    }
     if len(ranking.recall) > 1:
         chart = line_chart("recall@k", "k", ranking.recall)
         found["recall"] = dg.MetadataValue.md(chart)

@@ -25,8 +25,8 @@ from .citations import (
     ABSTENTION as ABSTENTION,
     abstains as abstains,
     check_citations as check_citations,
-    without_citations as without_citations,
     citation_spans as citation_spans,
+    without_citations as without_citations,
 )
 from .columns import (
     ColumnWriter as ColumnWriter,
@@ -98,6 +98,7 @@ from .record import (
     TaskRecord as TaskRecord,
     damaged as damaged,
     forget as forget,
+    masked_spec as masked_spec,
     plan_of as plan_of,
     put_aside as put_aside,
     put_back as put_back,

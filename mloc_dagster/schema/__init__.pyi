@@ -12,6 +12,7 @@ from .agent_tools import (
     HttpTool as HttpTool,
     McpTool as McpTool,
     PythonTool as PythonTool,
+    RagTool as RagTool,
     SearchTool as SearchTool,
     tools_in as tools_in,
 )
@@ -80,6 +81,13 @@ from .evaluation import (
     RowMetric as RowMetric,
     needs_relevant as needs_relevant,
     passage_metric as passage_metric,
+)
+from .index import (
+    FilterValue as FilterValue,
+    Index as Index,
+    Metric as Metric,
+    Range as Range,
+    Search as Search,
 )
 from .index_engine import (
     IndexEngineType as IndexEngineType,
@@ -179,18 +187,14 @@ from .retrieval import (
     ChunkResult as ChunkResult,
     ChunkSpec as ChunkSpec,
     Documents as Documents,
-    FilterValue as FilterValue,
-    Index as Index,
     IndexResult as IndexResult,
     IndexSpec as IndexSpec,
     IndexState as IndexState,
     JudgeResult as JudgeResult,
-    Metric as Metric,
-    Range as Range,
     RerankSpec as RerankSpec,
+    RetrievedItem as RetrievedItem,
     RetrieveResult as RetrieveResult,
     RetrieveSpec as RetrieveSpec,
-    Search as Search,
 )
 from .row_filter import (
     RowFilter as RowFilter,
@@ -198,6 +202,7 @@ from .row_filter import (
     parse_filter as parse_filter,
 )
 from .safe_options import is_plain as is_plain
+from .searched import built_in as built_in, searched_indexes as searched_indexes
 from .split import SplitPart as SplitPart, parse_split as parse_split
 from .task import (
     PPO_ARGUMENTS as PPO_ARGUMENTS,

@@ -15,12 +15,14 @@ from pydantic import (
     SecretStr,
     SerializationInfo,
     SerializerFunctionWrapHandler,
+    ValidationError,
     field_serializer,
     field_validator,
     model_validator,
 )
 
-from mloc_dagster.schema.base import Block, Memory
+from mloc_dagster.schema.base import Block, Memory, Name
+from mloc_dagster.schema.index import FilterValue, Index, Search
 from mloc_dagster.schema.markers import Code, FileRef, Host, LibraryOptions, Path, Url
 
 Effect = Literal["read", "idempotent", "write"]
@@ -31,7 +33,7 @@ SearchProvider = Literal["serper", "jina", "duckduckgo"]
 HttpMethod = Literal["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"]
 
 _READING: frozenset[HttpMethod] = frozenset({"GET", "HEAD"})
-_KINDS = ("python", "mcp", "search", "http", "entry_point")
+_KINDS = ("python", "mcp", "search", "rag", "http", "entry_point")
 _HOST = re.compile(
     r"(\*\.)?[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_])?(:\d{1,5})?|\[[0-9A-Fa-f:.]+\](:\d{1,5})?"
 )
@@ -113,6 +115,50 @@ class SearchTool(Block):
     """Results of one search."""
 
 
+class RagTool(Block):
+    """Finds passages in an index that was built before, with the model that built it."""
+
+    index: Name
+    """The index."""
+
+    engine: str = "pgvector"
+    """Its engine, as in `index.engine`."""
+
+    url: Annotated[str | None, Url(database=True)] = None
+    """Where it is, as in `index.url`."""
+
+    api_key: SecretStr | None = None
+    """As in `index.api_key`."""
+
+    top_k: int = Field(default=5, ge=1, le=50)
+    """Passages of one call."""
+
+    mode: Literal["dense", "keyword", "hybrid"] = "dense"
+    """By meaning, by words (which loads no model), or both."""
+
+    filter: Mapping[str, FilterValue] = Field(default_factory=dict)
+    """What the payload of a passage has to hold, as in `search.filter`."""
+
+    @model_validator(mode="after")
+    def _can_be(self) -> Self:
+        _ = self.place
+        return self
+
+    @property
+    def place(self) -> Index:
+        """The index, as a template's block of that name."""
+        try:
+            return Index(engine=self.engine, name=self.index, url=self.url, api_key=self.api_key)
+        except ValidationError as error:
+            said = error.errors(include_url=False, include_input=False)[0]["msg"]
+            raise ValueError(said.removeprefix("Value error, ")) from None
+
+    @property
+    def search(self) -> Search:
+        """How it is searched, as a template's block of that name."""
+        return Search(mode=self.mode, top_k=self.top_k, filter=self.filter)
+
+
 class HttpTool(Block):
     """Sends HTTP requests to the hosts of a list."""
 
@@ -136,13 +182,14 @@ class HttpTool(Block):
 
 
 class AgentTool(Block):
-    """A tool of an agent, exactly one of `python`, `mcp`, `search`, `http` and `entry_point`."""
+    """A tool of an agent: one of `python`, `mcp`, `search`, `rag`, `http` and `entry_point`."""
 
     kinds: ClassVar[tuple[str, ...]] = _KINDS
 
     python: PythonTool | None = None
     mcp: McpTool | None = None
     search: SearchTool | None = None
+    rag: RagTool | None = None
     http: HttpTool | None = None
 
     entry_point: Annotated[str, Code()] | None = Field(default=None, min_length=1)
@@ -156,13 +203,13 @@ class AgentTool(Block):
     nor gives. A data file may be named relative to the template."""
 
     name: str | None = Field(default=None, pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,39}$")
-    """What the model calls it, by default `python`, `search`, `http`, or the last part of the entry
-    point. Of an MCP server: what stands before the names of its tools."""
+    """What the model calls it, by default `python`, `search`, `rag`, `http`, or the last part of
+    the entry point. Of an MCP server: what stands before the names of its tools."""
 
     effect: Effect | None = None
     """What a call changes, which decides what happens to one that was cut off: `read` and
-    `idempotent` run again, `write` never does. By default `read` for python, search and http
-    with GET and HEAD only, and `write` for all else."""
+    `idempotent` run again, `write` never does. By default `read` for python, search, rag and
+    http with GET and HEAD only, and `write` for all else."""
 
     @model_validator(mode="before")
     @classmethod
@@ -203,7 +250,12 @@ class AgentTool(Block):
         """What a call changes, if nothing was said by what it is."""
         if self.effect is not None:
             return self.effect
-        if self.python or self.search or (self.http and _READING.issuperset(self.http.methods)):
+        if (
+            self.python
+            or self.search
+            or self.rag
+            or (self.http and _READING.issuperset(self.http.methods))
+        ):
             return "read"
         return "write"
 

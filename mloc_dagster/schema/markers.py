@@ -46,9 +46,13 @@ class Url:
     Attributes:
         listed: Whether a template that comes over the API may name only those that the operator
             has listed (`MLOC_API_ENDPOINTS`).
+        database: Whether it may also be a database or a folder that a worker writes to: a template
+            that comes over the API may name only those that the operator has listed
+            (`MLOC_API_INDEX_URLS`), and HTTP addresses.
     """
 
     listed: bool = False
+    database: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from pydantic import Field, SecretStr, model_validator
 from mloc_dagster.schema.base import Block, Name
 from mloc_dagster.schema.data import InferenceData
 from mloc_dagster.schema.evaluation import JUDGED_METRICS, RowEvaluation
+from mloc_dagster.schema.index import Index, Search
 from mloc_dagster.schema.inference import Inference, Pooling, Reranking
 from mloc_dagster.schema.judge import JudgeInference, Judging
 from mloc_dagster.schema.markers import FileRef, Url
@@ -22,9 +23,7 @@ from mloc_dagster.schema.retrieval import (
     Answering,
     Chunking,
     Documents,
-    Index,
     RetrieveResult,
-    Search,
 )
 from mloc_dagster.schema.task import RowSpec
 from mloc_dagster.schema.task_type import Part, TaskType
@@ -97,7 +96,7 @@ class RagEvaluation(RowEvaluation):
 class Qdrant(Block):
     """A collection at Qdrant."""
 
-    url: Annotated[str, Url()]
+    url: Annotated[str, Url(database=True)]
     """Where Qdrant listens."""
 
     api_key: SecretStr | None = None
@@ -186,6 +185,7 @@ RAG = TaskType(
             {
                 "model": "embedding.model",
                 "pooling": "embedding.pooling",
+                "query_instruction": "embedding.query_instruction",
                 **_INDEX,
                 "resources": "embedding.resources",
                 "parallel": "corpus.parallel",

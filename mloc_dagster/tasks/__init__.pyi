@@ -9,6 +9,13 @@ from .launch import (
     check_launchable as check_launchable,
     launch_template as launch_template,
 )
+from .named_indexes import (
+    index_view as index_view,
+    index_views as index_views,
+    pinned as pinned,
+    search_reply as search_reply,
+    search_template as search_template,
+)
 from .openai_batch import batch_template as batch_template
 from .retry import retry_run as retry_run, retry_task as retry_task
 from .steps import (

@@ -25,6 +25,7 @@ _PACKAGES = {
     "python": ("pydantic_ai", "pydantic_monty"),
     "mcp": ("pydantic_ai", "fastmcp", "httpx2"),
     "search": ("pydantic_ai", "httpx2", "ddgs"),
+    "rag": ("pydantic_ai",),
     "http": ("pydantic_ai", "httpx2"),
     "entry_point": ("pydantic_ai",),
     "agent": ("pydantic_ai",),

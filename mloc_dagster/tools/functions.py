@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from mloc_dagster.errors import InputError
 from mloc_dagster.schema import AgentTool
 from mloc_dagster.tools.failure import FailedCall
+from mloc_dagster.tools.passages import PassageSearch, no_search
 from mloc_dagster.tools.toolsets import TOOL_TIMEOUT_S, open_toolsets
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ def tool_functions(
     *,
     tool_timeout: float = TOOL_TIMEOUT_S,
     log: Callable[[str], None] = lambda line: None,
+    passages: PassageSearch = no_search,
 ) -> Generator[list[Callable[..., str]]]:
     """Opens tools as functions that are called and wait, as `tools` of TRL's trainers.
 
@@ -47,6 +49,7 @@ def tool_functions(
         tools: The tools of a task.
         tool_timeout: Seconds that one call may take.
         log: Takes lines for the task's log, from any thread.
+        passages: Searches indexes for the tool `rag`.
 
     Raises:
         MlocError: What `open_toolsets` raises.
@@ -62,7 +65,7 @@ def tool_functions(
     async def opened() -> list[tuple[AbstractToolset[Any], ToolsetTool[Any]]]:
         from mloc_dagster.tools.context import bare_context
 
-        context = open_toolsets(tools, tool_timeout=tool_timeout, log=log)
+        context = open_toolsets(tools, tool_timeout=tool_timeout, log=log, passages=passages)
         toolsets = await stack.enter_async_context(context)
         return [
             (toolset, tool)

@@ -13,6 +13,7 @@ from mloc_dagster.net import current_reach
 from mloc_dagster.schema import AgentTool
 from mloc_dagster.tools.checks import check_tools, mcp_secrets, search_key
 from mloc_dagster.tools.failure import Patience
+from mloc_dagster.tools.passages import PassageSearch, no_search, rag_function
 from mloc_dagster.tools.registered import as_coroutine, registered_outcome, registered_tool
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ async def open_toolsets(
     tool_timeout: float = TOOL_TIMEOUT_S,
     taken: Collection[str] = (),
     log: Callable[[str], None] = lambda line: None,
+    passages: PassageSearch = no_search,
 ) -> AsyncGenerator[list[ObservedToolset]]:
     """Opens tools for as long as the block runs; what they start ends with it, however it ends.
 
@@ -48,6 +50,7 @@ async def open_toolsets(
         tool_timeout: Seconds that one call may take.
         taken: Names that the model has for something else.
         log: Takes lines for the task's log, from any thread: what programs say.
+        passages: Searches indexes for the tool `rag`.
 
     Yields:
         A toolset for each of the tools, in their order.
@@ -59,13 +62,17 @@ async def open_toolsets(
     """
     check_tools(tools)
     async with AsyncExitStack() as stack:
-        opened = [await _open(each, tool_timeout, log, stack) for each in tools]
+        opened = [await _open(each, tool_timeout, log, stack, passages) for each in tools]
         await _check_names(opened, taken)
         yield opened
 
 
 async def _open(
-    tool: AgentTool, tool_timeout: float, log: Callable[[str], None], stack: AsyncExitStack
+    tool: AgentTool,
+    tool_timeout: float,
+    log: Callable[[str], None],
+    stack: AsyncExitStack,
+    passages: PassageSearch,
 ) -> ObservedToolset:
     from mloc_dagster.tools.observed import ObservedToolset
 
@@ -86,6 +93,8 @@ async def _open(
         sandbox = open_sandbox(tool.python, tool_timeout)
         toolset = _functions(tool, await stack.enter_async_context(sandbox))
         patience = None  # nor does the time count in which it waits its turn
+    elif tool.rag is not None:
+        toolset = _functions(tool, rag_function(tool.rag, passages))
     else:
         toolset = _functions(tool, await _function(tool, tool_timeout, stack))
         outcome = None if tool.entry_point is None else registered_outcome(tool)

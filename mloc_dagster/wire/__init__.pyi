@@ -7,6 +7,14 @@ from .base import (
     Wire as Wire,
     tokens_in as tokens_in,
 )
+from .indexes import (
+    IndexPage as IndexPage,
+    IndexReply as IndexReply,
+    IndexSearchReply as IndexSearchReply,
+    IndexSearchRequest as IndexSearchRequest,
+    IndexVersionView as IndexVersionView,
+    IndexView as IndexView,
+)
 from .operations import (
     Check as Check,
     CleanupItem as CleanupItem,

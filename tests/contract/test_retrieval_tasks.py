@@ -16,8 +16,8 @@ pytest.importorskip("lancedb")
 
 from mloc_dagster.data import spool_input
 from mloc_dagster.errors import InputError, TaskCancelled, TerminalError, UnknownNameError
-from mloc_dagster.executors import ModelCache, read_pinned, run_shard
-from mloc_dagster.index import OpenIndex, open_index
+from mloc_dagster.executors import ModelCache, read_pinned, run_shard, search_index
+from mloc_dagster.index import OpenIndex, index_folder, open_index
 from mloc_dagster.planning import Plan, cut_shards
 from mloc_dagster.results import (
     Folder,
@@ -28,7 +28,7 @@ from mloc_dagster.results import (
     open_store,
     read_rows,
 )
-from mloc_dagster.schema import Index, RowSpec, find_task_type, spec_of
+from mloc_dagster.schema import Index, RowSpec, Search, find_task_type, spec_of
 
 MODEL = {
     "source": {"type": "builtin", "identifier": "tiny-chat"},
@@ -304,3 +304,34 @@ def test_an_index_is_looked_for_before_anything_runs(farm: Farm) -> None:
     cut = farm.spec("retrieve", data=spec.data.model_dump(), pooling={"dimensions": 64})
     with pytest.raises(InputError, match="128 numbers, and those of 'tiny-chat' have 64"):
         look(cut, [])
+
+
+def test_an_index_is_searched_by_its_name_as_its_chunks_were_embedded(farm: Farm) -> None:
+    instructions = {"pooling": {"instruction": "text: "}, "query_instruction": "query: "}
+    farm.build("one", OWLS, **instructions)
+    farm.build("two", {**OWLS, "dogs": ["Dogs bark."]}, **instructions)
+    for name in ("one", "two"):  # what is known of the model lies beside the index
+        farm.store.task(name).delete("task.json")
+    index = Index.model_validate(farm.index)
+    (asked,) = farm.found("q", ["They eat mice."], pooling={"instruction": "query: "})
+    (named,) = search_index(index, Search(), ["They eat mice."])
+    assert [(each.id, each.score) for each in named] == [(each.id, each.score) for each in asked]
+
+    ((best, *_),) = search_index(index, Search(mode="keyword"), ["what do dogs do"])
+    assert (best.text, best.document) == ("Dogs bark.", "dogs")
+    (before,) = search_index(index, Search(mode="keyword", version=1), ["what do dogs do"])
+    assert before == []
+    with pytest.raises(InputError, match="no version 7; it has the versions: 1, 2"):
+        search_index(index, Search(version=7), ["x"])
+
+
+def test_an_index_of_which_nobody_knows_the_model_is_searched_by_words(farm: Farm) -> None:
+    farm.build("one", OWLS)
+    index = Index.model_validate(farm.index)
+    folder = index_folder(index, "model")
+    for name in folder.list():
+        folder.delete(name)
+    with pytest.raises(InputError, match=r"nothing tells which model.*mode keyword"):
+        search_index(index, Search(), ["mice"])
+    (found,) = search_index(index, Search(mode="keyword"), ["mice"])
+    assert found

@@ -6,12 +6,13 @@ import json
 import time
 import uuid
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 
 from anyio import CancelScope, CapacityLimiter, to_thread
+from pydantic import JsonValue
 
 from mloc_dagster.api.compiled_bodies import CompiledBodies
 from mloc_dagster.api.fleet_access import FleetAccess
@@ -101,11 +102,24 @@ class CallRouter:
             Refusal: 404, if there is none; 400, if it cannot be asked this, or may not be.
         """
         try:
-            document = json.dumps(asked_template(name, vectors=vectors))
+            template = asked_template(name, vectors=vectors)
         except UnknownNameError as error:
             raise Refusal(404, "model-not-found", str(error)) from error
         except MlocError as error:
             raise Refusal(400, "invalid-model", str(error)) from error
+        return self.asked(template, name)
+
+    def asked(self, template: Mapping[str, JsonValue], name: str) -> Asked:
+        """Returns what calls ask that a task of a template answers.
+
+        Args:
+            template: It has one task.
+            name: What findings call it.
+
+        Raises:
+            Refusal: If it may not be asked; carries every finding.
+        """
+        document = json.dumps(template)
         self.bodies.prepare(document.encode(), name, {})
         return _compiled(document)
 

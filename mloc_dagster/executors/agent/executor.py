@@ -21,6 +21,7 @@ from mloc_dagster.executors.calls import between_calls
 from mloc_dagster.executors.engines.choice import choose_engine
 from mloc_dagster.executors.engines.protocol import Engine, Replies
 from mloc_dagster.executors.inference import InferenceExecutor
+from mloc_dagster.executors.retrieval.named_search import search_passages
 from mloc_dagster.planning import shard_key
 from mloc_dagster.results import InputRow, Steps, failed_row
 from mloc_dagster.schema import AgentSpec, AgentTool, ModelSpec, ToolOrWorker
@@ -196,6 +197,7 @@ class _Rows:
             tool_timeout=self._spec.agent.tool_timeout,
             taken=workers,
             log=self._context.log,
+            passages=search_passages,
         )
         found: list[AbstractToolset[Trajectory]] = [*await around.enter_async_context(opened)]
         for name, worker in workers.items():

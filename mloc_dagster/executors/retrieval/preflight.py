@@ -11,9 +11,10 @@ from mloc_dagster.errors import InputError, UnknownNameError
 from mloc_dagster.executors.input_planning import model_file
 from mloc_dagster.executors.retrieval.pinned import PinnedVersion, read_pinned, write_pinned
 from mloc_dagster.executors.retrieval.publishing import content_of
-from mloc_dagster.index import IndexInfo, index_names, open_index
+from mloc_dagster.executors.retrieval.query_model import query_fields
+from mloc_dagster.index import IndexInfo, index_info, index_names
 from mloc_dagster.results import Folder
-from mloc_dagster.schema import Index, IndexSpec, RetrieveSpec, TaskSpec
+from mloc_dagster.schema import Index, IndexSpec, RetrieveSpec, TaskSpec, built_in, tools_in
 
 
 def check_index(spec: IndexSpec | RetrieveSpec, others: Sequence[TaskSpec]) -> None:
@@ -29,14 +30,31 @@ def check_index(spec: IndexSpec | RetrieveSpec, others: Sequence[TaskSpec]) -> N
         MissingExtraError: If the engine's library is not installed.
         TransientError: If the index cannot be reached.
     """
-    builds = isinstance(spec, IndexSpec) or any(
-        isinstance(each, IndexSpec) and _same(each.index, spec.index) for each in others
-    )
-    info = _info(spec.index)
+    builds = isinstance(spec, IndexSpec) or built_in(others, spec.index)
+    info = index_info(spec.index)
     if not builds:
-        _searchable(spec.index, info)
+        found = searchable(spec.index, info)
+        if isinstance(spec, RetrieveSpec):
+            chosen_version(spec, found)
+    elif isinstance(spec, RetrieveSpec) and spec.search.version is not None:
+        raise InputError(
+            "search.version names a version that is there, and this template builds a new one of "
+            f"the index {spec.index.name!r}, which it searches: leave it out"
+        )
     if info is not None and not _by_words_alone(spec):
         _check_dimension(spec, info)
+
+
+def check_searched(spec: TaskSpec, others: Sequence[TaskSpec]) -> None:
+    """Checks the indexes that a task's tools search before anything runs.
+
+    Raises:
+        MlocError: As `check_index`; or nothing tells which model embeds the queries.
+    """
+    for _, tool in tools_in(spec):
+        if tool.rag is not None and not built_in(others, tool.rag.place):
+            searchable(tool.rag.place, index_info(tool.rag.place))
+            query_fields(tool.rag.place, tool.rag.search)
 
 
 def pin_version(spec: RetrieveSpec, folder: Folder, upstream: Mapping[str, Folder]) -> None:
@@ -53,7 +71,7 @@ def pin_version(spec: RetrieveSpec, folder: Folder, upstream: Mapping[str, Folde
     made = [read_pinned(each) for each in upstream.values()]
     found = next((each for each in made if each is not None and each.is_of(spec.index)), None)
     if found is None:
-        found = _newest(spec.index, _searchable(spec.index, _info(spec.index)))
+        found = chosen_version(spec, searchable(spec.index, index_info(spec.index)))
     write_pinned(folder, found.model_copy(update={"removed": None}))
 
 
@@ -64,23 +82,17 @@ def inherit_version(_: TaskSpec, folder: Folder, upstream: Mapping[str, Folder])
         write_pinned(folder, found.model_copy(update={"removed": None}))
 
 
-def _same(one: Index, other: Index) -> bool:
-    return (one.engine, one.name, one.url) == (other.engine, other.name, other.url)
-
-
 def _by_words_alone(spec: IndexSpec | RetrieveSpec) -> bool:
     return isinstance(spec, RetrieveSpec) and spec.search.mode == "keyword"
 
 
-def _info(index: Index) -> IndexInfo | None:
-    opened = open_index(index)
-    try:
-        return opened.info()
-    finally:
-        opened.close()
+def searchable(index: Index, info: IndexInfo | None) -> IndexInfo:
+    """Returns what an index is, if it can be searched.
 
-
-def _searchable(index: Index, info: IndexInfo | None) -> IndexInfo:
+    Raises:
+        UnknownNameError: If there is no such index; names the nearest.
+        InputError: If it has no version yet.
+    """
     if info is None:
         known = index_names(index.engine) if index.url is None else ()
         raise UnknownNameError("index", index.name, known)
@@ -89,12 +101,25 @@ def _searchable(index: Index, info: IndexInfo | None) -> IndexInfo:
     return info
 
 
-def _newest(index: Index, info: IndexInfo) -> PinnedVersion:
+def chosen_version(spec: RetrieveSpec, info: IndexInfo) -> PinnedVersion:
+    """Returns the version that a task names, or the newest.
+
+    Raises:
+        InputError: If there is no such version.
+    """
+    number = spec.search.version
     version = info.versions[-1] if info.versions else None
+    if number is not None:
+        version = next((each for each in info.versions if each.number == number), None)
+        if version is None:
+            there = ", ".join(str(each.number) for each in info.versions) or "none"
+            raise InputError(
+                f"the index {info.name!r} has no version {number}; it has the versions: {there}"
+            )
     return PinnedVersion(
-        engine=index.engine,
-        name=index.name,
-        url=index.url,
+        engine=spec.index.engine,
+        name=spec.index.name,
+        url=spec.index.url,
         version=None if version is None else version.number,
         chunks=info.chunks if version is None else version.chunks,
         content="" if version is None else content_of(version),

@@ -10,6 +10,7 @@ from pydantic import JsonValue
 from mloc_dagster.data import read_input
 from mloc_dagster.errors import DataError, TerminalError
 from mloc_dagster.executors.retrieval.pinned import PinnedVersion, write_pinned
+from mloc_dagster.executors.retrieval.query_model import write_query_model
 from mloc_dagster.index import (
     IndexInfo,
     IndexVersion,
@@ -42,6 +43,7 @@ def conclude_index(spec: IndexSpec, folder: Folder, plan: Plan) -> Mapping[str, 
     try:
         pinned = _publish(spec, folder, plan, failed, index)
         _write_keywords(spec.index, pinned, index)
+        write_query_model(spec)
         index.prune(spec.index.keep_versions)
         _forget_keywords(spec.index, index)
     finally:

@@ -10,7 +10,8 @@ from typing import Any
 import msgspec
 
 from mloc_dagster.errors import InputError, TaskCancelled, TerminalError
-from mloc_dagster.executors.base import ModelKey, ShardContext, ShardInput
+from mloc_dagster.executors.base import Caller, ModelKey, ShardContext, ShardInput
+from mloc_dagster.executors.calls import answer_call
 from mloc_dagster.executors.engines.choice import choose_engine
 from mloc_dagster.executors.engines.protocol import Engine
 from mloc_dagster.executors.inference import answer_rows
@@ -23,6 +24,7 @@ from mloc_dagster.executors.retrieval.embedder import (
 )
 from mloc_dagster.executors.retrieval.fusion import fused, ranked
 from mloc_dagster.executors.retrieval.pinned import PINNED_NAME, PinnedVersion
+from mloc_dagster.executors.retrieval.preflight import chosen_version, searchable
 from mloc_dagster.index import IndexInfo, OpenIndex, open_index, search_keywords
 from mloc_dagster.results import InputRow, OutputRow, Passage, failed_row
 from mloc_dagster.schema import ModelSpec, RetrieveSpec, Search
@@ -88,6 +90,36 @@ class RetrieveExecutor(EmbeddingExecutor):
         finally:
             index.close()
 
+    def answer(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, rows: Sequence[InputRow], spec: RetrieveSpec, model: Engine | None, caller: Caller
+    ) -> Sequence[OutputRow]:
+        """Finds chunks for the rows of a call, in the version that the spec names, or the newest.
+
+        Raises:
+            TaskCancelled: If the caller has gone.
+            InputError: If there is no such index or version, or its vectors are another model's.
+            TransientError: If the engine or the index is lost.
+        """
+        index = open_index(spec.index)
+        try:
+            info = searchable(spec.index, index.info())
+            searcher = Searcher(index, chosen_version(spec, info).version, spec)
+            done: dict[int, OutputRow] = {}
+            batch = _Batch(
+                searcher, lambda row: done.update({row.index: row}), by_words=model is None
+            )
+            if model is None:
+                answered = [_without_model(row) for row in rows]
+            else:
+                check_model(info.name, info.model, vectors_name(spec, model))
+                answered = answer_call(rows, embedding_of(spec), model, caller)
+            for row in answered:
+                batch.add(row)
+            batch.flush()
+            return [done[row.index] for row in rows]
+        finally:
+            index.close()
+
 
 def _by_words_alone(spec: ModelSpec) -> bool:
     return isinstance(spec, RetrieveSpec) and spec.search.mode == "keyword"
@@ -108,27 +140,30 @@ def _checked(index: OpenIndex, pinned: PinnedVersion) -> IndexInfo:
 
 
 def _search_words(shard: ShardInput, searcher: Searcher, context: ShardContext) -> None:
+    batch = _Batch(searcher, context.emit, by_words=True)
     for rows in batched(shard.rows, SEARCHED_AT_ONCE):
         if context.cancelled():
             raise TaskCancelled("stopped between two searches")
-        asked: list[InputRow] = []
         for row in rows:
-            if row.error is not None:
-                context.emit(failed_row(row, row.error, KEYWORDS))
-            else:
-                asked.append(row)
-        found = searcher.search([last_user_text(row.prompt) for row in asked], None)
-        for row, passages in zip(asked, found, strict=True):
-            done = OutputRow(row.index, row.prompt, custom_id=row.custom_id, engine=KEYWORDS)
-            context.emit(_with(done, passages))
+            batch.add(_without_model(row))
+        batch.flush()
+
+
+def _without_model(row: InputRow) -> OutputRow:
+    if row.error is not None:
+        return failed_row(row, row.error, KEYWORDS)
+    return OutputRow(row.index, row.prompt, custom_id=row.custom_id, engine=KEYWORDS)
 
 
 class _Batch:
     """Collects rows with the vectors of their queries, and emits them with what is found."""
 
-    def __init__(self, searcher: Searcher, emit: Callable[[OutputRow], None]) -> None:
+    def __init__(
+        self, searcher: Searcher, emit: Callable[[OutputRow], None], *, by_words: bool = False
+    ) -> None:
         self._searcher = searcher
         self._emit = emit
+        self._by_words = by_words
         self._rows: list[OutputRow] = []
 
     def add(self, row: OutputRow) -> None:
@@ -144,7 +179,8 @@ class _Batch:
         if not rows:
             return
         texts = [last_user_text(row.prompt) for row in rows]
-        found = self._searcher.search(texts, [row.embedding or [] for row in rows])
+        vectors = None if self._by_words else [row.embedding or [] for row in rows]
+        found = self._searcher.search(texts, vectors)
         for row, passages in zip(rows, found, strict=True):
             self._emit(_with(row, passages))
 

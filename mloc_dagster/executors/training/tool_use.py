@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from mloc_dagster.errors import TerminalError
+from mloc_dagster.executors.retrieval.named_search import search_passages
 from mloc_dagster.executors.training.metrics import answer_room, greedy_tokens
 from mloc_dagster.executors.training.sequences import Speech, messages, prompt_ids
 from mloc_dagster.schema import TrainingSpec, number_of
@@ -45,7 +46,7 @@ def opened_tools(
     if not (spec.method.calls_tools and spec.training.tools):
         yield ()
         return
-    with tool_functions(spec.training.tools, log=log) as functions:
+    with tool_functions(spec.training.tools, log=log, passages=search_passages) as functions:
         log(f"tools: {', '.join(each.__name__ for each in functions)}")
         yield tuple(functions)
 
