@@ -211,7 +211,9 @@ def _ranking_metadata(ranking: Ranking) -> dict[str, dg.MetadataValue]:
     """Returns recall over k, and the ranks of the first relevant passage, as pictures."""
     first = sum(ranking.first_ranks[:1])
     title = f"First relevant at 1: {first:,} of {ranking.rows:,} rows; none: {ranking.missed:,}"
-    found = {"ranks": dg.MetadataValue.md(rank_chart(title, ranking.first_ranks))}
+    found: dict[str, dg.MetadataValue] = {
+        "ranks": dg.MetadataValue.md(rank_chart(title, ranking.first_ranks))
+    }
     if len(ranking.recall) > 1:
         chart = line_chart("recall@k", "k", ranking.recall)
         found["recall"] = dg.MetadataValue.md(chart)
@@ -257,12 +259,16 @@ def _preview(summary: TaskSummary) -> str:
 
 def _worst(scores: Scores) -> str:
     """Returns the rows with the lowest scores, as much of each as is shown where it stands."""
-    metric = next(iter(scores.metrics), "")
+    metrics = [*scores.scored][:_METRICS_OF_A_ROW]
     rows = [
-        (each.index, _shown(each.scores.get(metric)), each.prompt, each.expected, each.found)
+        (each.index, *(_shown(each.scores.get(name)) for name in metrics), each.prompt,
+         each.expected, each.found)
         for each in scores.worst
-    ]
-    return _fitted(("index", metric, "prompt", "expected", "found"), rows, len(rows))
+    ]  # fmt: skip
+    return _fitted(("index", *metrics, "prompt", "expected", "found"), rows, len(rows))
+
+
+_METRICS_OF_A_ROW = 3
 
 
 _WIDTHS, _FEW_ROWS = (160, 80, 40, 20, 12), 3
