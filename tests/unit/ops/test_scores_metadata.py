@@ -29,7 +29,7 @@ def shown(
 def markdown(metadata: Mapping[str, dg.MetadataValue], name: str) -> str:
     value = metadata[name]
     assert isinstance(value, dg.MarkdownMetadataValue)
-    return value.md_str
+    return value.md_str or ""
 
 
 def test_of_a_search_the_worst_rows_name_what_was_expected_and_found(tmp_path: Path) -> None:
