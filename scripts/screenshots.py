@@ -1,6 +1,6 @@
 """Renews the pictures of the docs: `make screenshots`. Needs Chromium and playwright.
 
-It runs two templates of the library in a home of its own, and looks at what they left in
+It runs templates of the library in a home of its own, and looks at what they left in
 Dagster's UI and in the viewer, as a person does.
 """
 
@@ -27,6 +27,7 @@ COMMANDS = Path(sys.executable).parent
 STAGES = "stages_draft_refine_format"
 SHARDED = "dataset_sharded"
 SCORED = "scored"
+SEARCHED = "rag_handbook"
 
 LAUNCHED = """\
 ops:
@@ -45,13 +46,15 @@ def main() -> None:
         scored = run_template(SCORED, environment)
         run_template(STAGES, environment)
         sharded = run_template(SHARDED, environment)
+        searched = run_template(SEARCHED, environment)
         try:
             with serving("dagster", "dev", "-p", environment=environment) as url:
                 dagster_pages(url, sharded)
             with serving(
                 "mloc", "view", scored, "--no-browser", "--port", environment=environment
             ) as url:
-                viewer_page(url, f"{scored}-answer")
+                viewer_page(url, f"{scored}-answer", "viewer.png")
+                viewer_page(url, f"{searched}-{SEARCHED}", "viewer-passages.png")
         finally:
             _run([COMMANDS / "mloc", "down"], environment)
 
@@ -134,13 +137,13 @@ def dagster_pages(url: str, sharded: str) -> None:
         page.locator(".bp5-dialog").last.screenshot(path=IMAGES / "launchpad.png")
 
 
-def viewer_page(url: str, task_id: str) -> None:
+def viewer_page(url: str, task_id: str, name: str) -> None:
     """Takes the viewer with a row opened."""
     with _browsing() as page:
         page.goto(f"{url}/ui/tasks/{task_id}")
         page.locator(".ag-row").first.click()
         _settle(page)
-        page.screenshot(path=IMAGES / "viewer.png")
+        page.screenshot(path=IMAGES / name)
 
 
 @contextmanager

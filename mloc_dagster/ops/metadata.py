@@ -259,12 +259,16 @@ def _preview(summary: TaskSummary) -> str:
 
 def _worst(scores: Scores) -> str:
     """Returns the rows with the lowest scores, as much of each as is shown where it stands."""
-    metric = next(iter(scores.metrics), "")
+    metrics = [*scores.scored][:_METRICS_OF_A_ROW]
     rows = [
-        (each.index, _shown(each.scores.get(metric)), each.prompt, each.expected, each.found)
+        (each.index, *(_shown(each.scores.get(name)) for name in metrics), each.prompt,
+         each.expected, each.found)
         for each in scores.worst
-    ]
-    return _fitted(("index", metric, "prompt", "expected", "found"), rows, len(rows))
+    ]  # fmt: skip
+    return _fitted(("index", *metrics, "prompt", "expected", "found"), rows, len(rows))
+
+
+_METRICS_OF_A_ROW = 3
 
 
 _WIDTHS, _FEW_ROWS = (160, 80, 40, 20, 12), 3

@@ -29,7 +29,7 @@ def shown(
 def markdown(metadata: Mapping[str, dg.MetadataValue], name: str) -> str:
     value = metadata[name]
     assert isinstance(value, dg.MarkdownMetadataValue)
-    return value.md_str
+    return value.md_str or ""
 
 
 def test_of_a_search_the_worst_rows_name_what_was_expected_and_found(tmp_path: Path) -> None:
@@ -43,9 +43,9 @@ def test_of_a_search_the_worst_rows_name_what_was_expected_and_found(tmp_path: P
     table = markdown(metadata, "evaluation/worst_rows")
     assert len(table) < INLINE_CHARACTERS
     head, _, *lines = table.splitlines()
-    assert head == "| index | recall@1 | prompt | expected | found |"
+    assert head == "| index | recall@1 | mrr | prompt | expected | found |"
     assert len(lines) == TEN
-    assert lines[0] == "| 1 | 0 | q | c.md | b.md, a.md |"
+    assert lines[0] == "| 1 | 0 | 0 | q | c.md | b.md, a.md |"
     assert "First relevant at 1: 0 of 12 rows; none: 11" in markdown(metadata, "evaluation/ranks")
     assert "recall@k: 0 to 0.08333" in markdown(metadata, "evaluation/recall")
     assert metadata["evaluation/mrr"].value == round(1 / 24, 9)
