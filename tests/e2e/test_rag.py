@@ -25,6 +25,14 @@ PAGES = {
     "bees.html": "<h1>Bees</h1><p>Bees gather nectar from flowers in summer.</p>",
 }
 
+VERDICT = {
+    "statements": [
+        {"text": "The first passage says so.", "passage": 1, "supported": True},
+        {"text": "No other one does.", "passage": 0, "supported": False},
+    ],
+    "reason": "No passage speaks of others.",
+}
+
 
 def template(folder: Path, **changes: Any) -> dict[str, Any]:
     turn = {"text": "So the first passage says [1], and no other one [9]."}
@@ -47,7 +55,18 @@ def template(folder: Path, **changes: Any) -> dict[str, Any]:
                 "scripted": {"turns": [turn]},
             }
         },
-        "evaluation": {"relevant_column": "page", "metrics": ["recall@1", "recall@2", "mrr"]},
+        "evaluation": {
+            "relevant_column": "page",
+            "metrics": ["recall@1", "recall@2", "mrr", "faithfulness"],
+            "gate": "faithfulness >= 0.5",
+            "judge": {
+                "model": {
+                    "source": {"type": "builtin", "identifier": "tiny-chat"},
+                    "engine": "scripted",
+                    "scripted": {"turns": [{"text": json.dumps(VERDICT)}]},
+                }
+            },
+        },
         **changes,
     }
     return {
@@ -87,7 +106,14 @@ def test_documents_become_answers_with_citations_and_only_what_changed_is_embedd
     folder: Path, instance: dg.DagsterInstance
 ) -> None:
     done = results(run_template(compile_mapping(template(folder)), instance))
-    assert list(done) == ["farm-chunks", "farm-index", "farm-found", "farm-reranked", "farm"]
+    assert list(done) == [
+        "farm-chunks",
+        "farm-index",
+        "farm-found",
+        "farm-reranked",
+        "farm-answers",
+        "farm",
+    ]
     broken = [each for each in done["farm-chunks"]["items"] if each.get("error")]
     assert [each["custom_id"] for each in broken] == ["broken.pdf"]
     assert done["farm-index"]["index"] == {
@@ -99,7 +125,11 @@ def test_documents_become_answers_with_citations_and_only_what_changed_is_embedd
         assert (cited["n"], cited["document"]) == (1, page)
         assert answer["retrieved"][0]["document"] == page
         assert "9" in answer["citation_error"]
-    assert done["farm"]["metrics"] == {"recall@1": 1.0, "recall@2": 1.0, "mrr": 1.0}
+        assert answer["output"] == "So the first passage says [1], and no other one [9]."
+        assert answer["judgement"]["score"] == 0.5
+    assert done["farm"]["metrics"] == {
+        "recall@1": 1.0, "recall@2": 1.0, "mrr": 1.0, "faithfulness": 0.5
+    }  # fmt: skip
     assert done["farm"]["usage"]["num_queries"] == 3
 
     (folder / "docs" / "mice.md").write_text("# Mice\n\nMice eat cheese on Sundays.\n")
@@ -124,7 +154,8 @@ def test_an_index_that_is_not_there_is_named_before_anything_runs(
     folder: Path, instance: dg.DagsterInstance
 ) -> None:
     outcome = run_template(
-        compile_mapping(template(folder, corpus=None, rerank=None, generate=None)), instance
+        compile_mapping(template(folder, corpus=None, rerank=None, generate=None, evaluation=None)),
+        instance,
     )
     assert not outcome.succeeded
     assert "'farm'" in str(outcome.failures)
