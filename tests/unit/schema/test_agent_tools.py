@@ -52,7 +52,7 @@ def test_a_sandbox_has_limits_in_the_units_of_templates() -> None:
 @pytest.mark.parametrize(
     ("item", "said"),
     [
-        ("{}", "a tool is one of python, mcp, search, http, entry_point: none is given"),
+        ("{}", "a tool is one of python, mcp, search, rag, http, entry_point: none is given"),
         ("{python: {}, http: {allow: [a.org]}}", "python and http are given"),
         ("pyton: {}", "unknown key 'pyton'; did you mean 'python'?"),
         ("search: {provider: sepper}", "unknown value 'sepper'; did you mean 'serper'?"),
