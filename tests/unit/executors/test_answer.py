@@ -132,7 +132,8 @@ def test_a_first_passage_that_is_too_long_is_cut_and_the_row_says_so(text: str, 
     long = Passage("c1", text, "d", start=100, end=100 + len(text))
     (done,), (asked,) = answered("[1]", row([long, *PASSAGES]), max_context_tokens=10)
     assert f"[1] d\n{kept}\n\nQuestion" in asked
-    (found,) = done.retrieved or ()
+    assert done.retrieved is not None
+    (found,) = done.retrieved
     assert (found.text, found.end) == (kept, 100 + len(kept))
     assert (done.left_out, done.cut_characters) == (3, len(text) - len(kept))
     assert (done.error, done.citation_error) == (None, None)
