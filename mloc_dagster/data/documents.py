@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -280,7 +281,7 @@ def _rows_of_dataset(data: Documents) -> OpenedRows:
     types = {shown: schema.field(name).type for shown, name in kept.items() if schema is not None}
     named = [data.url, *([data.name] if data.name else []), data.split]
     named += [f"({name}: {value})" for name, value in data.only.items()]
-    rows = (_row_of_record(each, data, kept) for each in records)
+    rows = _named_once((_row_of_record(each, data, kept) for each in records), data.id_column)
     return OpenedRows(f"{' '.join(named)} (documents in {data.text_column})", rows, types)
 
 
@@ -323,6 +324,20 @@ def _row_of_record(
         columns={shown: record.get(name) for shown, name in kept.items()} or None,
         payload=msgspec.to_builtins(given, enc_hook=str) or None,
     )
+
+
+def _named_once(rows: Iterable[SourceRow], column: str) -> Iterator[SourceRow]:
+    """Yields rows; one whose name an earlier one has is an error, as nobody could cite it."""
+    seen: dict[bytes, int] = {}
+    for place, row in enumerate(rows):
+        if row.error is None and row.custom_id is not None:
+            key = hashlib.blake2b(row.custom_id.encode(), digest_size=16).digest()
+            first = seen.setdefault(key, place)
+            if first != place:
+                error = f"column {column!r}: row {first} is called {row.custom_id!r} as well"
+                yield SourceRow("", row.custom_id, error=error, columns=row.columns)
+                continue
+        yield row
 
 
 def _named(value: object) -> str:

@@ -129,6 +129,7 @@ class _Item(msgspec.Struct, omit_defaults=True):
     abstained: bool | None = None
     citation_error: str | None = None
     left_out: int = 0
+    cut_characters: int = 0
     judgement: Judgement | None = None
     columns: object = None
 
@@ -338,7 +339,7 @@ def _item(row: OutputRow, columns: Mapping[str, object] | None = None) -> _Item:
         *(row.custom_id, row.embedding, row.finish_reasons),
         *(row.tool_calls, row.reasoning, row.all_tool_calls, row.all_reasoning),
         *(row.steps, row.stop, row.failed_calls, row.chunks, row.retrieved),
-        *(row.citations, row.abstained, row.citation_error, row.left_out),
+        *(row.citations, row.abstained, row.citation_error, row.left_out, row.cut_characters),
         judgement=row.judgement,
         columns=columns or None,
     )

@@ -109,6 +109,9 @@ MORE_COLUMNS: Mapping[str, RowColumn] = MappingProxyType(
             "string", "Why the citations are not what they should be.", nullable=True
         ),
         "left_out": RowColumn("int32", "Passages, the last ones, that there was no room for."),
+        "cut_characters": RowColumn(
+            "int32", "How much of the only passage's end there was no room for."
+        ),
         "judgement": RowColumn(
             "judgement", "What a judge says of the answer; none if it is not judged.", nullable=True
         ),

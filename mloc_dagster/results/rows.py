@@ -326,6 +326,7 @@ class OutputRow(msgspec.Struct, frozen=True, omit_defaults=True):
         abstained: Whether the model said that the passages do not hold the answer.
         citation_error: Why the answer's citations are not what they should be.
         left_out: Passages, the last ones, that there was no room for.
+        cut_characters: How much of the only passage's end there was no room for.
         judgement: What a judge says of it; None of a row that is not judged.
         counts: How often what its task type counts has happened in it, by name.
     """
@@ -371,6 +372,7 @@ class OutputRow(msgspec.Struct, frozen=True, omit_defaults=True):
     abstained: bool | None = None
     citation_error: str | None = None
     left_out: int = 0
+    cut_characters: int = 0
     judgement: Judgement | None = None
     counts: dict[str, int] | None = None
 

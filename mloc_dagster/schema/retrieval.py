@@ -182,7 +182,7 @@ class Answering(Block):
 
     max_context_tokens: int = Field(default=3000, ge=1)
     """Tokens of passages at most, and at most what the model has room for: the last ones are left
-    out, whole, and the row says how many."""
+    out, whole, and the row says how many. A first one that is too long by itself is cut."""
 
     citations: Literal["required", "optional", "none"] = "required"
     """Whether answers name their passages, as `[1]`."""
@@ -196,7 +196,7 @@ class AnswerSpec(InferenceSpec):
 
     takes: ClassVar[frozenset[str]] = frozenset({"retrieved"})
     leaves: ClassVar[tuple[str, ...]] = (
-        *("retrieved", "citations", "abstained", "citation_error", "left_out"),
+        *("retrieved", "citations", "abstained", "citation_error", "left_out", "cut_characters"),
     )
     deciding: ClassVar[frozenset[str]] = frozenset({"answer"})
 
@@ -284,6 +284,9 @@ class RetrieveItem(ResultItem):
 
     left_out: int = 0
     """Passages, the last ones, that `max_context_tokens` left no room for."""
+
+    cut_characters: int = 0
+    """How much of the only passage's end there was no room for."""
 
 
 class StatementItem(Block):

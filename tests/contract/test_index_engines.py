@@ -304,6 +304,21 @@ def test_builds_at_the_same_time_make_a_version_each(make: MakeIndex) -> None:
         index.drop()
 
 
+def test_an_index_lies_in_a_bucket(s3_url: str, own_postgres: None) -> None:
+    pytest.importorskip("lancedb")
+    with closing(open_index(Index(engine="lancedb", name="handbook", url=s3_url))) as index:
+        index.create(3, "tiny@1")
+        _fill(index, "a", "b")
+        index.add(_chunks("c"), _vectors(1))
+        assert index.known(["a", "c", "d"]) == {"a", "c"}
+        index.publish("build-2", ["a", "c"])
+        assert (sorted(_found(index, 1)), sorted(_found(index, 2))) == (["a", "b"], ["a", "c"])
+        index.prune(1)
+        assert index.fetch(2, ["a", "c"]) == {each.id: each for each in index.texts(2)}
+        index.drop()
+        assert index.info() is None
+
+
 # Searching
 
 

@@ -5,6 +5,8 @@ Everything else is as for inference: engines, reuse, budgets, pictures.
 
 from __future__ import annotations
 
+import re
+from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -33,6 +35,8 @@ _NO_PASSAGES = (
     "the row has no passages: an answer is made of what an earlier task of type `retrieve` or "
     "`rerank` found for it"
 )
+_SENTENCE_END = re.compile(r"[.!?](?=\s)|[。！？\n]")
+
 _MOST_COUNTED = 16_384
 """Passages whose tokens are remembered: popular ones are found for many rows."""
 
@@ -61,6 +65,7 @@ class _Asked:
     prompt: Prompt
     passages: list[Passage]
     left_out: int
+    cut_characters: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +100,11 @@ class _Answers:
 
     def _read(self, row: OutputRow, asked: _Asked) -> OutputRow:
         row = msgspec.structs.replace(
-            row, prompt=asked.prompt, retrieved=asked.passages, left_out=asked.left_out
+            row,
+            prompt=asked.prompt,
+            retrieved=asked.passages,
+            left_out=asked.left_out,
+            cut_characters=asked.cut_characters,
         )
         if row.error is not None:
             return row
@@ -150,11 +159,34 @@ class _Prompts:
             return
         taken = sum(each <= room for each in accumulate(counts))
         if passages and not taken:
-            yield msgspec.structs.replace(row, error=self._too_long(counts[0], room))
+            yield self._cut(row, passages, counts[0], room)
             return
         left_out = len(passages) - taken
         self._answers.asked[row.index] = _Asked(row.prompt, passages[:taken], left_out)
         yield self._asking(row, blocks[:taken])
+
+    def _cut(self, row: InputRow, passages: Sequence[Passage], tokens: int, room: int) -> InputRow:
+        """Returns the prompt with as much of the first passage as there is room for."""
+        first = passages[0]
+
+        def block(length: int) -> str:
+            return passage_block(1, msgspec.structs.replace(first, text=first.text[:length]))
+
+        def too_long(length: int) -> bool:
+            (ids,) = self._engine.tokenize([block(length)], special=False)
+            return len(ids) >= room
+
+        longest = bisect_left(range(1, len(first.text) + 1), x=True, key=too_long)
+        length = _border(first.text, longest)
+        if not first.text[:length].strip():
+            return msgspec.structs.replace(row, error=self._too_long(tokens, room))
+        kept = msgspec.structs.replace(
+            first, text=first.text[:length], end=min(first.end, first.start + length)
+        )
+        self._answers.asked[row.index] = _Asked(
+            row.prompt, [kept], len(passages) - 1, len(first.text) - length
+        )
+        return self._asking(row, [block(length)])
 
     def _asking(self, row: InputRow, blocks: Sequence[str]) -> InputRow:
         prompt = prompt_of(row.prompt, self._instructions, blocks)
@@ -210,6 +242,20 @@ class _TokenCounts:
         while len(self._known) > _MOST_COUNTED:
             self._known.popitem(last=False)
         return found
+
+
+def _border(text: str, longest: int) -> int:
+    """Returns where a sentence ends, if one does in the latter half of what there is room for.
+
+    Else it is where a word does, or where the room does.
+    """
+    if longest >= len(text):
+        return len(text)
+    ends = [found.end() for found in _SENTENCE_END.finditer(text, 0, longest)]
+    if ends and 2 * ends[-1] >= longest:
+        return ends[-1]
+    space = text.rfind(" ", 0, longest + 1)
+    return space if 2 * space >= longest else longest
 
 
 def _blocks(row: InputRow) -> list[str]:

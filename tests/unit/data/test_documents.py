@@ -122,13 +122,16 @@ def test_a_row_without_text_or_name_is_an_error_of_its_own(tmp_path: Path) -> No
         {"path": "a", "text": "one", "index": 7},
         {"path": "b", "text": None, "index": 8},
         {"path": None, "text": "x", "index": 9},
+        {"path": "a", "text": "two", "index": 10},
     ]
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, given)))
-    first, second, third = rows_of(tmp_path / "rows.jsonl")
+    first, second, third, fourth = rows_of(tmp_path / "rows.jsonl")
     assert first.payload == {"path": "a", "index": 7}
     assert first.columns == {"path": "a", "input_index": 7}
     assert second.error == "column 'text': expected text, got null"
     assert third.error == "column 'path': the document has no name"
+    assert fourth.error == "column 'path': row 0 is called 'a' as well"
+    assert fourth.columns == {"path": "a", "input_index": 10}
     (only,) = rows_of(tmp_path / "rows.jsonl", only={"index": "7"}, keep=("index",))
     assert only.payload == {"index": 7}
 

@@ -122,6 +122,25 @@ def test_what_the_model_reads_is_a_limit_as_well() -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        ("One is here. Two is there. Three is away. " * 3, "One is here. Two is there."),
+        ("one two three four five six seven eight", "one two three four five six seven"),
+    ],
+)
+def test_a_first_passage_that_is_too_long_is_cut_and_the_row_says_so(text: str, kept: str) -> None:
+    long = Passage("c1", text, "d", start=100, end=100 + len(text))
+    (done,), (asked,) = answered("[1]", row([long, *PASSAGES]), max_context_tokens=10)
+    assert f"[1] d\n{kept}\n\nQuestion" in asked
+    assert done.retrieved is not None
+    (found,) = done.retrieved
+    assert (found.text, found.end) == (kept, 100 + len(kept))
+    assert (done.left_out, done.cut_characters) == (3, len(text) - len(kept))
+    assert (done.error, done.citation_error) == (None, None)
+    assert [each.end for each in done.citations or ()] == [100 + len(kept)]
+
+
+@pytest.mark.parametrize(
     ("citations", "text", "problem", "cited"),
     [
         ("required", "Paris.", "it cites no passage", []),
