@@ -157,6 +157,7 @@ class CompiledTask:
             are among `task.depends_on`.
         places: The single values of its data blocks, those that name other files, and where each
             stands, by their path in the spec: for what is found when somebody looks at the files.
+        named: Where its tools and the indexes that it searches stand, alike.
         at: Where it stands.
         unbuilt: Why nothing here can run it, and where the template asks for it; None if all is
             well.
@@ -166,6 +167,7 @@ class CompiledTask:
     mapping: Mapping[str, JsonValue]
     references: tuple[Reference, ...]
     places: Mapping[Path, Tree] = field(default_factory=dict[Path, Tree])
+    named: Mapping[Path, Tree] = field(default_factory=dict[Path, Tree])
     at: Position = NOWHERE
     unbuilt: Diagnostic | None = None
 

@@ -370,10 +370,9 @@ class _Compiler:
         places = {
             **data_places(spec),
             **file_places(spec, descriptor.spec, mapping),
-            **tool_places(spec, typed),
-            **index_places(spec, typed),
         }
-        return [CompiledTask(task, mapping, references, places, node.spec.key, unbuilt)]
+        named = {**tool_places(spec, typed), **index_places(spec, typed)}
+        return [CompiledTask(task, mapping, references, places, named, node.spec.key, unbuilt)]
 
     def _unbuilt(self, given: Tree, descriptor: TaskType) -> Diagnostic | None:
         """Returns why nothing can run a task, with a warning about it."""

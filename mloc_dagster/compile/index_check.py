@@ -24,5 +24,5 @@ def indexes_needed(templates: Iterable[CompiledTemplate]) -> Iterator[tuple[Inde
         specs = [each.task.spec for each in template.tasks]
         for each in template.tasks:
             for path, index in searched_indexes(each.task.spec):
-                if path in each.places and not built_in(specs, index):
-                    yield index, each.places[path]
+                if path in each.named and not built_in(specs, index):
+                    yield index, each.named[path]

@@ -48,11 +48,11 @@ def look_for_tools(templates: Iterable[CompiledTemplate]) -> list[Diagnostic]:
     Workers may have it.
     """
     return [
-        at_value(task.places[path], reason, "warning")
+        at_value(task.named[path], reason, "warning")
         for template in templates
         for task in template.tasks
         for path, tool in tools_in(task.task.spec)
-        if path in task.places and (reason := _missing(tool)) is not None
+        if path in task.named and (reason := _missing(tool)) is not None
     ]
 
 
