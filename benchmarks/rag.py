@@ -9,6 +9,8 @@ benchmarks/results/rag.json; with `--quick` it runs with tiny sizes and only pri
 from __future__ import annotations
 
 from parts import run_parts
+from rag_answers import measure_answers
+from rag_embed import measure_embed
 from rag_index import measure_index
 from rag_options import parse
 from rag_quality import measure_quality
@@ -18,6 +20,8 @@ PARTS = {
     "quality": measure_quality,
     "index": measure_index,
     "refresh": measure_refresh,
+    "answers": measure_answers,
+    "embed": measure_embed,
 }
 
 if __name__ == "__main__":

@@ -127,9 +127,7 @@ def _bm25s(
 def _english_words(texts: Sequence[str]) -> list[list[str]]:
     import bm25s
 
-    found: Any = bm25s.tokenize(
-        list(texts), stopwords="en", return_ids=False, show_progress=False
-    )
+    found: Any = bm25s.tokenize(list(texts), stopwords="en", return_ids=False, show_progress=False)
     return found
 
 
