@@ -53,7 +53,10 @@ def _index(
     done = templates.run(
         name,
         data={"type": "dataset", "url": str(asked), "column": "question"},
-        corpus={"source": {"url": str(corpus), "text_column": "text", "id_column": "id"}},
+        corpus={
+            "source": {"url": str(corpus), "text_column": "text", "id_column": "id"},
+            "chunk": {"size": 200, "overlap": 20},
+        },
         index={"name": name},
         embedding={"model": local_model(options.embedder)},
     )
