@@ -48,7 +48,7 @@ def parse(parser: argparse.ArgumentParser) -> tuple[argparse.Namespace, Options]
     parser.add_argument("--generator", type=Path, required=True, help="folder of a chat model")
     parser.add_argument("--data", type=Path, required=True, help="folder with XQuAD")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, printed, not recorded")
-    sizes = {"chunks": 100_000, "documents": 1_000, "answers": 48, "rounds": 3}
+    sizes = {"chunks": 100_000, "documents": 2_000, "answers": 48, "rounds": 3}
     for name, default in {**sizes, "passages": 240, "questions": 1_190}.items():
         parser.add_argument(f"--{name}", type=int, default=default)
     given = parser.parse_args()
