@@ -1,4 +1,4 @@
-"""Answers by passages, beside one `LLM.chat` over the same prompts in the same engine."""
+"""Answers by passages, beside one `LLM.chat` over the same prompts in a process of its own."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from rag_answers_bare import BareChat
 from rag_options import Options
 from rag_tasks import local_model
 
@@ -38,30 +39,30 @@ def measure_answers(options: Options, _: Path, __: Path) -> dict[str, Any]:
     rows = _rows(options)
     engine: Any = task_executor("answer").load(spec)
     prompts = _asked(spec, engine, rows)
-    _bare(engine, prompts[:1])
-    ours, bare = list[tuple[float, float]](), list[tuple[float, float]]()
-    for _number in range(options.rounds):
-        bare.append(_timed(engine, lambda: _bare(engine, prompts)))
-        ours.append(_timed(engine, lambda: _answer(spec, engine, rows)))
-    figures = {
-        name: {
-            "answers_per_s": round(
-                len(rows) / statistics.median(seconds for seconds, _ in each), 3
-            ),
-            "seconds": [round(seconds, 2) for seconds, _ in each],
-            "cpu_s": [round(cpu_s, 2) for _, cpu_s in each],
-        }
-        for name, each in (("mloc", ours), ("LLM.chat", bare))
-    }
+    ours, bare = list[dict[str, float]](), list[dict[str, float]]()
+    with BareChat(options.generator, ENGINE) as chat:
+        chat.run(prompts, NEW_TOKENS)
+        for _number in range(options.rounds):
+            bare.append(chat.run(prompts, NEW_TOKENS))
+            ours.append(_timed(spec, engine, rows))
+    counts = {each["tokens"] for each in (*ours, *bare)}
+    if counts != {len(rows) * NEW_TOKENS}:
+        raise SystemExit(f"answers of {counts} tokens, not {len(rows) * NEW_TOKENS}")
+    ours_s, bare_s = (statistics.median(each["seconds"] for each in some) for some in (ours, bare))
     return {
-        **figures,
-        "rows": len(rows),
-        "new_tokens": NEW_TOKENS,
-        "ratio": round(
-            statistics.median(seconds for seconds, _ in bare)
-            / statistics.median(seconds for seconds, _ in ours),
+        "answers_per_s": {
+            "mloc": round(len(rows) / ours_s, 3),
+            "LLM.chat": round(len(rows) / bare_s, 3),
+        },
+        "ratio": round(bare_s / ours_s, 3),
+        "cpu_ratio": round(
+            statistics.median(each["cpu_s"] for each in bare)
+            / statistics.median(each["cpu_s"] for each in ours),
             3,
         ),
+        "rounds": {"mloc": ours, "LLM.chat": bare},
+        "rows": len(rows),
+        "new_tokens": NEW_TOKENS,
     }
 
 
@@ -111,20 +112,12 @@ def _answer(spec: RowSpec, engine: Any, rows: list[InputRow]) -> int:
     return sum(each.completion_tokens for each in done)
 
 
-def _bare(engine: Any, prompts: list[str]) -> int:
-    from vllm import SamplingParams
-
-    how = SamplingParams(temperature=0, max_tokens=NEW_TOKENS, ignore_eos=True)
-    chats: Any = [[{"role": "user", "content": each}] for each in prompts]
-    outputs = engine.llm.chat(chats, how, use_tqdm=False)
-    return sum(len(each.outputs[0].token_ids) for each in outputs)
-
-
-def _timed(engine: Any, work: Any) -> tuple[float, float]:
-    engine.llm.reset_prefix_cache()
+def _timed(spec: RowSpec, engine: Any, rows: list[InputRow]) -> dict[str, float]:
+    engine.llm.reset_prefix_cache()  # as the other one does
     began, cpu_s = time.perf_counter(), time.process_time()
-    tokens = work()
-    seconds = time.perf_counter() - began
-    if tokens % NEW_TOKENS:
-        raise SystemExit(f"{tokens} tokens are not {NEW_TOKENS} for each row")
-    return seconds, time.process_time() - cpu_s
+    tokens = _answer(spec, engine, rows)
+    return {
+        "seconds": time.perf_counter() - began,
+        "cpu_s": time.process_time() - cpu_s,
+        "tokens": tokens,
+    }
