@@ -27,10 +27,10 @@ class CpuWindow:
         return {name: round((after[name] - self._before[name]) / window_s, 4) for name in after}
 
     def _seconds(self) -> dict[str, float]:
-        return {name: sum(map(_tree_s, pids)) for name, pids in self._groups.items()}
+        return {name: sum(map(tree_s, pids)) for name, pids in self._groups.items()}
 
 
-def _tree_s(pid: int) -> float:
+def tree_s(pid: int) -> float:
     """Returns the CPU seconds of a process and of all that it started.
 
     A child that has ended is counted by its parent: a connection of PostgreSQL that was closed

@@ -110,6 +110,19 @@ def test_the_counts(decoder: PoolingEngine) -> None:
     assert [found[index].padding_tokens for index in (0, 1)] == [lengths[1] - lengths[0], 0]
 
 
+def test_short_texts_are_not_padded_to_the_length_of_many_long_ones() -> None:
+    engine = load_engine(spec({"type": "builtin", "identifier": "tiny-chat"}))
+    try:
+        found = vectors(engine, [" ".join(["Paris"] * 150)] * 8 + ["hot and cold"] * 8)
+        few = vectors(engine, ["What is the capital of France?", "hot and cold"])
+    finally:
+        engine.close()
+    counts = [each for each in found.values() if isinstance(each, Completion)]
+    assert sum(each.prompt_tokens for each in counts) > 1024
+    assert {each.padding_tokens for each in counts} == {0}
+    assert few[1].padding_tokens > 0  # both together are a small batch
+
+
 def test_a_decoders_vector_is_its_last_tokens_and_can_be_another(decoder: PoolingEngine) -> None:
     model, ids = decoder._model, decoder.tokenize(TEXTS[1:2])[0]
     with torch.inference_mode():

@@ -37,6 +37,12 @@ from mloc_dagster.schema import ModelSpec, TransformersOptions
 
 WINDOW_ROWS = 2048  # as for text: long enough to sort by length, short enough for bounded memory
 
+_FULL_TOKENS = 1024
+"""Tokens that keep a device busy: a batch that has them takes no text that is much shorter."""
+
+_ABOUT_AS_LONG = 0.8
+"""Of its longest text. Of shards of 30 passages of XQuAD 39% is padding without it, with it 9%."""
+
 
 @dataclass(frozen=True, slots=True)
 class LoadedParts:
@@ -250,13 +256,19 @@ class SinglePassEngine(ABC):
     def _batches(self, texts: list[Text]) -> Iterator[list[Text]]:
         batch: list[Text] = []
         for text in texts:
-            size = (len(batch) + 1) * len(batch[0].tokens) if batch else 0
-            if len(batch) >= self._options.max_batch_size or size > self._options.max_batch_tokens:
+            if batch and not self._takes(batch, text):
                 yield batch
                 batch = []
             batch.append(text)
         if batch:
             yield batch
+
+    def _takes(self, batch: list[Text], text: Text) -> bool:
+        """Tells whether a batch has room for a text, which is none of its longest."""
+        width, most = len(batch[0].tokens), self._options
+        if len(batch) >= most.max_batch_size or (len(batch) + 1) * width > most.max_batch_tokens:
+            return False
+        return len(batch) * width < _FULL_TOKENS or len(text.tokens) >= _ABOUT_AS_LONG * width
 
     def _run(self, batch: list[Text], replies: Replies) -> None:
         started = time.monotonic()
