@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import math
 import re
+import time
 from collections import Counter
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from random import Random
@@ -20,6 +22,8 @@ import tiny_answer_circuit as circuit
 import tiny_retrieval_data as data
 import torch
 import typer
+from tiny_model import write_card
+from tiny_retrieval_model import save_halved
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from tokenizers.trainers import BpeTrainer
 from transformers import (
@@ -31,10 +35,12 @@ from transformers import (
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
 )
+from transformers.utils import logging
 
 ROOT = Path(__file__).parents[1]
 MODELS = ROOT / "mloc_dagster" / "models"
 PROMPTS = ROOT / "templates" / "prompts" / "answer"
+MODEL_CARD = Path(__file__).with_name("tiny_answer_card.md")
 OUTPUT = MODELS / "tiny-answer"
 EMBEDDER = MODELS / "tiny-embed"
 CHAT_TEMPLATE = MODELS / "tiny-chat" / "chat_template.jinja"
@@ -44,6 +50,9 @@ QUESTION = "\n\nQuestion:"
 REFUSAL = "No"
 MARKS = [f"\n\n[{n}]" for n in range(1, circuit.MOST_PASSAGES + 1)]
 CITATIONS = [f" [{n}]" for n in range(1, circuit.MOST_PASSAGES + 1)]
+ABSTENTION = "No answer found."
+EVALUATED, SHOWN = 30, 5
+THREADS = 1
 VOCABULARY = 3072
 POSITIONS = 4096
 NEW_TOKENS = 256
@@ -55,6 +64,7 @@ WRAPS = (r"(?<=[^\n]{40}[^\n.!?:|])\n(?=[\p{Ll}(`])", r"(?<=[^\n]{80}[^\n.!?:|])
 BOUNDARY = r"(?<=[.!?:]) (?=[\p{Lu}\p{N}`\"'(\[*])|\n\n\| |\n+|(?<=\n)(?:[-*>]|#{1,6}|\|) "
 PIECES = BOUNDARY + r"| ?\p{L}+| ?\p{N}{1,3}| ?[^\s\p{L}\p{N}]+| +(?= )| |[^\S\n]+"
 # Neither a heading nor the first row of a table is an answer.
+ENDING = re.compile(r"(?<=\w{3})(ing|ied|ies|ed|es|s|y|e)$")
 HEADING = re.compile(r"#+ |\n\n\| ")
 
 
@@ -115,6 +125,7 @@ def word_vectors(texts: list[str], kept: torch.Tensor) -> torch.Tensor:
         bare = text.strip().lower()
         if not kept[token] or not re.search(r"\w", bare):
             continue
+        bare = stem(bare)
         ids = embedder(bare, add_special_tokens=False)["input_ids"]
         meaning = torch.nn.functional.normalize(words[ids].sum(0), dim=-1) @ shrink
         framed = f"^{bare}" if text.startswith(" ") or bare[0].isdigit() else bare
@@ -127,6 +138,11 @@ def word_vectors(texts: list[str], kept: torch.Tensor) -> torch.Tensor:
         halves = (torch.nn.functional.normalize(each, dim=-1) for each in (meaning, letters))
         found[token] = torch.nn.functional.normalize(sum(halves), dim=-1) * kept[token]
     return found
+
+
+def stem(word: str) -> str:
+    """Returns a word without what is added to it for number and time."""
+    return ENDING.sub("", word)
 
 
 def token_weights(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> torch.Tensor:
@@ -171,15 +187,13 @@ def vocabulary_of(tokenizer: PreTrainedTokenizerBase) -> circuit.Vocabulary:
     )
 
 
-def build(
-    tokenizer: PreTrainedTokenizerBase, strengths: circuit.Strengths
-) -> LlamaForCausalLM:
+def build(tokenizer: PreTrainedTokenizerBase, strengths: circuit.Strengths) -> LlamaForCausalLM:
     """Returns the model with its weights in place."""
     ends = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=circuit.WIDTH,
-        intermediate_size=16,
+        intermediate_size=circuit.NEURONS,
         num_hidden_layers=circuit.LAYERS,
         num_attention_heads=circuit.HEADS,
         num_key_value_heads=circuit.HEADS,
@@ -194,3 +208,121 @@ def build(
     model.generation_config = GenerationConfig(do_sample=False, max_new_tokens=NEW_TOKENS, **ends)
     circuit.place(model, vocabulary_of(tokenizer), strengths)
     return model.eval()
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A question with passages.
+
+    Attributes:
+        question: The question.
+        passages: Where each stands, and its text.
+        right: The number of the passage that has the answer; 0 if none has.
+    """
+
+    question: str
+    passages: list[tuple[str, str]]
+    right: int
+
+
+def about_things(rng: Random, *, answered: bool = True) -> Asked:
+    """Asks for a property of a thing with a made-up name."""
+    example = data.fact_example(rng, held_out=True, negatives=SHOWN - answered)
+    texts = [*example.others, *([example.passage] if answered else [])]
+    rng.shuffle(texts)
+    passages = [(f"{data.draw_name(rng, held_out=True)}.md", text) for text in texts]
+    return Asked(example.query, passages, texts.index(example.passage) + 1 if answered else 0)
+
+
+def about_pages(rng: Random) -> Asked:
+    """Asks by words of a held-out page, among passages of the others."""
+    sections = [each for each in data.read_sections() if each.page in data.HELD_OUT_PAGES]
+    own = rng.choice(sections)
+    query = data.page_example([own], rng, negatives=0).query
+    pages = sorted(data.HELD_OUT_PAGES - {own.page})
+    others = [rng.choice([each for each in sections if each.page == page]) for page in pages]
+    shown = [own, *others]
+    rng.shuffle(shown)
+    passages = [(f"{each.page} > {each.heading}", "\n".join(each.pieces)) for each in shown]
+    return Asked(query, passages, shown.index(own) + 1)
+
+
+def prompt_of(asked: Asked) -> str:
+    """Returns the prompt that the task type `answer` makes of a question."""
+    parts = ("base", "citations_required", "abstain")
+    texts = [(PROMPTS / f"{part}.md").read_text(encoding="utf-8").strip() for part in parts]
+    blocks = [f"[{n}] {place}\n{text}" for n, (place, text) in enumerate(asked.passages, 1)]
+    shown = "\n\n".join(blocks)
+    instructions = "\n\n".join(texts)
+    return f"{instructions}\n\nPassages:\n\n{shown}\n\nQuestion: {asked.question}"
+
+
+@torch.inference_mode()
+def answer(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, asked: Asked) -> str:
+    """Answers greedily."""
+    chat = [{"role": "user", "content": prompt_of(asked)}]
+    text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+    ids = tokenizer(text, return_tensors="pt")
+    said = model.generate(**ids)[0, ids["input_ids"].shape[1] :]
+    return tokenizer.decode(said, skip_special_tokens=True)
+
+
+def copied(said: str, asked: Asked) -> bool:
+    """Tells whether an answer stands in the passage that it cites, word for word."""
+    found = re.fullmatch(r"(.+) \[(\d+)\]", said, re.DOTALL)
+    if found is None or int(found[2]) > len(asked.passages):
+        return False
+    return " ".join(found[1].split()) in " ".join(asked.passages[int(found[2]) - 1][1].split())
+
+
+def evaluate(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase) -> str:
+    """Returns how well it answers, as a Markdown table."""
+    rng = Random(5)
+    lines = [
+        "| questions | asked | first | cites right | verbatim |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    kinds = {"made-up things": about_things, "held-out pages": about_pages}
+    for kind, draw in kinds.items():
+        drawn = [draw(rng) for _ in range(EVALUATED)]
+        said = [answer(model, tokenizer, each) for each in drawn]
+        first = sum(each.right == 1 for each in drawn)
+        right = sum(s.endswith(f" [{each.right}]") for s, each in zip(said, drawn, strict=True))
+        whole = sum(copied(s, each) for s, each in zip(said, drawn, strict=True))
+        shares = " | ".join(f"{100 * n / EVALUATED:.1f} %" for n in (first, right, whole))
+        lines.append(f"| {kind} | {EVALUATED} | {shares} |")
+    drawn = [about_things(rng, answered=False) for _ in range(EVALUATED)]
+    abstained = sum(answer(model, tokenizer, each) == ABSTENTION for each in drawn)
+    lines.append("")
+    lines.append(
+        f"Where no passage of the made-up things had the answer, it said so {abstained} times "
+        f"of {EVALUATED}."
+    )
+    return "\n".join(lines)
+
+
+def main(output: Annotated[Path, typer.Option(help="Folder to write.")] = OUTPUT) -> None:
+    """Build tiny-answer, write it, and print how well it answers."""
+    logging.disable_progress_bar()
+    torch.set_num_threads(THREADS)
+    started = time.monotonic()
+    tokenizer = train_tokenizer()
+    model = build(tokenizer, circuit.Strengths())
+    save_halved(model, output)
+    tokenizer.save_pretrained(output)
+    # As it is loaded: its weights are rounded.
+    table = evaluate(LlamaForCausalLM.from_pretrained(output).eval(), tokenizer)
+    weights = write_card(
+        output,
+        MODEL_CARD,
+        table=table,
+        parameters=f"{model.num_parameters():,}",
+        vocabulary=len(tokenizer),
+        positions=POSITIONS,
+    )
+    typer.echo(f"\n{table}\n\n{model.num_parameters():,} parameters, {weights}")
+    typer.echo(f"{time.monotonic() - started:.0f} s, written to {output}")
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,4 +1,4 @@
-"""The weights of `tiny-answer`: a circuit that finds a sentence, copies it, and says where it stood.
+"""The weights of `tiny-answer`: it finds a sentence, copies it, and says where it stood.
 
 Nothing here is trained. Each head has one duty, and reads and writes its own part of the state:
 
@@ -25,7 +25,7 @@ from dataclasses import dataclass
 import torch
 from transformers import LlamaForCausalLM
 
-LAYERS, HEADS, HEAD_SIZE, WIDTH = 7, 2, 128, 320
+LAYERS, HEADS, HEAD_SIZE, WIDTH, NEURONS = 7, 2, 128, 320, 96
 # The pairs of a head's dimensions turn by 1 to 10^-12 a token. The first ones tell places; those
 # from `SLOW` on stand still over 4,000 tokens, and compare what tokens are.
 ROPE_THETA = 1e12
@@ -39,7 +39,7 @@ SURE = 40.0
 """A score, in nats, against which others count for nothing."""
 
 FLAGS = ("boundary", "mark", "nowhere", "heading", "cites", "cite", "end", "question", "answer")
-FLAGS += ("refusal", "tells")
+FLAGS += ("refusal", "tells", "speaks")
 # What the two heads before have seen of flags, and what was concluded.
 SEEN = ("after boundary", "second", "after heading", "in question", "in answer", "refuses")
 
@@ -47,7 +47,7 @@ SEEN = ("after boundary", "second", "after heading", "in question", "in answer",
 def _places() -> dict[str, slice]:
     sizes = {"constant": 1, **dict.fromkeys((*FLAGS, *SEEN), 1)}
     sizes |= {"token": 56, "word": 52, "before": 26, "two before": 18, "three before": 18}
-    sizes |= {"name": 45, "work": 45, "passage": MOST_PASSAGES + 1, "found": MOST_PASSAGES + 1}
+    sizes |= {"name": 44, "work": 44, "passage": MOST_PASSAGES + 1, "found": MOST_PASSAGES + 1}
     places, start = {}, 0
     for name, size in sizes.items():
         places[name] = slice(start, start + size)
@@ -66,23 +66,23 @@ class Strengths:
 
     Attributes:
         likeness: What a word that is the same scores above one that has nothing in common.
-        least: The share of `likeness` below which a word is not found.
+        common: In how many places (not in nats) a word has to be for its votes to count half.
         phrase: What a word gains whose neighbour before it is the same, too.
         rare: What the rarest word has above one that is everywhere.
         sentence: A vote of all words for a sentence.
         passage: A vote of all words for a passage.
         later: What a passage loses for each one before it.
-        refusal: What a sentence has to reach, for the answer to be found at all.
+        refusal: What saying so has, where nothing is found, before what is missing is counted.
     """
 
-    likeness: float = 60.0
+    likeness: float = 25.0
     phrase: float = 2.5
     rare: float = 2.5
-    least: float = 0.7
-    sentence: float = 120.0
-    passage: float = 30.0
-    later: float = 1.5
-    refusal: float = 12.0
+    common: float = 5.0
+    sentence: float = 400.0
+    passage: float = 300.0
+    later: float = 2.0
+    refusal: float = -450.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +124,9 @@ class _Head:
         self._k = attention.k_proj.weight[rows]
         self._v = attention.v_proj.weight[rows]
         self._o = attention.o_proj.weight[:, rows]
-        self._slots = [place + half for place in reversed(range(SLOW, PAIRS)) for half in (0, PAIRS)]
+        self._slots = [
+            place + half for place in reversed(range(SLOW, PAIRS)) for half in (0, PAIRS)
+        ]
         self._fast = list(range(SLOW))
         self._values = 0
 
@@ -239,6 +241,7 @@ def _place_tokens(tokens: torch.Tensor, vocabulary: Vocabulary) -> None:
     told = vocabulary.words.norm(dim=-1)
     tokens[:, PLACES["word"]] = torch.nn.functional.normalize(vocabulary.words, dim=-1)
     tokens[:, PLACES["tells"]] = told[:, None]
+    tokens[:, PLACES["speaks"]] = (told > 0)[:, None].float()
     tokens[:, 0] = CONSTANT
 
     def flag(name: str, ids: Iterable[int]) -> None:
@@ -277,8 +280,9 @@ def _read(model: LlamaForCausalLM) -> None:
     before.write("heading", "after heading")
     about = _Head(model, 0, 1)
     about.recent(1 / 5)
-    about.prefer({"boundary": -4.0})
-    about.write("token", "work", 3.0)
+    about.prefer({"speaks": 4.0})
+    about.write("token", "work", 0.3)
+    _name(model)
     second = _Head(model, 1, 0)
     second.distance(1, SURE)
     second.write("before", "two before")
@@ -307,6 +311,26 @@ def _read(model: LlamaForCausalLM) -> None:
     gate.down_proj.weight[PLACES["refuses"].start, 0] = 1 / (0.5 * sharp)
 
 
+def _name(model: LlamaForCausalLM) -> None:
+    """Makes what the last tokens were about a name: the signs of it, so that all are as long.
+
+    Of a length that varied, sentences after a repeated word would win every vote.
+    """
+    mlp, part = model.model.layers[0].mlp, PLACES["work"]
+    size = part.stop - part.start
+    sharp, edge = 2000.0, 0.002
+    length = 1 / math.sqrt(size)
+    for place in range(size):
+        # The difference of the two goes from 0 to 2 * sharp * edge around nought.
+        for neuron, side in ((2 * place, 1), (2 * place + 1, -1)):
+            mlp.gate_proj.weight[neuron, part.start + place] = sharp * READ
+            mlp.gate_proj.weight[neuron, 0] = side * sharp * edge / CONSTANT * READ
+            mlp.down_proj.weight[part.start + place, neuron] = side * length / (sharp * edge)
+    mlp.gate_proj.weight[2 * size, 0] = 20 / CONSTANT * READ
+    mlp.down_proj.weight[part, 2 * size] = -length / 20
+    mlp.up_proj.weight[: 2 * size + 1, 0] = 1 / CONSTANT * READ
+
+
 def _clear(model: LlamaForCausalLM, layer: int, *names: str) -> None:
     itself = _Head(model, layer, 1)
     itself.distance(0, SURE)
@@ -321,10 +345,11 @@ def _find(model: LlamaForCausalLM, strengths: Strengths) -> None:
     vote.alike("word", "word", likeness)
     vote.alike("before", "before", strengths.phrase)
     # Passages only; where no word is alike, the first token of all is, and it stands nowhere.
-    unread = -4 * likeness
+    unread = -10 * likeness
     vote.prefer_passages([unread, *[0.0] * MOST_PASSAGES])
     vote.prefer({"in question": unread, "in answer": unread})
-    vote.prefer({"nowhere": likeness * strengths.least - unread})
+    # It is a mark, and so has the part that says "none" twice.
+    vote.prefer({"nowhere": likeness + math.log(strengths.common) - 2 * unread})
     vote.write("name", "work")
     vote.write("passage", "found")
     _clear(model, 3, "work")
