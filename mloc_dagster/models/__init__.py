@@ -49,6 +49,11 @@ _MODELS = (
         description="Scores a passage for a question: puts those that hold the answer first.",
         parameters=2_038_273,
     ),
+    BuiltinModel(
+        name="tiny-answer",
+        description="Answers by passages: copies what fits, and cites where it stands.",
+        parameters=3_926_720,
+    ),
 )
 BUILTIN_MODELS: Mapping[str, BuiltinModel] = MappingProxyType(
     {model.name: model for model in _MODELS}

@@ -54,7 +54,7 @@ ROWS = {
     "core/scored": [[24, 2]],
     "core/budget": [[24]],
     "core/partitioned": [[2]],
-    "core/rag_handbook": [[PAGES, PAGES, 22, 22]],
+    "core/rag_handbook": [[PAGES, PAGES, 22, 22, 22]],
     "core/tool_calls": [[40]],
     "core/agent_tools": [[40]],
     "core/grpo_tools": [[8]],

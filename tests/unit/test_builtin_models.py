@@ -39,7 +39,11 @@ FILES = {
     "tiny-tools": GENERATING,
     "tiny-embed": {"modules.json", "sentence_bert_config.json", "1_Pooling/config.json"},
     "tiny-rerank": set(),
+    "tiny-answer": GENERATING,
 }
+
+# Most of its weights are zero.
+LARGEST = {"tiny-answer": 8_000_000}
 
 
 def weight_counts(path: Path) -> dict[str, int]:
@@ -63,11 +67,11 @@ def test_files_ship_and_stay_small(name: str) -> None:
         "tokenizer.json",
         "tokenizer_config.json",
     }
-    assert weights.stat().st_size <= 4_200_000
+    assert weights.stat().st_size <= LARGEST.get(name, 4_200_000)
     assert sum(weight_counts(weights).values()) == BUILTIN_MODELS[name].parameters
 
 
-@pytest.mark.parametrize("name", ["tiny-chat", "tiny-tools"])
+@pytest.mark.parametrize("name", ["tiny-chat", "tiny-tools", "tiny-answer"])
 def test_tied_embeddings_are_stored_once(name: str) -> None:
     assert "lm_head.weight" not in weight_counts(builtin_model_path(name) / "model.safetensors")
 
