@@ -385,7 +385,9 @@ def _copy(model: LlamaForCausalLM) -> None:
     follow.alike("token", "before", SURE)
     follow.alike("before", "two before", SURE)
     follow.alike("two before", "three before", SURE)
-    follow.prefer({"in question": -9 * SURE, "in answer": -9 * SURE, "mark": -SURE})
+    # The mark of the question ends the last sentence before it.
+    unread = -9 * SURE
+    follow.prefer({"in question": unread, "question": -unread, "in answer": unread})
     follow.where("answer", {"after boundary": 3 * SURE, "boundary": -3 * SURE})
     follow.where("after boundary", {"second": SURE})
     follow.write("token", "token", 40.0)
