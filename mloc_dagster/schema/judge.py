@@ -60,7 +60,8 @@ class JudgeSpec(InferenceSpec):
 
     takes: ClassVar[frozenset[str]] = frozenset({"answer"})
     leaves: ClassVar[tuple[str, ...]] = (
-        *("retrieved", "citations", "abstained", "citation_error", "left_out", "judgement"),
+        *("retrieved", "citations", "abstained", "citation_error", "left_out", "cut_characters"),
+        "judgement",
     )
     deciding: ClassVar[frozenset[str]] = frozenset({"judge"})
 

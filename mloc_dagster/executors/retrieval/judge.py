@@ -26,7 +26,7 @@ _NO_ANSWER = "the row has no answer to judge"
 _OF_THE_ANSWER = (
     *("output", "outputs", "finish_reason", "finish_reasons", "reasoning", "all_reasoning"),
     *("tool_calls", "all_tool_calls", "steps", "stop", "failed_calls"),
-    *("retrieved", "citations", "abstained", "citation_error", "left_out"),
+    *("retrieved", "citations", "abstained", "citation_error", "left_out", "cut_characters"),
 )
 """What a row keeps of its answer; tokens, seconds and who computed it are the judge's."""
 
