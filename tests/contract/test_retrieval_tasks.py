@@ -306,6 +306,21 @@ def test_an_index_is_looked_for_before_anything_runs(farm: Farm) -> None:
         look(cut, [])
 
 
+def test_chunks_that_the_model_cannot_read_are_found_before_anything_runs(farm: Farm) -> None:
+    look = find_task_type("index").check
+    assert look is not None
+    chunks = {"taskType": "chunk", "data": {"type": "dataset", "url": "docs/*.md"}}
+    tokenizer = {"type": "builtin", "identifier": "tiny-embed"}  # it reads 512, with two of its own
+    cut = [
+        spec_of({**chunks, "chunk": {"size": size, "tokenizer": tokenizer}}) for size in (510, 511)
+    ]
+    model = {"source": tokenizer}
+    look(farm.spec("index", model=model), cut[:1])
+    with pytest.raises(InputError, match="at most 512: give a size of at most 510"):
+        look(farm.spec("index", model=model), cut)
+    look(farm.spec("index", model=model, pooling={"truncate": True}), cut)
+
+
 def test_an_index_is_searched_by_its_name_as_its_chunks_were_embedded(farm: Farm) -> None:
     instructions = {"pooling": {"instruction": "text: "}, "query_instruction": "query: "}
     farm.build("one", OWLS, **instructions)

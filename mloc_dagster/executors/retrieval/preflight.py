@@ -9,12 +9,24 @@ from typing import cast
 
 from mloc_dagster.errors import InputError, UnknownNameError
 from mloc_dagster.executors.input_planning import model_file
+from mloc_dagster.executors.retrieval.chunking import load_tokenizer
 from mloc_dagster.executors.retrieval.pinned import PinnedVersion, read_pinned, write_pinned
 from mloc_dagster.executors.retrieval.publishing import content_of
 from mloc_dagster.executors.retrieval.query_model import query_fields
 from mloc_dagster.index import IndexInfo, index_info, index_names
 from mloc_dagster.results import Folder
-from mloc_dagster.schema import Index, IndexSpec, RetrieveSpec, TaskSpec, built_in, tools_in
+from mloc_dagster.schema import (
+    ChunkSpec,
+    Index,
+    IndexSpec,
+    RetrieveSpec,
+    TaskSpec,
+    built_in,
+    tools_in,
+)
+
+_MOST_ADDED = 16
+"""Tokens that models add to a text; the tokenizer is asked only where it may matter."""
 
 
 def check_index(spec: IndexSpec | RetrieveSpec, others: Sequence[TaskSpec]) -> None:
@@ -26,7 +38,8 @@ def check_index(spec: IndexSpec | RetrieveSpec, others: Sequence[TaskSpec]) -> N
 
     Raises:
         UnknownNameError: If nobody built an index of that name; names the nearest.
-        InputError: If a secret is missing, or vectors of the model do not fit the index.
+        InputError: If a secret is missing, vectors of the model do not fit the index, or chunks
+            are longer than what it reads.
         MissingExtraError: If the engine's library is not installed.
         TransientError: If the index cannot be reached.
     """
@@ -43,6 +56,10 @@ def check_index(spec: IndexSpec | RetrieveSpec, others: Sequence[TaskSpec]) -> N
         )
     if info is not None and not _by_words_alone(spec):
         _check_dimension(spec, info)
+    if isinstance(spec, IndexSpec) and not spec.pooling.truncate:
+        for each in others:
+            if isinstance(each, ChunkSpec) and each.chunk.tokenizer == spec.model.source:
+                _check_chunks_fit(each, spec)
 
 
 def check_searched(spec: TaskSpec, others: Sequence[TaskSpec]) -> None:
@@ -137,15 +154,42 @@ def _check_dimension(spec: IndexSpec | RetrieveSpec, info: IndexInfo) -> None:
         )
 
 
+def _check_chunks_fit(chunks: ChunkSpec, spec: IndexSpec) -> None:
+    """Compares sizes of chunks, in the model's own tokens, with what it reads of a text."""
+    source, size = spec.model.source, chunks.chunk.size
+    limits = [
+        _fields(model_file(source, file)).get(name)
+        for file, name in (
+            ("config.json", "max_position_embeddings"),
+            ("tokenizer_config.json", "model_max_length"),
+            ("sentence_bert_config.json", "max_seq_length"),
+        )
+    ]
+    limit = min((each for each in limits if isinstance(each, int) and each > 0), default=None)
+    if limit is None or size < limit - _MOST_ADDED:
+        return
+    added = load_tokenizer(source).num_special_tokens_to_add(is_pair=False)
+    if size + added > limit:
+        raise InputError(
+            f"chunk.size is {size:,} tokens, to which {source.identifier!r} adds {added}, and it "
+            f"reads at most {limit:,}: give a size of at most {limit - added:,}, or "
+            "pooling.truncate: true, which embeds the beginning of longer chunks"
+        )
+
+
 def _hidden_size(path: Path | None) -> int | None:
-    if path is None:
-        return None
-    try:
-        given = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return None  # whoever loads the model says what is wrong with it
-    config = cast("dict[str, object]", given) if isinstance(given, dict) else {}
+    config = _fields(path)
     text = config.get("text_config")
     found = cast("dict[str, object]", text) if isinstance(text, dict) else config
     size = found.get("hidden_size", found.get("dim", found.get("n_embd")))
     return size if isinstance(size, int) else None
+
+
+def _fields(path: Path | None) -> dict[str, object]:
+    if path is None:
+        return {}
+    try:
+        given = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}  # whoever loads the model says what is wrong with it
+    return cast("dict[str, object]", given) if isinstance(given, dict) else {}
