@@ -108,7 +108,7 @@ def test_a_task_type_that_is_not_built_yet_is_refused_at_its_line(
 spec:
   taskType: rag
   data: {type: list, items: [a]}
-  qdrant: {url: u, collection: c}
+  qdrant: {url: "https://qdrant.example", collection: c}
   embedding: {model: m}
 """
     answer = api.client.post("/api/v1/tasks", content=ECHO.partition("spec:")[0] + rag)
